@@ -1,0 +1,53 @@
+// The one exception of the library.
+//
+// Everything that can go wrong at run time is thrown as an Error: an errno value, the object that
+// it concerns (a volume, a file, an export name), and one line that says what happened, why, and
+// what can be done. It is caught in two places only: the plugin's callback guard, which turns it
+// into an NBD error, and the tool's main, which prints it. Absence that is normal is a
+// std::optional, never an Error.
+//
+// A broken invariant is not an Error: `ensure` stops the process, in release builds too, before a
+// state that cannot be right is written anywhere.
+//
+// Thread safety: all of it.
+#pragma once
+
+#include <fmt/format.h>
+
+#include <source_location>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+
+namespace tplstore {
+
+class Error : public std::runtime_error {
+ public:
+  // `code` is an errno value (EIO, ENOENT, EBUSY, …); what() reads "object: message".
+  Error(int code, std::string object, const std::string& message)
+      : std::runtime_error(object + ": " + message), code_(code), object_(std::move(object)) {}
+
+  int code() const noexcept { return code_; }
+  const std::string& object() const noexcept { return object_; }
+
+ private:
+  int code_;
+  std::string object_;
+};
+
+// Throws Error(code, object, formatted message).
+template <typename... Args>
+[[noreturn]] void fail(int code, std::string object, fmt::format_string<Args...> format,
+                       Args&&... args) {
+  throw Error(code, std::move(object), fmt::format(format, std::forward<Args>(args)...));
+}
+
+// Throws Error(code, object, "action: strerror(code)"). For failed system calls.
+[[noreturn]] void fail_errno(int code, std::string object, std::string_view action);
+
+// Stops the process with a line on stderr when `condition` is false.
+void ensure(bool condition, std::string_view what,
+            std::source_location where = std::source_location::current());
+
+}  // namespace tplstore

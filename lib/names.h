@@ -1,0 +1,43 @@
+// Names that people give, and export names. Pure functions; everything here is untrusted input.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+
+namespace tplstore {
+
+// [A-Za-z0-9][A-Za-z0-9._-]{0,127}: what volumes, templates and versions may be called. Nothing
+// else reaches the storage.
+bool is_valid_name(std::string_view name);
+
+// Throws Error(EINVAL) naming `kind` ("volume", "template", "version") when it is not valid. A
+// version's name must not be all digits either, for `vm1@3` means number 3.
+void check_name(std::string_view kind, std::string_view name);
+
+struct ExportName {
+  enum class Kind { kCurrent, kVersion, kTemplate };
+  Kind kind;
+  std::string name;     // of the volume or the template
+  std::string version;  // a number or a name; for kVersion
+};
+
+// "vm1", "vm1@3", "vm1@before-upgrade", "template/debian12"; Error(EINVAL) for anything else.
+ExportName parse_export_name(std::string_view text);
+
+// All digits, without a leading zero, and at most 2^32 - 2.
+std::optional<uint32_t> parse_version_number(std::string_view text);
+
+// "10G", "512M", "4096", "1T", "64K", optionally with "iB" behind the letter; binary multiples.
+// Error(EINVAL) naming `what` for anything else, and for what does not fit 63 bits.
+uint64_t parse_size(std::string_view what, std::string_view text);
+
+// "2.0 GiB", for people.
+std::string format_size(uint64_t bytes);
+
+// RFC 3339 in UTC with seconds, from nanoseconds since 1970.
+std::string format_time(int64_t unix_ns);
+int64_t now_unix_ns();
+
+}  // namespace tplstore

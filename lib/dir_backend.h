@@ -1,0 +1,83 @@
+// The backend on a local directory: one file per object, one folder per folder.
+//
+// What is durable when: a created or removed name after sync_folder(); put_new() writes an unnamed
+// file, syncs it, links it under its name and syncs the folder. Syncing a folder also makes the
+// folder itself durable, with all above it, whoever made them; what is known to be durable is not
+// synced again.
+//
+// Names reach files beneath the directory only: see object_name.h and dir_path.h. Files that are
+// not objects (of any other form of name, e.g. ".tmp-…" of put_new) are not listed.
+//
+// Objects named "data.…" and those in "segments/" bypass the page cache when that is asked for and
+// the file system can do it; all others never do. Descriptors: see dir_object.h.
+//
+// Thread safety: all methods. Errors: Error with the system's errno and the path; EINVAL for what
+// is no name. Objects must not outlive the backend; locks may.
+#pragma once
+
+#include <array>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <unordered_set>
+
+#include "backend.h"
+#include "dir_object.h"
+#include "io_ring.h"
+
+namespace tplstore {
+
+// What only tests change.
+struct DirOptions {
+  size_t descriptor_cap = 0;     // open objects kept; 0: half of what the process may open
+  bool without_tmpfile = false;  // as on a file system without O_TMPFILE
+  std::function<int(int)> fdatasync = {};  // empty: the system's
+};
+
+class DirBackend final : public Backend {
+ public:
+  // The directory must exist (ENOENT). `log` gets a line when something works in a lesser way.
+  DirBackend(const std::string& directory, bool direct, std::function<void(const std::string&)> log,
+             const DirOptions& options = {});
+  ~DirBackend() override;
+
+  std::unique_ptr<Object> open(const std::string& name, Access access) override;
+  std::unique_ptr<Object> create(const std::string& name, uint64_t size_bytes) override;
+  void read_batch(std::span<const ReadPiece> pieces) override;
+  void write_batch(std::span<const WritePiece> pieces) override;
+  bool put_new(const std::string& name, Bytes content) override;
+  std::optional<ByteVector> get(const std::string& name, uint64_t max_bytes) override;
+  std::vector<std::string> list(const std::string& folder) override;
+  bool remove(const std::string& name) override;
+  void remove_folder(const std::string& folder) override;
+  void sync_folder(const std::string& folder) override;
+  std::unique_ptr<HeldLock> try_lock(const std::string& name, LockMode mode) override;
+  uint32_t write_alignment_bytes() const override;
+  std::string describe() const override;
+
+  // For tests: descriptors of objects that are open now, and batches that went through a ring.
+  size_t open_descriptors() const;
+  uint64_t ring_batches() const;
+
+ private:
+  FileDescriptor open_folder_of(const std::string& name, bool make);
+  // False when the name exists.
+  bool publish(const std::string& name, int folder_fd, Bytes content);
+  bool publish_named(const std::string& name, int folder_fd, Bytes content);
+  void write_and_sync(int fd, const std::string& name, Bytes content);
+  void sync_path(const std::string& folder);
+  void read_some(std::span<const ReadPiece> pieces);
+  void write_some(std::span<const WritePiece> pieces);
+  [[noreturn]] void fail_at(int code, std::string_view name, std::string_view action) const;
+
+  DirStorage storage_;
+  IoRingPool rings_;
+  bool has_tmpfile_;
+
+  std::mutex mutex_;
+  std::unordered_set<std::string> durable_folders_;  // their own names are durable
+};
+
+}  // namespace tplstore

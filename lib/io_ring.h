@@ -1,0 +1,94 @@
+// Reads and writes of many file ranges at once: a bounded pool of io_uring rings.
+//
+// A batch takes a free ring, keeps up to kRingEntries operations in flight and waits for all of
+// them. When every ring is taken, or io_uring is refused on this host, the batch runs as plain
+// preads and pwrites, one after the other, which is slower on a device and otherwise the same.
+// Writes through the page cache are always plain: there a ring only adds a change of threads.
+//
+// Rings are made when first needed, never by the constructor: a server forks between making its
+// store and serving, and a ring does not survive that. Rings that were inherited over a fork are
+// dropped unused.
+//
+// Invariant: no operation is in flight when a call returns, whatever failed, because the buffers
+// may stand on the caller's stack.
+//
+// Thread safety: all methods. Errors: none is thrown; each operation carries its own result. The
+// environment variable TPLSTORE_NO_IO_URING=1, read at construction, forces plain calls.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace tplstore {
+
+inline constexpr size_t kRingEntries = 64;
+inline constexpr size_t kRingsMax = 8;
+
+// One transfer between a buffer and a range of a file, and its result. The members have no
+// defaults so that an array of them on the stack costs nothing; use the two makers.
+struct IoOp {
+  enum class Kind : uint8_t { kRead, kWrite };
+
+  Kind kind;
+  bool is_direct;  // the file is open with O_DIRECT; all alignments are the caller's duty
+  int fd;
+  int error;  // result: errno, or 0
+  uint64_t offset;
+  std::byte* data;  // a kWrite only reads it
+  size_t length;
+  // Result: bytes transferred. Less than `length` without an error only for a read, at the end of
+  // the file.
+  size_t done;
+
+  static IoOp read(int fd, uint64_t offset, std::span<std::byte> into, bool is_direct) {
+    return {Kind::kRead, is_direct, fd, 0, offset, into.data(), into.size(), 0};
+  }
+  static IoOp write(int fd, uint64_t offset, std::span<const std::byte> from, bool is_direct) {
+    return {Kind::kWrite, is_direct, fd, 0, offset, const_cast<std::byte*>(from.data()),
+            from.size(),  0};
+  }
+};
+
+// Runs one operation as plain pread or pwrite calls, to its end.
+void run_plain(IoOp& op) noexcept;
+
+class IoRingPool {
+ public:
+  // `log` gets at most one line: that io_uring cannot be used here, and why.
+  explicit IoRingPool(std::function<void(const std::string&)> log, size_t rings_max = kRingsMax);
+  ~IoRingPool();
+  IoRingPool(const IoRingPool&) = delete;
+  IoRingPool& operator=(const IoRingPool&) = delete;
+
+  // Runs all operations, in no particular order, and returns when all have ended; also after one
+  // failed, the others are carried out.
+  void run_batch(std::span<IoOp> ops) noexcept;
+
+  // How many batches went through a ring; what tests look at.
+  uint64_t ring_batches() const;
+
+ private:
+  struct Ring;
+
+  std::unique_ptr<Ring> take_ring();
+  std::unique_ptr<Ring> make_ring() noexcept;
+  void give_back(std::unique_ptr<Ring> ring);
+
+  const std::function<void(const std::string&)> log_;
+  const bool is_forbidden_;
+
+  mutable std::mutex mutex_;
+  std::vector<std::unique_ptr<Ring>> free_;
+  size_t rings_made_ = 0;  // free ones and taken ones
+  size_t rings_max_;       // lowered for good when the kernel refuses to make another
+  bool has_logged_ = false;
+  uint64_t ring_batches_ = 0;
+};
+
+}  // namespace tplstore

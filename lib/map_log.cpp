@@ -1,0 +1,277 @@
+#include "map_log.h"
+
+#include <algorithm>
+#include <cerrno>
+
+namespace tplstore {
+namespace {
+
+constexpr uint64_t kLogMagic = 0x31474f4c50414d54;    // "TMAPLOG1"
+constexpr uint32_t kFrameMagic = 0x4d524654;          // "TFRM"
+constexpr uint64_t kWindowBytes = 1 << 20;
+constexpr uint64_t kZeroStepBytes = 128 << 10;
+constexpr uint64_t kZeroStepBytesMax = 1 << 20;
+
+// The first sector of a log; says what it is to whoever opens the wrong file.
+struct LogHeader {
+  uint64_t checksum;  // of what follows
+  uint64_t magic;
+  Uuid volume;
+  uint64_t generation;
+};
+static_assert(sizeof(LogHeader) == 40);
+
+uint64_t seed_of(const Uuid& volume, uint64_t generation) {
+  return checksum(bytes_of(volume), generation);
+}
+
+uint64_t header_sum(const LogHeader& header) {
+  return checksum(bytes_of(header).subspan(sizeof(uint64_t)));
+}
+
+// The room that update records of so many bytes take, in the worst case.
+uint64_t frame_cost(uint64_t payload_bytes) {
+  return round_up(sizeof(FrameHeader) + payload_bytes, kSectorBytes) + 2 * kSectorBytes;
+}
+
+// A sliding view of an object, for reading it from front to back.
+class Window {
+ public:
+  explicit Window(Object& object) : object_(object) {}
+
+  Bytes view(uint64_t offset, uint64_t length) {
+    if (offset < start_ || offset + length > start_ + buffer_.size()) {
+      buffer_.resize(std::max(length, kWindowBytes));
+      object_.read(offset, buffer_);
+      start_ = offset;
+    }
+    return Bytes(buffer_).subspan(offset - start_, length);
+  }
+
+ private:
+  Object& object_;
+  uint64_t start_ = 0;
+  ByteVector buffer_;
+};
+
+}  // namespace
+
+std::string MapLog::object_name(const std::string& folder, uint64_t generation) {
+  return fmt::format("{}/map.{}", folder, generation);
+}
+
+MapLog::MapLog(std::unique_ptr<Object> object, std::string name, const Uuid& volume,
+               uint64_t generation)
+    : object_(std::move(object)),
+      name_(std::move(name)),
+      generation_(generation),
+      seed_(seed_of(volume, generation)) {}
+
+std::unique_ptr<MapLog> MapLog::create(Backend& backend, const std::string& folder,
+                                       const Uuid& volume, uint64_t generation) {
+  const std::string name = object_name(folder, generation);
+  LogHeader header{0, kLogMagic, volume, generation};
+  header.checksum = header_sum(header);
+  auto object = backend.create(name, 0);
+  object->write(0, bytes_of(header));
+  return std::unique_ptr<MapLog>(new MapLog(std::move(object), name, volume, generation));
+}
+
+std::unique_ptr<MapLog> MapLog::open(Backend& backend, const std::string& folder,
+                                     const Uuid& volume, uint64_t generation, Access access) {
+  const std::string name = object_name(folder, generation);
+  auto object = backend.open(name, access);
+  LogHeader header;
+  object->read(0, std::as_writable_bytes(std::span<LogHeader, 1>(&header, 1)));
+  if (header.magic != kLogMagic || header.checksum != header_sum(header) ||
+      header.volume != volume || header.generation != generation)
+    fail(EIO, name, "damaged: the header of the map log is not this volume's");
+  return std::unique_ptr<MapLog>(new MapLog(std::move(object), name, volume, generation));
+}
+
+void MapLog::damaged(uint64_t offset, const std::string& why) const {
+  fail(EIO, name_,
+       "damaged: the map log is broken at byte {}: {}; restore the volume from a backup", offset,
+       why);
+}
+
+uint64_t MapLog::frame_checksum(Bytes frame) const {
+  return checksum(frame.subspan(offsetof(FrameHeader, previous)), seed_);
+}
+
+// Whether a frame may begin with this sector, as far as its header tells.
+bool MapLog::is_frame(Bytes sector, uint64_t offset, uint64_t end, FrameHeader& header) const {
+  std::memcpy(&header, sector.data(), sizeof header);
+  return header.magic == kFrameMagic && header.length % kSectorBytes == 0 &&
+         header.length >= kSectorBytes && header.length <= end - std::min(end, offset) &&
+         header.payload_bytes <= header.length - sizeof(FrameHeader);
+}
+
+LogPosition MapLog::scan(const LogPosition& from, uint64_t clean_sequence,
+                         const std::function<void(const LogFrame&)>& visit) {
+  const uint64_t end = round_down(object_->size_bytes(), kSectorBytes);
+  Window window(*object_);
+  LogPosition at = from;
+  FrameHeader header;
+  while (at.offset + kSectorBytes <= end) {
+    if (!is_frame(window.view(at.offset, kSectorBytes), at.offset, end, header)) break;
+    const Bytes frame = window.view(at.offset, header.length);
+    const bool follows = header.checksum == frame_checksum(frame) &&
+                         header.previous == at.checksum && header.sequence == at.sequence + 1 &&
+                         (header.incarnation == at.incarnation ||
+                          header.kind == static_cast<uint16_t>(FrameKind::kOpen));
+    if (!follows) break;
+    visit({header, at.offset + sizeof(FrameHeader),
+           frame.subspan(sizeof(FrameHeader), header.payload_bytes)});
+    at = {at.offset + header.length, header.sequence, header.checksum, header.incarnation};
+  }
+  if (at.sequence < clean_sequence)
+    damaged(at.offset, fmt::format("it was closed after frame {}, but only {} can be read",
+                                   clean_sequence, at.sequence));
+  // A frame that was appended when the next one of ours was durable already: that one is damaged.
+  for (uint64_t offset = at.offset; offset + kSectorBytes <= end; offset += kSectorBytes) {
+    if (!is_frame(window.view(offset, kSectorBytes), offset, end, header)) continue;
+    if (header.durable <= at.sequence) continue;
+    const Bytes frame = window.view(offset, header.length);
+    if (header.checksum == frame_checksum(frame))
+      damaged(at.offset, fmt::format("frame {} cannot be read, though frame {} follows it",
+                                     at.sequence + 1, header.sequence));
+  }
+  return at;
+}
+
+ByteVector MapLog::read_frame(uint64_t offset, FrameKind kind, LogPosition& after) {
+  const uint64_t end = round_down(object_->size_bytes(), kSectorBytes);
+  FrameHeader header;
+  ByteVector frame(kSectorBytes);
+  object_->read(offset, frame);
+  if (offset % kSectorBytes != 0 || !is_frame(frame, offset, end, header))
+    damaged(offset, "there should be a checkpoint");
+  frame.resize(header.length);
+  object_->read(offset, frame);
+  if (header.checksum != frame_checksum(frame) || header.kind != static_cast<uint16_t>(kind))
+    damaged(offset, "the checkpoint fails its checksum");
+  after = {offset + header.length, header.sequence, header.checksum, header.incarnation};
+  return ByteVector(frame.begin() + sizeof(FrameHeader),
+                    frame.begin() + sizeof(FrameHeader) + header.payload_bytes);
+}
+
+void MapLog::begin_life(const LogPosition& at) {
+  {
+    const std::lock_guard guard(mutex_);
+    tail_ = at;
+    zeroed_end_ = at.offset;
+    do {
+      incarnation_ = random_u64();
+    } while (incarnation_ == at.incarnation);
+    make_room(kZeroStepBytes);
+  }
+  append(FrameKind::kOpen, {}, 0);
+  sync();
+}
+
+void MapLog::make_room(uint64_t bytes) {
+  const uint64_t needed = tail_.offset + bytes + frame_cost(reserved_) + kDeletionReserveBytes;
+  if (needed <= zeroed_end_) return;
+  const uint64_t step = std::clamp(tail_.offset / 8, kZeroStepBytes, kZeroStepBytesMax);
+  const uint64_t end = round_up(needed, kSectorBytes) + step;
+  static const ByteVector zeroes(kZeroStepBytes);
+  while (zeroed_end_ < end) {
+    const uint64_t length = std::min<uint64_t>(end - zeroed_end_, zeroes.size());
+    try {
+      object_->write(zeroed_end_, Bytes(zeroes).first(length));
+    } catch (const Error&) {
+      if (zeroed_end_ >= needed) return;
+      throw;
+    }
+    zeroed_end_ += length;
+  }
+}
+
+void MapLog::reserve(uint64_t bytes) {
+  const std::lock_guard guard(mutex_);
+  reserved_ += bytes;
+  try {
+    make_room(0);
+  } catch (...) {
+    reserved_ -= bytes;
+    throw;
+  }
+}
+
+void MapLog::unreserve(uint64_t bytes) {
+  const std::lock_guard guard(mutex_);
+  ensure(reserved_ >= bytes, "what is given back was reserved");
+  reserved_ -= bytes;
+}
+
+uint64_t MapLog::append(FrameKind kind, Bytes payload, uint64_t reserved) {
+  const uint64_t length = round_up(sizeof(FrameHeader) + payload.size(), kSectorBytes);
+  ensure(length <= UINT32_MAX, "a frame is shorter than 4 GiB");
+  ByteVector frame(length);
+  if (!payload.empty())
+    std::memcpy(frame.data() + sizeof(FrameHeader), payload.data(), payload.size());
+
+  const std::lock_guard guard(mutex_);
+  if (has_failed_) fail(EIO, name_, "the map log could not be written before");
+  ensure(reserved_ >= reserved, "an append ends promises that were made");
+  if (reserved == 0 && kind != FrameKind::kOpen) make_room(length);
+  FrameHeader header{kFrameMagic,
+                     static_cast<uint32_t>(length),
+                     0,
+                     tail_.checksum,
+                     incarnation_,
+                     tail_.sequence + 1,
+                     durable_,
+                     static_cast<uint32_t>(payload.size()),
+                     static_cast<uint16_t>(kind),
+                     0};
+  std::memcpy(frame.data(), &header, sizeof header);
+  header.checksum = frame_checksum(frame);
+  std::memcpy(frame.data(), &header, sizeof header);
+  try {
+    object_->write(tail_.offset, frame);
+  } catch (...) {
+    has_failed_ = true;  // what of it is there is unknown
+    throw;
+  }
+  const uint64_t payload_offset = tail_.offset + sizeof(FrameHeader);
+  tail_ = {tail_.offset + length, header.sequence, header.checksum, incarnation_};
+  zeroed_end_ = std::max(zeroed_end_, tail_.offset);
+  reserved_ -= reserved;
+  return payload_offset;
+}
+
+void MapLog::sync() {
+  uint64_t sequence;
+  {
+    const std::lock_guard guard(mutex_);
+    sequence = tail_.sequence;
+  }
+  try {
+    object_->sync();
+  } catch (...) {
+    const std::lock_guard guard(mutex_);
+    has_failed_ = true;
+    throw;
+  }
+  const std::lock_guard guard(mutex_);
+  durable_ = std::max(durable_, sequence);
+}
+
+uint64_t MapLog::reserved_bytes() const {
+  const std::lock_guard guard(mutex_);
+  return reserved_;
+}
+
+LogPosition MapLog::position() const {
+  const std::lock_guard guard(mutex_);
+  return tail_;
+}
+
+bool MapLog::has_failed() const {
+  const std::lock_guard guard(mutex_);
+  return has_failed_;
+}
+
+}  // namespace tplstore

@@ -1,0 +1,126 @@
+// The map log: one append-only object "map.<generation>" of checksummed frames.
+//
+// A frame is a header and a payload, padded to whole sectors, so that no durable sector is ever
+// written again. Its checksum covers the log's identity (volume uuid and generation, as the seed),
+// its sequence number, the incarnation and the checksum of the frame before it: a frame is valid
+// only as the successor of exactly one other. An *incarnation* is one life of a writer; it begins
+// with an open frame, so a frame of an earlier life that is still there after a crash can never
+// pass for a successor.
+//
+// The log is written ahead with zeroes, so that appending changes no file size (fdatasync stays
+// cheap) and cannot run out of space: reserve() promises space for an update before the write that
+// causes it is accepted, and kDeletionReserveBytes stay free beyond that.
+//
+// Recovery reads until the first frame that is not valid. Anything found behind it that proves it
+// had been durable makes that damage (Error EIO), not the end of the log.
+//
+// Thread safety: all methods, once begin_life() or scan() has returned.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "backend.h"
+#include "bytes.h"
+
+namespace tplstore {
+
+enum class FrameKind : uint16_t { kOpen = 1, kUpdates = 2, kNodes = 3, kCheckpoint = 4 };
+
+struct FrameHeader {
+  uint32_t magic;
+  uint32_t length;         // of the frame with its padding, in bytes
+  uint64_t checksum;       // XXH3-64 of the frame from `previous` on, seeded with the log's seed
+  uint64_t previous;       // checksum of the frame before; 0 for the first
+  uint64_t incarnation;    // random, one for each life of a writer
+  uint64_t sequence;       // 1, 2, …
+  uint64_t durable;        // the last sequence number known to be durable when this was appended
+  uint32_t payload_bytes;
+  uint16_t kind;
+  uint16_t reserved;
+};
+static_assert(sizeof(FrameHeader) == 56 && offsetof(FrameHeader, kind) == 52);
+
+// Where a log goes on: behind a frame.
+struct LogPosition {
+  uint64_t offset;        // of the next frame
+  uint64_t sequence;      // of the frame before it
+  uint64_t checksum;      // of the frame before it
+  uint64_t incarnation;   // of the frame before it
+};
+static_assert(sizeof(LogPosition) == 32);
+
+struct LogFrame {
+  FrameHeader header;
+  uint64_t payload_offset;  // in the log
+  Bytes payload;
+};
+
+class MapLog {
+ public:
+  static constexpr uint64_t kFirstFrameOffset = 4096;  // behind the log's own header
+  static constexpr uint64_t kDeletionReserveBytes = 64 << 10;
+
+  static std::string object_name(const std::string& folder, uint64_t generation);
+  // Makes a log that must not exist; durable after the caller syncs the folder and the log.
+  static std::unique_ptr<MapLog> create(Backend& backend, const std::string& folder,
+                                        const Uuid& volume, uint64_t generation);
+  // ENOENT when there is none; EIO when it is not this volume's.
+  static std::unique_ptr<MapLog> open(Backend& backend, const std::string& folder,
+                                      const Uuid& volume, uint64_t generation, Access access);
+
+  static LogPosition start() { return {kFirstFrameOffset, 0, 0, 0}; }
+
+  // Reads frames from `from` on and gives each to `visit`. `clean_sequence` is the last frame of a
+  // clean close, or 0. Returns where the log goes on; EIO for damage.
+  LogPosition scan(const LogPosition& from, uint64_t clean_sequence,
+                   const std::function<void(const LogFrame&)>& visit);
+  // The single frame at `offset`; EIO unless it is valid by itself.
+  ByteVector read_frame(uint64_t offset, FrameKind kind, LogPosition& after);
+  // Bytes of a node.
+  void read(uint64_t offset, MutableBytes into) { object_->read(offset, into); }
+
+  // Begins to write behind `at`: zeroes what follows, appends an open frame of a new incarnation,
+  // and makes it and all before it durable.
+  void begin_life(const LogPosition& at);
+
+  // Promises that `bytes` more of update records can be appended; ENOSPC.
+  void reserve(uint64_t bytes);
+  void unreserve(uint64_t bytes);
+  uint64_t reserved_bytes() const;
+  // Appends a frame; `reserved` bytes of promises end with it. Returns the payload's offset.
+  uint64_t append(FrameKind kind, Bytes payload, uint64_t reserved);
+  // Makes all that was appended before the call durable.
+  void sync();
+
+  LogPosition position() const;   // of the tail
+  uint64_t seed() const { return seed_; }
+  uint64_t generation() const { return generation_; }
+  const std::string& name() const { return name_; }
+  bool has_failed() const;
+
+ private:
+  MapLog(std::unique_ptr<Object> object, std::string name, const Uuid& volume, uint64_t generation);
+  uint64_t frame_checksum(Bytes frame) const;
+  bool is_frame(Bytes sector, uint64_t offset, uint64_t end, FrameHeader& header) const;
+  void make_room(uint64_t bytes);           // with mutex_ held
+  [[noreturn]] void damaged(uint64_t offset, const std::string& why) const;
+
+  std::unique_ptr<Object> object_;
+  const std::string name_;
+  const uint64_t generation_;
+  const uint64_t seed_;
+
+  mutable std::mutex mutex_;                // guards all below; held during appends, not syncs
+  LogPosition tail_ = start();
+  uint64_t incarnation_ = 0;
+  uint64_t durable_ = 0;
+  uint64_t reserved_ = 0;
+  uint64_t zeroed_end_ = 0;
+  bool has_failed_ = false;
+};
+
+}  // namespace tplstore

@@ -1,0 +1,391 @@
+#include "volume_map.h"
+
+#include <algorithm>
+#include <cerrno>
+
+#include "map_records.h"
+#include "names.h"
+
+namespace tplstore {
+namespace {
+
+// Updates that nobody flushes are committed when they are so many, to bound memory and recovery.
+constexpr uint64_t kPendingBytesMax = 8 << 20;
+constexpr uint64_t kCheckpointBytes = 16 << 20;
+constexpr uint64_t kCheckpointLeaves = 4096;
+constexpr uint64_t kCompactionBytesMin = 1 << 20;
+constexpr uint32_t kEvictPages = 64;
+
+}  // namespace
+
+VolumeMap::VolumeMap(Backend& backend, std::string folder, const Uuid& volume, Access access)
+    : backend_(backend), folder_(std::move(folder)), volume_(volume), access_(access) {}
+
+// --- what is there
+
+uint32_t VolumeMap::current() const {
+  const std::shared_lock guard(mutex_);
+  return current_.number;
+}
+
+uint64_t VolumeMap::size_bytes() const {
+  const std::shared_lock guard(mutex_);
+  return current_.size_bytes;
+}
+
+VersionRecord VolumeMap::current_record() const {
+  const std::shared_lock guard(mutex_);
+  return current_;
+}
+
+namespace {
+
+VersionRecord without_root(const VersionRecord& record) {
+  VersionRecord copy = record;
+  copy.root = Slot();
+  return copy;
+}
+
+}  // namespace
+
+std::vector<VersionRecord> VolumeMap::versions() const {
+  const std::shared_lock guard(mutex_);
+  std::vector<VersionRecord> list;
+  for (const auto& [number, version] : table_.all()) list.push_back(without_root(version));
+  return list;
+}
+
+std::optional<VersionRecord> VolumeMap::version(uint32_t number) const {
+  const std::shared_lock guard(mutex_);
+  const VersionRecord* found = table_.find(number);
+  if (found == nullptr) return std::nullopt;
+  return without_root(*found);
+}
+
+std::optional<VersionRecord> VolumeMap::version(const std::string& number_or_name) const {
+  if (const auto number = parse_version_number(number_or_name)) return version(*number);
+  const std::shared_lock guard(mutex_);
+  const VersionRecord* found = table_.find_name(number_or_name);
+  if (found == nullptr || number_or_name.empty()) return std::nullopt;
+  return without_root(*found);
+}
+
+Slot* VolumeMap::root_of(uint32_t version) {
+  if (version == 0 || version == current_.number) return &root_;
+  const auto it = table_.all().find(version);
+  return it == table_.all().end() ? nullptr : &it->second.root;
+}
+
+void VolumeMap::load(const MissingNode& missing, uint32_t version,
+                     const std::shared_ptr<MapLog>& log) {
+  Slot node = Slot::adopt(read_node(*log, missing));
+  const std::unique_lock guard(mutex_);
+  ++stats_.loads;
+  // An address means something in its own log only.
+  Slot* root = root_of(version);
+  if (log != log_ || root == nullptr) return;
+  Node* loaded = node.node();
+  node.forget();
+  install(*root, missing, loaded);
+}
+
+void VolumeMap::find(uint32_t version, uint64_t first, uint64_t count, RunList& runs) {
+  while (count > 0) {
+    const uint64_t region = first / kRegionBlocks;
+    const auto in_region = static_cast<uint32_t>(first % kRegionBlocks);
+    const auto part = static_cast<uint32_t>(std::min<uint64_t>(count, kRegionBlocks - in_region));
+    while (true) {
+      std::optional<MissingNode> missing;
+      std::shared_ptr<MapLog> log;
+      {
+        const std::shared_lock guard(mutex_);
+        const Slot* root = root_of(version);
+        if (root == nullptr) fail(ENOENT, fmt::format("version {}", version), "is not there");
+        missing = tplstore::find(*root, region, in_region, part, runs);
+        if (missing) log = log_;
+      }
+      if (!missing) break;
+      load(*missing, version, log);
+    }
+    first += part;
+    count -= part;
+  }
+}
+
+// --- changing current
+
+uint64_t VolumeMap::records_for(uint64_t first, uint64_t count) {
+  return count == 0 ? 0 : (first + count - 1) / kRegionBlocks - first / kRegionBlocks + 1;
+}
+
+void VolumeMap::promise(uint64_t records) {
+  check_usable();
+  // The lock keeps the log from being exchanged meanwhile.
+  const std::shared_lock guard(mutex_);
+  log_->reserve(records * kRecordBytes);
+}
+
+void VolumeMap::withdraw(uint64_t records) {
+  const std::shared_lock guard(mutex_);
+  log_->unreserve(records * kRecordBytes);
+}
+
+void VolumeMap::assign(uint64_t first, uint64_t count, uint32_t source, uint64_t& promised) {
+  while (count > 0) {
+    const auto in_region = static_cast<uint32_t>(first % kRegionBlocks);
+    const auto part = static_cast<uint32_t>(std::min<uint64_t>(count, kRegionBlocks - in_region));
+    ensure(promised > 0, "an assignment was promised room in the log");
+    assign_in_region(first / kRegionBlocks, in_region, part, source, false);
+    --promised;
+    first += part;
+    count -= part;
+  }
+}
+
+void VolumeMap::assign_in_region(uint64_t region, uint32_t first, uint32_t count, uint32_t source,
+                                 bool is_replay) {
+  while (true) {
+    std::optional<MissingNode> missing;
+    std::shared_ptr<MapLog> log;
+    {
+      const std::unique_lock guard(mutex_);
+      AssignEffect effect;
+      missing = tplstore::assign(root_, region, first, count, source, current_.number, effect);
+      if (!missing) {
+        current_.own_blocks -= effect.own_blocks_before;
+        if (source == current_.number) current_.own_blocks += count;
+        dirty_leaves_ += effect.leaves_dirtied;
+        compaction_leaves_ += effect.leaves_dirtied;
+        live_bytes_ -= std::min(live_bytes_, effect.superseded_bytes);
+        if (is_replay) return;
+        if (effect.has_changed) {
+          put_pending_update(region * kRegionBlocks + first, count, source);
+        } else {
+          log_->unreserve(kRecordBytes);
+        }
+        return;
+      }
+      log = log_;
+    }
+    load(*missing, 0, log);
+  }
+}
+
+void VolumeMap::put_pending_update(uint64_t first, uint32_t count, uint32_t source) {
+  if (pending_.size() >= kRecordBytes) {
+    // Writes that go on where the last one ended make one record.
+    RecordHeader last;
+    std::memcpy(&last, pending_.data() + pending_.size() - kRecordBytes, kRecordBytes);
+    if (last_pending_is_update_ && last.source == source && last.number() + last.count == first &&
+        uint64_t{last.count} + count <= UINT32_MAX) {
+      last.count += count;
+      std::memcpy(pending_.data() + pending_.size() - kRecordBytes, &last, kRecordBytes);
+      log_->unreserve(kRecordBytes);
+      return;
+    }
+  }
+  const RecordHeader record = RecordHeader::make(RecordKind::kUpdate, first, count, source);
+  const Bytes bytes = bytes_of(record);
+  pending_.insert(pending_.end(), bytes.begin(), bytes.end());
+  pending_promised_ += kRecordBytes;
+  last_pending_is_update_ = true;
+}
+
+VersionRecord VolumeMap::freeze(const std::string& name, const std::string& note,
+                                uint32_t parent) {
+  const std::unique_lock guard(mutex_);
+  const uint32_t frozen = current_.number;
+  if (frozen >= UINT32_MAX - 1) fail(EOVERFLOW, "volume", "has used up its version numbers");
+  if (parent == 0) parent = frozen;
+  const VersionRecord* base = parent == frozen ? &current_ : table_.find(parent);
+  ensure(base != nullptr, "a version starts from one that is there");
+  const uint64_t size_bytes = base->size_bytes;
+  const int64_t now_ns = now_unix_ns();
+
+  Encoder record;
+  record.put(RecordHeader::make(RecordKind::kFreeze, 0, frozen + 1, parent));
+  record.put(FreezeBody{now_ns, size_bytes, static_cast<uint16_t>(name.size()),
+                        static_cast<uint16_t>(note.size()), {}});
+  record.put_bytes(as_bytes(name));
+  record.put_bytes(as_bytes(note));
+  while (record.size() % kRecordBytes != 0) record.put(uint8_t{0});
+  ensure(record.size() <= kFreezeRecords * kRecordBytes, "a freeze fits what was promised for it");
+  pending_.insert(pending_.end(), record.bytes().begin(), record.bytes().end());
+  pending_promised_ += kFreezeRecords * kRecordBytes;
+  last_pending_is_update_ = false;
+
+  apply_freeze(frozen + 1, parent, size_bytes, now_ns, name, note);
+  return without_root(*table_.find(frozen));
+}
+
+void VolumeMap::apply_freeze(uint32_t next, uint32_t parent, uint64_t size_bytes, int64_t now_ns,
+                             const std::string& name, const std::string& note) {
+  VersionRecord frozen = current_;
+  frozen.created_ns = now_ns;
+  frozen.name = name;
+  frozen.note = note;
+  frozen.root = root_;
+  unwritten_versions_.push_back(frozen.number);
+  dirty_groups_.insert(VersionTable::group_of(frozen.number));
+  table_.all()[frozen.number] = std::move(frozen);
+
+  current_.number = next;
+  current_.parent = parent;
+  current_.created_ns = now_ns;
+  current_.size_bytes = size_bytes;
+  current_.own_blocks = 0;
+  root_ = table_.all().at(parent).root;
+}
+
+void VolumeMap::resize(uint64_t size_bytes) {
+  const std::unique_lock guard(mutex_);
+  const RecordHeader record = RecordHeader::make(RecordKind::kResize, size_bytes, 0, 0);
+  const Bytes bytes = bytes_of(record);
+  pending_.insert(pending_.end(), bytes.begin(), bytes.end());
+  pending_promised_ += kRecordBytes;
+  last_pending_is_update_ = false;
+  current_.size_bytes = size_bytes;
+}
+
+// --- commit
+
+void VolumeMap::check_usable() const {
+  if (!has_failed_.load(std::memory_order_acquire)) [[likely]]
+    return;
+  const std::lock_guard guard(commit_mutex_);
+  if (!failure_.empty())
+    fail(EIO, "volume", "is stopped after an earlier error ({}); disconnect and connect again",
+         failure_);
+}
+
+void VolumeMap::note_failure(const std::string& what) {
+  const std::lock_guard guard(commit_mutex_);
+  if (failure_.empty()) failure_ = what;
+  has_failed_.store(true, std::memory_order_release);
+}
+
+void VolumeMap::run_exclusively(const std::function<void()>& body) {
+  {
+    std::unique_lock guard(commit_mutex_);
+    commit_ended_.wait(guard, [this] { return !commit_runs_; });
+    commit_runs_ = true;
+  }
+  const auto end = [this] {
+    const std::lock_guard guard(commit_mutex_);
+    commit_runs_ = false;
+    commit_ended_.notify_all();
+  };
+  try {
+    body();
+  } catch (...) {
+    end();
+    throw;
+  }
+  end();
+}
+
+void VolumeMap::commit_cut(const std::function<void()>& at_cut) {
+  check_usable();
+  ByteVector cut;
+  uint64_t promised = 0;
+  std::shared_ptr<MapLog> log;
+  {
+    const std::unique_lock guard(mutex_);
+    cut.swap(pending_);
+    promised = std::exchange(pending_promised_, 0);
+    last_pending_is_update_ = false;
+    log = log_;
+    if (at_cut) at_cut();
+  }
+  try {
+    sync_data_();
+    if (!cut.empty()) {
+      log->append(FrameKind::kUpdates, cut, promised);
+      log->sync();
+    }
+  } catch (const Error& error) {
+    note_failure(error.what());
+    throw;
+  }
+  const std::unique_lock guard(mutex_);
+  bytes_since_checkpoint_ += cut.size();
+  ++stats_.commits;
+}
+
+void VolumeMap::commit() {
+  std::unique_lock guard(commit_mutex_);
+  // The next commit to start is the first whose cut is sure to come after this call.
+  const uint64_t mine = commits_started_ + 1;
+  while (commits_finished_ < mine) {
+    if (commit_runs_) {
+      commit_ended_.wait(guard);
+      continue;
+    }
+    commit_runs_ = true;
+    const uint64_t number = ++commits_started_;
+    guard.unlock();
+    std::exception_ptr failed;
+    try {
+      commit_cut(nullptr);
+    } catch (...) {
+      failed = std::current_exception();
+    }
+    guard.lock();
+    commit_runs_ = false;
+    commits_finished_ = number;
+    commit_ended_.notify_all();
+    if (failed) std::rethrow_exception(failed);
+  }
+  if (!failure_.empty()) fail(EIO, "volume", "could not be made durable: {}", failure_);
+}
+
+// --- maintenance
+
+bool VolumeMap::wants_commit() const {
+  const std::shared_lock guard(mutex_);
+  return pending_.size() >= kPendingBytesMax;
+}
+
+bool VolumeMap::must_commit() const {
+  const std::shared_lock guard(mutex_);
+  return pending_.size() >= 4 * kPendingBytesMax;
+}
+
+bool VolumeMap::wants_checkpoint() const {
+  const std::shared_lock guard(mutex_);
+  // Leaves count once their updates are committed; until then they cost no recovery.
+  return bytes_since_checkpoint_ >= kCheckpointBytes ||
+         (dirty_leaves_ >= kCheckpointLeaves && bytes_since_checkpoint_ > 0 &&
+          pending_.size() < kPendingBytesMax / 8);
+}
+
+bool VolumeMap::wants_compaction() const {
+  const std::shared_lock guard(mutex_);
+  const uint64_t tail = log_->position().offset;
+  const uint64_t needed = live_bytes_ + bytes_since_checkpoint_;
+  return tail > needed + std::max(tail / 2, kCompactionBytesMin);
+}
+
+bool VolumeMap::evict_some() {
+  const std::unique_lock guard(mutex_);
+  ++stats_.evictions;
+  evict(root_, evict_cursor_, kEvictPages);
+  if (evict_cursor_ != 0) return true;
+  // Frozen versions are read by few; they are dropped from the top.
+  for (auto& [number, version] : table_.all())
+    if (version.root.is_node() && !version.root.node()->is_dirty)
+      version.root = Slot::of_address(version.root.node()->address);
+  return false;
+}
+
+MapStats VolumeMap::stats() const {
+  const std::shared_lock guard(mutex_);
+  MapStats stats = stats_;
+  stats.log_bytes = log_->position().offset;
+  const uint64_t needed = live_bytes_ + bytes_since_checkpoint_;
+  stats.log_garbage_bytes = stats.log_bytes - std::min(stats.log_bytes, needed);
+  stats.log_generation = log_->generation();
+  return stats;
+}
+
+}  // namespace tplstore

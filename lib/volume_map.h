@@ -1,0 +1,206 @@
+// The map of one volume: where each block of each of its versions lives, and how that becomes
+// durable.
+//
+// A VolumeMap joins the tree of current (map_tree.h), the frozen versions (version_table.h) and the
+// log (map_log.h). What happens to it goes two ways at once: into the tree in memory, and as a
+// record onto the pending list, in the same order.
+//
+//   commit      cut the pending list; sync the data files; append the cut; sync the log. The cut
+//               comes first: no update whose data was not written before the sync becomes durable.
+//               Flushes that wait together share one commit.
+//   checkpoint  write the nodes that changed, so that recovery has only later records to replay.
+//   compaction  write all trees anew into a log of the next generation, parents before children:
+//               where a version's slot equals its parent's, it takes the parent's new word, so
+//               what was shared stays shared without a table of everything.
+//
+// Opened for reading, nothing is changed on disk, and versions are as of the last commit then.
+//
+// Thread safety: all methods, except where said. Lock order: maintenance_mutex_, version_mutex_,
+// commit_mutex_, mutex_. mutex_ is never held during I/O, but for the last step of a compaction.
+// Errors: Error(EIO) for damage and after a failed sync, ENOSPC from reserve().
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <shared_mutex>
+#include <string>
+#include <vector>
+
+#include "backend.h"
+#include "interval.h"
+#include "map_log.h"
+#include "map_tree.h"
+#include "node_io.h"
+#include "slots.h"
+#include "version_table.h"
+
+namespace tplstore {
+
+struct MapStats {
+  uint64_t commits = 0;
+  uint64_t checkpoints = 0;
+  uint64_t compactions = 0;
+  uint64_t loads = 0;
+  uint64_t evictions = 0;  // passes of the evictor
+  uint64_t log_bytes = 0;
+  uint64_t log_garbage_bytes = 0;
+  uint64_t log_generation = 0;
+};
+
+class VolumeMap {
+ public:
+  // Makes the map of a new, empty volume: "map.1" and "map" in `folder`; durable on return, but
+  // for the folder itself.
+  static void create(Backend& backend, const std::string& folder, const Uuid& volume,
+                     uint64_t size_bytes);
+  // Reads the map and replays the log. For writing, call begin_life() before changing anything.
+  static std::unique_ptr<VolumeMap> open(Backend& backend, const std::string& folder,
+                                         const Uuid& volume, Access access);
+
+  // --- opening for writing
+  // Frozen versions whose data files may not be durable, since their freezing was replayed.
+  const std::vector<uint32_t>& replayed_versions() const { return replayed_versions_; }
+  bool was_closed_cleanly() const { return was_closed_cleanly_; }
+  // Makes what was replayed durable and starts a new life of the log. The data files of current
+  // and of replayed_versions() have been synced before. `sync_data` is what commits call to make
+  // the data files durable.
+  void begin_life(std::function<void()> sync_data);
+  // Commits, writes a checkpoint and marks the map as closed. Nothing may be in flight.
+  void close();
+
+  // --- what is there
+  uint32_t current() const;
+  uint64_t size_bytes() const;            // of current
+  VersionRecord current_record() const;   // without root
+  std::vector<VersionRecord> versions() const;  // the frozen ones, without roots
+  std::optional<VersionRecord> version(uint32_t number) const;
+  std::optional<VersionRecord> version(const std::string& number_or_name) const;
+
+  // Appends the runs of blocks [first, first + count) of a version; 0 is current. Loads what it
+  // needs. ENOENT when there is no such version.
+  void find(uint32_t version, uint64_t first, uint64_t count, RunList& runs);
+
+  // --- changing current; the caller has a promise for the records (see promise())
+  // Gives the blocks to `source`, after their data has been written. Uses up promised records, one
+  // for each region, and takes them off `promised`.
+  void assign(uint64_t first, uint64_t count, uint32_t source, uint64_t& promised);
+  // Promises log space for `records` records, ENOSPC; withdraw() what was not used.
+  void promise(uint64_t records);
+  void withdraw(uint64_t records);
+  static uint64_t records_for(uint64_t first, uint64_t count);
+
+  // Freezes current and starts the next version from `parent` (0: from the one just frozen) with
+  // its root and size. No write is in flight, version_mutex() is held, and the records are
+  // promised. Durable after the next commit.
+  VersionRecord freeze(const std::string& name, const std::string& note, uint32_t parent);
+  static constexpr uint64_t kFreezeRecords = 48;  // that freeze() needs promised
+  void resize(uint64_t size_bytes);               // one record
+  std::mutex& version_mutex() { return version_mutex_; }
+
+  // Makes durable what was written and assigned before the call.
+  void commit();
+
+  // --- maintenance, from a background thread
+  bool wants_commit() const;      // many updates pending that nobody flushes
+  bool must_commit() const;       // so many that writers have to wait for one
+  bool wants_checkpoint() const;
+  bool wants_compaction() const;
+  void checkpoint();
+  void compact();
+  // Lets go of clean nodes, a slice of the tree at a time; false after a whole pass.
+  bool evict_some();
+
+  MapStats stats() const;
+  // Throws when an earlier failure has made the volume unusable until it is opened again.
+  void check_usable() const;
+
+ private:
+  VolumeMap(Backend& backend, std::string folder, const Uuid& volume, Access access);
+
+  struct Snapshot;
+
+  // volume_map_recovery.cpp
+  void recover();
+  void load_checkpoint(uint64_t offset, LogPosition& replay_from);
+  void replay(const LogFrame& frame);
+  void write_pointer(uint64_t checkpoint_offset, uint64_t clean_sequence);
+
+  // volume_map.cpp
+  void load(const MissingNode& missing, uint32_t version, const std::shared_ptr<MapLog>& log);
+  Slot* root_of(uint32_t version);
+  void assign_in_region(uint64_t region, uint32_t first, uint32_t count, uint32_t source,
+                        bool is_replay);
+  void put_pending_update(uint64_t first, uint32_t count, uint32_t source);
+  void apply_freeze(uint32_t next, uint32_t parent, uint64_t size_bytes, int64_t now_ns,
+                    const std::string& name, const std::string& note);
+  // Runs `body` while no commit runs.
+  void run_exclusively(const std::function<void()>& body);
+  void commit_cut(const std::function<void()>& at_cut);
+  void note_failure(const std::string& what);
+
+  // volume_map_checkpoint.cpp
+  void checkpoint_locked();
+  Snapshot take_snapshot();
+  void restore(const Snapshot& snapshot, uint64_t bytes);
+  void plan_dirty(TreeWriter& writer, Node* node, TreeWriter::Place place);
+  std::array<Slot, kPageSlots> slots_of(Node* page) const;
+  static uint64_t root_word(const TreeWriter& writer, const Slot& root);
+  static uint64_t write_group(MapLog& log, uint32_t group, uint32_t current,
+                              const std::map<uint32_t, VersionRecord>& versions,
+                              NodeAddress& address);
+  static uint64_t write_checkpoint_frame(MapLog& log, const VersionRecord& current,
+                                         uint64_t current_root, const LogPosition& replay_from,
+                                         uint64_t live_bytes,
+                                         const std::map<uint32_t, NodeAddress>& groups);
+
+  // volume_map_compaction.cpp
+  class Compaction;
+
+  Backend& backend_;
+  const std::string folder_;
+  const Uuid volume_;
+  const Access access_;
+
+  std::mutex maintenance_mutex_;    // one checkpoint or compaction at a time
+  std::mutex version_mutex_;        // one change of the list of versions at a time
+
+  mutable std::mutex commit_mutex_;
+  std::condition_variable commit_ended_;
+  bool commit_runs_ = false;
+  uint64_t commits_started_ = 0;
+  uint64_t commits_finished_ = 0;
+  std::string failure_;             // why the volume cannot be used any more
+  std::atomic<bool> has_failed_{false};
+  std::function<void()> sync_data_;
+
+  mutable std::shared_mutex mutex_;  // guards all below
+  std::shared_ptr<MapLog> log_;
+  Slot root_;                        // of current
+  VersionRecord current_;            // its root member is not used
+  VersionTable table_;
+  std::set<uint32_t> dirty_groups_;
+  std::vector<uint32_t> unwritten_versions_;  // frozen since the last checkpoint
+  ByteVector pending_;               // records that are not in the log yet
+  uint64_t pending_promised_ = 0;    // bytes promised for them
+  bool last_pending_is_update_ = false;
+  uint64_t live_bytes_ = 0;
+  uint64_t dirty_leaves_ = 0;        // since the last checkpoint
+  uint64_t compaction_leaves_ = 0;   // since the last pass of a compaction
+  uint64_t bytes_since_checkpoint_ = 0;
+  uint64_t evict_cursor_ = 0;
+  MapStats stats_;
+
+  std::unique_ptr<Object> pointer_object_;  // "map"
+  SlotPair<MapPointer> pointer_slots_{kMapPointerMagic};
+  uint64_t checkpoint_offset_ = 0;
+  std::vector<uint32_t> replayed_versions_;
+  bool was_closed_cleanly_ = false;
+  LogPosition recovered_to_{};
+};
+
+}  // namespace tplstore

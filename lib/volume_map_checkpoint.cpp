@@ -1,0 +1,182 @@
+// Checkpoints: the nodes that changed since the last one are written to the log, then a record that
+// names all roots, then the object "map" is pointed at it.
+//
+// The cut of a checkpoint is the cut of a commit: under the map's lock the pending records are
+// taken and the roots are copied. From then on the trees of the snapshot do not change, since a
+// node that two references lead to is copied before it is changed. So the nodes are written
+// without holding up anybody, and recovery replays just what was committed after the cut.
+#include <algorithm>
+
+#include "volume_map.h"
+
+namespace tplstore {
+
+struct VolumeMap::Snapshot {
+  VersionRecord current;                        // with its root
+  std::map<uint32_t, VersionRecord> unwritten;  // versions whose trees may be in memory only
+  std::set<uint32_t> dirty_groups;
+  uint64_t dirty_leaves = 0;
+};
+
+VolumeMap::Snapshot VolumeMap::take_snapshot() {
+  Snapshot snapshot;
+  snapshot.current = current_;
+  snapshot.current.root = root_;
+  for (const uint32_t number : unwritten_versions_)
+    snapshot.unwritten[number] = table_.all().at(number);
+  snapshot.dirty_groups = std::exchange(dirty_groups_, {});
+  unwritten_versions_.clear();
+  snapshot.dirty_leaves = std::exchange(dirty_leaves_, 0);
+  return snapshot;
+}
+
+// Takes a snapshot back after its checkpoint has failed, so that the next one tries again.
+void VolumeMap::restore(const Snapshot& snapshot, uint64_t bytes) {
+  const std::unique_lock guard(mutex_);
+  dirty_groups_.insert(snapshot.dirty_groups.begin(), snapshot.dirty_groups.end());
+  std::vector<uint32_t> numbers;
+  for (const auto& [number, version] : snapshot.unwritten) numbers.push_back(number);
+  unwritten_versions_.insert(unwritten_versions_.begin(), numbers.begin(), numbers.end());
+  dirty_leaves_ += snapshot.dirty_leaves;
+  bytes_since_checkpoint_ += bytes;
+}
+
+// A copy of a page's slots that stays good while others load and evict.
+std::array<Slot, kPageSlots> VolumeMap::slots_of(Node* page) const {
+  const std::shared_lock guard(mutex_);
+  return static_cast<Page*>(page)->slots;
+}
+
+void VolumeMap::plan_dirty(TreeWriter& writer, Node* node, TreeWriter::Place place) {
+  if (writer.link(node, place)) return;
+  if (node->is_leaf()) {
+    writer.add_leaf(place, node->version, static_cast<Leaf*>(node)->intervals(), node->address,
+                    node);
+    return;
+  }
+  TreeWriter::PlannedPage* planned = writer.add_page(place, node->version, node);
+  const std::array<Slot, kPageSlots> slots = slots_of(node);
+  for (uint32_t i = 0; i < kPageSlots; ++i) {
+    if (slots[i].is_node() && slots[i].node()->is_dirty) {
+      plan_dirty(writer, slots[i].node(), {planned, i});
+    } else {
+      planned->words[i] = slots[i].disk_word();
+    }
+  }
+}
+
+// The word of a root that was planned, or needed no writing.
+uint64_t VolumeMap::root_word(const TreeWriter& writer, const Slot& root) {
+  if (!root.is_node() || !root.node()->is_dirty) return root.disk_word();
+  return Slot::of_address(writer.planned(root.node())->address).disk_word();
+}
+
+uint64_t VolumeMap::write_group(MapLog& log, uint32_t group, uint32_t current,
+                                const std::map<uint32_t, VersionRecord>& versions,
+                                NodeAddress& address) {
+  Encoder bytes;
+  const uint64_t length = encode_group(bytes, log.seed(), group, current, versions);
+  address = NodeAddress::make(log.append(FrameKind::kNodes, bytes.bytes(), 0), length);
+  return length;
+}
+
+uint64_t VolumeMap::write_checkpoint_frame(MapLog& log, const VersionRecord& current,
+                                           uint64_t current_root, const LogPosition& replay_from,
+                                           uint64_t live_bytes,
+                                           const std::map<uint32_t, NodeAddress>& groups) {
+  CheckpointRecord record{};
+  record.replay_from = replay_from;
+  record.live_bytes = live_bytes;
+  record.current_size_bytes = current.size_bytes;
+  record.current_began_ns = current.created_ns;
+  record.current_own_blocks = current.own_blocks;
+  record.current_root = current_root;
+  record.current = current.number;
+  record.current_parent = current.parent;
+  record.group_count = static_cast<uint32_t>(groups.size());
+  Encoder payload;
+  payload.put(record);
+  for (const auto& [group, address] : groups)
+    payload.put(CheckpointGroup{address.word, group, 0});
+  return log.append(FrameKind::kCheckpoint, payload.bytes(), 0) - sizeof(FrameHeader);
+}
+
+void VolumeMap::checkpoint() {
+  const std::lock_guard maintenance(maintenance_mutex_);
+  checkpoint_locked();
+}
+
+void VolumeMap::checkpoint_locked() {
+  Snapshot snapshot;
+  LogPosition replay_from{};
+  uint64_t bytes = 0;
+  bool is_needed = false;
+  run_exclusively([&] {
+    commit_cut([&] { snapshot = take_snapshot(); });
+    replay_from = log_->position();
+    const std::unique_lock guard(mutex_);
+    bytes = std::exchange(bytes_since_checkpoint_, 0);
+    is_needed = bytes > 0 || !snapshot.dirty_groups.empty();
+  });
+  if (!is_needed) return;
+
+  TreeWriter writer(*log_);
+  std::map<uint32_t, NodeAddress> groups;
+  uint64_t live_bytes = 0;
+  try {
+    const auto plan_root = [&](const Slot& root) {
+      if (root.is_node() && root.node()->is_dirty) plan_dirty(writer, root.node(), {});
+    };
+    for (const auto& [number, version] : snapshot.unwritten) plan_root(version.root);
+    plan_root(snapshot.current.root);
+    writer.finish();
+
+    // The rows of the groups that changed, with the words of their roots.
+    std::map<uint32_t, VersionRecord> rows;
+    {
+      const std::shared_lock guard(mutex_);
+      groups = table_.groups();
+      live_bytes = live_bytes_;
+      for (const auto& [number, version] : table_.all()) {
+        if (number >= snapshot.current.number) break;
+        if (snapshot.dirty_groups.contains(VersionTable::group_of(number))) rows[number] = version;
+      }
+    }
+    live_bytes += writer.written_bytes();
+    for (const TreeWriter::Written& written : writer.written())
+      if (written.is_full && written.node->replaces_own && written.node->is_leaf())
+        live_bytes -= std::min(live_bytes, written.node->address.length());
+    for (auto& [number, row] : rows)
+      Slot::from_disk(root_word(writer, row.root), kPageLevels, row.root);
+    for (const uint32_t group : snapshot.dirty_groups) {
+      NodeAddress& address = groups[group];
+      live_bytes -= std::min(live_bytes, address.length());
+      live_bytes += write_group(*log_, group, snapshot.current.number, rows, address);
+    }
+    const uint64_t offset = write_checkpoint_frame(*log_, snapshot.current,
+                                                   root_word(writer, snapshot.current.root),
+                                                   replay_from, live_bytes, groups);
+    log_->sync();
+    write_pointer(offset, 0);
+  } catch (const Error&) {
+    restore(snapshot, bytes);
+    throw;
+  }
+
+  const std::unique_lock guard(mutex_);
+  for (const TreeWriter::Written& written : writer.written()) {
+    written.node->address = written.address;
+    written.node->is_dirty = false;
+    written.node->replaces_own = false;
+  }
+  // Frozen versions are read by few: only their addresses stay, and current has its nodes alone.
+  for (const auto& [number, version] : snapshot.unwritten) {
+    Slot& root = table_.all().at(number).root;
+    if (root.is_node() && !root.node()->is_dirty) root = Slot::of_address(root.node()->address);
+  }
+  table_.groups() = std::move(groups);
+  live_bytes_ = live_bytes;
+  ++stats_.checkpoints;
+}
+
+}  // namespace tplstore

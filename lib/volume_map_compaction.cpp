@@ -1,0 +1,291 @@
+// Log compaction: all trees are written anew into a log of the next generation, without what no
+// version needs any more.
+//
+// A tree is compared with one that was written before it (its parent's): where a slot leads to the
+// same as the other's, it takes the word that the other has in the new log. So what versions share
+// stays shared, a version costs what it changed, and no table of all nodes is needed.
+//
+// While the bulk is written, current goes on changing; each further pass writes only what changed
+// since the pass before, by the same comparison. The last pass is short and holds up commits; then
+// "map" is pointed at the new log, and the tree in memory takes the new words, by that comparison
+// once more.
+#include <algorithm>
+
+#include "volume_map.h"
+
+namespace tplstore {
+namespace {
+
+constexpr int kPassesMax = 4;
+constexpr uint64_t kFewLeaves = 64;
+
+}  // namespace
+
+class VolumeMap::Compaction {
+ public:
+  explicit Compaction(VolumeMap& map)
+      : map_(map),
+        old_(map.log_),
+        fresh_(MapLog::create(map.backend_, map.folder_, map.volume_, old_->generation() + 1)) {}
+
+  void run();
+  void abandon() { map_.backend_.remove(fresh_->name()); }
+
+ private:
+  // A tree, in the old log and memory, and the word of its root in the new log.
+  struct Tree {
+    Slot root;
+    uint64_t word = 0;
+  };
+
+  void add_versions();
+  uint64_t write(const Slot& root, const Tree& base);
+  uint64_t plan(TreeWriter& writer, const Slot& slot, const Slot& base, uint64_t base_word,
+                uint32_t level, uint32_t index, TreeWriter::Place place,
+                TreeWriter::PlannedPage** root);
+  Slot loaded(MapLog& log, const Slot& slot, uint32_t level, uint32_t index);
+  std::array<Slot, kPageSlots> slots_below(MapLog& log, const Slot& slot, uint32_t level,
+                                           uint32_t index);
+  Slot relocate(Slot slot, const Slot& base, uint64_t base_word, uint32_t level, uint32_t index);
+  void switch_over();
+
+  VolumeMap& map_;
+  std::shared_ptr<MapLog> old_;
+  std::shared_ptr<MapLog> fresh_;
+  std::map<uint32_t, Tree> versions_;  // that are written
+  Tree current_;                       // as of the last pass
+  uint32_t current_number_ = 0;
+  uint64_t live_bytes_ = 0;
+};
+
+// The node of a slot that leads to one, in memory.
+Slot VolumeMap::Compaction::loaded(MapLog& log, const Slot& slot, uint32_t level, uint32_t index) {
+  if (slot.is_node()) return slot;
+  return Slot::adopt(
+      read_node(log, {slot.address(), level, index, static_cast<uint64_t>(index) << (6 * level)}));
+}
+
+// The slots of a page; empty ones where there is no page.
+std::array<Slot, kPageSlots> VolumeMap::Compaction::slots_below(MapLog& log, const Slot& slot,
+                                                                uint32_t level, uint32_t index) {
+  if (slot.is_empty()) return {};
+  if (slot.is_node()) return map_.slots_of(slot.node());
+  const Slot page = loaded(log, slot, level, index);
+  return static_cast<Page*>(page.node())->slots;
+}
+
+namespace {
+
+Slot slot_of_word(uint64_t word, uint32_t level) {
+  Slot slot;
+  ensure(Slot::from_disk(word, level, slot), "a word that was written can be read");
+  return slot;
+}
+
+}  // namespace
+
+// Plans what of a tree is not in `base`. Returns the word of the slot, or 0 when the writer fills
+// it in (or, for a root, gives the planned page through `root`).
+uint64_t VolumeMap::Compaction::plan(TreeWriter& writer, const Slot& slot, const Slot& base,
+                                     uint64_t base_word, uint32_t level, uint32_t index,
+                                     TreeWriter::Place place, TreeWriter::PlannedPage** root) {
+  {
+    // Whether a node is dirty changes under the lock only.
+    const std::shared_lock guard(map_.mutex_);
+    if (slot.is_same(base)) return base_word;
+  }
+  if (!slot.is_node() && !slot.is_address()) return slot.disk_word();
+  const Slot base_slot = slot_of_word(base_word, level);
+  const Slot node = loaded(*old_, slot, level, index);
+  if (level == 0) {
+    const auto* leaf = static_cast<Leaf*>(node.node());
+    const NodeAddress below = base_slot.is_address() ? base_slot.address() : NodeAddress{};
+    writer.add_leaf(place, leaf->version, leaf->intervals(), below, nullptr);
+    return 0;
+  }
+  TreeWriter::PlannedPage* planned = writer.add_page(place, node.node()->version, nullptr);
+  if (root != nullptr) *root = planned;
+  const auto slots = map_.slots_of(node.node());
+  const auto base_slots = slots_below(*old_, base, level, index);
+  const auto fresh_slots = slots_below(*fresh_, base_slot, level, index);
+  for (uint32_t i = 0; i < kPageSlots; ++i) {
+    const uint64_t word = plan(writer, slots[i], base_slots[i], fresh_slots[i].disk_word(),
+                               level - 1, index * kPageSlots + i, {planned, i}, nullptr);
+    if (word != 0) planned->words[i] = word;
+  }
+  return 0;
+}
+
+uint64_t VolumeMap::Compaction::write(const Slot& root, const Tree& base) {
+  TreeWriter writer(*fresh_);
+  TreeWriter::PlannedPage* planned = nullptr;
+  const uint64_t word =
+      plan(writer, root, base.root, base.word, kPageLevels, 0, {}, &planned);
+  if (planned == nullptr) return word;
+  writer.finish();
+  live_bytes_ += writer.written_bytes();
+  return Slot::of_address(planned->address).disk_word();
+}
+
+// Writes the versions that were not written yet, parents before children.
+void VolumeMap::Compaction::add_versions() {
+  std::vector<std::tuple<uint32_t, uint32_t, Slot>> fresh;
+  {
+    const std::shared_lock guard(map_.mutex_);
+    for (const auto& [number, version] : map_.table_.all())
+      if (!versions_.contains(number)) fresh.emplace_back(number, version.parent, version.root);
+  }
+  for (const auto& [number, parent, root] : fresh) {
+    // A version that was current in an earlier pass is nearest to what that pass wrote.
+    const auto base = versions_.find(parent);
+    const bool was_current = number == current_number_;
+    const Tree none;
+    const uint64_t word =
+        write(root, was_current ? current_ : base == versions_.end() ? none : base->second);
+    versions_[number] = {root, word};
+  }
+}
+
+void VolumeMap::Compaction::run() {
+  fresh_->begin_life(MapLog::start());
+  for (int pass = 0; pass < kPassesMax; ++pass) {
+    Slot root;
+    uint32_t number = 0;
+    uint32_t parent = 0;
+    map_.run_exclusively([&] {
+      map_.commit_cut([&] {
+        root = map_.root_;
+        number = map_.current_.number;
+        parent = map_.current_.parent;
+        map_.compaction_leaves_ = 0;
+      });
+    });
+    add_versions();
+    const bool goes_on = number == current_number_;
+    const auto base = versions_.find(parent);
+    const Tree none;
+    const uint64_t word =
+        write(root, goes_on ? current_ : base == versions_.end() ? none : base->second);
+    current_ = {root, word};
+    current_number_ = number;
+    const std::shared_lock guard(map_.mutex_);
+    if (map_.compaction_leaves_ < kFewLeaves) break;
+  }
+  const std::lock_guard versions(map_.version_mutex_);
+  map_.run_exclusively([this] { switch_over(); });
+}
+
+void VolumeMap::Compaction::switch_over() {
+  VersionRecord current;
+  map_.commit_cut([&] {
+    current = map_.current_;
+    current.root = map_.root_;
+    map_.dirty_leaves_ = 0;
+  });
+  add_versions();
+  const auto parent = versions_.find(current.parent);
+  const Tree none;
+  const Tree& base = current.number == current_number_ ? current_
+                     : parent == versions_.end()       ? none
+                                                       : parent->second;
+  current_ = {current.root, write(current.root, base)};
+
+  std::map<uint32_t, VersionRecord> rows;
+  std::set<uint32_t> numbers;
+  {
+    const std::shared_lock guard(map_.mutex_);
+    for (const auto& [number, version] : map_.table_.all()) rows[number] = version;
+  }
+  for (auto& [number, row] : rows) {
+    row.root = slot_of_word(versions_.at(number).word, kPageLevels);
+    numbers.insert(VersionTable::group_of(number));
+  }
+  std::map<uint32_t, NodeAddress> groups;
+  for (const uint32_t group : numbers)
+    live_bytes_ += write_group(*fresh_, group, current.number, rows, groups[group]);
+  const uint64_t offset = write_checkpoint_frame(*fresh_, current, current_.word,
+                                                 fresh_->position(), live_bytes_, groups);
+  const uint64_t promised = old_->reserved_bytes() + (64 << 10);
+  fresh_->reserve(promised);
+  fresh_->sync();
+  map_.backend_.sync_folder(map_.folder_);
+
+  // From here on the new log counts: what fails now stops the volume.
+  try {
+    MapPointer pointer{};
+    pointer.volume = map_.volume_;
+    pointer.generation = fresh_->generation();
+    pointer.checkpoint_offset = offset;
+    map_.pointer_slots_.write(*map_.pointer_object_, pointer);
+    const std::unique_lock guard(map_.mutex_);
+    map_.root_ = relocate(std::move(map_.root_), current_.root, current_.word, kPageLevels, 0);
+    const uint64_t outstanding = old_->reserved_bytes();
+    if (outstanding > promised) fresh_->reserve(outstanding - promised);
+    if (outstanding < promised) fresh_->unreserve(promised - outstanding);
+    for (auto& [number, version] : map_.table_.all())
+      version.root = slot_of_word(versions_.at(number).word, kPageLevels);
+    map_.table_.groups() = std::move(groups);
+    map_.dirty_groups_.clear();
+    map_.unwritten_versions_.clear();
+    map_.checkpoint_offset_ = offset;
+    map_.live_bytes_ = live_bytes_;
+    map_.bytes_since_checkpoint_ = 0;
+    map_.log_ = fresh_;
+    ++map_.stats_.compactions;
+  } catch (const Error& error) {
+    map_.note_failure(error.what());
+    throw;
+  }
+}
+
+// Gives a tree in memory, which has changed since `base` was written, its words in the new log.
+// Holds the map's lock; what it reads was written or read just now.
+Slot VolumeMap::Compaction::relocate(Slot slot, const Slot& base, uint64_t base_word,
+                                     uint32_t level, uint32_t index) {
+  if (slot.is_same(base)) return slot_of_word(base_word, level);
+  ensure(!slot.is_address(), "what changed since the last pass is in memory");
+  if (!slot.is_node()) return slot;
+  Node* node = slot.node();
+  ensure(node->is_dirty, "what changed since the last pass is dirty");
+  const Slot base_slot = slot_of_word(base_word, level);
+  node->address = base_slot.is_address() ? base_slot.address() : NodeAddress{};
+  node->replaces_own = false;
+  if (level == 0) return slot;
+  std::array<Slot, kPageSlots> base_slots;
+  if (base.is_node() || base.is_address())
+    base_slots = static_cast<Page*>(loaded(*old_, base, level, index).node())->slots;
+  std::array<Slot, kPageSlots> fresh_slots;
+  if (base_slot.is_address())
+    fresh_slots = static_cast<Page*>(loaded(*fresh_, base_slot, level, index).node())->slots;
+  auto& slots = static_cast<Page*>(node)->slots;
+  for (uint32_t i = 0; i < kPageSlots; ++i)
+    slots[i] = relocate(std::move(slots[i]), base_slots[i], fresh_slots[i].disk_word(), level - 1,
+                        index * kPageSlots + i);
+  return slot;
+}
+
+void VolumeMap::compact() {
+  const std::lock_guard maintenance(maintenance_mutex_);
+  check_usable();
+  std::string old_name;
+  {
+    const std::shared_lock guard(mutex_);
+    old_name = log_->name();
+  }
+  Compaction compaction(*this);
+  try {
+    compaction.run();
+  } catch (const Error&) {
+    // Unless the switch has begun, the new log is nobody's yet.
+    bool has_switched = true;
+    {
+      const std::lock_guard guard(commit_mutex_);
+      has_switched = !failure_.empty();
+    }
+    if (!has_switched) compaction.abandon();
+    throw;
+  }
+  backend_.remove(old_name);
+}
+
+}  // namespace tplstore

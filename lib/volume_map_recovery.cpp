@@ -1,0 +1,191 @@
+// How a VolumeMap comes into being: a new one, or one read back from its log.
+#include <algorithm>
+#include <cerrno>
+#include <charconv>
+
+#include "map_records.h"
+#include "names.h"
+#include "volume_map.h"
+
+namespace tplstore {
+namespace {
+
+constexpr int kOpenTriesMax = 10;
+
+std::string pointer_name(const std::string& folder) { return folder + "/map"; }
+
+}  // namespace
+
+void VolumeMap::create(Backend& backend, const std::string& folder, const Uuid& volume,
+                       uint64_t size_bytes) {
+  VolumeMap map(backend, folder, volume, Access::kWrite);
+  map.log_ = MapLog::create(backend, folder, volume, 1);
+  map.log_->begin_life(MapLog::start());
+  map.current_.number = 1;
+  map.current_.created_ns = now_unix_ns();
+  map.current_.size_bytes = size_bytes;
+  const uint64_t offset = map.write_checkpoint_frame(*map.log_, map.current_, 0,
+                                                     map.log_->position(), 0, {});
+  map.log_->sync();
+  MapPointer pointer{};
+  pointer.volume = volume;
+  pointer.generation = 1;
+  pointer.checkpoint_offset = offset;
+  pointer.clean_sequence = map.log_->position().sequence;
+  const auto object = backend.create(pointer_name(folder), 0);
+  object->write(0, map.pointer_slots_.initial(pointer));
+  object->sync();
+}
+
+std::unique_ptr<VolumeMap> VolumeMap::open(Backend& backend, const std::string& folder,
+                                           const Uuid& volume, Access access) {
+  // A reader may meet a log that its owner is exchanging or appending to right now: what looks
+  // missing or damaged then is not so the next time.
+  for (int tries = 1;; ++tries) {
+    std::unique_ptr<VolumeMap> map(new VolumeMap(backend, folder, volume, access));
+    try {
+      map->recover();
+      return map;
+    } catch (const Error& error) {
+      const bool may_pass = error.code() == ENOENT || error.code() == EIO;
+      if (access == Access::kWrite || !may_pass || tries == kOpenTriesMax) {
+        if (error.code() != ENOENT) throw;
+        fail(EIO, error.object(), "damaged: it is missing");
+      }
+    }
+  }
+}
+
+void VolumeMap::recover() {
+  pointer_object_ = backend_.open(pointer_name(folder_), access_);
+  const std::optional<MapPointer> pointer = pointer_slots_.read(*pointer_object_);
+  if (!pointer)
+    fail(EIO, pointer_name(folder_), "damaged: neither of its two slots passes its checksum");
+  if (pointer->volume != volume_)
+    fail(EIO, pointer_name(folder_), "damaged: it belongs to another volume");
+  log_ = MapLog::open(backend_, folder_, volume_, pointer->generation, access_);
+  checkpoint_offset_ = pointer->checkpoint_offset;
+
+  LogPosition replay_from;
+  load_checkpoint(pointer->checkpoint_offset, replay_from);
+  recovered_to_ = log_->scan(replay_from, pointer->clean_sequence,
+                             [this](const LogFrame& frame) { replay(frame); });
+  was_closed_cleanly_ = recovered_to_.sequence == pointer->clean_sequence;
+  replayed_versions_ = unwritten_versions_;
+}
+
+void VolumeMap::load_checkpoint(uint64_t offset, LogPosition& replay_from) {
+  LogPosition after;
+  const ByteVector payload = log_->read_frame(offset, FrameKind::kCheckpoint, after);
+  Decoder decoder(payload, log_->name());
+  const auto record = decoder.take<CheckpointRecord>();
+  const auto impossible = [this] {
+    fail(EIO, log_->name(), "damaged: the checkpoint holds impossible values");
+  };
+  if (record.source_count != 0)
+    fail(EINVAL, log_->name(), "was made by a newer tplstore (it has forks); use that one");
+  replay_from = record.replay_from;
+  if (replay_from.offset < MapLog::kFirstFrameOffset || replay_from.offset > after.offset ||
+      replay_from.offset % kSectorBytes != 0 || record.current == 0 ||
+      record.current_parent >= record.current || record.current_size_bytes > kVolumeBytesMax)
+    impossible();
+  current_.number = record.current;
+  current_.parent = record.current_parent;
+  current_.created_ns = record.current_began_ns;
+  current_.size_bytes = record.current_size_bytes;
+  current_.own_blocks = record.current_own_blocks;
+  live_bytes_ = record.live_bytes;
+  if (!Slot::from_disk(record.current_root, kPageLevels, root_)) impossible();
+  for (uint32_t i = 0; i < record.group_count; ++i) {
+    const auto group = decoder.take<CheckpointGroup>();
+    const NodeAddress address{group.address};
+    ByteVector bytes(address.length());
+    log_->read(address.offset(), bytes);
+    decode_group(bytes, log_->seed(), group.group, log_->name(), table_.all());
+    table_.groups()[group.group] = address;
+  }
+  if (!table_.all().empty() && table_.all().rbegin()->first >= current_.number) impossible();
+}
+
+void VolumeMap::replay(const LogFrame& frame) {
+  if (frame.header.kind != static_cast<uint16_t>(FrameKind::kUpdates)) return;
+  Decoder decoder(frame.payload, log_->name());
+  const auto impossible = [this] {
+    fail(EIO, log_->name(), "damaged: a record of the map log is impossible");
+  };
+  while (!decoder.empty()) {
+    const auto record = decoder.take<RecordHeader>();
+    switch (record.kind()) {
+      case RecordKind::kUpdate: {
+        uint64_t first = record.number();
+        uint64_t count = record.count;
+        const bool is_good = count > 0 && first + count <= kRegionsMax * kRegionBlocks &&
+                             (record.source == kSourceUnmapped || record.source <= current_.number);
+        if (!is_good) impossible();
+        while (count > 0) {
+          const auto in_region = static_cast<uint32_t>(first % kRegionBlocks);
+          const auto part =
+              static_cast<uint32_t>(std::min<uint64_t>(count, kRegionBlocks - in_region));
+          assign_in_region(first / kRegionBlocks, in_region, part, record.source, true);
+          first += part;
+          count -= part;
+        }
+        break;
+      }
+      case RecordKind::kFreeze: {
+        const auto body = decoder.take<FreezeBody>();
+        const std::string name = decoder.take_text(body.name_bytes);
+        const std::string note = decoder.take_text(body.note_bytes);
+        const uint64_t length =
+            kRecordBytes + sizeof(FreezeBody) + body.name_bytes + body.note_bytes;
+        decoder.take_bytes(round_up(length, kRecordBytes) - length);
+        const uint32_t parent = record.source;
+        const bool is_good = record.count == current_.number + 1 &&
+                             body.size_bytes <= kVolumeBytesMax &&
+                             note.size() <= kNoteBytesMax && (name.empty() || is_valid_name(name)) &&
+                             (parent == current_.number || table_.find(parent) != nullptr);
+        if (!is_good) impossible();
+        apply_freeze(record.count, parent, body.size_bytes, body.created_ns, name, note);
+        break;
+      }
+      case RecordKind::kResize:
+        if (record.number() > kVolumeBytesMax || record.number() < current_.size_bytes)
+          impossible();
+        current_.size_bytes = record.number();
+        break;
+      default:
+        fail(EINVAL, log_->name(), "holds a record of kind {} that this tplstore does not know; "
+             "use the newer one that wrote it", static_cast<unsigned>(record.kind()));
+    }
+  }
+  bytes_since_checkpoint_ += frame.payload.size();
+}
+
+void VolumeMap::begin_life(std::function<void()> sync_data) {
+  sync_data_ = std::move(sync_data);
+  // Logs of other generations are what an interrupted compaction left.
+  constexpr std::string_view kPrefix = "map.";
+  for (const std::string& name : backend_.list(folder_)) {
+    if (!name.starts_with(kPrefix)) continue;
+    if (folder_ + "/" + name != log_->name()) backend_.remove(folder_ + "/" + name);
+  }
+  log_->begin_life(recovered_to_);
+}
+
+void VolumeMap::write_pointer(uint64_t checkpoint_offset, uint64_t clean_sequence) {
+  MapPointer pointer{};
+  pointer.volume = volume_;
+  pointer.generation = log_->generation();
+  pointer.checkpoint_offset = checkpoint_offset;
+  pointer.clean_sequence = clean_sequence;
+  pointer_slots_.write(*pointer_object_, pointer);
+  checkpoint_offset_ = checkpoint_offset;
+}
+
+void VolumeMap::close() {
+  const std::lock_guard maintenance(maintenance_mutex_);
+  checkpoint_locked();
+  write_pointer(checkpoint_offset_, log_->position().sequence);
+}
+
+}  // namespace tplstore

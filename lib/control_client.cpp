@@ -1,0 +1,120 @@
+#include "control_client.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "control_socket.h"
+#include "dir_path.h"
+#include "error.h"
+#include "json_output.h"
+
+namespace tplstore {
+namespace {
+
+using nlohmann::json;
+
+// Connects, and removes the socket when its server is gone, but not one that took its name since.
+FileDescriptor connect_or_remove(int folder, const std::string& name,
+                                 control::Clock::time_point deadline) {
+  struct stat before {
+  }, now{};
+  if (::fstatat(folder, name.c_str(), &before, AT_SYMLINK_NOFOLLOW) != 0 ||
+      !S_ISSOCK(before.st_mode))
+    return FileDescriptor();
+  FileDescriptor socket = control::connect_to(folder, name, deadline);
+  if (!socket && ::fstatat(folder, name.c_str(), &now, AT_SYMLINK_NOFOLLOW) == 0 &&
+      now.st_ino == before.st_ino)
+    ::unlinkat(folder, name.c_str(), 0);
+  return socket;
+}
+
+std::string text_in(const json& object, const char* key) {
+  const auto found = object.find(key);
+  return found != object.end() && found->is_string() ? found->get<std::string>() : "";
+}
+
+bool is_not_open(const json& answer) { return text_in(answer, "code") == control::kCodeNotOpen; }
+
+// The result in an answer, or what went wrong as it was thrown there.
+json result_of(const std::string& server, json answer) {
+  if (answer["ok"].get<bool>()) return std::move(answer["result"]);
+  const std::string object = text_in(answer, "object");
+  std::string message = text_in(answer, "error");
+  if (message.starts_with(object + ": ")) message.erase(0, object.size() + 2);
+  if (message.empty() || !answer.contains("errno") || !answer["errno"].is_number_integer())
+    fail(EPROTO, server, "the server's answer makes no sense");
+  throw Error(answer["errno"].get<int>(), object.empty() ? server : object, message);
+}
+
+}  // namespace
+
+std::vector<std::string> ControlClient::find_sockets() const {
+  FileDescriptor folder = control::open_folder(store_directory_, false);
+  std::vector<std::string> names;
+  if (folder && read_folder(std::move(folder), names) != 0)
+    fail_errno(errno, store_directory_, "reading the folder of control sockets");
+  std::erase_if(names, [](const std::string& name) { return !name.ends_with(".sock"); });
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+std::optional<json> ControlClient::ask(const std::string& socket_name, const json& request) const {
+  const std::string server = "server " + socket_name;
+  const auto deadline = control::Clock::now() + timeout_;
+  const FileDescriptor folder = control::open_folder(store_directory_, false);
+  if (!folder) return std::nullopt;
+  const FileDescriptor socket = connect_or_remove(folder.get(), socket_name, deadline);
+  if (!socket) return std::nullopt;
+
+  control::LineChannel channel(socket.get(), control::kAnswerBytesMax);
+  std::string line;
+  // A server may refuse and close before it has read all: then there is an answer nevertheless.
+  channel.write_line(json_text(request), deadline);
+  switch (channel.read_line(line, deadline)) {
+    case control::LineChannel::Result::kLine:
+      break;
+    case control::LineChannel::Result::kTooLong:
+      fail(EPROTO, server, "its answer is too long");
+    case control::LineChannel::Result::kClosed:
+      fail(ECONNRESET, server, "it ended before it answered; look what was done, and try again");
+  }
+  json answer = json::parse(line, nullptr, /*allow_exceptions=*/false);
+  if (!answer.is_object() || !answer.contains("ok") || !answer["ok"].is_boolean())
+    fail(EPROTO, server, "its answer makes no sense");
+  return answer;
+}
+
+std::optional<json> ControlClient::ask_owner(const json& request) const {
+  std::optional<Error> trouble;
+  for (const std::string& name : find_sockets()) {
+    std::optional<json> answer;
+    try {
+      answer = ask(name, request);
+    } catch (const Error& error) {
+      trouble = error;
+      continue;
+    }
+    if (answer && !is_not_open(*answer)) return result_of("server " + name, std::move(*answer));
+  }
+  if (trouble) throw *trouble;
+  return std::nullopt;
+}
+
+std::vector<json> ControlClient::ask_all(const json& request) const {
+  std::vector<json> results;
+  for (const std::string& name : find_sockets()) {
+    try {
+      if (std::optional<json> answer = ask(name, request))
+        results.push_back(result_of("server " + name, std::move(*answer)));
+    } catch (const Error& error) {
+      if (error.code() != ECONNRESET) throw;
+    }
+  }
+  return results;
+}
+
+}  // namespace tplstore

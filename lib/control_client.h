@@ -1,0 +1,43 @@
+// The tool's side of the control sockets: finds the servers of a store and asks them.
+//
+// It reads STORE/control, connects to every socket there, and removes those on which nobody
+// listens any more. Every request has connections of its own.
+//
+// Thread safety: all of it. Errors: what a server refused is thrown as the Error that it was there;
+// ETIMEDOUT when a server does not answer in time, ECONNRESET when it ends before it answers,
+// EPROTO when the answer makes no sense.
+#pragma once
+
+#include <chrono>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace tplstore {
+
+class ControlClient {
+ public:
+  explicit ControlClient(std::string store_directory,
+                         std::chrono::milliseconds timeout = std::chrono::seconds(30))
+      : store_directory_(std::move(store_directory)), timeout_(timeout) {}
+
+  // What the server that has the request's volume open answers; nothing when no server has it.
+  // The trouble of a server that may have had it is thrown only when no other one answers.
+  std::optional<nlohmann::json> ask_owner(const nlohmann::json& request) const;
+  // What every server answers. One that ends meanwhile is left out.
+  std::vector<nlohmann::json> ask_all(const nlohmann::json& request) const;
+
+ private:
+  // The names of the sockets in STORE/control.
+  std::vector<std::string> find_sockets() const;
+  // The answer; nothing when there is no such server any more.
+  std::optional<nlohmann::json> ask(const std::string& socket_name,
+                                    const nlohmann::json& request) const;
+
+  std::string store_directory_;
+  std::chrono::milliseconds timeout_;
+};
+
+}  // namespace tplstore

@@ -1,0 +1,106 @@
+// A store: templates, volumes and their names on one backend. What the plugin and the tool use.
+//
+// Start reading the library here. A server makes one Store; every connection gets a Disk from
+// open_export(). The tool makes one too, and does with it what it may do itself; what concerns a
+// volume that a server has open throws Error(EBUSY), upon which the tool asks that server
+// (control_client.h).
+//
+// Thread safety: all methods. Errors: Error everywhere; see the methods.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "backend.h"
+#include "disk.h"
+#include "volume_types.h"
+
+namespace tplstore {
+
+enum class IoMode { kBuffered, kDirect };
+
+struct StoreOptions {
+  IoMode io = IoMode::kBuffered;
+  uint64_t map_cache_bytes = uint64_t{64} << 20;
+  // Log lines for the operator (recoveries, take-overs, damage, I/O errors).
+  std::function<void(const std::string&)> log = [](const std::string&) {};
+};
+
+struct ExportInfo {
+  std::string name;
+  std::string description;
+};
+
+class Store {
+ public:
+  // Makes an empty store in a directory that does not exist or is empty (EEXIST, ENOTEMPTY).
+  static void init(const std::string& directory);
+  static void init(Backend& backend);
+  // Opens the store in a directory; ENOENT with advice when there is none, EIO when its identity
+  // is damaged, EINVAL when it was made by a newer format. Starts no thread.
+  static std::unique_ptr<Store> open(const std::string& directory, const StoreOptions& options);
+  Store(std::unique_ptr<Backend> backend, const StoreOptions& options);
+  // Closes what is open, cleanly. All Disks must be gone.
+  ~Store();
+
+  // Starts the background thread (checkpoints, log compaction). After a fork, not before.
+  void start();
+
+  Backend& backend();
+  const StoreOptions& options() const;
+
+  // --- volumes
+  // Size 0 with a template: the template's. EEXIST, ENOENT (template), EINVAL (smaller than the
+  // template, 0, or not a multiple of 512), EFBIG (the file system cannot hold such a file).
+  VolumeInfo create_volume(const std::string& name, uint64_t size_bytes,
+                           const std::string& template_name);
+  std::vector<VolumeInfo> list_volumes();
+  VolumeInfo show_volume(const std::string& name);  // with its versions
+  // Grows only (EINVAL). When this process has it open, new connections see the new size.
+  VolumeInfo resize_volume(const std::string& name, uint64_t size_bytes);
+  // EBUSY while a writer has it or a reader reads one of its versions.
+  void remove_volume(const std::string& name);
+
+  // --- versions; `version` is a number or a name
+  std::vector<VersionInfo> list_versions(const std::string& volume);
+  // Freezes current, atomically against requests in flight, durable on return; the frozen one.
+  VersionInfo create_version(const std::string& volume, const std::string& name);
+  // Freezes current and starts a new current from `version`. EBUSY while a writer is connected.
+  VersionInfo rollback(const std::string& volume, const std::string& version);
+
+  // --- exports
+  std::vector<ExportInfo> list_exports();
+  // Opens an export for one connection; the volume stays open as long as any of its Disks. A
+  // current version is locked for its peer: EBUSY naming the owner when another VM has it.
+  std::unique_ptr<Disk> open_export(std::string_view export_name, const Peer& peer);
+
+  // Removes what an interrupted creation or removal of a volume left behind; how many volumes.
+  // EBUSY while volumes are being created or templates imported.
+  uint64_t remove_orphans();
+
+  StoreStats stats();
+  // Whether this process has the volume open for writing.
+  bool is_open(const std::string& volume);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+// Cleanly named object paths.
+namespace paths {
+inline constexpr std::string_view kIdentity = "store";            // what makes it a store
+inline constexpr std::string_view kTemplates = "templates";       // NAME: manifest
+inline constexpr std::string_view kSegments = "segments";         // xx/HASH
+inline constexpr std::string_view kImports = "imports";           // NAME: unfinished import
+inline constexpr std::string_view kVolumeNames = "names";         // NAME: uuid
+inline constexpr std::string_view kVolumes = "volumes";           // UUID/…
+inline constexpr std::string_view kGcLock = "gc.lock";            // imports share it, gc has it alone
+inline constexpr std::string_view kControl = "control";           // sockets of servers, dir only
+}  // namespace paths
+
+}  // namespace tplstore

@@ -1,0 +1,151 @@
+// One volume: its versions' disks, read and written block by block.
+//
+// Reading goes through the map (volume_map.h): each run of blocks comes from the data file of the
+// version that wrote it, from the template, or is zero. Writing: blocks that are current's already
+// are overwritten where they are, with no metadata at all. Others are written to current's data
+// file, whole (what the request leaves out of a block is read first), and then the map is changed.
+//
+//   overwrite    gate, stretch locks shared, find, write
+//   first write  read the rest of split blocks, promise log space, gate, stretch locks exclusive,
+//                find again, write, assign
+//   trim, zero   promise, gate, stretch locks exclusive, assign zero, punch current's own cells
+//   new version  promise, make the next data file, close the gate, freeze the map, open the gate,
+//                commit
+//
+// Opened for reading, only frozen versions are served, and no lock is taken but a shared one that
+// keeps the volume from being removed.
+//
+// Thread safety: all data calls and create_version; open and close while nothing else runs.
+// Errors: EIO after a failed sync until the volume is opened again; ENOSPC; EROFS.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "backend.h"
+#include "data_files.h"
+#include "disk.h"
+#include "piece_list.h"
+#include "request_locks.h"
+#include "template_image.h"
+#include "volume_map.h"
+#include "volume_types.h"
+#include "writer_lock.h"
+
+namespace tplstore {
+
+// What a volume is given by the store that it belongs to.
+struct VolumeEnvironment {
+  Backend& backend;
+  // Opens a template, or shares one that is open.
+  std::function<std::shared_ptr<TemplateImage>(const std::string& name)> open_template;
+  std::function<void(const std::string&)> log;
+  // Called when there is something to maintain.
+  std::function<void()> wake;
+};
+
+class Volume {
+ public:
+  static std::string folder_of(const Uuid& volume);
+  // Makes the objects of a new volume, all durable; publishing its name is the caller's.
+  static void create(Backend& backend, const Uuid& volume, uint64_t size_bytes,
+                     const TemplateImage* base);
+  // Takes the writer lock for `peer`, recovers, and starts a new life of the map.
+  static std::unique_ptr<Volume> open_for_writing(const VolumeEnvironment& environment,
+                                                  const Uuid& volume, const std::string& name,
+                                                  const Peer& peer);
+  static std::unique_ptr<Volume> open_for_reading(const VolumeEnvironment& environment,
+                                                  const Uuid& volume, const std::string& name);
+  ~Volume();
+  // Commits, writes a checkpoint, frees the header and the lock. What fails is logged and leaves
+  // the volume as after a crash.
+  void close();
+
+  const std::string& name() const { return name_; }
+  const std::string& template_name() const { return template_name_; }
+  uint64_t size_bytes() const { return size_bytes_.load(std::memory_order_relaxed); }
+
+  // --- data; `version` 0 is current, offsets lie within that version's size
+  void read(uint32_t version, uint64_t offset, MutableBytes into);
+  void extents(uint32_t version, uint64_t offset, uint64_t length,
+               const std::function<bool(const Extent&)>& add);
+  void cache(uint32_t version, uint64_t offset, uint64_t length);
+  void write(uint64_t offset, Bytes from, bool durable);
+  void trim(uint64_t offset, uint64_t length, bool durable);
+  void zero(uint64_t offset, uint64_t length, bool durable);
+  void flush();
+
+  // --- versions
+  std::vector<VersionInfo> versions();
+  // By number or name; frozen versions only. ENOENT.
+  VersionInfo version(const std::string& number_or_name);
+  VersionInfo create_version(const std::string& name);
+  VersionInfo rollback(const std::string& number_or_name);
+  void resize(uint64_t size_bytes);
+
+  // --- upkeep, from the store's background thread
+  void maintain(bool evicts);
+
+  VolumeStats stats();
+
+ private:
+  struct Counters;
+  struct Edge;
+
+  Volume(const VolumeEnvironment& environment, const Uuid& volume, std::string name);
+
+  // volume.cpp: life and versions
+  void open_template(const VolumeHeader& header);
+  void recover();
+  void use_current(DataFile& file);
+  VersionInfo freeze(const std::string& name, uint32_t parent, uint64_t size_bytes);
+  VersionInfo info_of(const VersionRecord& record, bool is_current);
+  std::shared_ptr<VolumeMap> map();
+  void reload_map(const std::shared_ptr<VolumeMap>& old);
+
+  // volume_io.cpp: requests
+  template <typename Operation>
+  void counted(std::atomic<uint64_t>& requests, std::atomic<uint64_t>* bytes, uint64_t length,
+               Operation operation);
+  void find(uint32_t version, uint64_t first, uint64_t count, RunList& runs);
+  void read_range(uint32_t version, uint64_t offset, MutableBytes into);
+  void write_range(uint64_t offset, Bytes from);
+  bool try_overwrite(uint64_t offset, Bytes from);
+  void first_write(uint64_t offset, Bytes from);
+  bool try_first_write(uint64_t offset, Bytes from, Edge& head, Edge& tail, uint64_t& promised);
+  void read_edge(Edge& edge);
+  void discard(uint64_t offset, uint64_t length);
+  void discard_blocks(uint64_t first, uint64_t count);
+  void zero_part(uint64_t offset, uint64_t length);
+  bool reads_as_hole(const Run& run) const;
+
+  const VolumeEnvironment environment_;
+  Backend& backend_;
+  const Uuid uuid_;
+  const std::string folder_;
+  const std::string name_;
+  std::string template_name_;
+  std::shared_ptr<TemplateImage> template_;
+  uint64_t template_blocks_ = 0;
+
+  std::unique_ptr<WriterLock> lock_;      // for writing
+  std::unique_ptr<HeldLock> readers_;     // for reading
+  std::shared_ptr<VolumeMap> map_;        // exchanged by a reader whose log went away
+  std::mutex map_exchange_mutex_;
+  std::unique_ptr<DataFiles> files_;
+  Gate gate_;
+  StretchLocks stretches_;
+  uint32_t write_alignment_ = 1;
+
+  // Changed only while the gate is closed.
+  std::atomic<uint32_t> current_{0};
+  std::atomic<DataFile*> current_file_{nullptr};
+  std::atomic<uint64_t> size_bytes_{0};
+
+  std::unique_ptr<Counters> counters_;
+};
+
+}  // namespace tplstore

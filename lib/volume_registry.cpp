@@ -1,0 +1,151 @@
+#include "volume_registry.h"
+
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+
+#include "host.h"
+
+namespace tplstore {
+namespace {
+
+// How long a connection waits for the one before it to be gone: closing writes a checkpoint.
+constexpr std::chrono::seconds kClosingWaitMax{30};
+constexpr std::chrono::milliseconds kLookAgain{20};
+
+// Whether the peer's process has ended, though its connection may not have noticed yet. Of a peer
+// without a pid that cannot be told.
+bool may_have_left(const Peer& peer) {
+  return peer.pid == 0 || process_start_time(peer.pid) != peer.start_time;
+}
+
+}  // namespace
+
+VolumeRegistry::Attachment::~Attachment() {
+  registry_.detach(uuid_, std::move(volume_), is_writer_);
+}
+
+std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::attach(const Uuid& uuid,
+                                                                   const std::string& name,
+                                                                   const Peer& peer) {
+  using Clock = std::chrono::steady_clock;
+  const auto start = Clock::now();
+  std::unique_lock guard(mutex_);
+  while (true) {
+    const auto it = entries_.find(uuid);
+    if (it == entries_.end()) break;
+    Entry& entry = it->second;
+    if (entry.state == State::kOpen && entry.writers > 0) {
+      if (peer.is_same_vm(entry.peer)) {
+        ++entry.writers;
+        return std::unique_ptr<Attachment>(new Attachment(*this, uuid, entry.volume, true));
+      }
+      const bool waits = may_have_left(entry.peer) && Clock::now() - start < WriterLock::kWaitMax;
+      if (!waits)
+        fail(EBUSY, fmt::format("volume {}", name), "in use by {} (server pid {} on host {}); "
+             "disconnect that first", entry.peer.address, getpid(), this_host().host_name);
+    } else if (Clock::now() - start >= kClosingWaitMax) {
+      fail(EBUSY, fmt::format("volume {}", name), "is still being opened or closed; try again");
+    }
+    changed_.wait_for(guard, kLookAgain);
+  }
+  Entry& entry = entries_[uuid];
+  entry.peer = peer;
+  entry.writers = 1;
+  guard.unlock();
+
+  std::shared_ptr<Volume> volume;
+  try {
+    volume = Volume::open_for_writing(environment_, uuid, name, peer);
+  } catch (...) {
+    guard.lock();
+    entries_.erase(uuid);
+    changed_.notify_all();
+    throw;
+  }
+  guard.lock();
+  entry.volume = volume;
+  entry.state = State::kOpen;
+  changed_.notify_all();
+  return std::unique_ptr<Attachment>(new Attachment(*this, uuid, std::move(volume), true));
+}
+
+std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::pin(const Uuid& uuid) {
+  const std::lock_guard guard(mutex_);
+  const auto it = entries_.find(uuid);
+  if (it == entries_.end() || it->second.state != State::kOpen) return nullptr;
+  ++it->second.pins;
+  return std::unique_ptr<Attachment>(new Attachment(*this, uuid, it->second.volume, false));
+}
+
+void VolumeRegistry::detach(const Uuid& uuid, std::shared_ptr<Volume> volume, bool is_writer) {
+  {
+    const std::lock_guard guard(mutex_);
+    Entry& entry = entries_.at(uuid);
+    --(is_writer ? entry.writers : entry.pins);
+    if (entry.writers + entry.pins > 0) return;
+    entry.state = State::kClosing;
+    entry.volume.reset();
+  }
+  volume->close();
+  volume.reset();
+  const std::lock_guard guard(mutex_);
+  entries_.erase(uuid);
+  changed_.notify_all();
+}
+
+std::shared_ptr<Volume> VolumeRegistry::reader(const Uuid& uuid, const std::string& name,
+                                               const std::string& version) {
+  const std::lock_guard guard(readers_mutex_);
+  if (auto volume = readers_[uuid].lock()) {
+    try {
+      volume->version(version);
+      return volume;
+    } catch (const Error& error) {
+      if (error.code() != ENOENT) throw;  // it may have been made since
+    }
+  }
+  std::shared_ptr<Volume> volume = Volume::open_for_reading(environment_, uuid, name);
+  volume->version(version);
+  readers_[uuid] = volume;
+  return volume;
+}
+
+bool VolumeRegistry::is_open(const Uuid& uuid) {
+  const std::lock_guard guard(mutex_);
+  const auto it = entries_.find(uuid);
+  return it != entries_.end() && it->second.state == State::kOpen;
+}
+
+std::vector<std::unique_ptr<VolumeRegistry::Attachment>> VolumeRegistry::pin_all() {
+  std::vector<Uuid> uuids;
+  {
+    const std::lock_guard guard(mutex_);
+    for (const auto& [uuid, entry] : entries_) uuids.push_back(uuid);
+  }
+  std::vector<std::unique_ptr<Attachment>> pinned;
+  for (const Uuid& uuid : uuids)
+    if (auto attachment = pin(uuid)) pinned.push_back(std::move(attachment));
+  return pinned;
+}
+
+std::vector<std::shared_ptr<Volume>> VolumeRegistry::readers() {
+  const std::lock_guard guard(readers_mutex_);
+  std::vector<std::shared_ptr<Volume>> open;
+  std::erase_if(readers_, [&open](const auto& entry) {
+    auto volume = entry.second.lock();
+    if (!volume) return true;
+    open.push_back(std::move(volume));
+    return false;
+  });
+  return open;
+}
+
+uint32_t VolumeRegistry::connections(const Uuid& uuid) {
+  const std::lock_guard guard(mutex_);
+  const auto it = entries_.find(uuid);
+  return it == entries_.end() ? 0 : it->second.writers;
+}
+
+}  // namespace tplstore

@@ -1,0 +1,55 @@
+// The writer lock of a volume: a held exclusive lock on its object "lock", and the header that
+// says so to everybody else.
+//
+// On one host the held lock is the truth: the kernel releases it when its owner's process ends, so
+// getting it proves that no previous owner lives, and is enough to take over. The header's writer
+// record is for people and for other hosts.
+//
+// Thread safety: none; the volume's owner uses it from one thread at a time.
+// Errors: EBUSY naming the owner; what reading and writing the header throws.
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "volume_header.h"
+
+namespace tplstore {
+
+class WriterLock {
+ public:
+  // How long to wait for an owner that is just leaving.
+  static constexpr std::chrono::milliseconds kWaitMax{2000};
+
+  // Takes the lock and marks the header as taken by `peer`. `name` is the volume's, for messages;
+  // `log` gets a line when the volume is taken over from an owner that died.
+  static std::unique_ptr<WriterLock> acquire(Backend& backend, const std::string& folder,
+                                             const std::string& name, const Peer& peer,
+                                             const std::function<void(const std::string&)>& log);
+  // Releases the lock only; the header goes on saying "taken", as after a crash.
+  ~WriterLock() = default;
+
+  // Marks the header as free, with this size, before the lock is released.
+  void restore(uint64_t size_bytes);
+  // Records a new size while the volume stays taken.
+  void resize(uint64_t size_bytes);
+
+  const VolumeHeader& header() const { return header_; }
+  bool took_over() const { return took_over_; }
+
+ private:
+  WriterLock() = default;
+
+  std::unique_ptr<HeldLock> lock_;
+  std::unique_ptr<Object> object_;
+  HeaderSlots slots_{kHeaderMagic};
+  VolumeHeader header_{};
+  bool took_over_ = false;
+};
+
+// "in use by unix socket, pid 12 (server pid 4711 on host kvm1)", for messages.
+std::string describe(const WriterInfo& writer);
+
+}  // namespace tplstore

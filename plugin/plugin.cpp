@@ -1,0 +1,347 @@
+// The nbdkit plugin: one nbdkit process serves all disks of a store. All it does is to translate
+// between nbdkit's callbacks and the library's Store and Disk.
+//
+// Every callback goes through guard(), which turns an exception into nbdkit's way of failing;
+// nothing is ever thrown into nbdkit's C code. The server's state hangs on one pointer: nbdkit's
+// parent process leaves by exit() after the fork, and a global object's destructor would run there
+// while the child serves.
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#define NBDKIT_API_VERSION 2
+#include <arpa/inet.h>
+#include <nbdkit-plugin.h>
+#include <netinet/in.h>
+#include <xxhash.h>
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <optional>
+#include <string>
+
+#include "control_server.h"
+#include "host.h"
+#include "names.h"
+#include "store.h"
+
+#define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
+
+namespace tplstore {
+namespace {
+
+constexpr rlim_t kDescriptorsWanted = 65536;
+
+struct Server {
+  std::string directory;
+  StoreOptions options;
+  std::unique_ptr<Store> store;
+  std::unique_ptr<ControlServer> control;
+};
+Server* server = nullptr;
+
+// Only these pass the wire; nbdkit turns every other errno into EINVAL, as if the client had asked
+// for something wrong.
+int wire_errno(int code) {
+  switch (code) {
+    case EPERM:
+    case EROFS:
+    case EIO:
+    case ENOMEM:
+    case ENOSPC:
+    case EDQUOT:
+    case EFBIG:
+    case ESHUTDOWN:
+    case EINVAL:
+      return code;
+    default:
+      return EIO;
+  }
+}
+
+// Runs a callback's body; `failure` is what the callback returns when it throws.
+template <typename Body, typename Result>
+Result guard(Result failure, Body body) noexcept {
+  try {
+    return body();
+  } catch (const Error& error) {
+    nbdkit_error("%s", error.what());
+    nbdkit_set_error(wire_errno(error.code()));
+  } catch (const std::bad_alloc&) {
+    nbdkit_error("out of memory");
+    nbdkit_set_error(ENOMEM);
+  } catch (const std::exception& error) {
+    nbdkit_error("%s", error.what());
+    nbdkit_set_error(EIO);
+  }
+  return failure;
+}
+
+template <typename Body>
+int guard_void(Body body) noexcept {
+  return guard(-1, [&] {
+    body();
+    return 0;
+  });
+}
+
+Server& configured() {
+  if (server == nullptr) server = new Server();
+  return *server;
+}
+
+Disk& disk_of(void* handle) { return *static_cast<Disk*>(handle); }
+
+// --- the server's life
+
+int on_config(const char* key, const char* value) noexcept {
+  return guard_void([&] {
+    const std::string name = key;
+    if (name == "store") {
+      char* path = nbdkit_absolute_path(value);
+      if (path == nullptr) fail(EINVAL, value, "is not a usable path");
+      configured().directory = path;
+      free(path);
+    } else if (name == "io") {
+      const std::string mode = value;
+      if (mode != "buffered" && mode != "direct")
+        fail(EINVAL, "io", "'{}' is neither 'buffered' nor 'direct'", mode);
+      configured().options.io = mode == "direct" ? IoMode::kDirect : IoMode::kBuffered;
+    } else if (name == "map-cache") {
+      configured().options.map_cache_bytes = parse_size("map-cache", value);
+    } else {
+      fail(EINVAL, name, "is not a parameter of tplstore; there are store, io and map-cache");
+    }
+  });
+}
+
+int on_config_complete() noexcept {
+  return guard_void([] {
+    if (configured().directory.empty())
+      fail(EINVAL, "store", "is missing: give the store's directory, as in 'nbdkit tplstore /srv/store'");
+  });
+}
+
+// The templates' segments and the data files of many versions want descriptors.
+void raise_descriptor_limit() {
+  rlimit limit;
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  const rlim_t wanted = std::min(limit.rlim_max, kDescriptorsWanted);
+  if (limit.rlim_cur >= wanted) return;
+  limit.rlim_cur = wanted;
+  setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+int on_get_ready() noexcept {
+  return guard_void([] {
+    Server& ready = configured();
+    raise_descriptor_limit();
+    ready.options.log = [](const std::string& line) { nbdkit_error("%s", line.c_str()); };
+    ready.store = Store::open(ready.directory, ready.options);
+    ready.control = std::make_unique<ControlServer>(*ready.store, ready.directory, ready.options.log);
+  });
+}
+
+int on_after_fork() noexcept {
+  return guard_void([] {
+    server->store->start();
+    server->control->start();
+  });
+}
+
+void on_cleanup() noexcept {
+  guard_void([] {
+    if (server == nullptr) return;
+    if (server->control) server->control->stop();
+    server->control.reset();
+    server->store.reset();
+    delete server;
+    server = nullptr;
+  });
+}
+
+void on_dump_plugin() noexcept {
+  printf("tplstore_version=%s\n", TPLSTORE_VERSION);
+  printf("tplstore_compiler=%s\n", __VERSION__);
+  printf("tplstore_build=%s\n", TPLSTORE_BUILD);
+  printf("tplstore_nbdkit=%s\n", TPLSTORE_NBDKIT_VERSION);
+  printf("tplstore_liburing=%s\n", TPLSTORE_LIBURING_VERSION);
+  printf("tplstore_xxhash=%d.%d.%d\n", XXH_VERSION_MAJOR, XXH_VERSION_MINOR, XXH_VERSION_RELEASE);
+  printf("tplstore_block_size=%u\n", kBlockBytes);
+}
+
+// --- connections
+
+Peer peer_of_connection() {
+  sockaddr_storage address{};
+  socklen_t length = sizeof address;
+  Peer peer;
+  if (nbdkit_peer_name(reinterpret_cast<sockaddr*>(&address), &length) != 0) {
+    peer.address = "unknown peer";
+    return peer;
+  }
+  char text[INET6_ADDRSTRLEN] = "";
+  if (address.ss_family == AF_UNIX) {
+    peer.pid = std::max<int64_t>(0, nbdkit_peer_pid());
+    peer.start_time = process_start_time(peer.pid);
+    // A process that is gone already is nobody that a second connection could belong to.
+    if (peer.start_time == 0) peer.pid = 0;
+    peer.address = peer.pid == 0 ? "unix socket, unknown process"
+                                 : fmt::format("unix socket, pid {}", peer.pid);
+  } else if (address.ss_family == AF_INET) {
+    const auto& in = reinterpret_cast<const sockaddr_in&>(address);
+    inet_ntop(AF_INET, &in.sin_addr, text, sizeof text);
+    peer.address = fmt::format("{}:{}", text, ntohs(in.sin_port));
+  } else if (address.ss_family == AF_INET6) {
+    const auto& in = reinterpret_cast<const sockaddr_in6&>(address);
+    inet_ntop(AF_INET6, &in.sin6_addr, text, sizeof text);
+    peer.address = fmt::format("[{}]:{}", text, ntohs(in.sin6_port));
+  } else {
+    peer.address = fmt::format("peer of address family {}", address.ss_family);
+  }
+  return peer;
+}
+
+int on_list_exports(int, int, nbdkit_exports* exports) noexcept {
+  return guard_void([&] {
+    for (const ExportInfo& info : server->store->list_exports())
+      if (nbdkit_add_export(exports, info.name.c_str(), info.description.c_str()) != 0)
+        fail(EIO, info.name, "cannot be listed");
+  });
+}
+
+void* on_open(int) noexcept {
+  return guard<>(static_cast<void*>(nullptr), []() -> void* {
+    const char* name = nbdkit_export_name();
+    if (name == nullptr) fail(EINVAL, "export", "the client's export name cannot be read");
+    return server->store->open_export(name, peer_of_connection()).release();
+  });
+}
+
+void on_close(void* handle) noexcept {
+  guard_void([&] { delete &disk_of(handle); });
+}
+
+int64_t on_get_size(void* handle) noexcept {
+  return guard(int64_t{-1}, [&] { return static_cast<int64_t>(disk_of(handle).size_bytes()); });
+}
+
+int on_block_size(void*, uint32_t* minimum, uint32_t* preferred, uint32_t* maximum) noexcept {
+  *minimum = 1;
+  *preferred = kBlockBytes;
+  *maximum = UINT32_MAX;
+  return 0;
+}
+
+int on_can_write(void* handle) noexcept {
+  return guard(-1, [&] { return disk_of(handle).is_writable() ? 1 : 0; });
+}
+int on_can_multi_conn(void* handle) noexcept {
+  return guard(-1, [&] { return disk_of(handle).allows_multi_conn() ? 1 : 0; });
+}
+int on_can_fua(void*) noexcept { return NBDKIT_FUA_NATIVE; }
+int on_can_cache(void*) noexcept { return NBDKIT_CACHE_NATIVE; }
+int answer_yes(void*) noexcept { return 1; }
+int answer_no(void*) noexcept { return 0; }
+
+// --- data
+
+int on_pread(void* handle, void* buffer, uint32_t count, uint64_t offset, uint32_t) noexcept {
+  return guard_void([&] {
+    disk_of(handle).read(offset, MutableBytes(static_cast<std::byte*>(buffer), count));
+  });
+}
+
+int on_pwrite(void* handle, const void* buffer, uint32_t count, uint64_t offset,
+              uint32_t flags) noexcept {
+  return guard_void([&] {
+    disk_of(handle).write(offset, Bytes(static_cast<const std::byte*>(buffer), count),
+                          (flags & NBDKIT_FLAG_FUA) != 0);
+  });
+}
+
+int on_flush(void* handle, uint32_t) noexcept {
+  return guard_void([&] { disk_of(handle).flush(); });
+}
+
+int on_trim(void* handle, uint32_t count, uint64_t offset, uint32_t flags) noexcept {
+  return guard_void(
+      [&] { disk_of(handle).trim(offset, count, (flags & NBDKIT_FLAG_FUA) != 0); });
+}
+
+// Zeroing changes the map only, so it is always fast; a zeroed block never occupies space.
+int on_zero(void* handle, uint32_t count, uint64_t offset, uint32_t flags) noexcept {
+  return guard_void(
+      [&] { disk_of(handle).zero(offset, count, (flags & NBDKIT_FLAG_FUA) != 0); });
+}
+
+int on_extents(void* handle, uint32_t count, uint64_t offset, uint32_t flags,
+               nbdkit_extents* extents) noexcept {
+  return guard_void([&] {
+    disk_of(handle).extents(offset, count, [&](const Extent& extent) {
+      const uint32_t type = extent.is_hole ? NBDKIT_EXTENT_HOLE | NBDKIT_EXTENT_ZERO : 0;
+      if (nbdkit_add_extent(extents, extent.offset, extent.length, type) != 0)
+        fail(EIO, "extents", "cannot be told");
+      return (flags & NBDKIT_FLAG_REQ_ONE) == 0;
+    });
+  });
+}
+
+int on_cache(void* handle, uint32_t count, uint64_t offset, uint32_t) noexcept {
+  return guard_void([&] { disk_of(handle).cache(offset, count); });
+}
+
+constexpr nbdkit_plugin make_plugin() {
+  nbdkit_plugin table{};
+  table.name = "tplstore";
+  table.longname = "tplstore: disks of virtual machines from golden templates";
+  table.version = TPLSTORE_VERSION;
+  table.description =
+      "Serves the volumes, versions and templates of a store: VOLUME, VOLUME@VERSION,\n"
+      "template/NAME. See nbdkit-tplstore-plugin(1) and tplstore(1).";
+  table.config_help =
+      "[store=]DIRECTORY  (required) The store, made by 'tplstore init'.\n"
+      "io=buffered|direct            Use the page cache (default) or bypass it.\n"
+      "map-cache=SIZE                Memory for the maps of all volumes (default 64M).";
+  table.magic_config_key = "store";
+  table.errno_is_preserved = 0;
+  table.config = on_config;
+  table.config_complete = on_config_complete;
+  table.get_ready = on_get_ready;
+  table.after_fork = on_after_fork;
+  table.cleanup = on_cleanup;
+  table.dump_plugin = on_dump_plugin;
+  table.list_exports = on_list_exports;
+  table.open = on_open;
+  table.close = on_close;
+  table.get_size = on_get_size;
+  table.block_size = on_block_size;
+  table.can_write = on_can_write;
+  table.can_multi_conn = on_can_multi_conn;
+  table.can_flush = answer_yes;
+  table.can_trim = answer_yes;
+  table.can_zero = answer_yes;
+  table.can_fast_zero = answer_yes;
+  table.can_fua = on_can_fua;
+  table.can_extents = answer_yes;
+  table.can_cache = on_can_cache;
+  table.is_rotational = answer_no;
+  table.pread = on_pread;
+  table.pwrite = on_pwrite;
+  table.flush = on_flush;
+  table.trim = on_trim;
+  table.zero = on_zero;
+  table.extents = on_extents;
+  table.cache = on_cache;
+  return table;
+}
+
+constinit nbdkit_plugin plugin = make_plugin();
+
+}  // namespace
+}  // namespace tplstore
+
+using tplstore::plugin;
+NBDKIT_REGISTER_PLUGIN(plugin)

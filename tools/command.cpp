@@ -1,0 +1,122 @@
+#include "command.h"
+
+#include <cerrno>
+#include <chrono>
+#include <cstdio>
+#include <thread>
+
+#include "json_output.h"
+#include "names.h"
+
+namespace tplstore::tool {
+namespace {
+
+using nlohmann::json;
+
+constexpr auto kBusyTimeout = std::chrono::seconds(2);
+constexpr auto kBusyPause = std::chrono::milliseconds(50);
+
+std::string check_size(const std::string& text) {
+  try {
+    parse_size("size", text);
+    return {};
+  } catch (const Error&) {
+    return fmt::format("'{}' is not a size: use for instance 10G, 512M or 4096", text);
+  }
+}
+
+std::string check_size_or_growth(const std::string& text) {
+  return check_size(text.starts_with('+') ? text.substr(1) : text);
+}
+
+void add_store_option(CLI::App* command, Context& context) {
+  command
+      ->add_option("-s,--store", context.store_directory,
+                   "The store's directory [or the variable TPLSTORE_STORE]")
+      ->type_name("DIR");
+  command->add_flag("-v,--verbose", context.is_verbose,
+                    "Report recoveries and other events on stderr");
+}
+
+}  // namespace
+
+std::unique_ptr<Store> Context::open_store() const {
+  StoreOptions options;
+  if (is_verbose)
+    options.log = [](const std::string& line) { fmt::print(stderr, "tplstore: {}\n", line); };
+  return Store::open(store_directory, options);
+}
+
+void Context::print(const json& value,
+                    const std::function<std::string(const json&)>& for_people) const {
+  fmt::print("{}", is_json ? json_text(value, 2) + "\n" : for_people(value));
+}
+
+CLI::App* add_command(CLI::App& parent, Context& context, const std::string& name,
+                      const std::string& description, std::function<void()> action) {
+  CLI::App* command = parent.add_subcommand(name, description);
+  add_store_option(command, context);
+  command->callback([&context, action = std::move(action)] { context.action = action; });
+  return command;
+}
+
+CLI::App* add_group(CLI::App& parent, Context& context, const std::string& name,
+                    const std::string& description) {
+  CLI::App* group = parent.add_subcommand(name, description);
+  add_store_option(group, context);
+  group->require_subcommand(1);
+  return group;
+}
+
+void add_json_option(CLI::App* command, Context& context) {
+  command->add_flag("--json", context.is_json, "Print JSON");
+}
+
+void add_size_option(CLI::App* command, std::string& into, const std::string& description) {
+  command->add_option("--size", into, description)->type_name("SIZE")->check(check_size, "");
+}
+
+void add_new_size(CLI::App* command, std::string& into, const std::string& description) {
+  command->add_option("SIZE", into, description)
+      ->required()
+      ->type_name("")
+      ->check(check_size_or_growth, "");
+}
+
+json change_volume(const Context& context, const json& request, const std::function<json()>& here) {
+  json result;
+  retry_while_busy([&] {
+    try {
+      result = here();
+    } catch (const Error& error) {
+      if (error.code() != EBUSY) throw;
+      std::optional<json> answer = context.control().ask_owner(request);
+      if (!answer) throw;
+      result = std::move(*answer);
+    }
+  });
+  return result;
+}
+
+void retry_while_busy(const std::function<void()>& work) {
+  const auto deadline = std::chrono::steady_clock::now() + kBusyTimeout;
+  while (true) {
+    try {
+      return work();
+    } catch (const Error& error) {
+      if (error.code() != EBUSY || std::chrono::steady_clock::now() >= deadline) throw;
+    }
+    std::this_thread::sleep_for(kBusyPause);
+  }
+}
+
+json find_volume(const Context& context, Store& store, const std::string& name) {
+  const VolumeInfo info = store.show_volume(name);
+  if (info.is_attached) {
+    const json request = {{"op", "volume-show"}, {"volume", name}};
+    if (std::optional<json> answer = context.control().ask_owner(request)) return *answer;
+  }
+  return volume_json(info, true);
+}
+
+}  // namespace tplstore::tool

@@ -1,0 +1,67 @@
+// What every command of the tool shares: the store it works on, how results are printed, and how a
+// volume is reached that a server has open.
+//
+// A command is declared with CLI11 and sets Context::action; main() runs the action after the
+// whole command line has been understood. Actions throw Error, which main() prints.
+//
+// Thread safety: the tool has one thread of its own.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <functional>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "control_client.h"
+#include "store.h"
+
+namespace tplstore::tool {
+
+struct Context {
+  std::string store_directory;  // from --store, or the environment
+  bool is_json = false;
+  bool is_verbose = false;
+  std::vector<std::string> nbdkit_options;  // what stands after "--"; for serve only
+  std::function<void()> action;
+
+  std::unique_ptr<Store> open_store() const;
+  ControlClient control() const { return ControlClient(store_directory); }
+  // Prints `value` with --json, else what `for_people` returns, which ends with a newline or is
+  // empty.
+  void print(const nlohmann::json& value,
+             const std::function<std::string(const nlohmann::json&)>& for_people) const;
+};
+
+// Declares a command below `parent`, with the options that all of them have.
+CLI::App* add_command(CLI::App& parent, Context& context, const std::string& name,
+                      const std::string& description, std::function<void()> action);
+// A command that has commands of its own, and needs one.
+CLI::App* add_group(CLI::App& parent, Context& context, const std::string& name,
+                    const std::string& description);
+void add_json_option(CLI::App* command, Context& context);
+// --size, and the positional SIZE of a resize, which may be +SIZE too. They take 10G, 512M, …;
+// anything else is wrong usage.
+void add_size_option(CLI::App* command, std::string& into, const std::string& description);
+void add_new_size(CLI::App* command, std::string& into, const std::string& description);
+
+// Does `here`, and when the volume is open elsewhere (EBUSY) sends `request`, which names it, to
+// the server that has it. Neither can do it while a server closes the volume: so it is tried for
+// two seconds.
+nlohmann::json change_volume(const Context& context, const nlohmann::json& request,
+                             const std::function<nlohmann::json()>& here);
+// Does `work`, again and again for two seconds as long as it fails with EBUSY.
+void retry_while_busy(const std::function<void()>& work);
+
+// The volume as the server that has it open sees it, else as the store has it.
+nlohmann::json find_volume(const Context& context, Store& store, const std::string& name);
+
+// One function per file of commands.
+void add_store_commands(CLI::App& app, Context& context);
+void add_serve_command(CLI::App& app, Context& context);
+void add_template_commands(CLI::App& app, Context& context);
+void add_volume_commands(CLI::App& app, Context& context);
+void add_version_commands(CLI::App& app, Context& context);
+
+}  // namespace tplstore::tool

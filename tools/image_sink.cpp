@@ -1,0 +1,159 @@
+#include "image_sink.h"
+
+#include <fcntl.h>
+#include <libnbd.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <vector>
+
+#include "child_process.h"
+#include "dir_path.h"
+#include "error.h"
+
+namespace tplstore::tool {
+namespace {
+
+constexpr std::string_view kQemuPackage = "qemu-utils";
+
+class RawSink final : public ImageSink {
+ public:
+  RawSink(const std::string& path, uint64_t size_bytes, std::string file)
+      : file_(std::move(file)), buffer_(kSinkBufferBytes) {
+    descriptor_ =
+        FileDescriptor(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
+    if (!descriptor_) fail_errno(errno, file_, "making the file");
+    if (::ftruncate(descriptor_.get(), static_cast<off_t>(size_bytes)) != 0)
+      fail_errno(errno, file_, "giving the file its size");
+  }
+
+  uint32_t granularity_bytes() const override { return kBlockBytes; }
+  MutableBytes take_buffer() override { return buffer_; }
+
+  void write(uint64_t offset, Bytes from) override {
+    while (!from.empty()) {
+      const ssize_t count =
+          ::pwrite(descriptor_.get(), from.data(), from.size(), static_cast<off_t>(offset));
+      if (count < 0 && errno == EINTR) continue;
+      if (count < 0) fail_errno(errno, file_, "writing");
+      offset += static_cast<uint64_t>(count);
+      from = from.subspan(static_cast<size_t>(count));
+    }
+  }
+
+  void finish() override {
+    if (::fsync(descriptor_.get()) != 0) fail_errno(errno, file_, "syncing");
+    descriptor_ = FileDescriptor();
+  }
+
+ private:
+  std::string file_;
+  FileDescriptor descriptor_;
+  ByteVector buffer_;
+};
+
+// Several writes are in flight to a private qemu-nbd, which ends with the connection.
+class Qcow2Sink final : public ImageSink {
+ public:
+  Qcow2Sink(const std::string& path, uint64_t size_bytes, std::string file)
+      : file_(std::move(file)) {
+    const ProcessResult made =
+        run_process({"qemu-img", "create", "-q", "-f", "qcow2", path, std::to_string(size_bytes)},
+                    kQemuPackage, [](std::string_view) {}, {});
+    if (made.exit_status != 0) fail(EIO, file_, "qemu-img cannot make it: {}", made.errors);
+    nbd_.reset(nbd_create());
+    if (!nbd_) fail(ENOMEM, file_, "cannot make an NBD handle: {}", nbd_get_error());
+    std::string program = "qemu-nbd", format = "--format=qcow2", cache = "--cache=writeback",
+                image = path;
+    std::array<char*, 5> arguments = {program.data(), format.data(), cache.data(), image.data(),
+                                      nullptr};
+    if (nbd_connect_systemd_socket_activation(nbd_.get(), arguments.data()) != 0)
+      fail_nbd("starting qemu-nbd");
+    for (Slot& slot : slots_) slot.buffer.resize(kSinkBufferBytes);
+  }
+
+  uint32_t granularity_bytes() const override { return 64 << 10; }  // a cluster
+
+  MutableBytes take_buffer() override {
+    while (true) {
+      for (Slot& slot : slots_) {
+        if (slot.writes_in_flight > 0) continue;
+        taken_ = &slot;
+        return slot.buffer;
+      }
+      wait();
+    }
+  }
+
+  void write(uint64_t offset, Bytes from) override {
+    ++taken_->writes_in_flight;
+    const nbd_completion_callback done = {.callback =
+                                              [](void* slot, int* error) {
+                                                Slot& ended = *static_cast<Slot*>(slot);
+                                                --ended.writes_in_flight;
+                                                if (*error != 0) ended.error = *error;
+                                                return 1;
+                                              },
+                                          .user_data = taken_,
+                                          .free = nullptr};
+    if (nbd_aio_pwrite(nbd_.get(), from.data(), from.size(), offset, done, 0) < 0) {
+      --taken_->writes_in_flight;
+      fail_nbd("writing through qemu-nbd");
+    }
+  }
+
+  void finish() override {
+    for (Slot& slot : slots_)
+      while (slot.writes_in_flight > 0) wait();
+    check();
+    // The flush makes qemu write its tables, so what follows cannot lose anything.
+    if (nbd_flush(nbd_.get(), 0) != 0) fail_nbd("flushing through qemu-nbd");
+    if (nbd_shutdown(nbd_.get(), 0) != 0) fail_nbd("closing qemu-nbd");
+    nbd_.reset();  // waits for the end of qemu-nbd
+  }
+
+ private:
+  struct Slot {
+    ByteVector buffer;
+    unsigned writes_in_flight = 0;
+    int error = 0;
+  };
+  struct CloseNbd {
+    void operator()(nbd_handle* handle) const { nbd_close(handle); }
+  };
+
+  void wait() {
+    if (nbd_poll(nbd_.get(), -1) < 0 && nbd_get_errno() != EINTR)
+      fail_nbd("writing through qemu-nbd");
+    check();
+  }
+  void check() {
+    for (const Slot& slot : slots_)
+      if (slot.error != 0) fail_errno(slot.error, file_, "writing");
+  }
+  [[noreturn]] void fail_nbd(const char* action) {
+    const int code = nbd_get_errno();
+    fail(code != 0 ? code : EIO, file_, "{}: {}", action, nbd_get_error());
+  }
+
+  std::string file_;
+  std::array<Slot, 8> slots_;
+  Slot* taken_ = nullptr;
+  // Last, so that it is closed before the buffers go.
+  std::unique_ptr<nbd_handle, CloseNbd> nbd_;
+};
+
+}  // namespace
+
+std::unique_ptr<ImageSink> make_raw_sink(const std::string& path, uint64_t size_bytes,
+                                         const std::string& file) {
+  return std::make_unique<RawSink>(path, size_bytes, file);
+}
+
+std::unique_ptr<ImageSink> make_qcow2_sink(const std::string& path, uint64_t size_bytes,
+                                           const std::string& file) {
+  return std::make_unique<Qcow2Sink>(path, size_bytes, file);
+}
+
+}  // namespace tplstore::tool

@@ -1,0 +1,37 @@
+// Where an export's data goes: a new raw file, or a qcow2 file through qemu-nbd.
+//
+// The copier takes a buffer, fills it, and writes runs of it; what it does not write reads as
+// zeroes. Thread safety: one thread. Errors: Error about the file.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "bytes.h"
+
+namespace tplstore::tool {
+
+inline constexpr uint32_t kSinkBufferBytes = uint32_t{2} << 20;
+
+class ImageSink {
+ public:
+  virtual ~ImageSink() = default;
+
+  // Zeroes of this size and alignment are better left out than written.
+  virtual uint32_t granularity_bytes() const = 0;
+  // A buffer of kSinkBufferBytes that no write is under way from; waits for one.
+  virtual MutableBytes take_buffer() = 0;
+  // `from` lies in the buffer taken last; it is written by the time finish() returns.
+  virtual void write(uint64_t offset, Bytes from) = 0;
+  // Makes everything durable and closes the file.
+  virtual void finish() = 0;
+};
+
+// Both make `path`, which must not exist and is absolute. Messages name `file` instead.
+std::unique_ptr<ImageSink> make_raw_sink(const std::string& path, uint64_t size_bytes,
+                                         const std::string& file);
+std::unique_ptr<ImageSink> make_qcow2_sink(const std::string& path, uint64_t size_bytes,
+                                           const std::string& file);
+
+}  // namespace tplstore::tool

@@ -1,0 +1,110 @@
+// tplstore: the command line of a store. What each command does is in the file of its group.
+#include <cerrno>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "command.h"
+
+namespace {
+
+using tplstore::tool::Context;
+
+constexpr int kDone = 0;
+constexpr int kFailed = 1;
+constexpr int kWrongUsage = 2;
+
+// A message on one line, whatever is in it.
+std::string one_line(std::string text) {
+  for (char& c : text)
+    if (static_cast<unsigned char>(c) < ' ') c = ' ';
+  return text;
+}
+
+int report(const std::string& message) {
+  fmt::print(stderr, "tplstore: {}\n", one_line(message));
+  return kFailed;
+}
+
+int report_wrong_usage(const CLI::App& app, const CLI::ParseError& error) {
+  const CLI::App* innermost = &app;
+  std::string command = app.get_name();
+  while (!innermost->get_subcommands().empty()) {
+    innermost = innermost->get_subcommands().front();
+    command += " " + innermost->get_name();
+  }
+  std::string message = error.what();
+  // CLI11 only says that a command is missing, also when there is one that it does not know.
+  const std::vector<std::string> unknown = app.remaining(true);
+  if (!innermost->get_subcommands({}).empty() && !unknown.empty())
+    message = fmt::format("'{}': there is no such command", unknown.front());
+  fmt::print(stderr, "tplstore: {}\nRun '{} --help' for its usage.\n", one_line(message), command);
+  return kWrongUsage;
+}
+
+// What stands after "--" is for nbdkit, and CLI11 shall not see it.
+std::vector<std::string> split_nbdkit_options(std::vector<std::string>& arguments) {
+  std::vector<std::string> rest;
+  bool is_serve = false;
+  for (auto it = arguments.begin(); it != arguments.end(); ++it) {
+    is_serve = is_serve || *it == "serve";
+    if (*it != "--" || !is_serve) continue;
+    rest.assign(it + 1, arguments.end());
+    arguments.erase(it, arguments.end());
+    break;
+  }
+  return rest;
+}
+
+int run(std::vector<std::string> arguments) {
+  Context context;
+  CLI::App app("Disks of VMs from golden templates, with versions, over NBD", "tplstore");
+  app.set_version_flag("-V,--version", "tplstore " TPLSTORE_VERSION);
+  app.set_help_flag("-h,--help", "Print this help and exit");
+  app.add_option("-s,--store", context.store_directory,
+                 "The store's directory [or the variable TPLSTORE_STORE]")
+      ->type_name("DIR");
+  app.require_subcommand(1);
+  app.footer("The manual page tplstore(1) has it all.");
+  tplstore::tool::add_store_commands(app, context);
+  tplstore::tool::add_serve_command(app, context);
+  tplstore::tool::add_template_commands(app, context);
+  tplstore::tool::add_volume_commands(app, context);
+  tplstore::tool::add_version_commands(app, context);
+
+  context.nbdkit_options = split_nbdkit_options(arguments);
+  try {
+    app.parse(std::vector<std::string>(arguments.rbegin(), arguments.rend()));
+    if (!context.nbdkit_options.empty() && !app.got_subcommand("serve"))
+      throw CLI::ExtrasError({"--"});
+    if (context.store_directory.empty())
+      if (const char* store = std::getenv("TPLSTORE_STORE")) context.store_directory = store;
+    if (context.store_directory.empty())
+      throw CLI::ParseError("a store is needed: use --store DIR or the variable TPLSTORE_STORE",
+                            CLI::ExitCodes::RequiredError);
+  } catch (const CLI::Success& success) {  // --help, --version
+    app.exit(success);
+    return kDone;
+  } catch (const CLI::ParseError& error) {
+    return report_wrong_usage(app, error);
+  }
+  context.action();
+  return kDone;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  int status = kFailed;
+  try {
+    status = run(std::vector<std::string>(argv + 1, argv + argc));
+  } catch (const tplstore::Error& error) {
+    return report(error.what());
+  } catch (const std::exception& error) {
+    return report(error.what());
+  }
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0)
+    return report("standard output: not all could be written");
+  return status;
+}

@@ -1,0 +1,160 @@
+// serve: becomes nbdkit with our plugin and the store.
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+#include <filesystem>
+#include <sstream>
+
+#include "command.h"
+#include "dir_path.h"
+#include "names.h"
+
+namespace tplstore::tool {
+namespace {
+
+struct Arguments {
+  std::string socket;
+  unsigned port = 0;
+  CLI::App* command = nullptr;
+};
+
+// A key=value for the plugin or a filter: nbdkit wants those behind the plugin's name.
+bool is_parameter(const std::string& text) {
+  const size_t equals = text.find('=');
+  if (equals == 0 || equals == std::string::npos) return false;
+  return std::all_of(text.begin(), text.begin() + static_cast<ptrdiff_t>(equals),
+                     [](char c) {
+                       return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-' ||
+                              c == '_';
+                     }) &&
+         text[0] != '-';
+}
+
+bool has_any(const std::vector<std::string>& options, std::initializer_list<const char*> wanted) {
+  return std::any_of(options.begin(), options.end(), [&](const std::string& option) {
+    return std::any_of(wanted.begin(), wanted.end(), [&](std::string_view name) {
+      // "-U/path", "--unix=/path", and both with the value in the next word
+      return option == name || option.starts_with(std::string(name) + "=") ||
+             (name.size() == 2 && option.starts_with(name));
+    });
+  });
+}
+
+// The plugin of the build this tool comes from, else the one that is installed.
+std::string find_plugin() {
+  if (const char* plugin = std::getenv("TPLSTORE_PLUGIN"); plugin && *plugin != '\0') return plugin;
+  std::error_code error;
+  const auto self = std::filesystem::read_symlink("/proc/self/exe", error);
+  const auto built = self.parent_path().parent_path() / "plugin" / "nbdkit-tplstore-plugin.so";
+  return !error && std::filesystem::exists(built, error) ? built.string() : "tplstore";
+}
+
+std::string percent_encoded(const std::string& path) {
+  std::string text;
+  for (const char c : path) {
+    const bool is_plain = (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') ||
+                          (c >= 'A' && c <= 'Z') ||
+                          std::string_view("/._-~").find(c) != std::string_view::npos;
+    text += is_plain ? std::string(1, c) : fmt::format("%{:02X}", static_cast<unsigned char>(c));
+  }
+  return text;
+}
+
+// nbdkit refuses a socket that is there already; one that a dead server left is removed.
+void clear_socket(const std::string& path) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (path.size() >= sizeof address.sun_path)
+    fail(ENAMETOOLONG, path, "a socket's path has at most 107 bytes: choose another with --socket");
+  path.copy(address.sun_path, path.size());
+  struct stat status {};
+  if (::lstat(path.c_str(), &status) != 0) return;
+  const FileDescriptor probe(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  const bool is_stale =
+      S_ISSOCK(status.st_mode) && probe &&
+      ::connect(probe.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0 &&
+      errno == ECONNREFUSED;
+  if (!is_stale)
+    fail(EADDRINUSE, path,
+         "it exists: another server listens there, or it is something else; choose another "
+         "with --socket");
+  if (::unlink(path.c_str()) != 0) fail_errno(errno, path, "removing a stale socket");
+}
+
+bool is_in_path(const std::string& program) {
+  std::istringstream path(std::getenv("PATH") ? std::getenv("PATH") : "/usr/bin:/bin");
+  for (std::string folder; std::getline(path, folder, ':');)
+    if (::access((folder + "/" + program).c_str(), X_OK) == 0) return true;
+  return false;
+}
+
+[[noreturn]] void become(std::vector<std::string> words) {
+  std::vector<char*> pointers;
+  for (std::string& word : words) pointers.push_back(word.data());
+  pointers.push_back(nullptr);
+  ::execvp(pointers[0], pointers.data());
+  fail_errno(errno, words[0], "starting the program");
+}
+
+void serve(const Context& context, const Arguments& arguments) {
+  if (!is_in_path("nbdkit"))
+    fail(ENOENT, "nbdkit", "this program is needed and not installed: install nbdkit");
+  context.open_store();  // a clear error when there is none
+  const std::string store = std::filesystem::canonical(context.store_directory);
+  std::vector<std::string> extras = arguments.command->remaining();
+  extras.insert(extras.end(), context.nbdkit_options.begin(), context.nbdkit_options.end());
+  std::vector<std::string> options, parameters;
+  for (const std::string& extra : extras)
+    (is_parameter(extra) ? parameters : options).push_back(extra);
+
+  std::vector<std::string> words = {"nbdkit", "--foreground"};
+  std::string uri;
+  if (arguments.port != 0) {
+    words.insert(words.end(), {"--port", std::to_string(arguments.port)});
+    // NBD without TLS lets everybody write: only this host, unless an address is given.
+    if (!has_any(options, {"-i", "--ipaddr", "--vsock"})) {
+      words.insert(words.end(), {"--ipaddr", "127.0.0.1"});
+      uri = fmt::format("nbd://127.0.0.1:{}/VOLUME", arguments.port);
+    }
+  } else if (!has_any(options, {"-U", "--unix", "-p", "--port", "--vsock", "-s", "--single"})) {
+    const std::string socket = arguments.socket.empty()
+                                   ? store + "/nbd.sock"
+                                   : std::filesystem::absolute(arguments.socket).string();
+    clear_socket(socket);
+    words.insert(words.end(), {"--unix", socket});
+    uri = "nbd+unix:///VOLUME?socket=" + percent_encoded(socket);
+  }
+  if (context.is_verbose) words.push_back("--verbose");
+  words.insert(words.end(), options.begin(), options.end());
+  words.push_back(find_plugin());
+  words.push_back("store=" + store);
+  words.insert(words.end(), parameters.begin(), parameters.end());
+  if (!uri.empty()) fmt::print(stderr, "tplstore: serving {} as {}\n", store, uri);
+  become(std::move(words));
+}
+
+}  // namespace
+
+void add_serve_command(CLI::App& app, Context& context) {
+  auto arguments = std::make_shared<Arguments>();
+  CLI::App* command =
+      add_command(app, context, "serve", "Serve the store with nbdkit, in the foreground",
+                  [&context, arguments] { serve(context, *arguments); });
+  arguments->command = command;
+  CLI::Option* socket =
+      command->add_option("--socket", arguments->socket, "Listen on this Unix socket")
+          ->type_name("PATH");
+  command->add_option("--port", arguments->port, "Listen on this TCP port of the loopback address")
+      ->check(CLI::Range(1, 65535), "")
+      ->type_name("N")
+      ->excludes(socket);
+  command->allow_extras();
+  command->footer("All other options go to nbdkit, as does what follows \"--\".");
+}
+
+}  // namespace tplstore::tool

@@ -1,0 +1,114 @@
+// init, gc, stats, and lock.
+#include <filesystem>
+
+#include "command.h"
+#include "json_output.h"
+#include "names.h"
+#include "progress.h"
+#include "prometheus_output.h"
+#include "table.h"
+#include "template_store.h"
+
+namespace tplstore::tool {
+namespace {
+
+using nlohmann::json;
+
+std::string stats_text(const json& stats) {
+  if (stats["servers"].empty()) return "no server has this store open\n";
+  Table table({{"VOLUME", Align::kLeft},
+               {"VERSION", Align::kRight},
+               {"SIZE", Align::kRight},
+               {"CONN", Align::kRight},
+               {"READS", Align::kRight},
+               {"READ", Align::kRight},
+               {"WRITES", Align::kRight},
+               {"WRITTEN", Align::kRight},
+               {"TRIMS", Align::kRight},
+               {"ZEROES", Align::kRight},
+               {"FLUSHES", Align::kRight},
+               {"ERRORS", Align::kRight}});
+  for (const json& volume : stats["volumes"]) {
+    const json& requests = volume["requests"];
+    const json& bytes = volume["bytes"];
+    table.add_row({plain(volume["name"]), plain(volume["current_version"]), size(volume["size"]),
+                   plain(volume["connections"]), plain(requests["reads"]), size(bytes["reads"]),
+                   plain(requests["writes"]), size(bytes["writes"]), plain(requests["trims"]),
+                   plain(requests["zeroes"]), plain(requests["flushes"]), plain(volume["errors"])});
+  }
+  const json& map = stats["map"];
+  const json& log = stats["log"];
+  return table.text() +
+         format_fields(
+             {{"servers", std::to_string(stats["servers"].size())},
+              {"map cache", fmt::format("{} of {}", size(map["bytes"]), size(map["max_bytes"]))},
+              {"map logs", fmt::format("{}, of which garbage {}", size(log["bytes"]),
+                                       size(log["garbage_bytes"]))}});
+}
+
+void show_stats(const Context& context, bool is_prometheus) {
+  context.open_store();  // a clear error when there is none
+  json stats = merge_stats(context.control().ask_all({{"op", "stats"}}));
+  if (is_prometheus)
+    fmt::print("{}", prometheus_text(stats));
+  else
+    context.print(stats, stats_text);
+}
+
+void show_lock(const Context& context, const std::string& name) {
+  const auto store = context.open_store();
+  const json volume = find_volume(context, *store, name);
+  const json lock = {
+      {"volume", name}, {"attached", volume["attached"]}, {"writer", volume["writer"]}};
+  context.print(lock, [](const json& value) {
+    const json& writer = value["writer"];
+    if (writer.is_null()) return plain(value["volume"]) + ": nobody writes it\n";
+    return format_fields({{"volume", plain(value["volume"])},
+                          {"attached", value["attached"].get<bool>() ? "yes" : "no"},
+                          {"host", plain(writer["host"])},
+                          {"server pid", plain(writer["server_pid"])},
+                          {"peer", plain(writer["peer"])},
+                          {"epoch", plain(writer["epoch"])}});
+  });
+}
+
+void collect_garbage(const Context& context) {
+  const auto store = context.open_store();
+  const GcResult result = gc(store->backend());
+  context.print(gc_json(result), [](const json& value) {
+    return fmt::format("{} freed, {} segments removed\n", size(value["freed_bytes"]),
+                       plain(value["removed_segments"]));
+  });
+}
+
+}  // namespace
+
+void add_store_commands(CLI::App& app, Context& context) {
+  CLI::App* init = add_command(app, context, "init", "Make an empty store", [&context] {
+    Store::init(context.store_directory);
+    fmt::print("{}: an empty store\n", context.store_directory);
+  });
+  init->add_option("STORE", context.store_directory,
+                   "A directory that does not exist yet, or is empty");
+
+  CLI::App* collect =
+      add_command(app, context, "gc", "Give back the space of data that no template uses any more",
+                  [&context] { collect_garbage(context); });
+  add_json_option(collect, context);
+
+  auto is_prometheus = std::make_shared<bool>(false);
+  CLI::App* stats = add_command(app, context, "stats", "Show what the store's servers count",
+                                [&context, is_prometheus] { show_stats(context, *is_prometheus); });
+  add_json_option(stats, context);
+  stats->add_flag("--prometheus", *is_prometheus, "Print the text format of Prometheus")
+      ->excludes("--json");
+
+  CLI::App* lock = add_group(app, context, "lock", "Who may write a volume");
+  auto volume = std::make_shared<std::string>();
+  CLI::App* show = add_command(*lock, context, "show", "Show who writes a volume",
+                               [&context, volume] { show_lock(context, *volume); });
+  show->add_option("VOLUME", *volume, "The volume")->required();
+  add_json_option(show, context);
+}
+
+}  // namespace tplstore::tool

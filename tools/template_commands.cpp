@@ -1,0 +1,189 @@
+// template import, list, show, verify, rm, export.
+#include <cerrno>
+
+#include "command.h"
+#include "export_command.h"
+#include "importer.h"
+#include "json_output.h"
+#include "progress.h"
+#include "table.h"
+#include "template_store.h"
+
+namespace tplstore::tool {
+namespace {
+
+using nlohmann::json;
+
+std::string templates_text(const json& templates) {
+  Table table({{"NAME", Align::kLeft},
+               {"SIZE", Align::kRight},
+               {"DATA", Align::kRight},
+               {"UNIQUE", Align::kRight},
+               {"STATE", Align::kLeft},
+               {"CREATED", Align::kLeft}});
+  for (const json& info : templates)
+    table.add_row({plain(info["name"]), size(info["size"]), size(info["data_bytes"]),
+                   size(info["unique_bytes"]), plain(info["state"]), plain(info["created"])});
+  return table.text();
+}
+
+std::string template_text(const json& info) {
+  return format_fields({{"name", plain(info["name"])},
+                        {"uuid", plain(info["uuid"])},
+                        {"size", size(info["size"])},
+                        {"data", size(info["data_bytes"])},
+                        {"unique", size(info["unique_bytes"])},
+                        {"segments", plain(info["segments"])},
+                        {"state", plain(info["state"])},
+                        {"created", plain(info["created"])},
+                        {"source", plain(info["source"])}});
+}
+
+std::vector<std::string> volumes_of(Store& store, const std::string& template_name) {
+  std::vector<std::string> names;
+  for (const VolumeInfo& volume : store.list_volumes())
+    if (volume.template_name == template_name) names.push_back(volume.name);
+  return names;
+}
+
+json damage_json(const SegmentDamage& damage) {
+  return {{"segment", damage.segment.hex()},
+          {"missing", damage.is_missing},
+          {"problem", damage.problem},
+          {"blocks", damage.blocks}};
+}
+
+void verify(const Context& context, const std::string& name) {
+  const auto store = context.open_store();
+  Progress progress("verifying " + name);
+  const VerifyReport report = verify_template(
+      store->backend(), name, [&](uint64_t done, uint64_t total) { progress.update(done, total); });
+  progress.clear();
+  json damage = json::array();
+  for (const SegmentDamage& one : report.damage) damage.push_back(damage_json(one));
+  const json result = {{"name", name},
+                       {"sound", report.is_sound()},
+                       {"segments", report.segments},
+                       {"blocks", report.blocks},
+                       {"damage", damage}};
+  context.print(result, [](const json& value) {
+    std::string text = fmt::format("{}: {} segments, {} blocks checked\n", plain(value["name"]),
+                                   plain(value["segments"]), plain(value["blocks"]));
+    for (const json& one : value["damage"])
+      text += fmt::format("segment {}: {}\n", plain(one["segment"]), plain(one["problem"]));
+    return text;
+  });
+  if (!report.is_sound())
+    fail(EIO, name, "{} of its {} segments are damaged: import it again under another name",
+         report.damage.size(), report.segments);
+}
+
+struct ImportArguments {
+  std::string name;
+  std::string source;
+  ImportOptions options;
+};
+
+void import(const Context& context, const ImportArguments& arguments) {
+  const auto store = context.open_store();
+  Progress progress("importing " + arguments.name);
+  const InterruptGuard guard;
+  ImportOptions options = arguments.options;
+  options.progress = [&](uint64_t done, uint64_t total) { progress.update(done, total); };
+  options.interrupted = interrupted;
+  ImportResult imported;
+  try {
+    imported = import_template(store->backend(), arguments.name, arguments.source, options);
+  } catch (const Error&) {
+    // A terminal sends its SIGINT to qemu's programs too, so anything may have failed.
+    if (!interrupted()) throw;
+    fail(EINTR, arguments.name,
+         "interrupted: nothing is lost, the same import continues; `tplstore template rm {}` "
+         "gives it up",
+         arguments.name);
+  }
+  progress.clear();
+  json result = template_json(imported.info);
+  result["stored_bytes"] = imported.stored_bytes;
+  result["referenced_bytes"] = imported.referenced_bytes;
+  result["zero_bytes"] = imported.zero_bytes;
+  result["unreadable_segments"] = imported.unreadable_segments;
+  context.print(result, [](const json& value) {
+    return fmt::format("{}: {}, of which {} stored, {} shared, {} zeroes\n", plain(value["name"]),
+                       size(value["size"]), size(value["stored_bytes"]),
+                       size(value["referenced_bytes"]), size(value["zero_bytes"]));
+  });
+  if (imported.unreadable_segments > 0)
+    fmt::print(stderr,
+               "tplstore: {}: {} segments of the store could not be read for comparison; "
+               "`tplstore template verify` tells which\n",
+               arguments.name, imported.unreadable_segments);
+}
+
+void add_import(CLI::App& group, Context& context) {
+  auto arguments = std::make_shared<ImportArguments>();
+  CLI::App* command = add_command(group, context, "import", "Make a template from an image",
+                                  [&context, arguments] { import(context, *arguments); });
+  command->add_option("NAME", arguments->name, "What to call it")->required();
+  command
+      ->add_option("SOURCE", arguments->source,
+                   "An image file of any format that qemu knows, or an NBD URI")
+      ->required();
+  command->add_flag("--allow-backing", arguments->options.allow_backing,
+                    "Read an image that refers to other files, through them");
+  command
+      ->add_option("--format", arguments->options.format,
+                   "The file's format (raw, qcow2, vmdk, …), which is found out otherwise")
+      ->type_name("FORMAT");
+  add_json_option(command, context);
+}
+
+}  // namespace
+
+void add_template_commands(CLI::App& app, Context& context) {
+  CLI::App* group = add_group(app, context, "template", "Golden images");
+  add_import(*group, context);
+
+  auto with_unfinished = std::make_shared<bool>(false);
+  CLI::App* list =
+      add_command(*group, context, "list", "List the templates", [&context, with_unfinished] {
+        const auto store = context.open_store();
+        json templates = json::array();
+        for (const TemplateInfo& info : list_templates(store->backend()))
+          if (*with_unfinished || info.state != "importing")
+            templates.push_back(template_json(info));
+        context.print(templates, templates_text);
+      });
+  list->add_flag("--all", *with_unfinished, "Unfinished imports too");
+  add_json_option(list, context);
+
+  auto shown = std::make_shared<std::string>();
+  CLI::App* show = add_command(*group, context, "show", "Show a template", [&context, shown] {
+    const auto store = context.open_store();
+    context.print(template_json(show_template(store->backend(), *shown)), template_text);
+  });
+  show->add_option("NAME", *shown, "The template")->required();
+  add_json_option(show, context);
+
+  auto verified = std::make_shared<std::string>();
+  CLI::App* check =
+      add_command(*group, context, "verify", "Compare all of a template's blocks with their hashes",
+                  [&context, verified] { verify(context, *verified); });
+  check->add_option("NAME", *verified, "The template")->required();
+  add_json_option(check, context);
+
+  auto removed = std::make_shared<std::string>();
+  CLI::App* remove = add_command(
+      *group, context, "rm", "Remove a template, or an unfinished import", [&context, removed] {
+        const auto store = context.open_store();
+        remove_template(store->backend(), *removed, [&] { return volumes_of(*store, *removed); });
+      });
+  remove->add_option("NAME", *removed, "The template")->required();
+
+  add_export_command(*group, context, "NAME", "Write a template to an image file",
+                     [](Store& store, const std::string& name) {
+                       return store.open_export("template/" + name, tool_peer());
+                     });
+}
+
+}  // namespace tplstore::tool

@@ -1,0 +1,171 @@
+// volume create, list, show, resize, rm, export.
+#include <cerrno>
+
+#include "command.h"
+#include "export_command.h"
+#include "json_output.h"
+#include "names.h"
+#include "table.h"
+#include "version_text.h"
+
+namespace tplstore::tool {
+namespace {
+
+using nlohmann::json;
+
+std::string writer_text(const json& volume) {
+  if (!volume["attached"].get<bool>()) return "-";
+  const json& writer = volume["writer"];
+  if (writer.is_null()) return "yes";
+  return fmt::format("{} by server {} on {}", plain(writer["peer"]), plain(writer["server_pid"]),
+                     plain(writer["host"]));
+}
+
+std::string volumes_text(const json& volumes) {
+  Table table({{"NAME", Align::kLeft},
+               {"SIZE", Align::kRight},
+               {"TEMPLATE", Align::kLeft},
+               {"VERSION", Align::kRight},
+               {"UNIQUE", Align::kRight},
+               {"ATTACHED", Align::kLeft}});
+  for (const json& volume : volumes)
+    table.add_row({plain(volume["name"]), size(volume["size"]), plain(volume["template"]),
+                   plain(volume["current_version"]), size(volume["unique_bytes"]),
+                   writer_text(volume)});
+  return table.text();
+}
+
+std::string volume_text(const json& volume) {
+  std::string text = format_fields({{"name", plain(volume["name"])},
+                                    {"uuid", plain(volume["uuid"])},
+                                    {"size", size(volume["size"])},
+                                    {"template", plain(volume["template"])},
+                                    {"parent", plain(volume["parent"])},
+                                    {"current version", plain(volume["current_version"])},
+                                    {"attached", writer_text(volume)},
+                                    {"unique", size(volume["unique_bytes"])}});
+  return text + "\n" + versions_text(volume["versions"]);
+}
+
+void list_volumes(const Context& context) {
+  const auto store = context.open_store();
+  json volumes = json::array();
+  for (const VolumeInfo& info : store->list_volumes()) {
+    json volume = volume_json(info, false);
+    // Whoever has it open knows better than what is on disk.
+    if (info.is_attached) {
+      const json request = {{"op", "volume-show"}, {"volume", info.name}};
+      if (std::optional<json> answer = context.control().ask_owner(request)) {
+        answer->erase("versions");
+        volume = std::move(*answer);
+      }
+    }
+    volumes.push_back(std::move(volume));
+  }
+  context.print(volumes, volumes_text);
+}
+
+void resize_volume(const Context& context, const std::string& name, const std::string& text) {
+  const auto store = context.open_store();
+  const bool is_relative = text[0] == '+';
+  uint64_t wanted = parse_size("SIZE", is_relative ? text.substr(1) : text);
+  if (is_relative) wanted += find_volume(context, *store, name)["size"].get<uint64_t>();
+  const json request = {{"op", "volume-resize"}, {"volume", name}, {"size", wanted}};
+  const json volume = change_volume(
+      context, request, [&] { return volume_json(store->resize_volume(name, wanted), false); });
+  context.print(volume, [](const json& value) {
+    return fmt::format("{}: {}\n", plain(value["name"]), size(value["size"]));
+  });
+}
+
+std::unique_ptr<Disk> open_for_export(Store& store, const std::string& name) {
+  const ExportName parsed = parse_export_name(name);
+  if (parsed.kind == ExportName::Kind::kTemplate)
+    fail(EINVAL, name, "that is a template: use `tplstore template export`");
+  std::unique_ptr<Disk> disk;
+  try {
+    retry_while_busy([&] { disk = store.open_export(name, tool_peer()); });
+  } catch (const Error& error) {
+    if (error.code() != EBUSY || parsed.kind != ExportName::Kind::kCurrent) throw;
+    fail(EBUSY, name,
+         "it is in use and cannot be exported while it changes: make a version with "
+         "`tplstore version create {}` and export that as {}@VERSION",
+         name, name);
+  }
+  return disk;
+}
+
+void add_create(CLI::App& group, Context& context) {
+  struct Arguments {
+    std::string name, size, template_name;
+  };
+  auto arguments = std::make_shared<Arguments>();
+  const auto action = [&context, arguments] {
+    const auto store = context.open_store();
+    const uint64_t size_bytes = arguments->size.empty() ? 0 : parse_size("--size", arguments->size);
+    if (!arguments->size.empty() && size_bytes == 0)
+      fail(EINVAL, arguments->name, "a volume cannot have the size 0");
+    const VolumeInfo info =
+        store->create_volume(arguments->name, size_bytes, arguments->template_name);
+    context.print(volume_json(info, false), [](const json& value) {
+      return fmt::format(
+          "{}: {}, {}\n", plain(value["name"]), size(value["size"]),
+          value["template"].is_null() ? "empty" : "from " + plain(value["template"]));
+    });
+  };
+  CLI::App* command = add_command(group, context, "create", "Make a volume", action);
+  command->callback([&context, arguments, action] {
+    if (arguments->size.empty() && arguments->template_name.empty())
+      throw CLI::ParseError("a new volume needs --size or --template",
+                            CLI::ExitCodes::RequiredError);
+    context.action = action;
+  });
+  command->add_option("NAME", arguments->name, "What to call it")->required();
+  add_size_option(command, arguments->size,
+                  "Its size, like 10G; with --template the template's unless given");
+  command->add_option("--template", arguments->template_name, "The template it starts from")
+      ->type_name("NAME");
+  add_json_option(command, context);
+}
+
+}  // namespace
+
+void add_volume_commands(CLI::App& app, Context& context) {
+  CLI::App* group = add_group(app, context, "volume", "Disks of VMs");
+  add_create(*group, context);
+
+  CLI::App* list = add_command(*group, context, "list", "List the volumes",
+                               [&context] { list_volumes(context); });
+  add_json_option(list, context);
+
+  auto shown = std::make_shared<std::string>();
+  CLI::App* show =
+      add_command(*group, context, "show", "Show a volume and its versions", [&context, shown] {
+        const auto store = context.open_store();
+        context.print(find_volume(context, *store, *shown), volume_text);
+      });
+  show->add_option("NAME", *shown, "The volume")->required();
+  add_json_option(show, context);
+
+  auto resized = std::make_shared<std::pair<std::string, std::string>>();
+  CLI::App* resize =
+      add_command(*group, context, "resize", "Make a volume larger",
+                  [&context, resized] { resize_volume(context, resized->first, resized->second); });
+  resize->add_option("NAME", resized->first, "The volume")->required();
+  add_new_size(resize, resized->second, "Its new size, or +SIZE for so much more");
+  add_json_option(resize, context);
+
+  auto removed = std::make_shared<std::string>();
+  CLI::App* remove = add_command(*group, context, "rm", "Remove a volume with all its versions",
+                                 [&context, removed] {
+                                   const auto store = context.open_store();
+                                   retry_while_busy([&] { store->remove_volume(*removed); });
+                                 });
+  remove->add_option("NAME", *removed, "The volume")->required();
+
+  add_export_command(*group, context, "VOLUME",
+                     "Write a volume (VOLUME), or one of its versions (VOLUME@VERSION), to a file",
+                     open_for_export);
+}
+
+}  // namespace tplstore::tool

@@ -1,0 +1,180 @@
+#!/usr/bin/env bash
+# From nothing to a guest with versions: examples/quickstart.sh [IMAGE]
+#
+# On a bare Debian 12, as root or with sudo: installs packages, builds tplstore, makes a small
+# Debian image (or takes yours: any format qemu knows), and goes the whole way with it. Changes
+# nothing outside of build/, ~/.cache/tplstore and one new folder in /var/tmp, but for packages.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+source=$(dirname "$here")
+# shellcheck source=SCRIPTDIR/packages.sh
+. "$here/packages.sh"
+# shellcheck source=SCRIPTDIR/guest.sh
+. "$here/guest.sh"
+
+case ${1-} in
+-h | --help) sed -n '2,/^set/{/^# \{0,1\}/s///p}' "${BASH_SOURCE[0]}"; exit ;;
+esac
+[ $# -le 1 ] || { echo "usage: $0 [IMAGE]" >&2; exit 2; }
+image=${1-}
+[ -z "$image" ] || image=$(realpath -e "$image")
+
+unset TMPDIR  # a socket's path must be short, and the store needs room
+work=$(mktemp -d /var/tmp/tplstore-quickstart-XXXXXX)
+server_pid=
+succeeded=
+
+finish() {
+    guest_kill
+    if [ -n "$server_pid" ]; then
+        kill "$server_pid" 2>/dev/null || true
+        wait "$server_pid" 2>/dev/null || true
+    fi
+    if [ -z "$succeeded" ]; then
+        [ ! -s "$work/server.log" ] || { echo "The server's log:"; tail -n 20 "$work/server.log"; } >&2
+        echo "The quickstart did not finish; removing $work" >&2
+        rm -rf "$work"
+    fi
+}
+trap finish EXIT
+trap 'exit 130' INT TERM
+
+headline() {
+    printf '\n\033[1m== %s\033[0m  (%d s)\n' "$1" "$SECONDS"
+}
+
+# Prints a command in a form that can be typed, then runs it.
+run() {
+    local shown
+    shown=$(printf '%q ' "$@")
+    shown=${shown//"$tplstore"/tplstore}
+    echo "\$ ${shown//"$work"/\$DIR}"
+    "$@"
+}
+
+headline "Installing packages"
+install_packages build run guest
+echo "All there."
+
+headline "Building tplstore"
+log=$work/build.log
+if ! (cd "$source" && cmake --preset release &&
+        cmake --build --preset release --target plugin/all tools/all) >"$log" 2>&1; then
+    tail -n 40 "$log" >&2
+    exit 1
+fi
+tplstore=$source/build/release/tools/tplstore
+plugin=$source/build/release/plugin/nbdkit-tplstore-plugin.so
+"$tplstore" --version
+
+boot_options=()
+if [ -z "$image" ]; then
+    headline "Making a small Debian guest"
+    guest=${XDG_CACHE_HOME:-$HOME/.cache}/tplstore/guest
+    "$here/make-guest.sh" "$guest"
+    ls -sh "$guest/disk.raw"
+    image=$guest/disk.raw
+    boot_options=(-kernel "$guest/vmlinuz" -initrd "$guest/initrd"
+        -append "console=ttyS0 root=/dev/vda rw quiet panic=-1")
+fi
+
+# boot CONSOLE: boots vm1 until it is up. Of an image that is not ours we know only that it may say
+# something on its serial line.
+boot() {
+    guest_start "nbd+unix:///vm1?socket=$work/socket" "$1" ${boot_options[@]+"${boot_options[@]}"}
+    if [ ${#boot_options[@]} -gt 0 ]; then
+        guest_expect "GUEST up" 240
+        grep -F "GUEST up" "$1"
+    elif guest_expect "" 300 2>/dev/null; then
+        echo "It talks on its serial line:"
+        head -c 400 "$1"
+        echo
+    else
+        echo "It says nothing on its serial line; that does not matter."
+    fi
+}
+
+# write TEXT: has our guest keep it; other guests write what they write while they boot.
+write() {
+    [ ${#boot_options[@]} -gt 0 ] || { sleep 20; return; }
+    guest_say "write $1"
+    guest_expect "GUEST wrote $1" 60
+    echo "The guest has written \"$1\" into /marker."
+}
+
+switch_off() {
+    if [ ${#boot_options[@]} -gt 0 ]; then
+        guest_say poweroff
+        guest_wait 120
+        echo "The guest has switched itself off."
+    else
+        guest_kill
+        echo "Pulled the guest's plug."
+    fi
+}
+
+headline "Making a store and importing the image as template \"golden\""
+export TPLSTORE_STORE=$work/store
+run "$tplstore" init "$TPLSTORE_STORE"
+run "$tplstore" template import golden "$image"
+run "$tplstore" template list
+
+headline "Creating two volumes from the template"
+run "$tplstore" volume create vm1 --template golden
+run "$tplstore" volume create vm2 --template golden
+
+headline "Serving the store with nbdkit"
+echo "\$ nbdkit -U \$DIR/socket tplstore \$DIR/store"
+nbdkit --foreground --unix "$work/socket" --pidfile "$work/pid" "$plugin" "$TPLSTORE_STORE" \
+    >"$work/server.log" 2>&1 &
+server_pid=$!
+while [ ! -s "$work/pid" ]; do  # nbdkit writes it when it is ready
+    kill -0 "$server_pid" 2>/dev/null || { cat "$work/server.log" >&2; exit 1; }
+    sleep 0.02
+done
+nbdinfo --list "nbd+unix:///?socket=$work/socket" | grep -E '^export=|^\s*description:' || true
+
+headline "Booting a guest from vm1, and taking a version while it runs"
+boot "$work/console.1"
+write before
+run "$tplstore" version create vm1 --name clean
+write after
+switch_off
+
+headline "Booting it again: it goes on from where it was"
+boot "$work/console.2"
+switch_off
+
+headline "Reading the old version"
+run nbdcopy "nbd+unix:///vm1@clean?socket=$work/socket" "$work/clean.raw"
+if [ ${#boot_options[@]} -gt 0 ]; then
+    # The guest was running: to its file system the version is what a power cut leaves.
+    /sbin/e2fsck -fp "$work/clean.raw" >/dev/null || [ $? = 1 ]
+    old=$(/sbin/debugfs -R "cat /marker" "$work/clean.raw" 2>/dev/null)
+    new=$(grep -o 'marker: [a-z]*' "$work/console.2")
+    echo "/marker says \"$old\" in version \"clean\", and \"${new#marker: }\" in vm1."
+    [ "$old,$new" = "before,marker: after" ] || { echo "That is wrong." >&2; exit 1; }
+else
+    ls -lsh "$work/clean.raw"
+fi
+rm -f "$work/clean.raw"
+
+headline "What there is now"
+run "$tplstore" volume list
+run "$tplstore" version list vm1
+
+succeeded=1
+headline "Done"
+cat <<END
+The server is stopped; the store stays in $work. What to try next:
+
+    export TPLSTORE_STORE=$TPLSTORE_STORE
+    PATH=$(dirname "$tplstore"):\$PATH
+    tplstore version rollback vm1 clean        # vm1 is again what it was
+    nbdkit -U $work/socket $plugin \$TPLSTORE_STORE
+    nbdinfo --list "nbd+unix:///?socket=$work/socket"
+    tplstore stats                             # while the server runs
+
+    sudo cmake --install $source/build/release     # then it is just: nbdkit tplstore STORE
+    rm -r $work                                # when you have seen enough
+END

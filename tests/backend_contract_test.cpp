@@ -1,0 +1,386 @@
+// What backend.h promises, on every backend there is. Crashes are in memory_backend_test.cpp.
+#include <doctest/doctest.h>
+
+#include <atomic>
+#include <random>
+#include <thread>
+
+#include "backend.h"
+#include "dir_backend.h"
+#include "memory_backend.h"
+#include "temporary_directory.h"
+
+using namespace tplstore;
+
+namespace {
+
+void no_log(const std::string&) {}
+
+struct InMemory {
+  MemoryBackend backend;
+};
+
+struct InDirectory {
+  TemporaryDirectory directory;
+  DirBackend backend{directory.path(), false, no_log};
+};
+
+struct InDirectoryDirect {
+  TemporaryDirectory directory;
+  DirBackend backend{directory.path(), true, no_log};
+};
+
+// The lesser ways: one descriptor only, no unnamed files.
+struct InDirectoryScarce {
+  TemporaryDirectory directory;
+  DirBackend backend{
+      directory.path(), true, no_log, {.descriptor_cap = 1, .without_tmpfile = true}};
+};
+
+ByteVector pattern(size_t size, uint64_t seed) {
+  ByteVector bytes(size);
+  std::mt19937_64 random(seed);
+  for (std::byte& b : bytes) b = static_cast<std::byte>(random());
+  return bytes;
+}
+
+ByteVector read_all(Object& object, uint64_t offset, size_t size) {
+  ByteVector bytes(size, std::byte{0xee});
+  object.read(offset, bytes);
+  return bytes;
+}
+
+template <typename F>
+int error_code(F f) {
+  try {
+    f();
+  } catch (const Error& error) {
+    return error.code();
+  }
+  return 0;
+}
+
+using Names = std::vector<std::string>;
+
+}  // namespace
+
+#define ON_EVERY_BACKEND(name, Fixture) \
+  TEST_CASE_TEMPLATE(name, Fixture, InMemory, InDirectory, InDirectoryDirect, InDirectoryScarce)
+
+ON_EVERY_BACKEND("what was written is read back, at any offset and length", Fixture) {
+  Fixture fixture;
+  constexpr size_t kSize = 100'000;
+  ByteVector model(kSize, std::byte{0});
+  auto object = fixture.backend.create("volumes/v/data.1", kSize);
+  std::mt19937 random(7);
+  for (int i = 0; i < 300; ++i) {
+    const size_t offset = random() % kSize;
+    const size_t length = std::min<size_t>(random() % 20'000, kSize - offset);
+    const ByteVector bytes = pattern(length, i);
+    object->write(offset, bytes);
+    std::ranges::copy(bytes, model.begin() + offset);
+    const size_t from = random() % kSize;
+    const size_t count = random() % (kSize - from + 1);
+    REQUIRE(
+        std::ranges::equal(read_all(*object, from, count), std::span(model).subspan(from, count)));
+  }
+  CHECK(object->size_bytes() == kSize);
+  object.reset();
+  CHECK(read_all(*fixture.backend.open("volumes/v/data.1", Access::kRead), 0, kSize) == model);
+}
+
+ON_EVERY_BACKEND("an object has the size of its last byte, and reads as zeroes behind it",
+                 Fixture) {
+  Fixture fixture;
+  for (const std::string name : {"a/data.1", "a/log"}) {
+    CAPTURE(name);
+    auto object = fixture.backend.create(name, 0);
+    CHECK(object->size_bytes() == 0);
+    object->write(5000, pattern(100, 1));
+    CHECK(object->size_bytes() == 5100);
+    ByteVector expected(10'000, std::byte{0});
+    std::ranges::copy(pattern(100, 1), expected.begin() + 5000);
+    CHECK(read_all(*object, 0, 10'000) == expected);
+    CHECK(read_all(*object, 4096, 4096) ==
+          ByteVector(expected.begin() + 4096, expected.begin() + 8192));
+    CHECK(read_all(*object, 1 << 20, 4096) == ByteVector(4096, std::byte{0}));
+    object->write(4096, pattern(4096, 2));
+    CHECK(object->size_bytes() == 8192);
+    object->write(8192, Bytes());
+    CHECK(object->size_bytes() == 8192);
+    CHECK(read_all(*object, 0, 0).empty());
+  }
+}
+
+ON_EVERY_BACKEND("stretch grows and never shrinks", Fixture) {
+  Fixture fixture;
+  auto object = fixture.backend.create("a/data.1", 8192);
+  object->write(0, pattern(8192, 1));
+  object->stretch(100);
+  CHECK(object->size_bytes() == 8192);
+  object->stretch(uint64_t{1} << 30);
+  CHECK(object->size_bytes() == uint64_t{1} << 30);
+  CHECK(object->allocated_bytes() < (1 << 20));
+  CHECK(read_all(*object, 0, 8192) == pattern(8192, 1));
+  CHECK(error_code([&] { object->stretch(UINT64_MAX); }) == EFBIG);
+  CHECK(error_code([&] { fixture.backend.create("a/data.2", UINT64_MAX); }) == EFBIG);
+  CHECK(fixture.backend.list("a") == Names{"data.1"});
+}
+
+ON_EVERY_BACKEND("punch reads as zeroes and gives the space back", Fixture) {
+  Fixture fixture;
+  auto object = fixture.backend.create("a/data.1", 1 << 20);
+  object->write(0, pattern(1 << 20, 1));
+  object->sync();
+  CHECK(object->allocated_bytes() >= 1 << 20);
+  object->punch(4096, (1 << 20) - 8192);
+  object->punch(0, 0);
+  CHECK(object->size_bytes() == 1 << 20);
+  CHECK(object->allocated_bytes() < (1 << 18));
+  ByteVector expected = pattern(1 << 20, 1);
+  std::fill(expected.begin() + 4096, expected.end() - 4096, std::byte{0});
+  CHECK(read_all(*object, 0, 1 << 20) == expected);
+  object->punch(100, 200);
+  std::fill(expected.begin() + 100, expected.begin() + 300, std::byte{0});
+  CHECK(read_all(*object, 0, 1 << 20) == expected);
+}
+
+ON_EVERY_BACKEND("opening says at once what is missing or not allowed", Fixture) {
+  Fixture fixture;
+  CHECK(error_code([&] { fixture.backend.open("nothing", Access::kRead); }) == ENOENT);
+  CHECK(error_code([&] { fixture.backend.open("no/where", Access::kWrite); }) == ENOENT);
+  auto object = fixture.backend.create("a/b", 10);
+  CHECK(error_code([&] { fixture.backend.create("a/b", 10); }) == EEXIST);
+  CHECK(error_code([&] { fixture.backend.create("a", 10); }) == EEXIST);
+  CHECK(error_code([&] { fixture.backend.create("a/b/c", 10); }) == ENOTDIR);
+  CHECK(error_code([&] { fixture.backend.open("a", Access::kRead); }) == EISDIR);
+  CHECK(error_code([&] { fixture.backend.open("a", Access::kWrite); }) == EISDIR);
+  auto reader = fixture.backend.open("a/b", Access::kRead);
+  CHECK(error_code([&] { reader->write(0, pattern(1, 1)); }) == EBADF);
+  CHECK(error_code([&] { reader->punch(0, 1); }) == EBADF);
+  CHECK(error_code([&] { reader->stretch(100); }) == EBADF);
+  reader->sync();
+}
+
+ON_EVERY_BACKEND("no name leads out of the store", Fixture) {
+  Fixture fixture;
+  Backend& backend = fixture.backend;
+  for (const std::string name : {"", "/", "..", ".", "../x", "a/../b", "a/./b", "/etc/passwd",
+                                 "a//b", "a/", ".hidden", "a/.tmp-1", "a b", "a\nb", "-a"}) {
+    CAPTURE(name);
+    CHECK(error_code([&] { backend.open(name, Access::kRead); }) == EINVAL);
+    CHECK(error_code([&] { backend.create(name, 0); }) == EINVAL);
+    CHECK(error_code([&] { backend.put_new(name, {}); }) == EINVAL);
+    CHECK(error_code([&] { backend.get(name, 0); }) == EINVAL);
+    CHECK(error_code([&] { backend.remove(name); }) == EINVAL);
+    CHECK(error_code([&] { backend.remove_folder(name); }) == EINVAL);
+    CHECK(error_code([&] { backend.try_lock(name, LockMode::kShared); }) == EINVAL);
+    if (name.empty()) continue;  // the folder of all
+    CHECK(error_code([&] { backend.list(name); }) == EINVAL);
+    CHECK(error_code([&] { backend.sync_folder(name); }) == EINVAL);
+  }
+  CHECK(error_code([&] { backend.create("a" + std::string(1, '\0') + "b", 0); }) == EINVAL);
+  CHECK(error_code([&] { backend.create(std::string(256, 'a'), 0); }) == EINVAL);
+  CHECK(backend.list("").empty());
+}
+
+ON_EVERY_BACKEND("put_new publishes a name once", Fixture) {
+  Fixture fixture;
+  const ByteVector big = pattern(4 << 20, 3);
+  CHECK(fixture.backend.put_new("segments/ab/x", big));
+  CHECK_FALSE(fixture.backend.put_new("segments/ab/x", pattern(10, 4)));
+  CHECK(fixture.backend.get("segments/ab/x", 4 << 20) == big);
+  CHECK(error_code([&] { fixture.backend.get("segments/ab/x", (4 << 20) - 1); }) == EFBIG);
+  CHECK(fixture.backend.put_new("empty", {}));
+  CHECK(fixture.backend.get("empty", 0) == ByteVector());
+  CHECK_FALSE(fixture.backend.get("nothing", 100).has_value());
+  CHECK_FALSE(fixture.backend.get("no/where", 100).has_value());
+  CHECK_FALSE(fixture.backend.get("empty/inside", 100).has_value());
+  CHECK(error_code([&] { fixture.backend.get("segments", 100); }) == EISDIR);
+  CHECK_FALSE(fixture.backend.put_new("segments", {}));
+  CHECK(fixture.backend.list("segments/ab") == Names{"x"});
+}
+
+ON_EVERY_BACKEND("of several that put a new name at once exactly one wins", Fixture) {
+  Fixture fixture;
+  for (int round = 0; round < 10; ++round) {
+    const std::string name = fmt::format("names/{}/x", round);
+    std::atomic<int> winners = 0;
+    std::atomic<int> winner = -1;
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 6; ++i) {
+      threads.emplace_back([&, i] {
+        if (!fixture.backend.put_new(name, pattern(5000, i))) return;
+        ++winners;
+        winner = i;
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    CHECK(winners == 1);
+    CHECK(fixture.backend.get(name, 5000) == pattern(5000, winner));
+    CHECK(fixture.backend.list(fmt::format("names/{}", round)) == Names{"x"});
+  }
+}
+
+ON_EVERY_BACKEND("folders are listed, synced and removed", Fixture) {
+  Fixture fixture;
+  Backend& backend = fixture.backend;
+  CHECK(backend.list("").empty());
+  CHECK(backend.list("volumes").empty());
+  backend.create("volumes/b/data.2", 0);
+  backend.create("volumes/b/data.10", 0);
+  backend.create("volumes/a/sub/deep/x", 0);
+  backend.create("volumes-old", 0);
+  backend.create("volumes.x/y", 0);
+  CHECK(backend.list("") == Names{"volumes", "volumes-old", "volumes.x"});
+  CHECK(backend.list("volumes") == Names{"a", "b"});
+  CHECK(backend.list("volumes/b") == Names{"data.10", "data.2"});
+  CHECK(backend.list("volumes/b/data.2").empty());
+  backend.sync_folder("volumes/b");
+  backend.sync_folder("");
+  CHECK(error_code([&] { backend.sync_folder("nowhere"); }) == ENOENT);
+  CHECK(error_code([&] { backend.sync_folder("volumes-old"); }) == ENOTDIR);
+
+  CHECK(backend.remove("volumes/b/data.2"));
+  CHECK_FALSE(backend.remove("volumes/b/data.2"));
+  CHECK_FALSE(backend.remove("no/where"));
+  CHECK(error_code([&] { backend.remove("volumes/b"); }) == EISDIR);
+  CHECK(backend.remove("volumes/b/data.10"));
+  CHECK(backend.list("volumes") == Names{"a", "b"});  // a folder stays when it is empty
+
+  backend.remove_folder("volumes/a");
+  backend.remove_folder("volumes/a");
+  backend.remove_folder("no/where");
+  CHECK(error_code([&] { backend.remove_folder("volumes-old"); }) == ENOTDIR);
+  CHECK(backend.list("volumes") == Names{"b"});
+  CHECK_FALSE(backend.get("volumes/a/sub/deep/x", 10).has_value());
+  CHECK(backend.put_new("volumes/a/again", {}));
+  CHECK(backend.list("volumes/a") == Names{"again"});
+}
+
+ON_EVERY_BACKEND("a removed object works on for those who have it open", Fixture) {
+  if (std::is_same_v<Fixture, InDirectoryScarce>) return;  // not when its descriptor was closed
+  Fixture fixture;
+  auto object = fixture.backend.create("a/x", 0);
+  object->write(0, pattern(100, 1));
+  CHECK(fixture.backend.remove("a/x"));
+  auto other = fixture.backend.create("a/x", 0);
+  CHECK(read_all(*object, 0, 100) == pattern(100, 1));
+  CHECK(other->size_bytes() == 0);
+}
+
+ON_EVERY_BACKEND("locks exclude each other within one backend", Fixture) {
+  Fixture fixture;
+  Backend& backend = fixture.backend;
+  CHECK(error_code([&] { backend.try_lock("lock", LockMode::kShared); }) == ENOENT);
+  backend.create("lock", 0);
+  backend.create("other", 0);
+  auto exclusive = backend.try_lock("lock", LockMode::kExclusive);
+  REQUIRE(exclusive);
+  CHECK_FALSE(backend.try_lock("lock", LockMode::kExclusive));
+  CHECK_FALSE(backend.try_lock("lock", LockMode::kShared));
+  CHECK(backend.try_lock("other", LockMode::kExclusive));
+  exclusive.reset();
+  auto shared = backend.try_lock("lock", LockMode::kShared);
+  REQUIRE(shared);
+  auto shared_too = backend.try_lock("lock", LockMode::kShared);
+  REQUIRE(shared_too);
+  CHECK_FALSE(backend.try_lock("lock", LockMode::kExclusive));
+  shared.reset();
+  CHECK_FALSE(backend.try_lock("lock", LockMode::kExclusive));
+  shared_too.reset();
+  // Using the object in other ways must not let go of the lock, as POSIX record locks would.
+  exclusive = backend.try_lock("lock", LockMode::kExclusive);
+  REQUIRE(exclusive);
+  backend.open("lock", Access::kWrite)->write(0, pattern(1, 1));
+  CHECK(backend.get("lock", 10).has_value());
+  CHECK_FALSE(backend.try_lock("lock", LockMode::kShared));
+}
+
+ON_EVERY_BACKEND("batches do what single calls do", Fixture) {
+  Fixture fixture;
+  Backend& backend = fixture.backend;
+  std::vector<std::unique_ptr<Object>> objects;
+  for (int i = 0; i < 4; ++i) {
+    objects.push_back(
+        backend.create(fmt::format("v/{}.{}", i % 2 == 0 ? "data" : "log", i), 1 << 20));
+  }
+  std::mt19937 random(11);
+  for (const bool aligned : {true, false}) {
+    CAPTURE(aligned);
+    constexpr size_t kPieces = 300;  // more than go to a ring at once
+    std::vector<ByteVector> written;
+    std::vector<WritePiece> writes;
+    std::vector<ByteVector> read(kPieces);
+    std::vector<ReadPiece> reads;
+    for (size_t i = 0; i < kPieces; ++i) {
+      const size_t length = aligned ? 8192 : 1 + random() % 9000;
+      const uint64_t offset = i / 4 * 12'288 + (aligned ? 0 : random() % 3000);
+      written.push_back(pattern(length, random()));
+      read[i].resize(length);
+      Object* object = objects[i % 4].get();
+      writes.push_back({object, offset, Bytes()});
+      reads.push_back({object, offset, MutableBytes()});
+    }
+    for (size_t i = 0; i < kPieces; ++i) {
+      writes[i].from = written[i];
+      reads[i].into = read[i];
+    }
+    backend.write_batch(writes);
+    backend.read_batch(reads);
+    for (size_t i = 0; i < kPieces; ++i) {
+      REQUIRE(read[i] == written[i]);
+      REQUIRE(read_all(*reads[i].object, reads[i].offset, read[i].size()) == written[i]);
+    }
+  }
+  backend.read_batch({});
+  backend.write_batch({});
+  // A tail shorter than a block, a part and all behind the end.
+  auto tail = backend.create("v/data.9", 0);
+  tail->write(0, pattern(5000, 1));
+  ByteVector a(4096), b(4096), c(100);
+  const ReadPiece pieces[] = {{tail.get(), 4096, a}, {tail.get(), 8192, b}, {tail.get(), 4990, c}};
+  backend.read_batch(pieces);
+  ByteVector expected = pattern(5000, 1);
+  expected.resize(12'288);
+  CHECK(std::ranges::equal(a, std::span(expected).subspan(4096, 4096)));
+  CHECK(std::ranges::equal(b, std::span(expected).subspan(8192, 4096)));
+  CHECK(std::ranges::equal(c, std::span(expected).subspan(4990, 100)));
+}
+
+ON_EVERY_BACKEND("a batch with an error carries out the rest", Fixture) {
+  Fixture fixture;
+  Backend& backend = fixture.backend;
+  auto good = backend.create("v/data.1", 1 << 20);
+  auto unwritable = backend.open("v/data.1", Access::kRead);
+  const ByteVector bytes = pattern(4096, 1);
+  const WritePiece pieces[] = {
+      {good.get(), 0, bytes}, {unwritable.get(), 4096, bytes}, {good.get(), 8192, bytes}};
+  CHECK(error_code([&] { backend.write_batch(pieces); }) == EBADF);
+  CHECK(read_all(*good, 0, 4096) == bytes);
+  CHECK(read_all(*good, 4096, 4096) == ByteVector(4096, std::byte{0}));
+  CHECK(read_all(*good, 8192, 4096) == bytes);
+}
+
+ON_EVERY_BACKEND("threads that write neighbouring bytes lose none of them", Fixture) {
+  Fixture fixture;
+  constexpr size_t kEach = 1000;  // in blocks shared by several threads
+  constexpr int kThreads = 4;
+  auto object = fixture.backend.create("v/data.1", 0);  // each write may also make it longer
+  std::vector<std::thread> threads;
+  for (int t = 0; t < kThreads; ++t) {
+    threads.emplace_back([&, t] {
+      for (int i = 0; i < 20; ++i) {
+        object->write((i * kThreads + t) * kEach, pattern(kEach, t * 100 + i));
+        if (t == 0) object->stretch(i * 1500);
+        if (t == 1) object->sync();
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (int t = 0; t < kThreads; ++t) {
+    for (int i = 0; i < 20; ++i) {
+      REQUIRE(read_all(*object, (i * kThreads + t) * kEach, kEach) == pattern(kEach, t * 100 + i));
+    }
+  }
+}

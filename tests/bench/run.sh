@@ -1,0 +1,215 @@
+#!/usr/bin/env bash
+# How fast tplstore is beside its peers: tests/bench/run.sh [OPTION...]
+#
+#   --runs N      runs of each case on each side (5), after one that does not count
+#   --case REGEX  only the cases whose names match
+#   --quick       smaller disks and shorter runs: for trying, not for judging
+#   --json FILE   where the results go (build/bench.json)
+#   --self        nbdkit file in the place of tplstore: how far from 1 this machine's noise goes
+#   --keep        keep the files
+#
+# Each case does the same I/O, through fio's NBD engine over Unix sockets, on a volume of tplstore
+# and on its peer. Both are prepared with the same requests, everything that is read is in the page
+# cache, and what was written before is on disk. The runs of both sides alternate; the table
+# has their medians. Ends with 1 when a ratio misses what is required.
+. "$(dirname "$0")/../functions.sh"
+
+runs=5
+only=
+json=$checkout/build/bench.json
+self=
+size_mib=1024
+seconds=4
+while [ $# -gt 0 ]; do
+    case $1 in
+    --runs) runs=$2; shift ;;
+    --case) only=$2; shift ;;
+    --json) json=$2; shift ;;
+    --quick) size_mib=256 seconds=1 ;;
+    --self) self=1 ;;
+    --keep) export KEEP=1 ;;
+    *) sed -n '2,/^#.*--keep/s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    esac
+    shift
+done
+requires fio jq nbdcopy qemu-img qemu-nbd
+mkdir -p "$(dirname "$json")"
+
+# name; peer; metric; required ratio or "-"; what is prepared, here and there; fio's options.
+#
+# Prepared are: `template`: data as it was imported; `own`: the same, every block of it written once
+# with 4 KiB requests; `fresh`: as template, but anew for each run; `empty`: nothing, anew for each
+# run; `overlay`: a new qcow2 file over a raw one.
+#
+# Runs that fill something end when they have done so many requests; the others by time.
+timed="--time_based --runtime=$seconds"
+part=$((size_mib * 256 / 2))  # requests of 4 KiB that cover half of the disk
+cases="
+random read of template data      | file  | iops    | 0.95 | template | template | $timed --rw=randread --bs=4k --iodepth=32
+random read of own data           | file  | iops    | 0.95 | own      | own      | $timed --rw=randread --bs=4k --iodepth=32
+random overwrite                  | file  | iops    | 0.95 | own      | own      | $timed --rw=randwrite --bs=4k --iodepth=32
+random first write                | qcow2 | iops    | 5.0  | fresh    | overlay  | --number_ios=$part --rw=randwrite --bs=4k --iodepth=32
+random fill of an empty volume    | file  | iops    | 0.9  | empty    | empty    | --rw=randwrite --bs=4k --iodepth=32
+sequential read of template data  | file  | iops    | 0.9  | template | template | $timed --rw=read --bs=128k --iodepth=32
+sequential read of own data       | file  | iops    | 0.9  | own      | own      | $timed --rw=read --bs=128k --iodepth=32
+sequential overwrite              | file  | iops    | 0.9  | own      | own      | $timed --rw=write --bs=128k --iodepth=32
+sequential first write            | file  | iops    | -    | fresh    | empty    | --rw=write --bs=128k --iodepth=32
+overwrite, flush after every 32   | file  | iops    | 0.9  | own      | own      | $timed --rw=randwrite --bs=4k --iodepth=32 --fsync=32
+first write, flush after every 32 | file  | iops    | 0.75 | fresh    | empty    | $timed --rw=randwrite --bs=4k --iodepth=32 --fsync=32
+latency of a template read        | file  | latency | 1.05 | template | template | $timed --rw=randread --bs=4k --iodepth=1
+latency of a read of own data     | file  | latency | 1.05 | own      | own      | $timed --rw=randread --bs=4k --iodepth=1
+"
+
+trim() {
+    local text=${1#"${1%%[! ]*}"}
+    echo "${text%"${text##*[! ]}"}"
+}
+
+# --- preparation: prepare_SIDE KIND RUN leaves the URI in $target.
+
+image=$tmp/image.raw
+peers=$tmp/peers  # nbdkit file serves what is in here
+mkdir "$peers"
+
+# fill URI: every block of the disk once, with 4 KiB requests.
+fill() {
+    fio --name=fill --thread --ioengine=nbd --uri="$1" --rw=randwrite --bs=4k --iodepth=32 \
+        --output="$tmp/fill.out" >/dev/null 2>"$tmp/fio.log"
+}
+
+prepare_file() {
+    local file=$peers/$2-$1
+    target=$(uri "$2-$1" file)
+    case $1 in
+    template) [ -e "$file" ] || cp "$image" "$file" ;;
+    own) [ -e "$file" ] || { cp "$image" "$file"; fill "$target"; } ;;
+    fresh) rm -f "$file"; cp "$image" "$file" ;;
+    empty) rm -f "$file"; truncate -s "${size_mib}M" "$file" ;;
+    esac
+}
+
+prepare_qcow2() {
+    [ -z "${nbdkit_pid[qcow2]-}" ] || { kill "${nbdkit_pid[qcow2]}"; wait "${nbdkit_pid[qcow2]}" || true; }
+    rm -f "$tmp/overlay.qcow2" "$tmp/qcow2.pid" "$tmp/qcow2.socket"
+    qemu-img create -q -f qcow2 -b "$image" -F raw "$tmp/overlay.qcow2"
+    qemu-nbd -t -e 8 -f qcow2 --cache=writeback --aio=io_uring -k "$tmp/qcow2.socket" \
+        --pid-file="$tmp/qcow2.pid" "$tmp/overlay.qcow2" >"$tmp/qcow2.log" 2>&1 &
+    nbdkit_pid[qcow2]=$!
+    await 10 server_is_ready_or_gone qcow2
+    target=$(uri "" qcow2)
+}
+
+prepare_tplstore() {
+    target=$(uri "$1")
+    case $1 in
+    template) volume_exists template || tplstore volume create template --template golden ;;
+    own)
+        volume_exists own || {
+            tplstore volume create own --template golden
+            fill "$target"
+        } ;;
+    fresh)
+        ! volume_exists fresh || tplstore volume rm fresh
+        tplstore volume create fresh --template golden ;;
+    empty)
+        ! volume_exists empty || tplstore volume rm empty
+        tplstore volume create empty --size "${size_mib}M" ;;
+    esac >/dev/null
+}
+
+volume_exists() {
+    tplstore volume list --json | grep -q "\"$1\""
+}
+
+# measure SIDE KIND METRIC FIO-OPTION...: prints the number.
+measure() {
+    local side=$1 kind=$2 metric=$3
+    shift 3
+    case $side in
+    ours) if [ -n "$self" ]; then prepare_file "$kind" ours; else prepare_tplstore "$kind"; fi ;;
+    file) prepare_file "$kind" peer ;;
+    qcow2) prepare_qcow2 ;;
+    esac
+    sync
+    case $kind in template | own) nbdcopy "$target" null: ;; esac
+    fio --name=case --thread --ioengine=nbd --uri="$target" "$@" --output-format=json \
+        --output="$tmp/fio.out" >/dev/null 2>"$tmp/fio.log" || fail "fio $* on $target"
+    sed '/^{/,$!d' "$tmp/fio.out" >"$tmp/fio.json"  # fio's remarks stand before it
+    case $metric in
+    iops) jq '.jobs[0] | .read.iops + .write.iops | round' "$tmp/fio.json" ;;
+    latency) jq '.jobs[0].read.clat_ns.percentile["50.000000"]' "$tmp/fio.json" ;;
+    esac
+}
+
+median() {
+    printf '%s\n' "$@" | sort -n | sed -n "$((($# + 1) / 2))p"
+}
+
+# --- the servers
+
+echo "Preparing (disks of $size_mib MiB, $runs runs of each)" >&2
+dd if=/dev/urandom of="$image" bs=1M count="$size_mib" status=none
+start_nbdkit file file dir="$peers"
+if [ -z "$self" ]; then
+    new_store
+    tplstore template import golden "$image" >/dev/null
+    start_nbdkit server "$TPLSTORE_PLUGIN" "$store"
+fi
+
+# --- the table
+
+format="%-34s %-16s %12s %12s %7s %9s  %s\n"
+# shellcheck disable=SC2059
+printf "$format" case against ours peer ratio required verdict
+declare -A peer_names=([file]="nbdkit file" [qcow2]="qemu-nbd qcow2")
+missed=0
+results=()
+while IFS='|' read -r name peer metric required ours theirs options; do
+    name=$(trim "$name") peer=$(trim "$peer") metric=$(trim "$metric") required=$(trim "$required")
+    ours=$(trim "$ours") theirs=$(trim "$theirs")
+    [[ -n $name && $name =~ $only ]] || continue
+    [ -z "$self" ] || [ "$peer" = file ] || continue
+    [ -z "$self" ] || ours=$theirs
+    # shellcheck disable=SC2206  # they are words
+    options=($options)
+    of_ours=() of_peer=()
+    # Run 0 is a rehearsal: it finds files, memory and processors cold.
+    for ((run = 0; run <= runs; run++)); do
+        # Who goes first alternates too.
+        for side in $( ((run % 2)) && echo "$peer ours" || echo "ours $peer"); do
+            if [ "$side" = ours ]; then
+                of_ours[run]=$(measure ours "$ours" "$metric" "${options[@]}")
+            else
+                of_peer[run]=$(measure "$peer" "$theirs" "$metric" "${options[@]}")
+            fi
+        done
+    done
+    unset 'of_ours[0]' 'of_peer[0]'
+    row=$(jq -n --arg case "$name" --arg peer "$peer" --arg metric "$metric" \
+        --argjson required "${required/#-/null}" \
+        --argjson ours "$(median "${of_ours[@]}")" --argjson theirs "$(median "${of_peer[@]}")" \
+        --argjson of_ours "$(printf '%s\n' "${of_ours[@]}" | jq -s .)" \
+        --argjson of_peer "$(printf '%s\n' "${of_peer[@]}" | jq -s .)" '
+        ($ours / $theirs) as $ratio |
+        {case: $case, peer: $peer, unit: (if $metric == "latency" then "ns" else "iops" end),
+         ours: $ours, theirs: $theirs, ratio: ($ratio * 1000 | round / 1000), required: $required,
+         ok: (if $required == null then true elif $metric == "latency" then $ratio <= $required else $ratio >= $required end),
+         of_ours: $of_ours, of_peer: $of_peer}')
+    results+=("$row")
+    # shellcheck disable=SC2059,SC2046
+    printf "$format" "$name" "${peer_names[$peer]}" $(jq -r '
+        "\(.ours) \(.theirs) \(.ratio) " +
+        if .required == null then "- -"
+        else (if .unit == "ns" then "<=" else ">=" end) + "\(.required) " +
+             (if .ok then "ok" else "MISSED" end)
+        end' <<<"$row")
+    jq -e .ok <<<"$row" >/dev/null || missed=1
+done <<<"$cases"
+
+printf '%s\n' "${results[@]}" | jq -s --arg kernel "$(uname -r)" --arg nbdkit "$(nbdkit --version)" \
+    --arg fio "$(fio --version)" --argjson cpus "$(nproc)" --argjson size_mib "$size_mib" \
+    --argjson runs "$runs" --arg time "$(date -u +%FT%TZ)" '
+    {time: $time, kernel: $kernel, nbdkit: $nbdkit, fio: $fio, cpus: $cpus, size_mib: $size_mib,
+     runs: $runs, cases: .}' >"$json"
+echo "Written to $json"
+exit $missed

@@ -1,0 +1,151 @@
+#include "block_index.h"
+
+#include <doctest/doctest.h>
+
+#include <map>
+
+#include "block_matcher.h"
+#include "memory_backend.h"
+#include "template_testing.h"
+
+using namespace tplstore;
+using namespace tplstore::testing;
+
+namespace {
+
+bool has(const BlockIndex::Candidates& found, BlockLocation location) {
+  return std::find(found.all().begin(), found.all().end(), location) != found.all().end();
+}
+
+BlockMatcher::Wanted wanted(const ByteVector& block) {
+  return {content_hash(block), block, std::nullopt};
+}
+
+}  // namespace
+
+TEST_CASE("an index finds what was inserted, while it grows") {
+  BlockIndex index;
+  CHECK(index.find({1, 2}).count == 0);
+  std::mt19937_64 random(3);
+  std::map<Hash128, BlockLocation> model;
+  for (uint32_t i = 0; i < 20000; ++i) {
+    const Hash128 hash{random(), random()};
+    const BlockLocation location{i / 1024, i % 1024};
+    index.insert(hash, location);
+    model[hash] = location;
+  }
+  for (const auto& [hash, location] : model) REQUIRE(has(index.find(hash), location));
+  for (int i = 0; i < 1000; ++i) REQUIRE(index.find({random(), random()}).count == 0);
+  CHECK(index.block_count() == 20000);
+  CHECK(index.memory_bytes() <= 24 * 20000);
+}
+
+TEST_CASE("an index that was given room takes 15 bytes per block") {
+  BlockIndex index;
+  index.reserve(100000);
+  std::mt19937_64 random(4);
+  for (uint32_t i = 0; i < 100000; ++i) index.insert({random(), random()}, {i / 1024, i % 1024});
+  CHECK(index.memory_bytes() <= 15 * 100000 + 1000);
+}
+
+TEST_CASE("hashes that all fall in the same place are all found") {
+  BlockIndex index;
+  for (uint32_t i = 0; i < 3000; ++i) index.insert({0, UINT64_MAX - i}, {0, i % 1024});
+  for (uint32_t i = 0; i < 3000; ++i) REQUIRE(has(index.find({0, UINT64_MAX - i}), {0, i % 1024}));
+}
+
+TEST_CASE("equal hashes keep a few places and no more") {
+  BlockIndex index;
+  for (uint32_t i = 0; i < 1000; ++i) index.insert({1, 1}, {0, i});
+  const auto found = index.find({1, 1});
+  CHECK(found.count == BlockIndex::kCandidatesMax);
+  CHECK(has(found, {0, 0}));
+  CHECK(index.block_count() == BlockIndex::kCandidatesMax);
+}
+
+TEST_CASE("loading indexes every segment of the store but the damaged") {
+  MemoryBackend backend;
+  make_template(backend, "a", {1, 2, 3, 4, 5}, 5 * kBlockBytes, 2);
+  make_template(backend, "b", {9}, kBlockBytes);
+  BlockIndex index;
+  CHECK(index.load(backend) == 0);
+  CHECK(index.segment_count() == 4);
+  CHECK(index.block_count() == 6);
+  for (const uint64_t number : {1, 2, 3, 4, 5, 9}) {
+    const auto found = index.find(content_hash(block_of(number)));
+    REQUIRE(found.count == 1);
+    const auto& segment = index.segment(found.locations[0].segment);
+    const auto object = backend.open(segment_path(segment.name), Access::kRead);
+    ByteVector bytes(kBlockBytes);
+    object->read(found.locations[0].block * uint64_t{kBlockBytes}, bytes);
+    CHECK(bytes == block_of(number));
+  }
+  const auto object = backend.open(segment_path(list_segments(backend)[0]), Access::kWrite);
+  object->write(object->size_bytes() - 1, as_bytes("x"));
+  BlockIndex again;
+  CHECK(again.load(backend) == 1);
+  CHECK(again.segment_count() == 3);
+}
+
+TEST_CASE("a match needs equal bytes, not just an equal hash") {
+  MemoryBackend backend;
+  make_template(backend, "a", {1, 2}, 2 * kBlockBytes);
+  BlockIndex index;
+  index.load(backend);
+  const ByteVector other = block_of(3), same = block_of(2);
+  index.insert(content_hash(other), {0, 0});  // as if 1 and 3 collided
+  BlockMatcher matcher(backend, index);
+  std::vector<BlockMatcher::Wanted> batch = {wanted(other), wanted(same)};
+  matcher.match(batch, std::nullopt, index.segment_count());
+  CHECK_FALSE(batch[0].match);
+  REQUIRE(batch[1].match);
+  CHECK(*batch[1].match == BlockLocation{0, 1});
+}
+
+TEST_CASE("behind a colliding place the right one is still found") {
+  MemoryBackend backend;
+  make_template(backend, "a", {1, 2, 3}, 3 * kBlockBytes);
+  BlockIndex index;
+  index.load(backend);
+  const ByteVector block = block_of(3);
+  const Hash128 hash = content_hash(block);
+  BlockIndex colliding;
+  colliding.load(backend);
+  colliding.insert(hash, {0, 0});
+  BlockMatcher matcher(backend, colliding);
+  // The colliding place continues the previous block, so it is tried first.
+  std::vector<BlockMatcher::Wanted> batch = {wanted(block)};
+  matcher.match(batch, BlockLocation{0, UINT32_MAX}, 1);
+  REQUIRE(batch[0].match);
+  CHECK(*batch[0].match == BlockLocation{0, 2});
+}
+
+TEST_CASE("of equal places the one that continues the previous block is taken") {
+  MemoryBackend backend;
+  make_template(backend, "a", {5, 6}, 2 * kBlockBytes);
+  make_template(backend, "b", {7, 5, 6}, 3 * kBlockBytes);
+  BlockIndex index;
+  index.load(backend);
+  REQUIRE(index.find(content_hash(block_of(6))).count == 2);
+  BlockMatcher matcher(backend, index);
+  const ByteVector seven = block_of(7), five = block_of(5), six = block_of(6);
+  std::vector<BlockMatcher::Wanted> batch = {wanted(seven), wanted(five), wanted(six)};
+  matcher.match(batch, std::nullopt, index.segment_count());
+  REQUIRE((batch[0].match && batch[1].match && batch[2].match));
+  CHECK(batch[1].match->segment == batch[0].match->segment);
+  CHECK(batch[2].match->segment == batch[0].match->segment);
+  CHECK(batch[2].match->block == 2);
+}
+
+TEST_CASE("a place that cannot be read is not a match") {
+  MemoryBackend backend;
+  make_template(backend, "a", {1}, kBlockBytes);
+  BlockIndex index;
+  index.load(backend);
+  backend.remove(segment_path(list_segments(backend)[0]));
+  BlockMatcher matcher(backend, index);
+  const ByteVector block = block_of(1);
+  std::vector<BlockMatcher::Wanted> batch = {wanted(block)};
+  matcher.match(batch, std::nullopt, 1);
+  CHECK_FALSE(batch[0].match);
+}

@@ -1,0 +1,550 @@
+// The control socket between a server and the tool: every kind of request, hostile and slow
+// clients, stale sockets, and slow operations.
+#include <doctest/doctest.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <filesystem>
+#include <mutex>
+#include <optional>
+#include <thread>
+
+#include "control_client.h"
+#include "control_server.h"
+#include "control_socket.h"
+#include "json_output.h"
+#include "memory_backend.h"
+#include "temporary_directory.h"
+
+using namespace tplstore;
+using nlohmann::json;
+
+namespace {
+
+const Peer kVm{"a virtual machine", 4711, 1};
+constexpr auto kNotLong = std::chrono::seconds(20);
+
+// Lets syncs through, or holds them up while it is closed.
+class Gate {
+ public:
+  void close() {
+    const std::lock_guard lock(mutex_);
+    is_open_ = false;
+  }
+  void open() {
+    const std::lock_guard lock(mutex_);
+    is_open_ = true;
+    changed_.notify_all();
+  }
+  void pass() {
+    std::unique_lock lock(mutex_);
+    ++waiting_;
+    changed_.notify_all();
+    changed_.wait(lock, [&] { return is_open_; });
+    --waiting_;
+  }
+  void await_somebody() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return waiting_ > 0; });
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool is_open_ = true;
+  int waiting_ = 0;
+};
+
+class GatedObject final : public Object {
+ public:
+  GatedObject(std::unique_ptr<Object> inner, Gate& gate) : inner_(std::move(inner)), gate_(gate) {}
+  void read(uint64_t offset, MutableBytes into) override { inner_->read(offset, into); }
+  void write(uint64_t offset, Bytes from) override { inner_->write(offset, from); }
+  void punch(uint64_t offset, uint64_t length) override { inner_->punch(offset, length); }
+  void stretch(uint64_t size_bytes) override { inner_->stretch(size_bytes); }
+  void sync() override {
+    gate_.pass();
+    inner_->sync();
+  }
+  uint64_t size_bytes() override { return inner_->size_bytes(); }
+  uint64_t allocated_bytes() override { return inner_->allocated_bytes(); }
+
+ private:
+  std::unique_ptr<Object> inner_;
+  Gate& gate_;
+};
+
+// A MemoryBackend whose syncs wait at a gate.
+class GatedBackend final : public Backend {
+ public:
+  explicit GatedBackend(Gate& gate) : gate_(gate) { inner_.set_recording(false); }
+  std::unique_ptr<Object> open(const std::string& name, Access access) override {
+    return std::make_unique<GatedObject>(inner_.open(name, access), gate_);
+  }
+  std::unique_ptr<Object> create(const std::string& name, uint64_t size_bytes) override {
+    return std::make_unique<GatedObject>(inner_.create(name, size_bytes), gate_);
+  }
+  void read_batch(std::span<const ReadPiece> pieces) override {
+    for (const ReadPiece& piece : pieces) piece.object->read(piece.offset, piece.into);
+  }
+  void write_batch(std::span<const WritePiece> pieces) override {
+    for (const WritePiece& piece : pieces) piece.object->write(piece.offset, piece.from);
+  }
+  bool put_new(const std::string& name, Bytes content) override {
+    return inner_.put_new(name, content);
+  }
+  std::optional<ByteVector> get(const std::string& name, uint64_t max_bytes) override {
+    return inner_.get(name, max_bytes);
+  }
+  std::vector<std::string> list(const std::string& folder) override { return inner_.list(folder); }
+  bool remove(const std::string& name) override { return inner_.remove(name); }
+  void remove_folder(const std::string& folder) override { inner_.remove_folder(folder); }
+  void sync_folder(const std::string& folder) override { inner_.sync_folder(folder); }
+  std::unique_ptr<HeldLock> try_lock(const std::string& name, LockMode mode) override {
+    return inner_.try_lock(name, mode);
+  }
+  uint32_t write_alignment_bytes() const override { return 1; }
+  std::string describe() const override { return "memory behind a gate"; }
+
+ private:
+  Gate& gate_;
+  MemoryBackend inner_;
+};
+
+// A store with a running server.
+struct Served {
+  TemporaryDirectory temporary;
+  std::string directory = temporary.path();
+  Gate gate;
+  std::unique_ptr<Store> store;
+  std::optional<ControlServer> server;
+
+  Served() {
+    auto backend = std::make_unique<GatedBackend>(gate);
+    Store::init(*backend);
+    store = std::make_unique<Store>(std::move(backend), StoreOptions{});
+    server.emplace(*store, directory, [](const std::string&) {});
+    server->start();
+  }
+  ControlClient client() const { return ControlClient(directory, kNotLong); }
+};
+
+// A connection that sends whatever one likes.
+class RawClient {
+ public:
+  explicit RawClient(const std::string& path) {
+    socket_ = FileDescriptor(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    REQUIRE(path.size() < sizeof address.sun_path);
+    path.copy(address.sun_path, path.size());
+    is_connected_ =
+        ::connect(socket_.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0;
+  }
+  bool is_connected() const { return is_connected_; }
+  void send(std::string_view text) {
+    while (!text.empty()) {
+      const ssize_t count = ::send(socket_.get(), text.data(), text.size(), MSG_NOSIGNAL);
+      if (count <= 0) return;  // the server has had enough
+      text.remove_prefix(static_cast<size_t>(count));
+    }
+  }
+  // Null at the end of the stream.
+  json receive() {
+    control::LineChannel::Result result =
+        channel().read_line(line_, control::Clock::now() + kNotLong);
+    return result == control::LineChannel::Result::kLine ? json::parse(line_) : json();
+  }
+  json ask(std::string_view request) {
+    send(std::string(request) + "\n");
+    return receive();
+  }
+
+ private:
+  control::LineChannel& channel() {
+    if (!channel_) channel_.emplace(socket_.get(), control::kAnswerBytesMax);
+    return *channel_;
+  }
+  FileDescriptor socket_;
+  bool is_connected_ = false;
+  std::optional<control::LineChannel> channel_;
+  std::string line_;
+};
+
+int code_of(const std::function<void()>& work) {
+  try {
+    work();
+  } catch (const Error& error) {
+    return error.code();
+  }
+  return 0;
+}
+
+mode_t mode_of(const std::string& path) {
+  struct stat status {};
+  REQUIRE(::lstat(path.c_str(), &status) == 0);
+  return status.st_mode & 07777;
+}
+
+FileDescriptor listening_socket(const std::string& path) {
+  FileDescriptor socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  path.copy(address.sun_path, sizeof address.sun_path - 1);
+  REQUIRE(::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0);
+  REQUIRE(::listen(socket.get(), 5) == 0);
+  return socket;
+}
+
+}  // namespace
+
+TEST_CASE("a server tells who it is, and nothing of volumes that it does not have open") {
+  Served served;
+  served.store->create_volume("vm1", 1 << 20, "");
+  const auto pings = served.client().ask_all({{"op", "ping"}});
+  REQUIRE(pings.size() == 1);
+  CHECK(pings[0]["pid"] == ::getpid());
+  for (const char* op :
+       {"volume-show", "volume-resize", "version-list", "version-create", "version-rollback"}) {
+    CAPTURE(op);
+    const json request = {{"op", op}, {"volume", "vm1"}, {"size", 2 << 20}, {"version", "1"}};
+    CHECK_FALSE(served.client().ask_owner(request).has_value());
+    const json answer = RawClient(served.server->socket_path()).ask(request.dump());
+    CHECK(answer["code"] == "ENOENT_OPEN");
+  }
+  CHECK(served.store->show_volume("vm1").current_version == 1);
+  CHECK(served.store->show_volume("vm1").size_bytes == 1 << 20);
+}
+
+TEST_CASE("a server does what concerns a volume that it has open") {
+  Served served;
+  served.store->create_volume("vm1", 1 << 20, "");
+  const auto disk = served.store->open_export("vm1", kVm);
+  const ControlClient client = served.client();
+
+  disk->write(0, as_bytes("first"), true);
+  json version = client.ask_owner({{"op", "version-create"}, {"volume", "vm1"}}).value();
+  CHECK(version["number"] == 1);
+  CHECK(version["name"] == nullptr);
+  version =
+      client.ask_owner({{"op", "version-create"}, {"volume", "vm1"}, {"name", "clean"}}).value();
+  CHECK(version["number"] == 2);
+  CHECK(version["name"] == "clean");
+  const json versions = client.ask_owner({{"op", "version-list"}, {"volume", "vm1"}}).value();
+  REQUIRE(versions.size() == 3);
+  CHECK(versions[2]["current"] == true);
+
+  const json grown =
+      client.ask_owner({{"op", "volume-resize"}, {"volume", "vm1"}, {"size", 2 << 20}}).value();
+  CHECK(grown["size"] == 2 << 20);
+  const json shown = client.ask_owner({{"op", "volume-show"}, {"volume", "vm1"}}).value();
+  CHECK(shown["attached"] == true);
+  CHECK(shown["current_version"] == 3);
+  CHECK(shown["versions"].size() == 3);
+
+  // What the store refuses arrives as the same error.
+  CHECK(code_of([&] {
+          client.ask_owner({{"op", "version-create"}, {"volume", "vm1"}, {"name", "clean"}});
+        }) == EEXIST);
+  CHECK(code_of([&] {
+          client.ask_owner({{"op", "version-rollback"}, {"volume", "vm1"}, {"version", "1"}});
+        }) == EBUSY);
+  CHECK(code_of([&] {
+          client.ask_owner({{"op", "volume-resize"}, {"volume", "vm1"}, {"size", 512}});
+        }) == EINVAL);
+
+  const json stats = merge_stats(client.ask_all({{"op", "stats"}}));
+  REQUIRE(stats["volumes"].size() == 1);
+  CHECK(stats["volumes"][0]["requests"]["writes"] == 1);
+  CHECK(stats["volumes"][0]["connections"] == 1);
+  CHECK(stats["servers"][0]["pid"] == ::getpid());
+}
+
+TEST_CASE("whatever a request contains, it gets an answer, and the next one too") {
+  Served served;
+  RawClient client(served.server->socket_path());
+  const std::string deep(60000, '[');
+  const std::string requests[] = {"",
+                                  " ",
+                                  "{",
+                                  "[]",
+                                  "7",
+                                  "null",
+                                  "\"ping\"",
+                                  "{}",
+                                  "\xff\xfe",
+                                  std::string("\0", 1),
+                                  deep,
+                                  R"({"op":7})",
+                                  R"({"op":null})",
+                                  R"({"op":"reboot"})",
+                                  R"({"op":"version-create"})",
+                                  R"({"op":"version-create","volume":7})",
+                                  R"({"op":"volume-show","volume":"../../etc"})",
+                                  R"({"op":"volume-show","volume":""})",
+                                  R"({"op":"volume-show","volume":"\u0000\n"})",
+                                  "{\"op\":\"volume-show\",\"volume\":\"\xc3\x28\"}"};
+  for (const std::string& request : requests) {
+    CAPTURE(request.substr(0, 80));
+    const json answer = client.ask(request);
+    REQUIRE(answer.is_object());
+    CHECK(answer["ok"] == false);
+    CHECK(answer["code"] == "EINVAL");
+    CHECK(answer["errno"] == EINVAL);
+    CHECK(answer["error"].get<std::string>().find('\n') == std::string::npos);
+  }
+  CHECK(client.ask(R"({"op":"ping"})")["ok"] == true);
+
+  // Arguments of a volume that is open.
+  served.store->create_volume("vm1", 1 << 20, "");
+  const auto disk = served.store->open_export("vm1", kVm);
+  for (const char* request : {R"({"op":"volume-resize","volume":"vm1"})",
+                              R"({"op":"volume-resize","volume":"vm1","size":-1})",
+                              R"({"op":"volume-resize","volume":"vm1","size":1e9})",
+                              R"({"op":"volume-resize","volume":"vm1","size":"1G"})",
+                              R"({"op":"version-create","volume":"vm1","name":7})",
+                              R"({"op":"version-create","volume":"vm1","name":"../7"})",
+                              R"({"op":"version-rollback","volume":"vm1"})",
+                              R"({"op":"version-rollback","volume":"vm1","version":1})"}) {
+    CAPTURE(request);
+    CHECK(client.ask(request)["code"] == "EINVAL");
+  }
+  CHECK(served.store->show_volume("vm1").current_version == 1);
+}
+
+TEST_CASE("several requests may be sent at once, and are answered in order") {
+  Served served;
+  RawClient client(served.server->socket_path());
+  client.send("{\"op\":\"ping\"}\n{\"op\":\"no\"}\n{\"op\":\"pi");
+  CHECK(client.receive()["ok"] == true);
+  CHECK(client.receive()["ok"] == false);
+  CHECK(client.ask("ng\"}")["ok"] == true);
+}
+
+TEST_CASE("a line of 64 KiB is taken, a longer one refused, and its connection closed") {
+  Served served;
+  RawClient client(served.server->socket_path());
+  std::string request = R"({"op":"ping"})";
+  request.resize(control::kRequestBytesMax, ' ');
+  CHECK(client.ask(request)["ok"] == true);
+  CHECK(client.ask(request + " ")["code"] == "EINVAL");
+  CHECK(client.receive().is_null());
+
+  RawClient endless(served.server->socket_path());
+  endless.send(std::string(1 << 20, 'x'));
+  CHECK(endless.receive()["code"] == "EINVAL");
+  CHECK(endless.receive().is_null());
+  CHECK(served.client().ask_all({{"op", "ping"}}).size() == 1);
+}
+
+TEST_CASE("clients that say nothing, or half a request, make room for others") {
+  Served served;
+  std::vector<std::unique_ptr<RawClient>> idle;
+  for (int i = 0; i < 40; ++i) {
+    idle.push_back(std::make_unique<RawClient>(served.server->socket_path()));
+    idle.back()->send(i % 2 == 0 ? "" : "{\"op\":");
+  }
+  CHECK(served.client().ask_all({{"op", "ping"}}).size() == 1);
+  CHECK(served.client().ask_all({{"op", "stats"}}).size() == 1);
+}
+
+TEST_CASE("many clients at once are all answered") {
+  Served served;
+  served.store->create_volume("vm1", 1 << 20, "");
+  const auto disk = served.store->open_export("vm1", kVm);
+  std::atomic<int> done = 0;
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 50; ++i)
+    threads.emplace_back([&] {
+      for (int j = 0; j < 4; ++j)
+        if (served.client().ask_owner({{"op", "version-list"}, {"volume", "vm1"}})) ++done;
+    });
+  for (std::thread& thread : threads) thread.join();
+  CHECK(done == 200);
+}
+
+TEST_CASE("a slow operation holds up nobody else, and stop() waits for it") {
+  Served served;
+  served.store->create_volume("vm1", 1 << 20, "");
+  auto disk = served.store->open_export("vm1", kVm);
+  disk->write(0, as_bytes("something to commit"), false);
+
+  served.gate.close();
+  json created;
+  std::thread slow([&] {
+    created = served.client().ask_owner({{"op", "version-create"}, {"volume", "vm1"}}).value();
+  });
+  served.gate.await_somebody();
+  CHECK(served.client().ask_all({{"op", "ping"}}).size() == 1);
+  CHECK(served.client().ask_all({{"op", "stats"}})[0]["volumes"].size() == 1);
+  std::thread stopping([&] { served.server->stop(); });
+  served.gate.open();
+  slow.join();
+  stopping.join();
+  CHECK(created["number"] == 1);
+}
+
+TEST_CASE("the socket is for one user, is removed at the end, and can be started again") {
+  Served served;
+  const std::string path = served.server->socket_path();
+  CHECK(path == served.directory + "/control/" + std::to_string(::getpid()) + ".sock");
+  CHECK(mode_of(path) == 0600);
+  CHECK(mode_of(served.directory + "/control") == 0700);
+  RawClient connected(path);
+  CHECK(connected.ask(R"({"op":"ping"})")["ok"] == true);
+
+  served.server->stop();
+  CHECK(connected.receive().is_null());
+  CHECK_FALSE(std::filesystem::exists(path));
+  CHECK(served.client().ask_all({{"op", "ping"}}).empty());
+  served.server->stop();
+  served.server->start();
+  CHECK(served.client().ask_all({{"op", "ping"}}).size() == 1);
+}
+
+TEST_CASE("another user is refused, even if he reaches the socket") {
+  if (::geteuid() != 0) return;  // nobody else can be played
+  Served served;
+  for (const std::string& folder : {served.directory, served.directory + "/control"})
+    REQUIRE(::chmod(folder.c_str(), 0711) == 0);
+  REQUIRE(::chmod(served.server->socket_path().c_str(), 0666) == 0);
+  json answer;
+  std::thread([&] {
+    // Of this thread alone, which the library's setresuid() does not do.
+    REQUIRE(::syscall(SYS_setresuid, 65534, 65534, 65534) == 0);
+    RawClient client(served.server->socket_path());
+    REQUIRE(client.is_connected());
+    answer = client.ask(R"({"op":"ping"})");
+  }).join();
+  CHECK(answer["code"] == "EACCES");
+}
+
+TEST_CASE("a stale socket is removed by clients, and replaced by a server") {
+  Served served;
+  const std::string folder = served.directory + "/control/";
+  { const FileDescriptor dead = listening_socket(folder + "1.sock"); }
+  REQUIRE(std::filesystem::exists(folder + "1.sock"));
+  CHECK(served.client().ask_all({{"op", "ping"}}).size() == 1);
+  CHECK_FALSE(std::filesystem::exists(folder + "1.sock"));
+
+  const std::string own = served.server->socket_path();
+  served.server->stop();
+  { const FileDescriptor dead = listening_socket(own); }
+  { const FileDescriptor dead = listening_socket(own + ".new"); }
+  served.server->start();
+  CHECK(served.server->socket_path() == own);
+  CHECK(served.client().ask_all({{"op", "ping"}}).size() == 1);
+
+  // What is no socket is left alone.
+  FileDescriptor(::open((folder + "notes.sock").c_str(), O_CREAT | O_WRONLY | O_CLOEXEC, 0600));
+  CHECK(served.client().ask_all({{"op", "ping"}}).size() == 1);
+  CHECK(std::filesystem::exists(folder + "notes.sock"));
+}
+
+TEST_CASE("two servers that think they have the same pid both get a socket") {
+  Served served;
+  ControlServer other(*served.store, served.directory, [](const std::string&) {});
+  other.start();
+  CHECK(other.socket_path() != served.server->socket_path());
+  CHECK(served.client().ask_all({{"op", "ping"}}).size() == 2);
+  other.stop();
+  CHECK(served.client().ask_all({{"op", "ping"}}).size() == 1);
+}
+
+TEST_CASE("the path of a store may be longer than a socket's address") {
+  Served served;
+  served.server->stop();
+  const std::string deep =
+      served.directory + "/" + std::string(100, 'a') + "/" + std::string(200, 'b');
+  std::filesystem::create_directories(deep);
+  ControlServer server(*served.store, deep, [](const std::string&) {});
+  server.start();
+  CHECK(ControlClient(deep).ask_all({{"op", "ping"}}).size() == 1);
+}
+
+TEST_CASE("a server that does not answer in time, ends, or talks nonsense is an error") {
+  TemporaryDirectory directory;
+  const ControlClient client(directory.path(), std::chrono::milliseconds(200));
+  const json ping = {{"op", "ping"}};
+  const json show = {{"op", "volume-show"}, {"volume", "vm1"}};
+  CHECK(client.ask_all(ping).empty());
+  CHECK_FALSE(client.ask_owner(show).has_value());
+
+  std::filesystem::create_directory(directory.path() + "/control");
+  const FileDescriptor silent = listening_socket(directory.path() + "/control/1.sock");
+  CHECK(code_of([&] { client.ask_owner(show); }) == ETIMEDOUT);
+  CHECK(code_of([&] { client.ask_all(ping); }) == ETIMEDOUT);
+  // The two connections above, which nobody accepted.
+  for (int i = 0; i < 2; ++i) FileDescriptor(::accept(silent.get(), nullptr, nullptr));
+
+  const auto answer_once = [&](std::string_view text) {
+    return std::thread([&silent, text] {
+      const FileDescriptor accepted(::accept(silent.get(), nullptr, nullptr));
+      char request[1000];
+      CHECK(::recv(accepted.get(), request, sizeof request, 0) > 0);
+      CHECK(::send(accepted.get(), text.data(), text.size(), MSG_NOSIGNAL) >= 0);
+    });
+  };
+  const ControlClient patient(directory.path(), kNotLong);
+  struct {
+    const char* text;
+    int code;
+  } const cases[] = {{"", ECONNRESET},
+                     {"{\"ok\":true", ECONNRESET},
+                     {"nonsense\n", EPROTO},
+                     {"[]\n", EPROTO},
+                     {"{}\n", EPROTO},
+                     {"{\"ok\":1}\n", EPROTO},
+                     {"{\"ok\":false}\n", EPROTO},
+                     {"{\"ok\":false,\"errno\":\"x\",\"error\":\"y\"}\n", EPROTO},
+                     {"{\"ok\":false,\"errno\":28,\"error\":\"full\"}\n", ENOSPC}};
+  for (const auto& [text, code] : cases) {
+    CAPTURE(text);
+    std::thread server = answer_once(text);
+    CHECK(code_of([&] { patient.ask_owner(show); }) == code);
+    server.join();
+  }
+  std::thread server = answer_once("{\"ok\":true,\"result\":{\"size\":1}}\n");
+  CHECK(patient.ask_owner(show).value()["size"] == 1);
+  server.join();
+}
+
+TEST_CASE("the counters of several servers are added up") {
+  StoreStats a, b;
+  a.map_cache_bytes = 10;
+  a.map_cache_max_bytes = b.map_cache_max_bytes = 100;
+  VolumeStats volume;
+  volume.name = "vm2";
+  volume.current_version = 3;
+  volume.size_bytes = 4096;
+  volume.reads = 5;
+  volume.log_bytes = 7;
+  a.volumes = {volume};
+  volume.current_version = 4;
+  volume.reads = 6;
+  b.volumes = {volume};
+  volume.name = "vm1";
+  b.volumes.push_back(volume);
+
+  const json merged = merge_stats({stats_json(a), stats_json(b), json("nonsense"), json::object()});
+  REQUIRE(merged["volumes"].size() == 2);
+  CHECK(merged["volumes"][0]["name"] == "vm1");
+  const json& both = merged["volumes"][1];
+  CHECK(both["name"] == "vm2");
+  CHECK(both["requests"]["reads"] == 11);
+  CHECK(both["current_version"] == 4);
+  CHECK(both["size"] == 4096);
+  CHECK(merged["map"]["bytes"] == 10);
+  CHECK(merged["map"]["max_bytes"] == 200);
+  CHECK(merged["log"]["bytes"] == 21);
+  CHECK(merged["cache"]["enabled"] == false);
+  CHECK(merged["tier"]["enabled"] == false);
+  CHECK(merge_stats({})["volumes"] == json::array());
+}

@@ -1,0 +1,404 @@
+// What DirBackend does beyond the contract of backend.h: descriptors, O_DIRECT, paths, processes.
+#include "dir_backend.h"
+
+#include <doctest/doctest.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <filesystem>
+#include <fstream>
+#include <random>
+#include <thread>
+
+#include "restricted_process.h"
+#include "temporary_directory.h"
+
+using namespace tplstore;
+namespace fs = std::filesystem;
+
+namespace {
+
+void no_log(const std::string&) {}
+
+ByteVector pattern(size_t size, uint64_t seed) {
+  ByteVector bytes(size);
+  std::mt19937_64 random(seed);
+  for (std::byte& b : bytes) b = static_cast<std::byte>(random());
+  return bytes;
+}
+
+ByteVector read_all(Object& object, uint64_t offset, size_t size) {
+  ByteVector bytes(size, std::byte{0xee});
+  object.read(offset, bytes);
+  return bytes;
+}
+
+template <typename F>
+int error_code(F f) {
+  try {
+    f();
+  } catch (const Error& error) {
+    return error.code();
+  }
+  return 0;
+}
+
+// The flags of this process's descriptor of a file, as in open(2); -1 when it has none.
+int flags_of_open_file(const std::string& path) {
+  for (const auto& entry : fs::directory_iterator("/proc/self/fd")) {
+    std::error_code gone;
+    if (fs::read_symlink(entry.path(), gone) != path) continue;
+    std::ifstream info("/proc/self/fdinfo/" + entry.path().filename().string());
+    for (std::string key, value; info >> key >> value;) {
+      if (key == "flags:") return std::stoi(value, nullptr, 8);
+    }
+  }
+  return -1;
+}
+
+}  // namespace
+
+TEST_CASE("a directory that is not there is an error") {
+  TemporaryDirectory directory;
+  CHECK(error_code([&] { DirBackend(directory.path() + "/no", false, no_log); }) == ENOENT);
+}
+
+TEST_CASE("errors name the directory and the object") {
+  TemporaryDirectory directory;
+  DirBackend backend(directory.path(), false, no_log);
+  CHECK(backend.describe() == directory.path());
+  try {
+    backend.open("volumes/x", Access::kRead);
+    FAIL("opened what is not there");
+  } catch (const Error& error) {
+    CHECK(error.object() == directory.path() + "/volumes/x");
+  }
+}
+
+TEST_CASE("many objects work with few descriptors") {
+  TemporaryDirectory directory;
+  DirBackend backend(directory.path(), false, no_log, {.descriptor_cap = 3});
+  constexpr size_t kObjects = 50;
+  std::vector<std::unique_ptr<Object>> objects;
+  for (size_t i = 0; i < kObjects; ++i) {
+    objects.push_back(backend.create(fmt::format("v/data.{}", i), 100'000));
+  }
+  CHECK(backend.open_descriptors() <= 3);
+  std::atomic<int> wrong = 0;
+  std::vector<std::thread> threads;
+  for (size_t t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] {
+      std::mt19937_64 random(t);
+      for (int i = 0; i < 500; ++i) {
+        Object& object = *objects[random() % kObjects];
+        object.write(t * 10'000, pattern(100, t));
+        object.sync();
+        if (read_all(object, t * 10'000, 100) != pattern(100, t)) ++wrong;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  CHECK(wrong == 0);
+  for (size_t i = 0; i < kObjects; ++i) {
+    objects[i]->write(50'000, pattern(1000, i));
+    objects[i]->sync();
+  }
+  for (size_t i = 0; i < kObjects; ++i) {
+    CHECK(read_all(*objects[i], 50'000, 1000) == pattern(1000, i));
+    CHECK(backend.open_descriptors() <= 3);
+  }
+}
+
+TEST_CASE("an object with unsynced writes keeps its descriptor") {
+  TemporaryDirectory directory;
+  DirBackend backend(directory.path(), false, no_log, {.descriptor_cap = 3});
+  std::vector<std::unique_ptr<Object>> objects;
+  for (size_t i = 0; i < 10; ++i) {
+    objects.push_back(backend.create(fmt::format("v/data.{}", i), 100));
+    objects.back()->write(0, pattern(10, i));
+  }
+  for (size_t i = 0; i < 10; ++i) {
+    CHECK(flags_of_open_file(fmt::format("{}/v/data.{}", directory.path(), i)) >= 0);
+  }
+  backend.create("v/data.10", 0);
+  CHECK(backend.open_descriptors() >= 10);
+  for (auto& object : objects) object->sync();
+  auto last = backend.create("v/data.11", 0);
+  CHECK(backend.open_descriptors() <= 3);
+}
+
+TEST_CASE("an object whose file was replaced or removed meanwhile is not there") {
+  TemporaryDirectory directory;
+  DirBackend backend(directory.path(), false, no_log, {.descriptor_cap = 1});
+  auto object = backend.create("v/a", 100);
+  auto other = backend.create("v/b", 100);
+  for (int round = 0; round < 2; ++round) {  // the cap leaves room for one of them only
+    read_all(*object, 0, 1);
+    read_all(*other, 0, 1);
+  }
+  REQUIRE(flags_of_open_file(directory.path() + "/v/a") == -1);
+  fs::rename(directory.path() + "/v/a", directory.path() + "/v/kept");
+  CHECK(error_code([&] { read_all(*object, 0, 1); }) == ENOENT);
+  const auto imposter = backend.create("v/a", 100);
+  CHECK(error_code([&] { read_all(*object, 0, 1); }) == ENOENT);
+  CHECK(error_code([&] { object->write(0, pattern(1, 1)); }) == ENOENT);
+  ByteVector a(10), b(10);
+  const ReadPiece pieces[] = {{object.get(), 0, a}, {other.get(), 0, b}};
+  CHECK(error_code([&] { backend.read_batch(pieces); }) == ENOENT);
+  fs::rename(directory.path() + "/v/kept", directory.path() + "/v/a");
+  CHECK(read_all(*object, 0, 100) == ByteVector(100, std::byte{0}));
+}
+
+TEST_CASE("a process short of descriptors closes idle ones") {
+  TemporaryDirectory directory;
+  DirBackend backend(directory.path(), false, no_log, {.descriptor_cap = 10'000});
+  rlimit before{};
+  REQUIRE(getrlimit(RLIMIT_NOFILE, &before) == 0);
+  const FileDescriptor probe(open("/dev/null", O_RDONLY | O_CLOEXEC));
+  rlimit low = before;
+  low.rlim_cur = probe.get() + 10;
+  REQUIRE(setrlimit(RLIMIT_NOFILE, &low) == 0);
+  std::vector<std::unique_ptr<Object>> objects;
+  const int code = error_code([&] {
+    for (size_t i = 0; i < 50; ++i) {
+      objects.push_back(backend.create(fmt::format("v{}/data", i), 100));
+      objects.push_back(backend.open(fmt::format("v{}/data", i), Access::kRead));
+      backend.put_new(fmt::format("v{}/x", i), pattern(10, i));
+      backend.list("v0");
+    }
+    for (auto& object : objects) read_all(*object, 0, 10);
+  });
+  REQUIRE(setrlimit(RLIMIT_NOFILE, &before) == 0);
+  CHECK(code == 0);
+  CHECK(objects.size() == 100);
+}
+
+TEST_CASE("after a failed sync an object is not written or synced any more") {
+  TemporaryDirectory directory;
+  std::atomic<int> failure = 0;
+  DirBackend backend(directory.path(), false, no_log, {.fdatasync = [&](int fd) {
+                       if (failure == 0) return ::fdatasync(fd);
+                       errno = failure.exchange(0);
+                       return -1;
+                     }});
+  auto object = backend.create("v/data.1", 1000);
+  object->write(0, pattern(10, 1));
+  failure = ENOSPC;
+  CHECK(error_code([&] { object->sync(); }) == ENOSPC);
+  CHECK(error_code([&] { object->sync(); }) == EIO);
+  CHECK(error_code([&] { object->write(0, pattern(10, 2)); }) == EIO);
+  CHECK(error_code([&] { object->write(5000, pattern(10, 2)); }) == EIO);
+  const ByteVector bytes = pattern(10, 3);
+  const WritePiece pieces[] = {{object.get(), 0, bytes}, {object.get(), 100, bytes}};
+  CHECK(error_code([&] { backend.write_batch(pieces); }) == EIO);
+  CHECK(read_all(*object, 0, 10) == pattern(10, 1));
+  object = backend.open("v/data.1", Access::kWrite);
+  object->write(0, pattern(10, 4));
+  object->sync();
+  failure = EINTR;
+  object->sync();
+}
+
+TEST_CASE("only data and segments bypass the page cache") {
+  TemporaryDirectory directory;
+  int lines = 0;
+  DirBackend backend(directory.path(), true, [&](const std::string&) { ++lines; });
+  if (backend.write_alignment_bytes() == 1) {
+    CHECK(lines == 1);
+    MESSAGE("skipped: no O_DIRECT in ", directory.path());
+    return;
+  }
+  CHECK(backend.write_alignment_bytes() == kBlockBytes);
+  auto data = backend.create("volumes/u/data.7", 1 << 20);
+  auto map = backend.create("volumes/u/map.1", 0);
+  CHECK(backend.put_new("segments/ab/abcd", pattern(10'000, 1)));
+  auto segment = backend.open("segments/ab/abcd", Access::kRead);
+  CHECK((flags_of_open_file(directory.path() + "/volumes/u/data.7") & O_DIRECT) != 0);
+  CHECK((flags_of_open_file(directory.path() + "/volumes/u/map.1") & O_DIRECT) == 0);
+  CHECK((flags_of_open_file(directory.path() + "/segments/ab/abcd") & O_DIRECT) != 0);
+  CHECK(read_all(*segment, 0, 10'000) == pattern(10'000, 1));
+  CHECK(lines == 0);
+
+  DirBackend buffered(directory.path(), false, no_log);
+  CHECK(buffered.write_alignment_bytes() == 1);
+  auto same = buffered.open("volumes/u/data.7", Access::kRead);
+  data->write(4096, pattern(4096, 2));
+  data->write(4000, pattern(50, 3));
+  CHECK(read_all(*same, 4000, 50) == pattern(50, 3));
+  CHECK(read_all(*same, 4096, 4096) == pattern(4096, 2));
+}
+
+TEST_CASE("unaligned and aligned direct writes beside each other lose nothing") {
+  TemporaryDirectory directory;
+  DirBackend backend(directory.path(), true, no_log);
+  auto object = backend.create("v/data.1", 1 << 20);
+  constexpr size_t kBlocks = 16;
+  // One writes whole blocks, the others a sector at the end of each; every sector must end up with
+  // what one of the two wrote, and the others with the blocks' writer.
+  for (uint64_t round = 1; round <= 20; ++round) {
+    ByteVector whole(kBlocks * kBlockBytes, static_cast<std::byte>(round));
+    const ByteVector sector(kSectorBytes, std::byte{0xff});
+    std::thread blocks([&] {
+      for (size_t i = 0; i < kBlocks; ++i) {
+        object->write(i * kBlockBytes, Bytes(whole).subspan(i * kBlockBytes, kBlockBytes));
+      }
+    });
+    std::thread sectors([&] {
+      for (size_t i = 0; i < kBlocks; ++i) {
+        object->write((i + 1) * kBlockBytes - kSectorBytes, sector);
+      }
+    });
+    blocks.join();
+    sectors.join();
+    const ByteVector read = read_all(*object, 0, whole.size());
+    for (size_t i = 0; i < kBlocks; ++i) {
+      const Bytes block = Bytes(read).subspan(i * kBlockBytes, kBlockBytes);
+      const Bytes rest = block.first(kBlockBytes - kSectorBytes);
+      const Bytes last = block.last(kSectorBytes);
+      REQUIRE(std::ranges::all_of(rest, [&](std::byte b) { return b == whole[0]; }));
+      REQUIRE((std::ranges::equal(last, sector) ||
+               std::ranges::all_of(last, [&](std::byte b) { return b == whole[0]; })));
+    }
+  }
+}
+
+TEST_CASE("a batch of reads goes through a ring, whatever its alignment") {
+  TemporaryDirectory directory;
+  for (const bool direct : {false, true}) {
+    CAPTURE(direct);
+    DirBackend backend(directory.path(), direct, no_log);
+    const std::string name = direct ? "v/data.1" : "v/data.2";
+    auto object = backend.create(name, 0);
+    object->write(0, pattern(100'000, 1));
+    std::vector<ByteVector> buffers(100, ByteVector(777));
+    std::vector<ReadPiece> pieces;
+    for (size_t i = 0; i < buffers.size(); ++i)
+      pieces.push_back({object.get(), i * 999, buffers[i]});
+    backend.read_batch(pieces);
+    for (size_t i = 0; i < buffers.size(); ++i) {
+      REQUIRE(buffers[i] == read_all(*object, i * 999, 777));
+    }
+    WARN(backend.ring_batches() == 1);
+  }
+}
+
+TEST_CASE("symbolic links are not followed, and what is no object is not listed") {
+  TemporaryDirectory outside;
+  TemporaryDirectory directory;
+  std::ofstream(outside.path() + "/secret") << "secret";
+  fs::create_directory(directory.path() + "/names");
+  fs::create_symlink(outside.path(), directory.path() + "/volumes");
+  fs::create_symlink(outside.path() + "/secret", directory.path() + "/names/link");
+  fs::create_directory_symlink(outside.path(), directory.path() + "/names/inside");
+  std::ofstream(directory.path() + "/names/.tmp-0123") << "left over";
+  std::ofstream(directory.path() + "/names/odd name~") << "odd";
+  mkfifo((directory.path() + "/names/fifo").c_str(), 0600);
+  DirBackend backend(directory.path(), false, no_log);
+
+  CHECK(error_code([&] { backend.open("volumes/secret", Access::kRead); }) == ELOOP);
+  CHECK(error_code([&] { backend.open("names/link", Access::kWrite); }) == ELOOP);
+  CHECK(error_code([&] { backend.create("volumes/new", 0); }) != 0);
+  CHECK(error_code([&] { backend.create("names/link", 0); }) == EEXIST);
+  CHECK(error_code([&] { backend.put_new("volumes/new", {}); }) != 0);
+  CHECK(error_code([&] { backend.get("names/link", 100); }) == ELOOP);
+  CHECK(error_code([&] { backend.open("names/fifo", Access::kRead); }) == EISDIR);
+  CHECK(error_code([&] { backend.get("names/fifo", 100); }) == EISDIR);
+  CHECK(backend.list("names") == std::vector<std::string>{"fifo", "inside", "link"});
+  backend.remove_folder("names");
+  CHECK_FALSE(fs::exists(directory.path() + "/names"));
+  CHECK(fs::exists(outside.path() + "/secret"));
+  CHECK(std::distance(fs::directory_iterator(outside.path()), fs::directory_iterator()) == 1);
+}
+
+TEST_CASE("a kernel without openat2 follows no symbolic links either") {
+  TemporaryDirectory outside;
+  TemporaryDirectory directory;
+  std::ofstream(outside.path() + "/secret") << "secret";
+  fs::create_symlink(outside.path(), directory.path() + "/volumes");
+  fs::create_symlink(outside.path() + "/secret", directory.path() + "/link");
+  const int result = in_child([&] {
+    if (!forbid(SYS_openat2)) return 77;
+    DirBackend backend(directory.path(), false, no_log);
+    if (!backend.put_new("a/b/x", pattern(10, 1))) return 1;
+    if (backend.get("a/b/x", 10) != pattern(10, 1)) return 2;
+    if (backend.list("").size() != 3 || backend.list("a/b").size() != 1) return 3;
+    if (error_code([&] { backend.open("a/c/x", Access::kRead); }) != ENOENT) return 4;
+    if (error_code([&] { backend.open("link", Access::kRead); }) != ELOOP) return 5;
+    if (error_code([&] { backend.create("volumes/x", 0); }) == 0) return 6;
+    if (backend.get("volumes/secret", 100).has_value()) return 7;
+    backend.remove_folder("a");
+    return backend.list("").size() == 2 ? 0 : 8;
+  });
+  if (result == 77) {
+    MESSAGE("skipped: no seccomp here");
+    return;
+  }
+  CHECK(result == 0);
+}
+
+TEST_CASE("nothing is left of a put_new that lost, with or without unnamed files") {
+  for (const bool without_tmpfile : {false, true}) {
+    CAPTURE(without_tmpfile);
+    TemporaryDirectory directory;
+    DirBackend backend(directory.path(), false, no_log, {.without_tmpfile = without_tmpfile});
+    CHECK(backend.put_new("a/x", pattern(100, 1)));
+    CHECK_FALSE(backend.put_new("a/x", pattern(100, 2)));
+    CHECK(std::distance(fs::directory_iterator(directory.path() + "/a"),
+                        fs::directory_iterator()) == 1);
+  }
+}
+
+TEST_CASE("locks exclude other backends and other processes, and die with their process") {
+  TemporaryDirectory directory;
+  DirBackend backend(directory.path(), false, no_log);
+  DirBackend other(directory.path(), false, no_log);
+  backend.create("lock", 0);
+  auto lock = backend.try_lock("lock", LockMode::kExclusive);
+  REQUIRE(lock);
+  CHECK_FALSE(other.try_lock("lock", LockMode::kShared));
+  lock.reset();
+  lock = other.try_lock("lock", LockMode::kShared);
+  REQUIRE(lock);
+  CHECK(backend.try_lock("lock", LockMode::kShared));
+  CHECK_FALSE(backend.try_lock("lock", LockMode::kExclusive));
+  lock.reset();
+
+  int ready[2];
+  REQUIRE(pipe2(ready, O_CLOEXEC) == 0);
+  const pid_t child = fork();
+  if (child == 0) {
+    auto held = backend.try_lock("lock", LockMode::kExclusive);
+    const char has_it = held ? 'y' : 'n';
+    if (write(ready[1], &has_it, 1) != 1) _exit(1);
+    pause();
+  }
+  char has_it = 'n';
+  CHECK(read(ready[0], &has_it, 1) == 1);
+  CHECK(has_it == 'y');
+  CHECK_FALSE(backend.try_lock("lock", LockMode::kShared));
+  kill(child, SIGKILL);
+  waitpid(child, nullptr, 0);
+  CHECK(backend.try_lock("lock", LockMode::kExclusive));
+  close(ready[0]);
+  close(ready[1]);
+}
+
+TEST_CASE("every descriptor closes on exec") {
+  TemporaryDirectory directory;
+  DirBackend backend(directory.path(), true, no_log);
+  auto object = backend.create("v/data.1", 100);
+  auto lock = backend.try_lock("v/data.1", LockMode::kShared);
+  size_t seen = 0;
+  for (const auto& entry : fs::directory_iterator("/proc/self/fd")) {
+    std::error_code gone;
+    if (!fs::read_symlink(entry.path(), gone).string().starts_with(directory.path())) continue;
+    ++seen;
+    CHECK((fcntl(std::stoi(entry.path().filename()), F_GETFD) & FD_CLOEXEC) != 0);
+  }
+  CHECK(seen == 3);
+}

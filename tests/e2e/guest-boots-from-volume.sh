@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# A guest boots from a volume through qemu's NBD driver; a version taken while it runs has what the
+# guest had written before and nothing of what it wrote after; its plug can be pulled.
+. "$(dirname "$0")/../functions.sh"
+requires qemu-system-x86_64 mmdebstrap e2fsck debugfs nbdcopy
+# shellcheck source=SCRIPTDIR/../../examples/guest.sh
+. "$checkout/examples/guest.sh"
+
+guest=${XDG_CACHE_HOME:-$HOME/.cache}/tplstore/guest
+"$checkout/examples/make-guest.sh" "$guest"
+on_exit guest_kill
+new_store
+tplstore template import golden "$guest/disk.raw"
+tplstore volume create vm1 --template golden
+serve
+
+boot() {
+    guest_start "$(uri vm1)" "$tmp/$1.log" -kernel "$guest/vmlinuz" -initrd "$guest/initrd" \
+        -append "console=ttyS0 root=/dev/vda rw quiet panic=-1"
+    guest_expect "GUEST up, marker: $2" 240
+}
+
+# marker EXPORT: what the guest's file system has there after a power cut.
+marker() {
+    nbdcopy "$(uri "$1")" "$tmp/copy.raw"
+    e2fsck -fp "$tmp/copy.raw" >"$tmp/fsck.log" 2>&1 || [ $? = 1 ] || fail "fsck of $1: $(cat "$tmp/fsck.log")"
+    debugfs -R "cat /marker" "$tmp/copy.raw" 2>/dev/null
+}
+
+boot first none
+guest_say "write before"
+guest_expect "GUEST wrote before" 60
+tplstore version create vm1
+guest_say "write after"
+guest_expect "GUEST wrote after" 60
+kill_nbdkit  # the host crashes
+guest_kill
+serve
+equals "the version's marker" "$(marker vm1@1)" before
+equals "the volume's marker" "$(marker vm1)" after
+
+boot second after
+guest_say poweroff
+guest_wait 120
+tplstore version rollback vm1 1
+boot third before
+guest_say poweroff
+guest_wait 120
+stop_nbdkit

@@ -1,0 +1,528 @@
+#include "importer.h"
+
+#include <doctest/doctest.h>
+
+#include "memory_backend.h"
+#include "template_image.h"
+#include "template_testing.h"
+#include "temporary_directory.h"
+
+using namespace tplstore;
+using namespace tplstore::testing;
+
+namespace {
+
+// A disk in memory as an image; it can fail on the way.
+class MemorySource : public ImageSource {
+ public:
+  explicit MemorySource(ByteVector disk, uint64_t fail_at = UINT64_MAX)
+      : disk_(std::move(disk)), fail_at_(fail_at) {}
+  uint64_t size_bytes() const override { return disk_.size(); }
+  std::string description() const override { return "memory\n"; }
+  void read_data(const std::function<void(uint64_t, Bytes)>& consume) override {
+    constexpr uint64_t kPieceBytes = 128 * kBlockBytes;
+    for (uint64_t at = 0; at < disk_.size(); at += kPieceBytes) {
+      if (at >= fail_at_) fail(EIO, "memory", "failed on the way");
+      const Bytes piece = Bytes(disk_).subspan(at, std::min(kPieceBytes, disk_.size() - at));
+      if (!is_zero(piece)) consume(at, piece);
+    }
+  }
+
+ private:
+  const ByteVector disk_;
+  const uint64_t fail_at_;
+};
+
+ImportResult import_disk(Backend& backend, const std::string& name, const ByteVector& disk,
+                         const ImportOptions& options = {}) {
+  return import_from(backend, name, [&] { return std::make_unique<MemorySource>(disk); }, options);
+}
+
+ByteVector read_template(Backend& backend, const std::string& name) {
+  const auto image = TemplateImage::open(backend, name);
+  ByteVector disk(image->size_bytes());
+  image->read(0, disk);
+  return disk;
+}
+
+// Of all segments; each must have a sound table.
+uint64_t stored_blocks(Backend& backend) {
+  uint64_t blocks = 0;
+  for (const Hash128& name : list_segments(backend)) {
+    const auto object = backend.open(segment_path(name), Access::kRead);
+    blocks += read_segment_table(*object, name).size();
+  }
+  return blocks;
+}
+
+std::vector<uint64_t> numbers_from(uint64_t first, uint64_t count) {
+  std::vector<uint64_t> numbers;
+  for (uint64_t i = 0; i < count; ++i) numbers.push_back(first + i);
+  return numbers;
+}
+
+std::vector<uint64_t> joined(std::vector<uint64_t> a, const std::vector<uint64_t>& b) {
+  a.insert(a.end(), b.begin(), b.end());
+  return a;
+}
+
+std::vector<std::string> nobody() { return {}; }
+
+}  // namespace
+
+TEST_CASE("a plain image becomes a template with one run per segment") {
+  MemoryBackend backend;
+  make_store(backend);
+  const ByteVector disk = disk_of(numbers_from(1, 2500));
+  std::vector<uint64_t> progress;
+  const ImportResult result = import_disk(
+      backend, "plain", disk,
+      {.progress = [&](uint64_t done, uint64_t total) {
+        CHECK(total == disk.size());
+        CHECK((progress.empty() || done >= progress.back()));
+        progress.push_back(done);
+      }});
+  CHECK(progress.front() == 0);
+  CHECK(progress.back() == disk.size());
+  CHECK(read_template(backend, "plain") == disk);
+  const Manifest manifest = load_manifest(backend, "plain").value();
+  CHECK(manifest.segments.size() == 3);
+  CHECK(manifest.runs.size() == 3);
+  CHECK(manifest.source == "memory?");
+  CHECK(result.stored_bytes == disk.size());
+  CHECK(result.referenced_bytes == 0);
+  CHECK(result.zero_bytes == 0);
+  CHECK(result.info.state == "ready");
+  CHECK(result.info.size_bytes == disk.size());
+  CHECK(result.info.data_bytes == disk.size());
+  CHECK(result.info.unique_bytes == disk.size());
+  CHECK(result.info.segments == 3);
+  CHECK(result.info.uuid == manifest.uuid);
+  CHECK(result.info.created_ns > 0);
+  CHECK(backend.list("imports").empty());
+  CHECK(verify_template(backend, "plain", {}).is_sound());
+}
+
+TEST_CASE("zeroes are holes, an odd end is kept, and an image of zeroes stores nothing") {
+  MemoryBackend backend;
+  make_store(backend);
+  ByteVector disk = disk_of({1, 0, 0, 2, 0, 3});
+  disk.resize(disk.size() - 1536);
+  const ImportResult result = import_disk(backend, "odd", disk);
+  CHECK(result.stored_bytes == 3 * kBlockBytes);
+  CHECK(result.zero_bytes == 3 * kBlockBytes);
+  CHECK(read_template(backend, "odd") == disk);
+  CHECK(import_disk(backend, "zero", ByteVector(1 << 20)).info.data_bytes == 0);
+  CHECK(is_zero(read_template(backend, "zero")));
+  CHECK(list_segments(backend).size() == 1);
+}
+
+TEST_CASE("equal blocks within an image are stored once") {
+  MemoryBackend backend;
+  make_store(backend);
+  // Repeats within a piece, in the segment being built, and in one just published.
+  std::vector<uint64_t> numbers = {1, 1, 2, 1};
+  numbers = joined(numbers, numbers_from(3, 1100));
+  numbers = joined(numbers, {1, 2, 3, 1099, 1100, 1101});
+  const ByteVector disk = disk_of(numbers);
+  const ImportResult result = import_disk(backend, "t", disk);
+  CHECK(result.stored_bytes == 1102 * kBlockBytes);
+  CHECK(result.referenced_bytes == 8 * kBlockBytes);
+  CHECK(stored_blocks(backend) == 1102);
+  CHECK(read_template(backend, "t") == disk);
+}
+
+TEST_CASE("two images share the blocks they have in common") {
+  MemoryBackend backend;
+  make_store(backend);
+  const ByteVector first = disk_of(joined(numbers_from(1, 300), {0, 0, 900}));
+  const ByteVector second = disk_of(joined({5000, 0}, joined(numbers_from(100, 150), {6000})));
+  import_disk(backend, "first", first);
+  const ImportResult result = import_disk(backend, "second", second);
+  CHECK(result.stored_bytes == 2 * kBlockBytes);
+  CHECK(result.referenced_bytes == 150 * kBlockBytes);
+  CHECK(stored_blocks(backend) == 301 + 2);
+  CHECK(read_template(backend, "first") == first);
+  CHECK(read_template(backend, "second") == second);
+  // The shared part is one run, not 150.
+  CHECK(load_manifest(backend, "second")->runs.size() == 3);
+
+  CHECK(show_template(backend, "first").unique_bytes == 0);
+  CHECK(show_template(backend, "second").unique_bytes == 2 * kBlockBytes);
+  const auto templates = list_templates(backend);
+  REQUIRE(templates.size() == 2);
+  CHECK(templates[0].name == "first");
+  CHECK(templates[1].data_bytes == 152 * kBlockBytes);
+
+  // An equal image costs a manifest.
+  CHECK(import_disk(backend, "third", second).stored_bytes == 0);
+  CHECK(stored_blocks(backend) == 303);
+}
+
+TEST_CASE("blocks with equal hashes and different bytes stay different") {
+  MemoryBackend backend;
+  make_store(backend);
+  // A segment that claims another block's hash, as if the two collided.
+  SegmentBuilder builder;
+  builder.add(block_of(1), content_hash(block_of(2)));
+  builder.add(block_of(3), content_hash(block_of(3)));
+  builder.publish(backend);
+  const ByteVector disk = disk_of({2, 3, 2});
+  const ImportResult result = import_disk(backend, "t", disk);
+  CHECK(result.stored_bytes == kBlockBytes);
+  CHECK(read_template(backend, "t") == disk);
+}
+
+TEST_CASE("a segment whose whole table collides stops the import with advice") {
+  MemoryBackend backend;
+  make_store(backend);
+  SegmentBuilder builder;
+  builder.add(block_of(1), content_hash(block_of(2)));
+  builder.publish(backend);
+  const Thrown thrown = thrown_by([&] { import_disk(backend, "t", disk_of({2})); });
+  CHECK(thrown.code == EIO);
+  CHECK(thrown.text.find("tplstore template verify") != std::string::npos);
+  CHECK(thrown_by([&] { TemplateImage::open(backend, "t"); }).code == ENOENT);
+}
+
+TEST_CASE("random images against a store that fills up read back as they are") {
+  const uint64_t seed = random_u64();
+  CAPTURE(seed);
+  std::mt19937_64 random(seed);
+  MemoryBackend backend;
+  make_store(backend);
+  backend.set_recording(false);
+  std::vector<ByteVector> disks;
+  for (int i = 0; i < 12; ++i) {
+    std::vector<uint64_t> numbers;
+    const uint64_t count = random() % 1500 + 1;
+    while (numbers.size() < count) {
+      const uint64_t length = random() % 40 + 1, first = random() % 2000;
+      const int kind = static_cast<int>(random() % 4);
+      for (uint64_t k = 0; k < length; ++k)
+        numbers.push_back(kind == 0 ? 0 : kind == 1 ? 7 : first + k);
+    }
+    ByteVector disk = disk_of(numbers);
+    disk.resize(disk.size() - random() % 8 * 512);
+    const ImportResult result = import_disk(backend, fmt::format("t{}", i), disk);
+    CHECK(result.stored_bytes + result.referenced_bytes == result.info.data_bytes);
+    disks.push_back(std::move(disk));
+  }
+  for (size_t i = 0; i < disks.size(); ++i)
+    CHECK(read_template(backend, fmt::format("t{}", i)) == disks[i]);
+  CHECK(stored_blocks(backend) <= 2040);  // every content once
+  // Removing some keeps the others whole.
+  for (size_t i = 0; i < disks.size(); i += 2)
+    remove_template(backend, fmt::format("t{}", i), nobody);
+  for (size_t i = 1; i < disks.size(); i += 2) {
+    CHECK(read_template(backend, fmt::format("t{}", i)) == disks[i]);
+    CHECK(verify_template(backend, fmt::format("t{}", i), {}).is_sound());
+  }
+  for (size_t i = 1; i < disks.size(); i += 2)
+    remove_template(backend, fmt::format("t{}", i), nobody);
+  CHECK(list_segments(backend).empty());
+}
+
+TEST_CASE("names that are taken or wrong are refused before the image is looked at") {
+  MemoryBackend backend;
+  make_store(backend);
+  import_disk(backend, "t", disk_of({1}));
+  const auto never = []() -> std::unique_ptr<ImageSource> { FAIL("opened"); return nullptr; };
+  CHECK(thrown_by([&] { import_from(backend, "t", never, {}); }).code == EEXIST);
+  CHECK(thrown_by([&] { import_from(backend, "../t", never, {}); }).code == EINVAL);
+  const auto lock = backend.try_lock("gc.lock", LockMode::kExclusive);
+  CHECK(thrown_by([&] { import_from(backend, "u", never, {}); }).code == EBUSY);
+}
+
+TEST_CASE("a source that is refused leaves nothing behind") {
+  MemoryBackend backend;
+  make_store(backend);
+  CHECK(thrown_by([&] { import_template(backend, "t", "/does/not/exist", {}); }).code == ENOENT);
+  CHECK(list_templates(backend).empty());
+  CHECK(backend.list("imports").empty());
+}
+
+TEST_CASE("one name is imported once at a time, and nothing is removed meanwhile") {
+  MemoryBackend backend;
+  make_store(backend);
+  int calls = 0;
+  import_disk(backend, "t", disk_of(numbers_from(1, 300)), {.progress = [&](uint64_t, uint64_t) {
+    if (++calls != 2) return;
+    CHECK(thrown_by([&] { import_disk(backend, "t", disk_of({1})); }).code == EBUSY);
+    CHECK(thrown_by([&] { gc(backend); }).code == EBUSY);
+    CHECK(thrown_by([&] { remove_template(backend, "t", nobody); }).code == EBUSY);
+    import_disk(backend, "other", disk_of({400, 401}));
+    REQUIRE(list_templates(backend).size() == 2);
+    CHECK(list_templates(backend)[1].state == "importing");
+    CHECK(thrown_by([&] { TemplateImage::open(backend, "t"); }).code == ENOENT);
+  }});
+  CHECK(calls > 2);
+  CHECK(list_templates(backend)[1].state == "ready");
+}
+
+TEST_CASE("an import that failed goes on from where it was, or is removed") {
+  MemoryBackend backend;
+  make_store(backend);
+  const ByteVector disk = disk_of(numbers_from(1, 2200));
+  const auto failing = [&] { return std::make_unique<MemorySource>(disk, 2100 * kBlockBytes); };
+  CHECK(thrown_by([&] { import_from(backend, "t", failing, {}); }).code == EIO);
+  const auto unfinished = show_template(backend, "t");
+  CHECK(unfinished.state == "importing");
+  CHECK(unfinished.size_bytes == disk.size());
+  CHECK(unfinished.segments == 2);
+  CHECK(unfinished.created_ns > 0);
+  CHECK(gc(backend).removed_segments == 0);  // they are kept for the next import
+
+  auto other = backend.clone();
+  CHECK(remove_template(*other, "t", nobody).removed_segments == 2);
+  CHECK(list_templates(*other).empty());
+
+  const ImportResult result = import_disk(backend, "t", disk);
+  CHECK(result.referenced_bytes == 2048 * kBlockBytes);
+  CHECK(result.stored_bytes == 152 * kBlockBytes);
+  CHECK(read_template(backend, "t") == disk);
+  CHECK(backend.list("imports").empty());
+}
+
+TEST_CASE("an interruption ends an import soon, with EINTR") {
+  MemoryBackend backend;
+  make_store(backend);
+  bool is_interrupted = false;
+  const Thrown thrown = thrown_by([&] {
+    import_disk(backend, "t", disk_of(numbers_from(1, 1500)),
+                {.progress = [&](uint64_t done, uint64_t) { is_interrupted = done > 600 * 4096; },
+                 .interrupted = [&] { return is_interrupted; }});
+  });
+  CHECK(thrown.code == EINTR);
+  CHECK(show_template(backend, "t").state == "importing");
+}
+
+TEST_CASE("a full store ends an import, and removing what it stored makes room") {
+  MemoryBackend backend;
+  make_store(backend);
+  backend.set_capacity_bytes(6 << 20);
+  const ByteVector disk = disk_of(numbers_from(1, 2000));
+  CHECK(thrown_by([&] { import_disk(backend, "t", disk); }).code == ENOSPC);
+  CHECK(show_template(backend, "t").state == "importing");
+  CHECK(remove_template(backend, "t", nobody).freed_bytes > 4 << 20);
+  import_disk(backend, "u", disk_of(numbers_from(1, 1000)));
+  CHECK(verify_template(backend, "u", {}).is_sound());
+}
+
+TEST_CASE("a crash at any moment of an import leaves nothing or all, and importing again works") {
+  const uint64_t seed = random_u64();
+  CAPTURE(seed);
+  MemoryBackend backend;
+  make_store(backend);
+  const ByteVector first = disk_of(numbers_from(1, 30));
+  const ByteVector second = disk_of(joined(joined({0, 5, 6, 0}, numbers_from(100, 1030)), {9, 0}));
+  import_disk(backend, "first", first);
+  const size_t begin = backend.event_count();
+  import_disk(backend, "second", second);
+
+  CrashWalker walker(backend);
+  walker.advance_to(begin);
+  int ready = 0, importing = 0, absent = 0;
+  for (;; walker.advance()) {
+    for (int round = 0; round < 5; ++round) {
+      const auto kind = round == 0   ? MemoryBackend::Crash::kKill
+                        : round == 1 ? MemoryBackend::Crash::kLoseUnsynced
+                                     : MemoryBackend::Crash::kRandom;
+      const size_t event_count = walker.event_count();
+      CAPTURE(event_count);
+      CAPTURE(round);
+      const auto after = walker.crash(kind, seed + event_count * 8 + round);
+      REQUIRE(read_template(*after, "first") == first);
+      std::string state;
+      for (const TemplateInfo& info : list_templates(*after)) {
+        if (info.name == "second") state = info.state;
+      }
+      REQUIRE((state.empty() || state == "importing" || state == "ready"));
+      const auto check_ready = [&](Backend& store) {
+        REQUIRE(read_template(store, "second") == second);
+        REQUIRE(verify_template(store, "second", {}).is_sound());
+      };
+      // What gc removes, nobody needs; on half of the states, before going on.
+      if (round % 2 == 0) gc(*after);
+      if (state == "ready") {
+        ++ready;
+        check_ready(*after);
+        REQUIRE(thrown_by([&] { import_disk(*after, "second", second); }).code == EEXIST);
+      } else {
+        ++(state.empty() ? absent : importing);
+        REQUIRE(thrown_by([&] { TemplateImage::open(*after, "second"); }).code == ENOENT);
+        // The first segment need not be stored again once it was stored under its journal.
+        const bool has_segment = list_segments(*after).size() == 2;
+        const ImportResult result = import_disk(*after, "second", second);
+        REQUIRE(result.info.state == "ready");
+        REQUIRE((!has_segment || result.stored_bytes <= 6 * kBlockBytes));
+        check_ready(*after);
+        // What was reported as imported survives a power failure right away.
+        check_ready(*after->crash(after->event_count(), MemoryBackend::Crash::kLoseUnsynced, 0));
+      }
+      REQUIRE(read_template(*after, "first") == first);
+      // Nothing is left that nobody needs, once gc has run.
+      gc(*after);
+      REQUIRE(after->list("imports").empty());
+      REQUIRE(stored_blocks(*after) == 30 + 1030);
+    }
+    if (walker.is_at_end()) break;
+  }
+  CHECK(ready > 0);
+  CHECK(importing > 0);
+  CHECK(absent > 0);
+}
+
+TEST_CASE("a crash at any moment of a removal leaves whole templates only") {
+  const uint64_t seed = random_u64();
+  CAPTURE(seed);
+  MemoryBackend backend;
+  make_store(backend);
+  const ByteVector first = disk_of(numbers_from(1, 30)), second = disk_of(numbers_from(20, 30));
+  import_disk(backend, "first", first);
+  import_disk(backend, "second", second);
+  const size_t begin = backend.event_count();
+  remove_template(backend, "first", nobody);
+  remove_template(backend, "second", nobody);
+  CrashWalker walker(backend);
+  walker.advance_to(begin);
+  for (;; walker.advance()) {
+    for (int round = 0; round < 5; ++round) {
+      const auto kind = round == 0   ? MemoryBackend::Crash::kKill
+                        : round == 1 ? MemoryBackend::Crash::kLoseUnsynced
+                                     : MemoryBackend::Crash::kRandom;
+      const auto after = walker.crash(kind, seed + walker.event_count() * 8 + round);
+      for (const TemplateInfo& info : list_templates(*after)) {
+        REQUIRE(info.state == "ready");
+        REQUIRE(read_template(*after, info.name) == (info.name == "first" ? first : second));
+      }
+      gc(*after);
+      for (const TemplateInfo& info : list_templates(*after))
+        REQUIRE(verify_template(*after, info.name, {}).is_sound());
+      // Nor does a power failure on top bring back a template without its segments.
+      const auto again = after->crash(after->event_count(), kind, seed + round);
+      for (const TemplateInfo& info : list_templates(*again))
+        REQUIRE(verify_template(*again, info.name, {}).is_sound());
+      const auto lost =
+          after->crash(after->event_count(), MemoryBackend::Crash::kLoseUnsynced, 0);
+      for (const TemplateInfo& info : list_templates(*lost))
+        REQUIRE(verify_template(*lost, info.name, {}).is_sound());
+      if (list_templates(*after).empty()) REQUIRE(list_segments(*after).empty());
+    }
+    if (walker.is_at_end()) break;
+  }
+}
+
+TEST_CASE("a template in use is not removed") {
+  MemoryBackend backend;
+  make_store(backend);
+  import_disk(backend, "t", disk_of({1, 2}));
+  {
+    const auto image = TemplateImage::open(backend, "t");
+    CHECK(thrown_by([&] { remove_template(backend, "t", nobody); }).code == EBUSY);
+  }
+  const Thrown thrown = thrown_by([&] {
+    remove_template(backend, "t", [] { return std::vector<std::string>{"vm1", "vm2"}; });
+  });
+  CHECK(thrown.code == EBUSY);
+  CHECK(thrown.text.find("vm1, vm2") != std::string::npos);
+  CHECK(read_template(backend, "t") == disk_of({1, 2}));
+  const GcResult result = remove_template(backend, "t", nobody);
+  CHECK(result.removed_segments == 1);
+  CHECK(result.freed_bytes == segment_object_bytes(2));
+  CHECK(thrown_by([&] { remove_template(backend, "t", nobody); }).code == ENOENT);
+  CHECK(thrown_by([&] { show_template(backend, "t"); }).code == ENOENT);
+  CHECK(thrown_by([&] { verify_template(backend, "t", {}); }).code == ENOENT);
+}
+
+TEST_CASE("gc removes nothing while a manifest is damaged, and all that is unused afterwards") {
+  MemoryBackend backend;
+  make_store(backend);
+  import_disk(backend, "good", disk_of({1, 2}));
+  import_disk(backend, "bad", disk_of({2, 3}));
+  SegmentBuilder builder;
+  builder.add(block_of(9), content_hash(block_of(9)));
+  builder.publish(backend);
+  ByteVector content = backend.content("templates/bad");
+  content[60] ^= std::byte{1};
+  backend.set_content("templates/bad", content);
+
+  const Thrown thrown = thrown_by([&] { gc(backend); });
+  CHECK(thrown.code == EIO);
+  CHECK(thrown.text.find("templates/bad") != std::string::npos);
+  CHECK(list_segments(backend).size() == 3);
+  CHECK(thrown_by([&] { show_template(backend, "bad"); }).code == EIO);
+  const auto templates = list_templates(backend);
+  REQUIRE(templates.size() == 2);
+  CHECK(templates[0].state == "damaged");
+  CHECK(templates[1].state == "ready");
+
+  // Removing another template works, though its space stays for now.
+  const Thrown removal = thrown_by([&] { remove_template(backend, "good", nobody); });
+  CHECK(removal.text.find("removed, but its space is not freed") != std::string::npos);
+  CHECK(list_templates(backend).size() == 1);
+  CHECK(remove_template(backend, "bad", nobody).removed_segments == 3);
+}
+
+TEST_CASE("verifying finds damaged, cut and missing segments, and names them") {
+  MemoryBackend backend;
+  make_store(backend);
+  import_disk(backend, "t", disk_of(numbers_from(1, 3 * 1024)));
+  uint64_t last_done = 0;
+  const VerifyReport sound = verify_template(backend, "t", [&](uint64_t done, uint64_t total) {
+    CHECK(total == 3 * 4 << 20);
+    last_done = done;
+  });
+  CHECK(sound.is_sound());
+  CHECK(sound.segments == 3);
+  CHECK(sound.blocks == 3 * 1024);
+  CHECK(last_done == 3 * 4 << 20);
+
+  const Manifest manifest = load_manifest(backend, "t").value();
+  ByteVector content = backend.content(segment_path(manifest.segments[0].name));
+  content[5 * 4096 + 17] ^= std::byte{4};
+  content[1023 * 4096] ^= std::byte{4};
+  backend.set_content(segment_path(manifest.segments[0].name), content);
+  content = backend.content(segment_path(manifest.segments[1].name));
+  content.resize(content.size() - 4112);
+  backend.set_content(segment_path(manifest.segments[1].name), content);
+  backend.remove(segment_path(manifest.segments[2].name));
+
+  const VerifyReport report = verify_template(backend, "t", {});
+  REQUIRE(report.damage.size() == 3);
+  CHECK(report.damage[0].blocks == std::vector<uint32_t>{5, 1023});
+  CHECK_FALSE(report.damage[0].is_missing);
+  CHECK(report.damage[1].problem.find("instead of") != std::string::npos);
+  CHECK(report.damage[2].is_missing);
+  CHECK(report.damage[2].segment == manifest.segments[2].name);
+  CHECK(report.blocks == 1024);
+  backend.fail_reads("segments/", EIO);
+  CHECK(verify_template(backend, "t", {}).damage.size() == 3);
+
+  // Importing it again under another name does not trust what is damaged.
+  backend.fail_reads("segments/", 0);
+  const ByteVector disk = disk_of({6, 7});
+  CHECK(import_disk(backend, "u", disk).unreadable_segments == 1);
+  CHECK(read_template(backend, "u") == disk);
+}
+
+TEST_CASE("an image file is imported through qemu-nbd") {
+  if (!have_qemu()) {
+    MESSAGE("skipped: qemu-img and qemu-nbd are not installed");
+    return;
+  }
+  const TemporaryDirectory folder;
+  MemoryBackend backend;
+  make_store(backend);
+  const ByteVector disk = disk_of(joined(numbers_from(1, 40), joined(std::vector<uint64_t>(60), {1, 50})));
+  write_file(folder.path() + "/disk.raw", disk);
+  REQUIRE(run("qemu-img convert -f raw -O qcow2 -c " + folder.path() + "/disk.raw " +
+              folder.path() + "/disk.qcow2"));
+  const ImportResult result = import_template(backend, "q", folder.path() + "/disk.qcow2", {});
+  CHECK(read_template(backend, "q") == disk);
+  CHECK(result.info.source == folder.path() + "/disk.qcow2 (qcow2)");
+  CHECK(result.stored_bytes == 41 * kBlockBytes);
+  CHECK(result.zero_bytes == 60 * kBlockBytes);
+  CHECK(import_template(backend, "r", folder.path() + "/disk.raw", {}).stored_bytes == 0);
+  CHECK(read_template(backend, "r") == disk);
+}

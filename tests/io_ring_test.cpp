@@ -1,0 +1,243 @@
+#include "io_ring.h"
+
+#include <doctest/doctest.h>
+#include <fcntl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <random>
+#include <thread>
+
+#include "bytes.h"
+#include "dir_path.h"
+#include "restricted_process.h"
+#include "temporary_directory.h"
+
+using namespace tplstore;
+
+namespace {
+
+constexpr size_t kFileBytes = 1 << 20;
+
+void no_log(const std::string&) {}
+
+ByteVector pattern(size_t size, uint64_t seed) {
+  ByteVector bytes(size);
+  std::mt19937_64 random(seed);
+  for (std::byte& b : bytes) b = static_cast<std::byte>(random());
+  return bytes;
+}
+
+// A file of kFileBytes + 5000 random bytes.
+struct FilledFile {
+  TemporaryDirectory directory;
+  ByteVector content = pattern(kFileBytes + 5000, 1);
+  FileDescriptor fd{open((directory.path() + "/file").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600)};
+
+  FilledFile() {
+    IoOp op = IoOp::write(fd.get(), 0, content, false);
+    run_plain(op);
+    REQUIRE(op.error == 0);
+    REQUIRE(op.done == content.size());
+  }
+};
+
+// Whole pages, aligned as O_DIRECT wants them.
+struct AlignedPages {
+  explicit AlignedPages(size_t count)
+      : bytes(static_cast<std::byte*>(std::aligned_alloc(kBlockBytes, count * kBlockBytes)),
+              count * kBlockBytes) {}
+  ~AlignedPages() { std::free(bytes.data()); }
+  MutableBytes bytes;
+};
+
+// Reads many ranges as one batch; whether all came right.
+bool reads_right(IoRingPool& pool, const FilledFile& file, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::vector<ByteVector> buffers(200);
+  std::vector<IoOp> ops;
+  for (ByteVector& buffer : buffers) {
+    buffer.resize(random() % 5000);
+    ops.push_back(IoOp::read(file.fd.get(), random() % (kFileBytes - 5000), buffer, false));
+  }
+  pool.run_batch(ops);
+  return std::ranges::all_of(ops, [&](const IoOp& op) {
+    return op.error == 0 && op.done == op.length &&
+           std::equal(op.data, op.data + op.length, file.content.begin() + op.offset);
+  });
+}
+
+bool has_io_uring() {
+  FilledFile file;
+  IoRingPool pool(no_log);
+  return reads_right(pool, file, 1) && pool.ring_batches() == 1;
+}
+
+}  // namespace
+
+TEST_CASE("a batch through a ring reads what is there") {
+  FilledFile file;
+  IoRingPool pool(no_log);
+  for (uint64_t seed = 0; seed < 20; ++seed) CHECK(reads_right(pool, file, seed));
+  if (!has_io_uring()) MESSAGE("io_uring is not allowed here: tested without");
+}
+
+TEST_CASE("a read ends at the end of the file, a part of it or all") {
+  FilledFile file;
+  IoRingPool pool(no_log);
+  for (const bool is_direct : {false, true}) {
+    CAPTURE(is_direct);
+    if (is_direct) REQUIRE(fcntl(file.fd.get(), F_SETFL, O_DIRECT) == 0);
+    AlignedPages pages(8);
+    IoOp ops[] = {
+        IoOp::read(file.fd.get(), kFileBytes, pages.bytes.first(4 * kBlockBytes), is_direct),
+        IoOp::read(file.fd.get(), 2 * kFileBytes, pages.bytes.last(2 * kBlockBytes), is_direct),
+        IoOp::read(file.fd.get(), 0, pages.bytes.subspan(4 * kBlockBytes, kBlockBytes), is_direct),
+    };
+    pool.run_batch(ops);
+    CHECK(ops[0].error == 0);
+    CHECK(ops[0].done == 5000);
+    CHECK(std::equal(ops[0].data, ops[0].data + 5000, file.content.begin() + kFileBytes));
+    CHECK(ops[1].error == 0);
+    CHECK(ops[1].done == 0);
+    CHECK(ops[2].done == kBlockBytes);
+    IoOp alone = IoOp::read(file.fd.get(), kFileBytes, pages.bytes, is_direct);
+    run_plain(alone);
+    CHECK(alone.done == 5000);
+  }
+}
+
+TEST_CASE("direct writes go through a ring, and buffered ones beside it") {
+  FilledFile file;
+  IoRingPool pool(no_log);
+  const FileDescriptor direct(
+      open((file.directory.path() + "/file").c_str(), O_RDWR | O_DIRECT | O_CLOEXEC));
+  REQUIRE(direct);
+  AlignedPages pages(100);
+  std::ranges::copy(pattern(pages.bytes.size(), 9), pages.bytes.begin());
+  std::vector<IoOp> ops;
+  for (size_t i = 0; i < 100; ++i) {
+    const bool is_direct = i % 3 != 0;
+    ops.push_back(IoOp::write(is_direct ? direct.get() : file.fd.get(), i * kBlockBytes,
+                              pages.bytes.subspan(i * kBlockBytes, kBlockBytes), is_direct));
+  }
+  pool.run_batch(ops);
+  for (const IoOp& op : ops) {
+    REQUIRE(op.error == 0);
+    REQUIRE(op.done == kBlockBytes);
+  }
+  ByteVector read(pages.bytes.size());
+  IoOp op = IoOp::read(file.fd.get(), 0, read, false);
+  run_plain(op);
+  CHECK(std::ranges::equal(read, pages.bytes));
+}
+
+TEST_CASE("each operation of a batch has its own result") {
+  FilledFile file;
+  const FileDescriptor read_only(
+      open((file.directory.path() + "/file").c_str(), O_RDONLY | O_CLOEXEC));
+  ByteVector buffer(3 * 4096);
+  for (const size_t rings_max : {size_t{0}, kRingsMax}) {
+    CAPTURE(rings_max);
+    IoRingPool pool(no_log, rings_max);
+    const MutableBytes into(buffer);
+    IoOp ops[] = {IoOp::read(file.fd.get(), 0, into.first(4096), false),
+                  IoOp::read(-1, 0, into.subspan(4096, 4096), false),
+                  IoOp::write(read_only.get(), 0, into.first(10), false),
+                  IoOp::read(file.fd.get(), 0, into.first(0), false),
+                  IoOp::read(file.fd.get(), 8192, into.last(4096), false)};
+    pool.run_batch(ops);
+    CHECK(ops[0].error == 0);
+    CHECK(ops[0].done == 4096);
+    CHECK(ops[1].error == EBADF);
+    CHECK(ops[2].error == EBADF);
+    CHECK(ops[3].error == 0);
+    CHECK(ops[4].error == 0);
+    CHECK(ops[4].done == 4096);
+  }
+}
+
+TEST_CASE("more threads than rings") {
+  FilledFile file;
+  IoRingPool pool(no_log, 2);
+  std::vector<std::thread> threads;
+  std::atomic<int> wrong = 0;
+  for (uint64_t t = 0; t < 8; ++t) {
+    threads.emplace_back([&, t] {
+      for (uint64_t i = 0; i < 20; ++i) {
+        if (!reads_right(pool, file, t * 100 + i)) ++wrong;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  CHECK(wrong == 0);
+}
+
+TEST_CASE("the environment can forbid rings") {
+  FilledFile file;
+  setenv("TPLSTORE_NO_IO_URING", "1", 1);
+  IoRingPool pool(no_log);
+  unsetenv("TPLSTORE_NO_IO_URING");
+  CHECK(reads_right(pool, file, 1));
+  CHECK(pool.ring_batches() == 0);
+}
+
+TEST_CASE("a process that may make no rings works without, and says so once") {
+  FilledFile file;
+  const int result = in_child([&] {
+    int lines = 0;
+    IoRingPool pool([&](const std::string&) { ++lines; });
+    if (!forbid(SYS_io_uring_setup)) return 77;
+    for (uint64_t seed = 0; seed < 5; ++seed) {
+      if (!reads_right(pool, file, seed)) return 1;
+    }
+    return pool.ring_batches() == 0 && lines == 1 ? 0 : 2;
+  });
+  if (result == 77) {
+    MESSAGE("skipped: no seccomp here");
+    return;
+  }
+  CHECK(result == 0);
+}
+
+TEST_CASE("a ring that takes nothing any more leaves no operation undone") {
+  if (!has_io_uring()) {
+    MESSAGE("skipped: io_uring is not allowed here");
+    return;
+  }
+  FilledFile file;
+  const int result = in_child([&] {
+    IoRingPool pool(no_log, 1);
+    if (!reads_right(pool, file, 1)) return 1;
+    if (!forbid(SYS_io_uring_enter)) return 77;
+    for (uint64_t seed = 2; seed < 6; ++seed) {
+      if (!reads_right(pool, file, seed)) return 2;
+    }
+    return 0;
+  });
+  if (result == 77) {
+    MESSAGE("skipped: no seccomp here");
+    return;
+  }
+  CHECK(result == 0);
+}
+
+TEST_CASE("a child does not use the rings of its parent") {
+  if (!has_io_uring()) {
+    MESSAGE("skipped: io_uring is not allowed here");
+    return;
+  }
+  FilledFile file;
+  IoRingPool pool(no_log);
+  CHECK(reads_right(pool, file, 1));
+  CHECK(in_child([&] {
+          for (uint64_t seed = 0; seed < 5; ++seed) {
+            if (!reads_right(pool, file, seed)) return 1;
+          }
+          return pool.ring_batches() == 6 ? 0 : 2;
+        }) == 0);
+  CHECK(reads_right(pool, file, 2));
+}

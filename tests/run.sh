@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Builds and tests everything, as CI does: tests/run.sh [PRESET...] [CTEST-OPTION...]
+#
+#   tests/run.sh                     presets dev, tsan and release
+#   tests/run.sh release             only that one
+#   tests/run.sh dev -R unaligned    of that one the tests whose names match
+#
+# Runs on a bare Debian 12 as root or with sudo, and needs no network but Debian's packages. Ends
+# with ctest's summary; the status is not 0 when anything failed.
+set -euo pipefail
+checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$checkout"
+# shellcheck source=SCRIPTDIR/../examples/packages.sh
+. examples/packages.sh
+
+presets=()
+while [ $# -gt 0 ] && [[ $1 != -* ]]; do
+    presets+=("$1")
+    shift
+done
+[ ${#presets[@]} -gt 0 ] || presets=(dev tsan release)
+
+unset TMPDIR  # compilers and tests have better ideas
+install_packages build run guest test
+! command -v ccache >/dev/null || export CMAKE_CXX_COMPILER_LAUNCHER=ccache
+
+# The tests of all presets in one tree, so that there is one run and one summary. Each preset's test
+# files are copied with the preset put before the tests' names.
+all=build/all
+rm -rf "$all"
+mkdir -p "$all"
+for preset in "${presets[@]}"; do
+    echo "== Building preset $preset"
+    cmake --preset "$preset"
+    cmake --build --preset "$preset"
+    (cd "build/$preset" && find . -name CTestTestfile.cmake) | while read -r file; do
+        mkdir -p "$all/$preset/$(dirname "$file")"
+        sed -E "s/^(add_test|set_tests_properties)\((\[=*\[|\"|)/&$preset:/" \
+            "build/$preset/$file" >"$all/$preset/$file"
+    done
+    echo "subdirs(\"$preset\")" >>"$all/CTestTestfile.cmake"
+done
+
+# ThreadSanitizer does not start where the kernel spreads addresses wider than it knows.
+launch=()
+! setarch --addr-no-randomize true 2>/dev/null || launch=(setarch --addr-no-randomize)
+exec "${launch[@]+"${launch[@]}"}" \
+    ctest --test-dir "$all" --output-on-failure --no-tests=error --parallel "$(nproc)" "$@"

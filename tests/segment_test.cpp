@@ -1,0 +1,135 @@
+#include "segment.h"
+
+#include <doctest/doctest.h>
+
+#include "memory_backend.h"
+#include "template_testing.h"
+
+using namespace tplstore;
+using namespace tplstore::testing;
+
+namespace {
+
+Hash128 publish(Backend& backend, const std::vector<uint64_t>& numbers) {
+  SegmentBuilder builder;
+  for (const uint64_t number : numbers) {
+    const ByteVector block = block_of(number);
+    builder.add(block, content_hash(block));
+  }
+  return builder.publish(backend);
+}
+
+std::vector<uint64_t> numbers_up_to(uint64_t count) {
+  std::vector<uint64_t> numbers;
+  for (uint64_t i = 1; i <= count; ++i) numbers.push_back(i);
+  return numbers;
+}
+
+ByteVector content_of(Backend& backend, const Hash128& name) {
+  return backend.get(segment_path(name), kSegmentBytesMax).value();
+}
+
+}  // namespace
+
+TEST_CASE("a segment has its blocks first, then their hashes, then the trailer") {
+  MemoryBackend backend;
+  const Hash128 name = publish(backend, {7, 8, 9});
+  const ByteVector content = content_of(backend, name);
+  REQUIRE(content.size() == 3 * 4096 + 3 * 16 + 64);
+  CHECK(segment_path(name) == "segments/" + name.hex().substr(0, 2) + "/" + name.hex());
+  for (uint64_t i = 0; i < 3; ++i) {
+    const ByteVector block = block_of(7 + i);
+    CHECK(std::equal(block.begin(), block.end(), content.begin() + static_cast<ptrdiff_t>(i * 4096)));
+    Hash128 hash;
+    std::memcpy(&hash, content.data() + 3 * 4096 + i * 16, 16);
+    CHECK(hash == content_hash(block));
+  }
+  CHECK(content_hash(Bytes(content).subspan(3 * 4096, 48)) == name);
+  CHECK(to_text(Bytes(content).subspan(3 * 4096 + 48, 8)) == "tplsegm1");
+}
+
+TEST_CASE("segments of 1 and of 1024 blocks read back whole") {
+  MemoryBackend backend;
+  for (const uint64_t count : {1, 1024}) {
+    const Hash128 name = publish(backend, numbers_up_to(count));
+    const auto object = backend.open(segment_path(name), Access::kRead);
+    CHECK(read_segment_table(*object, name).size() == count);
+    CHECK(find_damaged_blocks(*object, name).empty());
+    CHECK(open_segment(backend, name, static_cast<uint32_t>(count)) != nullptr);
+  }
+  CHECK(list_segments(backend).size() == 2);
+}
+
+TEST_CASE("publishing the same content again is fine, and does not change it") {
+  MemoryBackend backend;
+  const Hash128 first = publish(backend, {1, 2});
+  const ByteVector before = content_of(backend, first);
+  CHECK(publish(backend, {1, 2}) == first);
+  CHECK(content_of(backend, first) == before);
+}
+
+TEST_CASE("publishing over a segment with other bytes is refused, and the builder keeps its blocks") {
+  MemoryBackend backend;
+  const Hash128 name = publish(backend, {1, 2});
+  const auto object = backend.open(segment_path(name), Access::kWrite);
+  object->write(5000, as_bytes("x"));
+  SegmentBuilder builder;
+  for (const uint64_t number : {1, 2}) builder.add(block_of(number), content_hash(block_of(number)));
+  const Thrown thrown = thrown_by([&] { builder.publish(backend); });
+  CHECK(thrown.code == EIO);
+  CHECK(thrown.text.find("exists with other bytes") != std::string::npos);
+  CHECK(builder.block_count() == 2);
+  CHECK(find_damaged_blocks(*object, name) == std::vector<uint32_t>{1});
+}
+
+TEST_CASE("any flipped bit and any cut of a segment is found") {
+  MemoryBackend backend;
+  const Hash128 name = publish(backend, numbers_up_to(3));
+  const ByteVector good = content_of(backend, name);
+  const auto is_found = [&](const ByteVector& content) {
+    MemoryBackend damaged;
+    damaged.put_new(segment_path(name), content);
+    const auto object = damaged.open(segment_path(name), Access::kRead);
+    bool is_refused = false;
+    const Thrown thrown =
+        thrown_by([&] { is_refused = !find_damaged_blocks(*object, name).empty(); });
+    return is_refused || thrown.code == EIO || thrown.code == EINVAL;
+  };
+  CHECK_FALSE(is_found(good));
+  const uint64_t seed = random_u64();
+  CAPTURE(seed);
+  std::mt19937_64 random(seed);
+  const auto check_bit = [&](uint64_t bit) {
+    ByteVector content = good;
+    content[bit / 8] ^= std::byte{1} << (bit % 8);
+    CAPTURE(bit);
+    CHECK(is_found(content));
+  };
+  for (int i = 0; i < 200; ++i) check_bit(random() % (good.size() * 8));
+  for (uint64_t bit = 3 * 4096 * 8; bit < good.size() * 8; ++bit) check_bit(bit);
+  for (int i = 0; i < 200; ++i) {
+    ByteVector content = good;
+    content.resize(random() % good.size());
+    CHECK(is_found(content));
+  }
+  for (const size_t more : {1, 64, 4112}) {
+    ByteVector content = good;
+    content.resize(good.size() + more);
+    CHECK(is_found(content));
+  }
+}
+
+TEST_CASE("a segment that is missing or of another size is not opened") {
+  MemoryBackend backend;
+  const Hash128 name = publish(backend, {1, 2});
+  CHECK(thrown_by([&] { open_segment(backend, name, 3); }).code == EIO);
+  CHECK(thrown_by([&] { open_segment(backend, Hash128{1, 2}, 1); }).code == EIO);
+}
+
+TEST_CASE("what is not called like a segment is not listed as one") {
+  MemoryBackend backend;
+  const Hash128 name = publish(backend, {1});
+  backend.put_new("segments/zz/readme", as_bytes("x"));
+  backend.put_new("segments/00/ff000000000000000000000000000000", as_bytes("x"));
+  CHECK(list_segments(backend) == std::vector<Hash128>{name});
+}

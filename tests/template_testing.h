@@ -1,0 +1,117 @@
+// What the tests of templates share: patterns, files, and templates made
+// without an image. Header only; each test's.
+#pragma once
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <fstream>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "backend.h"
+#include "manifest.h"
+#include "segment.h"
+
+namespace tplstore::testing {
+
+// One block whose content is told by a number; 0 is a block of zeroes.
+inline ByteVector block_of(uint64_t number) {
+  ByteVector block(kBlockBytes);
+  if (number == 0) return block;
+  std::mt19937_64 random(number);
+  for (size_t i = 0; i < block.size(); i += 8) {
+    const uint64_t word = random();
+    std::memcpy(block.data() + i, &word, sizeof word);
+  }
+  return block;
+}
+
+inline ByteVector disk_of(const std::vector<uint64_t>& numbers) {
+  ByteVector disk;
+  for (const uint64_t number : numbers) {
+    const ByteVector block = block_of(number);
+    disk.insert(disk.end(), block.begin(), block.end());
+  }
+  return disk;
+}
+
+// Writes a file, with holes where there are whole blocks of zeroes.
+inline void write_file(const std::string& path, Bytes content) {
+  const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+  if (fd < 0) fail_errno(errno, path, "open");
+  bool is_written = ftruncate(fd, static_cast<off_t>(content.size())) == 0;
+  for (uint64_t at = 0; at < content.size(); at += kBlockBytes) {
+    const Bytes block = content.subspan(at, std::min<uint64_t>(kBlockBytes, content.size() - at));
+    if (!is_zero(block))
+      is_written = is_written && pwrite(fd, block.data(), block.size(), static_cast<off_t>(at)) ==
+                                     static_cast<ssize_t>(block.size());
+  }
+  close(fd);
+  if (!is_written) fail(EIO, path, "cannot write it");
+}
+
+inline ByteVector read_file(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  const std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  const Bytes bytes = as_bytes(text);
+  return {bytes.begin(), bytes.end()};
+}
+
+// A shell command of the test's own making.
+inline bool run(const std::string& command) {
+  return std::system(("(" + command + ") >/dev/null 2>&1").c_str()) == 0;
+}
+inline bool have_qemu() { return run("qemu-img --version") && run("qemu-nbd --version"); }
+
+// The code and message of the Error that `step` throws; code 0 when it throws none.
+struct Thrown {
+  int code = 0;
+  std::string text;
+};
+template <typename F>
+Thrown thrown_by(const F& step) {
+  try {
+    step();
+  } catch (const Error& error) {
+    return {error.code(), error.what()};
+  }
+  return {};
+}
+
+// Makes what a store has before the first import.
+inline void make_store(Backend& backend) {
+  backend.create("gc.lock", 0)->sync();
+  backend.sync_folder("");
+}
+
+// Publishes a template with these blocks, each segment holding `blocks_per_segment`.
+inline void make_template(Backend& backend, const std::string& name,
+                          const std::vector<uint64_t>& numbers, uint64_t size_bytes,
+                          uint32_t blocks_per_segment = kSegmentBlocksMax) {
+  Manifest manifest;
+  manifest.uuid = random_uuid();
+  manifest.size_bytes = size_bytes;
+  manifest.created_ns = 1'700'000'000'000'000'000;
+  manifest.source = "test";
+  SegmentBuilder builder;
+  uint32_t segment = 0;
+  const auto publish = [&] {
+    const uint32_t block_count = builder.block_count();
+    manifest.segments.push_back({builder.publish(backend), block_count, 0});
+    ++segment;
+  };
+  for (uint64_t i = 0; i < numbers.size(); ++i) {
+    if (numbers[i] == 0) continue;
+    const ByteVector block = block_of(numbers[i]);
+    manifest.append_block(i, segment, builder.add(block, content_hash(block)));
+    if (builder.block_count() == blocks_per_segment) publish();
+  }
+  if (!builder.empty()) publish();
+  if (!backend.put_new(manifest_path(name), encode_manifest(manifest)))
+    fail(EEXIST, name, "exists");
+}
+
+}  // namespace tplstore::testing

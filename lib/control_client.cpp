@@ -72,9 +72,16 @@ std::optional<json> ControlClient::ask(const std::string& socket_name, const jso
 
   control::LineChannel channel(socket.get(), control::kAnswerBytesMax);
   std::string line;
-  // A server may refuse and close before it has read all: then there is an answer nevertheless.
-  channel.write_line(json_text(request), deadline);
-  switch (channel.read_line(line, deadline)) {
+  auto result = control::LineChannel::Result::kClosed;
+  try {
+    // A server may refuse and close before it has read all: then there is an answer nevertheless.
+    channel.write_line(json_text(request), deadline);
+    result = channel.read_line(line, deadline);
+  } catch (const Error& error) {
+    if (error.code() != ETIMEDOUT) throw;
+    fail(ETIMEDOUT, server, "it does not answer; look what was done, and what holds it up");
+  }
+  switch (result) {
     case control::LineChannel::Result::kLine:
       break;
     case control::LineChannel::Result::kTooLong:

@@ -107,12 +107,14 @@ bool MapLog::is_frame(Bytes sector, uint64_t offset, uint64_t end, FrameHeader& 
          header.payload_bytes <= header.length - sizeof(FrameHeader);
 }
 
-LogPosition MapLog::scan(const LogPosition& from, uint64_t clean_sequence,
+LogPosition MapLog::scan(const LogPosition& from, uint64_t known_sequence,
                          const std::function<void(const LogFrame&)>& visit) {
   const uint64_t end = round_down(object_->size_bytes(), kSectorBytes);
   Window window(*object_);
   LogPosition at = from;
   FrameHeader header;
+  std::vector<uint64_t> ends;  // of the frames that were read
+  uint64_t durable = std::max(known_sequence, from.sequence);
   while (at.offset + kSectorBytes <= end) {
     if (!is_frame(window.view(at.offset, kSectorBytes), at.offset, end, header)) break;
     const Bytes frame = window.view(at.offset, header.length);
@@ -124,10 +126,16 @@ LogPosition MapLog::scan(const LogPosition& from, uint64_t clean_sequence,
     visit({header, at.offset + sizeof(FrameHeader),
            frame.subspan(sizeof(FrameHeader), header.payload_bytes)});
     at = {at.offset + header.length, header.sequence, header.checksum, header.incarnation};
+    ends.push_back(at.offset);
+    durable = std::max(durable, header.durable);
   }
-  if (at.sequence < clean_sequence)
-    damaged(at.offset, fmt::format("it was closed after frame {}, but only {} can be read",
-                                   clean_sequence, at.sequence));
+  if (at.sequence < durable)
+    damaged(at.offset, fmt::format("frame {} was written for sure, but only {} can be read",
+                                   durable, at.sequence));
+  const uint64_t durable_end =
+      durable == from.sequence ? from.offset : ends[durable - from.sequence - 1];
+  if (object_->size_bytes() < durable_end + kProofBytes)
+    damaged(object_->size_bytes(), "it ends there, and should be longer");
   // A frame that was appended when the next one of ours was durable already: that one is damaged.
   for (uint64_t offset = at.offset; offset + kSectorBytes <= end; offset += kSectorBytes) {
     if (!is_frame(window.view(offset, kSectorBytes), offset, end, header)) continue;
@@ -164,7 +172,6 @@ void MapLog::begin_life(const LogPosition& at) {
     do {
       incarnation_ = random_u64();
     } while (incarnation_ == at.incarnation);
-    make_room(kZeroStepBytes);
   }
   append(FrameKind::kOpen, {}, 0);
   sync();
@@ -215,7 +222,8 @@ uint64_t MapLog::append(FrameKind kind, Bytes payload, uint64_t reserved) {
   const std::lock_guard guard(mutex_);
   if (has_failed_) fail(EIO, name_, "the map log could not be written before");
   ensure(reserved_ >= reserved, "an append ends promises that were made");
-  if (reserved == 0 && kind != FrameKind::kOpen) make_room(length);
+  const bool has_room = tail_.offset + length + kProofBytes <= zeroed_end_;
+  if (reserved == 0 || !has_room) make_room(length);
   FrameHeader header{kFrameMagic,
                      static_cast<uint32_t>(length),
                      0,

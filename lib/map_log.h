@@ -11,8 +11,10 @@
 // cheap) and cannot run out of space: reserve() promises space for an update before the write that
 // causes it is accepted, and kDeletionReserveBytes stay free beyond that.
 //
-// Recovery reads until the first frame that is not valid. Anything found behind it that proves it
-// had been durable makes that damage (Error EIO), not the end of the log.
+// Recovery reads until the first frame that is not valid. Anything that proves it had been durable
+// makes that damage (Error EIO), not the end of the log: a later frame that says so, a clean close
+// or a checkpoint behind it, or an object that ends too early (behind every durable frame there
+// are at least kProofBytes).
 //
 // Thread safety: all methods, once begin_life() or scan() has returned.
 #pragma once
@@ -63,6 +65,7 @@ class MapLog {
  public:
   static constexpr uint64_t kFirstFrameOffset = 4096;  // behind the log's own header
   static constexpr uint64_t kDeletionReserveBytes = 64 << 10;
+  static constexpr uint64_t kProofBytes = 4096;
 
   static std::string object_name(const std::string& folder, uint64_t generation);
   // Makes a log that must not exist; durable after the caller syncs the folder and the log.
@@ -74,9 +77,9 @@ class MapLog {
 
   static LogPosition start() { return {kFirstFrameOffset, 0, 0, 0}; }
 
-  // Reads frames from `from` on and gives each to `visit`. `clean_sequence` is the last frame of a
-  // clean close, or 0. Returns where the log goes on; EIO for damage.
-  LogPosition scan(const LogPosition& from, uint64_t clean_sequence,
+  // Reads frames from `from` on and gives each to `visit`. `known_sequence` is a frame that is known
+  // to be durable. Returns where the log goes on; EIO for damage.
+  LogPosition scan(const LogPosition& from, uint64_t known_sequence,
                    const std::function<void(const LogFrame&)>& visit);
   // The single frame at `offset`; EIO unless it is valid by itself.
   ByteVector read_frame(uint64_t offset, FrameKind kind, LogPosition& after);

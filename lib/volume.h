@@ -88,6 +88,9 @@ class Volume {
 
   // --- upkeep, from the store's background thread
   void maintain(bool evicts);
+  // What maintain() does when it is time; at once.
+  void checkpoint() { map_->checkpoint(); }
+  void compact_log() { map_->compact(); }
 
   VolumeStats stats();
 

@@ -126,7 +126,7 @@ class VolumeMap {
 
   // volume_map_recovery.cpp
   void recover();
-  void load_checkpoint(uint64_t offset, LogPosition& replay_from);
+  uint64_t load_checkpoint(uint64_t offset, LogPosition& replay_from);
   void replay(const LogFrame& frame);
   void write_pointer(uint64_t checkpoint_offset, uint64_t clean_sequence);
 

@@ -67,14 +67,15 @@ void VolumeMap::recover() {
   checkpoint_offset_ = pointer->checkpoint_offset;
 
   LogPosition replay_from;
-  load_checkpoint(pointer->checkpoint_offset, replay_from);
-  recovered_to_ = log_->scan(replay_from, pointer->clean_sequence,
+  const uint64_t checkpoint_sequence = load_checkpoint(pointer->checkpoint_offset, replay_from);
+  recovered_to_ = log_->scan(replay_from, std::max(pointer->clean_sequence, checkpoint_sequence),
                              [this](const LogFrame& frame) { replay(frame); });
   was_closed_cleanly_ = recovered_to_.sequence == pointer->clean_sequence;
   replayed_versions_ = unwritten_versions_;
 }
 
-void VolumeMap::load_checkpoint(uint64_t offset, LogPosition& replay_from) {
+// Returns the sequence number of the checkpoint's own frame.
+uint64_t VolumeMap::load_checkpoint(uint64_t offset, LogPosition& replay_from) {
   LogPosition after;
   const ByteVector payload = log_->read_frame(offset, FrameKind::kCheckpoint, after);
   Decoder decoder(payload, log_->name());
@@ -105,6 +106,7 @@ void VolumeMap::load_checkpoint(uint64_t offset, LogPosition& replay_from) {
     table_.groups()[group.group] = address;
   }
   if (!table_.all().empty() && table_.all().rbegin()->first >= current_.number) impossible();
+  return after.sequence;
 }
 
 void VolumeMap::replay(const LogFrame& frame) {

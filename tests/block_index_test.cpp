@@ -126,15 +126,39 @@ TEST_CASE("of equal places the one that continues the previous block is taken") 
   make_template(backend, "b", {7, 5, 6}, 3 * kBlockBytes);
   BlockIndex index;
   index.load(backend);
-  REQUIRE(index.find(content_hash(block_of(6))).count == 2);
+  const auto places = index.find(content_hash(block_of(6)));
+  REQUIRE(places.count == 2);
   BlockMatcher matcher(backend, index);
-  const ByteVector seven = block_of(7), five = block_of(5), six = block_of(6);
-  std::vector<BlockMatcher::Wanted> batch = {wanted(seven), wanted(five), wanted(six)};
-  matcher.match(batch, std::nullopt, index.segment_count());
-  REQUIRE((batch[0].match && batch[1].match && batch[2].match));
-  CHECK(batch[1].match->segment == batch[0].match->segment);
-  CHECK(batch[2].match->segment == batch[0].match->segment);
-  CHECK(batch[2].match->block == 2);
+  const ByteVector five = block_of(5), six = block_of(6);
+  for (const BlockLocation& place : places.all()) {
+    // Behind block 5 of each of the two.
+    std::vector<BlockMatcher::Wanted> batch = {wanted(six)};
+    matcher.match(batch, BlockLocation{place.segment, place.block - 1}, 2);
+    REQUIRE(batch[0].match);
+    CHECK(*batch[0].match == place);
+    // And within one batch.
+    batch = {wanted(five), wanted(six)};
+    matcher.match(batch, BlockLocation{place.segment, place.block - 2}, 2);
+    REQUIRE((batch[0].match && batch[1].match));
+    CHECK(batch[0].match->segment == batch[1].match->segment);
+  }
+}
+
+TEST_CASE("blocks that really collide are told apart") {
+  const auto [first, second] = colliding_blocks();
+  REQUIRE(first != second);
+  REQUIRE(content_hash(first) == content_hash(second));
+  MemoryBackend backend;
+  SegmentBuilder builder;
+  builder.add(first, content_hash(first));
+  builder.publish(backend);
+  BlockIndex index;
+  index.load(backend);
+  BlockMatcher matcher(backend, index);
+  std::vector<BlockMatcher::Wanted> batch = {wanted(second), wanted(first)};
+  matcher.match(batch, std::nullopt, 1);
+  CHECK_FALSE(batch[0].match);
+  CHECK(batch[1].match);
 }
 
 TEST_CASE("a place that cannot be read is not a match") {

@@ -57,7 +57,7 @@ requires() {
     done
 }
 
-# on_exit COMMAND...: runs it when the test ends; the last one first.
+# on_exit COMMAND...: runs it when the test has ended its servers; the last one first.
 exit_commands=()
 on_exit() {
     exit_commands=("$(printf '%q ' "$@")" "${exit_commands[@]+"${exit_commands[@]}"}")
@@ -67,12 +67,12 @@ finish() {
     local status=$? command name
     trap - EXIT
     set +e
-    for command in "${exit_commands[@]+"${exit_commands[@]}"}"; do
-        eval "$command" 2>/dev/null
-    done
     for name in "${!nbdkit_pid[@]}"; do
         { kill "${nbdkit_pid[$name]}" 2>/dev/null; wait_for_end "${nbdkit_pid[$name]}" 10; } ||
             kill -9 "${nbdkit_pid[$name]}" 2>/dev/null
+    done
+    for command in "${exit_commands[@]+"${exit_commands[@]}"}"; do
+        eval "$command" 2>/dev/null
     done
     if [ $status != 0 ] && [ $status != 77 ]; then
         for name in "$tmp"/*.log; do
@@ -154,8 +154,8 @@ stop_nbdkit() {
 # kill_nbdkit [NAME]: as a crash does.
 kill_nbdkit() {
     local name=${1-server}
-    kill -9 "${nbdkit_pid[$name]}"
-    wait "${nbdkit_pid[$name]}" 2>/dev/null || true
+    kill -9 "${nbdkit_pid[$name]}" 2>/dev/null || true
+    wait "${nbdkit_pid[$name]}" 2>/dev/null || true  # without bash's remark on it
     unset "nbdkit_pid[$name]"
 }
 

@@ -160,6 +160,33 @@ TEST_CASE("each operation of a batch has its own result") {
   }
 }
 
+TEST_CASE("a transfer that stops short is continued") {
+  if (!has_io_uring()) {
+    MESSAGE("skipped: io_uring is not allowed here");
+    return;
+  }
+  // A pipe in packet mode gives one write's bytes to one read, however many it asks for.
+  int ends[2];
+  REQUIRE(pipe2(ends, O_CLOEXEC | O_DIRECT) == 0);
+  const FileDescriptor out(ends[0]);
+  const FileDescriptor in(ends[1]);
+  const ByteVector sent = pattern(1000, 3);
+  for (size_t at = 0; at < sent.size(); at += 100) {
+    REQUIRE(write(in.get(), sent.data() + at, 100) == 100);
+  }
+  FilledFile file;
+  IoRingPool pool(no_log);
+  ByteVector received(sent.size());
+  ByteVector other(100);
+  IoOp ops[] = {IoOp::read(out.get(), 0, received, false),
+                IoOp::read(file.fd.get(), 0, other, false)};
+  pool.run_batch(ops);
+  CHECK(pool.ring_batches() == 1);
+  CHECK(ops[0].error == 0);
+  CHECK(ops[0].done == sent.size());
+  CHECK(received == sent);
+}
+
 TEST_CASE("more threads than rings") {
   FilledFile file;
   IoRingPool pool(no_log, 2);

@@ -9,6 +9,7 @@
 #include <fstream>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "backend.h"
@@ -27,6 +28,24 @@ inline ByteVector block_of(uint64_t number) {
     std::memcpy(block.data() + i, &word, sizeof word);
   }
   return block;
+}
+
+// Two different blocks with the same XXH3-128. The hash adds up products of the two halves of each
+// word, mixed with constants that are public, and the words themselves. Where one half equals its
+// constant the product is zero, so what is added to one such word can be taken from another.
+inline std::pair<ByteVector, ByteVector> colliding_blocks() {
+  std::pair<ByteVector, ByteVector> blocks{block_of(4711), {}};
+  const auto poke = [](ByteVector& block, uint64_t offset, uint32_t low, uint32_t high) {
+    std::memcpy(block.data() + offset, &low, 4);
+    std::memcpy(block.data() + offset + 4, &high, 4);
+  };
+  constexpr uint32_t kConstant0 = 0x396cfeb8, kConstant1 = 0x2c81017c;
+  poke(blocks.first, 0, kConstant0, 5);
+  poke(blocks.first, 64, kConstant1, 9);
+  blocks.second = blocks.first;
+  poke(blocks.second, 0, kConstant0, 6);
+  poke(blocks.second, 64, kConstant1, 8);
+  return blocks;
 }
 
 inline ByteVector disk_of(const std::vector<uint64_t>& numbers) {

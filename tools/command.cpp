@@ -86,14 +86,9 @@ void add_new_size(CLI::App* command, std::string& into, const std::string& descr
 json change_volume(const Context& context, const json& request, const std::function<json()>& here) {
   json result;
   retry_while_busy([&] {
-    try {
-      result = here();
-    } catch (const Error& error) {
-      if (error.code() != EBUSY) throw;
-      std::optional<json> answer = context.control().ask_owner(request);
-      if (!answer) throw;
-      result = std::move(*answer);
-    }
+    // The servers come first: `here` waits a while for a volume that is in use.
+    std::optional<json> answer = context.control().ask_owner(request);
+    result = answer ? std::move(*answer) : here();
   });
   return result;
 }

@@ -46,9 +46,8 @@ void add_json_option(CLI::App* command, Context& context);
 void add_size_option(CLI::App* command, std::string& into, const std::string& description);
 void add_new_size(CLI::App* command, std::string& into, const std::string& description);
 
-// Does `here`, and when the volume is open elsewhere (EBUSY) sends `request`, which names it, to
-// the server that has it. Neither can do it while a server closes the volume: so it is tried for
-// two seconds.
+// Sends `request` to the server that has the volume open that it names, and does `here` when none
+// has. Neither can do it while a server opens or closes the volume, so it is tried for two seconds.
 nlohmann::json change_volume(const Context& context, const nlohmann::json& request,
                              const std::function<nlohmann::json()>& here);
 // Does `work`, again and again for two seconds as long as it fails with EBUSY.

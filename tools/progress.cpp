@@ -4,9 +4,12 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 
 #include "names.h"
 
@@ -16,7 +19,27 @@ namespace {
 constexpr auto kShowEvery = std::chrono::milliseconds(100);
 constexpr double kRateAfterSeconds = 0.5;  // before that a rate is a guess
 
+// A second signal counts when a person sent it; timeout(1) sends two at once.
+constexpr int64_t kSecondAfterMs = 500;
+
 volatile sig_atomic_t was_interrupted = 0;
+std::atomic<int64_t> interrupted_at_ms = 0;
+static_assert(std::atomic<int64_t>::is_always_lock_free, "it is used in a signal handler");
+
+void note_signal(int signal) {
+  const int saved_errno = errno;
+  timespec now;
+  ::clock_gettime(CLOCK_MONOTONIC, &now);
+  const int64_t now_ms = now.tv_sec * 1000 + now.tv_nsec / 1'000'000;
+  if (was_interrupted == 0) {
+    interrupted_at_ms = now_ms;
+    was_interrupted = 1;
+  } else if (now_ms - interrupted_at_ms >= kSecondAfterMs) {
+    ::signal(signal, SIG_DFL);
+    ::raise(signal);
+  }
+  errno = saved_errno;
+}
 
 std::string format_duration(double seconds) {
   const auto whole = static_cast<uint64_t>(seconds + 0.5);
@@ -72,9 +95,8 @@ void Progress::update(uint64_t done_bytes, uint64_t total_bytes) {
 InterruptGuard::InterruptGuard() {
   was_interrupted = 0;
   struct sigaction action {};
-  action.sa_handler = [](int) { was_interrupted = 1; };
-  // Reset, so that a second signal is not noted but ends the process.
-  action.sa_flags = static_cast<int>(SA_RESETHAND | SA_RESTART);
+  action.sa_handler = note_signal;
+  action.sa_flags = SA_RESTART;
   ::sigaction(SIGINT, &action, &before_int_);
   ::sigaction(SIGTERM, &action, &before_term_);
 }

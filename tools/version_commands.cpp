@@ -51,12 +51,18 @@ void roll_back(const Context& context, const Arguments& arguments) {
   const auto store = context.open_store();
   const json request = {
       {"op", "version-rollback"}, {"volume", arguments.volume}, {"version", arguments.version}};
-  const json version = change_volume(context, request, [&] {
+  const json kept = change_volume(context, request, [&] {
     return version_json(store->rollback(arguments.volume, arguments.version));
   });
-  context.print(version, [&](const json& value) {
-    return fmt::format("{}: current is version {}, which starts from version {}\n",
-                       arguments.volume, plain(value["number"]), plain(value["parent"]));
+  const json volume = find_volume(context, *store, arguments.volume);
+  json current;
+  for (const json& version : volume["versions"])
+    if (version["current"].get<bool>()) current = version;
+  context.print(current, [&](const json& value) {
+    return fmt::format(
+        "{}: current is version {}, which starts from version {}; version {} keeps "
+        "what was current\n",
+        arguments.volume, plain(value["number"]), plain(value["parent"]), plain(kept["number"]));
   });
 }
 

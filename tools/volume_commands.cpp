@@ -87,7 +87,7 @@ std::unique_ptr<Disk> open_for_export(Store& store, const std::string& name) {
     retry_while_busy([&] { disk = store.open_export(name, tool_peer()); });
   } catch (const Error& error) {
     if (error.code() != EBUSY || parsed.kind != ExportName::Kind::kCurrent) throw;
-    fail(EBUSY, name,
+    fail(EBUSY, "volume " + name,
          "it is in use and cannot be exported while it changes: make a version with "
          "`tplstore version create {}` and export that as {}@VERSION",
          name, name);
@@ -104,7 +104,7 @@ void add_create(CLI::App& group, Context& context) {
     const auto store = context.open_store();
     const uint64_t size_bytes = arguments->size.empty() ? 0 : parse_size("--size", arguments->size);
     if (!arguments->size.empty() && size_bytes == 0)
-      fail(EINVAL, arguments->name, "a volume cannot have the size 0");
+      fail(EINVAL, "volume " + arguments->name, "a disk cannot have the size 0");
     const VolumeInfo info =
         store->create_volume(arguments->name, size_bytes, arguments->template_name);
     context.print(volume_json(info, false), [](const json& value) {

@@ -86,7 +86,7 @@ perform() {
 with_placeholders() {
     sed -E -e 's/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/<uuid>/g' \
         -e 's/[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}Z/<time>/g' \
-        -e 's/(pid"?:? )[0-9]+/\1<pid>/g' -e "s/\\b$(hostname)\\b/<host>/g"
+        -e 's/(pid"?:? |by server )[0-9]+/\1<pid>/g' -e "s/\\b$(hostname)\\b/<host>/g"
 }
 
 # Reads a transcript from stdin; writes it with what really happened to fd 3.

@@ -27,7 +27,7 @@ same "$tmp/clean.raw" "$tmp/out.raw"
 
 # Not over what is there, and not half.
 refuses "exist" tplstore volume export vm1 "$tmp/out.raw"
-refuses "no such|not found|no volume" tplstore volume export vm9 "$tmp/nine.raw"
+refuses "is not there" tplstore volume export vm9 "$tmp/nine.raw"
 refuses "" tplstore volume export vm1 "$tmp/nowhere/out.raw"
 [ ! -e "$tmp/nine.raw" ] || fail "a failed export left a file"
 

@@ -9,7 +9,7 @@ new_store
 serve
 
 segments() {
-    find "$store/segments" -type f 2>/dev/null | wc -l
+    find "$store" -path "$store/segments/*" -type f | wc -l
 }
 has_segments() {
     [ "$(segments)" -ge "$1" ] || has_ended "$importer"

@@ -15,7 +15,7 @@ refused() {
         "$(find "$store/segments" "$store/imports" "$store/templates" -type f 2>/dev/null)" ""
 }
 
-reason="truncated|damaged|shorter|corrupt|end|size"
+reason="cut short|truncated|damaged"
 for format in qcow2 vmdk vhdx vdi; do
     qemu-img convert -O $format "$tmp/image.raw" "$tmp/whole.$format"
     size=$(stat -c %s "$tmp/whole.$format")
@@ -24,7 +24,7 @@ for format in qcow2 vmdk vhdx vdi; do
         case $format-$part in
         # What is left of these has no mark of a format any more and is not a whole number of
         # sectors, hence no raw image either.
-        *-100 | *-1000) reason="multiple|sector|truncated|small|size" refused "part-$part.$format" ;;
+        *-100 | *-1000) reason="multiple|sector|cut short|damaged|size" refused "part-$part.$format" ;;
         *) refused "part-$part.$format" ;;
         esac
     done

@@ -20,7 +20,7 @@ map() {
     nbdinfo --map --json "$(uri "$1")" |
         jq -r '.[] | "\(.offset / 1024) \(.length / 1024) \(.type)"' |
         # Neighbours of one type count as one, however they were reported.
-        awk '$3 != type { if (NR > 1) print start, length_, type; start = $1; length_ = 0; type = $3 }
+        awk 'NR == 1 || $3 != type { if (NR > 1) print start, length_, type; start = $1; length_ = 0; type = $3 }
              { length_ += $2 } END { print start, length_, type }'
 }
 expect() {

@@ -52,7 +52,7 @@ done
 ! tplstore version create vm1 --name ../7 >"$tmp/out" 2>&1 || fail "a version may be called ../7"
 stop_nbdkit
 # Nothing has come into being. (Control sockets come and go; a map may be written anew.)
-find "$store" | sort | grep -v /control/ | sed 's/map\.[0-9]*/map/' >"$tmp/after"
-grep -v /control/ "$tmp/before" | sed 's/map\.[0-9]*/map/' | comm -13 - "$tmp/after" |
+find "$store" | sort | grep -v /control | sed 's/map\.[0-9]*/map/' >"$tmp/after"
+grep -v /control "$tmp/before" | sed 's/map\.[0-9]*/map/' | comm -13 - "$tmp/after" |
     grep -v "/volumes/.*/[a-z]*[.0-9]*$" >"$tmp/new" || true
 [ ! -s "$tmp/new" ] || fail "new in the store: $(cat "$tmp/new")"

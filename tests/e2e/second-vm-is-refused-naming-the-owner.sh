@@ -12,6 +12,7 @@ start_nbdkit other "$TPLSTORE_PLUGIN" "$store"
 
 # hold: a VM that has vm1 until it is killed.
 hold() {
+    rm -f "$tmp/owner.out"
     $python -c '
 import nbd, sys, signal
 client = nbd.NBD()
@@ -22,7 +23,7 @@ print("connected", flush=True)
 signal.pause()' "$(uri vm1 "${1-server}")" >"$tmp/owner.out" 2>&1 &
     owner=$!
     on_exit kill -9 $owner
-    await 10 grep -q connected "$tmp/owner.out" || fail "the owner gets no connection: $(cat "$tmp/owner.out")"
+    await 10 grep -qs connected "$tmp/owner.out" || fail "the owner gets no connection: $(cat "$tmp/owner.out")"
 }
 let_go() {
     kill -9 $owner
@@ -56,7 +57,10 @@ refuses "$owner|connected|attached|in use|busy" tplstore volume rm vm1
 let_go
 await 5 nbdinfo "$(uri vm1)" >"$tmp/info.out" 2>&1 || fail "the owner is gone and its volume still taken"
 await 5 nbdinfo "$(uri vm1 other)" >"$tmp/info.out" 2>&1 || fail "the other server gets no turn"
-equals "attached after" "$(attached)" false
+is_free() {
+    [ "$(attached)" = false ]
+}
+await 5 is_free || fail "nobody is connected and the volume is still attached"
 
 # A server that is killed holds nothing.
 hold

@@ -27,7 +27,7 @@ signal.pause()
 END
 client=$!
 on_exit kill $client
-await 10 grep -q ready "$tmp/client.out" || fail "$(cat "$tmp/client.out")"
+await 10 grep -qs ready "$tmp/client.out" || fail "$(cat "$tmp/client.out")"
 
 tplstore stats --json >"$tmp/stats.json"
 value() {

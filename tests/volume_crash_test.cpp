@@ -1,0 +1,358 @@
+// What a crash may do to a volume, at any point of a recorded life: process kills, power cuts that
+// lose what was not synced, and power cuts that keep any of it, sector by sector.
+//
+// After each crash the volume is opened again. Every sector shows the value that was flushed last,
+// or one written since; every version whose creation was acknowledged is there, with its bytes.
+// Then the volume goes on working, and crashes again: stale frames of an earlier life, and a kill
+// followed by a power cut.
+#include <algorithm>
+#include <map>
+
+#include "volume_testing.h"
+
+namespace tplstore {
+namespace {
+
+constexpr uint64_t kDiskBytes = 3 * kRegionBytes;
+constexpr uint64_t kSectorsPerBlock = kBlockBytes / kSectorBytes;
+
+// Blocks that the test touches: near each other, and in three regions.
+constexpr uint64_t kBlocks[] = {0, 1, 2, 3, 5, 8, 1022, 1023, 1024, 1025, 1500, 2047, 2048, 3071};
+constexpr uint64_t kBlockCount = std::size(kBlocks);
+constexpr uint64_t kSectorCount = kBlockCount * kSectorsPerBlock;
+
+uint64_t offset_of(uint64_t sector) {
+  return kBlocks[sector / kSectorsPerBlock] * kBlockBytes + sector % kSectorsPerBlock * kSectorBytes;
+}
+
+// The content that stands for a value; 0 is zeroes.
+ByteVector content_of(uint64_t sector, uint64_t value) {
+  ByteVector bytes(kSectorBytes);
+  if (value == 0) return bytes;
+  for (size_t i = 0; i < kSectorBytes; i += 16) {
+    std::memcpy(bytes.data() + i, &sector, 8);
+    std::memcpy(bytes.data() + i + 8, &value, 8);
+  }
+  return bytes;
+}
+
+using Values = std::vector<uint64_t>;  // of all sectors
+
+// What one life of a volume has promised, in terms of the events of its backend's trace.
+class Life {
+ public:
+  Life(MemoryBackend& backend, const Uuid& uuid, const Values& values,
+       const std::map<uint32_t, Values>& versions, uint64_t& next_value)
+      : backend_(backend), uuid_(uuid), next_value_(next_value) {
+    for (const uint64_t value : values) history_.push_back({{0, value}});
+    for (const auto& [number, content] : versions) versions_[number] = {0, 0, content};
+    flushes_.push_back({0, lengths()});
+  }
+
+  void open() { volume_ = open_volume(backend_, uuid_); }
+  void close() {
+    const auto before = lengths();
+    volume_->close();
+    volume_.reset();
+    flushes_.push_back({backend_.event_count(), before});
+  }
+  void crash() { volume_.reset(); }  // without closing
+
+  void step(Random& random) {
+    switch (random.below(24)) {
+      case 0: case 1: case 2: flush(); break;
+      case 3: new_version(0); break;
+      case 4: if (!versions_.empty() && random.chance(2)) new_version(pick(random)); break;
+      case 5: if (random.chance(2)) volume_->checkpoint(); break;
+      case 6: if (random.chance(3)) volume_->compact_log(); break;
+      case 7: if (random.chance(2)) { close(); open(); } break;
+      case 8: case 9: case 10: discard(random); break;
+      default: write(random);
+    }
+  }
+
+  // Compares a state after a crash behind `events` events; returns what it shows.
+  Values check(MemoryBackend& after, uint64_t events, std::map<uint32_t, Values>& versions) const {
+    const auto volume = open_volume(after, uuid_);
+    const auto flushed = std::find_if(flushes_.rbegin(), flushes_.rend(),
+                                      [&](const Flush& flush) { return flush.events <= events; });
+    Values values;
+    for (uint64_t sector = 0; sector < kSectorCount; ++sector) {
+      const ByteVector bytes = read_bytes(*volume, 0, offset_of(sector), kSectorBytes);
+      bool is_allowed = false;
+      const auto& writes = history_[sector];
+      for (size_t i = flushed->lengths[sector] - 1; i < writes.size(); ++i) {
+        if (i >= flushed->lengths[sector] && writes[i].events >= events) break;
+        if (bytes != content_of(sector, writes[i].value)) continue;
+        is_allowed = true;
+        values.push_back(writes[i].value);
+        break;
+      }
+      if (is_allowed) continue;
+      uint64_t words[2];
+      std::memcpy(words, bytes.data(), sizeof words);
+      INFO("sector " << sector << " shows sector " << words[0] << " value " << words[1]
+           << ", flushed was " << writes[flushed->lengths[sector] - 1].value);
+      REQUIRE(is_allowed);
+    }
+    check_versions(*volume, events, versions);
+    return values;
+  }
+
+ private:
+  struct Write {
+    uint64_t events;  // before it began
+    uint64_t value;
+  };
+  struct Flush {
+    uint64_t events;  // when it was acknowledged
+    std::vector<size_t> lengths;  // of the histories when it began
+  };
+  struct Version {
+    uint64_t begun;
+    uint64_t acknowledged;
+    Values content;
+  };
+
+  std::vector<size_t> lengths() const {
+    std::vector<size_t> lengths;
+    for (const auto& writes : history_) lengths.push_back(writes.size());
+    return lengths;
+  }
+  Values values() const {
+    Values values;
+    for (const auto& writes : history_) values.push_back(writes.back().value);
+    return values;
+  }
+  uint32_t pick(Random& random) const {
+    return std::next(versions_.begin(), static_cast<ptrdiff_t>(random.below(versions_.size())))
+        ->first;
+  }
+  void record(uint64_t sector, uint64_t value) {
+    history_[sector].push_back({backend_.event_count(), value});
+  }
+
+  void check_versions(Volume& volume, uint64_t events, std::map<uint32_t, Values>& seen) const {
+    for (const auto& [number, version] : versions_) {
+      bool is_there = true;
+      try {
+        volume.version(std::to_string(number));
+      } catch (const Error&) {
+        is_there = false;
+      }
+      INFO("version " << number);
+      if (version.acknowledged <= events) REQUIRE(is_there);
+      if (!is_there) continue;
+      REQUIRE((version.begun == 0 || version.begun < events));
+      for (uint64_t sector = 0; sector < kSectorCount; ++sector)
+        REQUIRE(read_bytes(volume, number, offset_of(sector), kSectorBytes) ==
+                content_of(sector, version.content[sector]));
+      seen[number] = version.content;
+    }
+  }
+
+  // A run of sectors that are neighbours on the disk.
+  std::pair<uint64_t, uint64_t> run(Random& random) const {
+    const uint64_t first = random.below(kSectorCount);
+    uint64_t count = 1 + random.below(20);
+    if (random.chance(3)) count = 1;
+    uint64_t end = first + 1;
+    while (end < kSectorCount && end - first < count &&
+           offset_of(end) == offset_of(end - 1) + kSectorBytes)
+      ++end;
+    return {first, end - first};
+  }
+
+  void write(Random& random) {
+    const auto [first, count] = run(random);
+    ByteVector bytes;
+    for (uint64_t sector = first; sector < first + count; ++sector) {
+      const uint64_t value = ++next_value_;
+      record(sector, value);
+      const ByteVector content = content_of(sector, value);
+      bytes.insert(bytes.end(), content.begin(), content.end());
+    }
+    const auto before = lengths();
+    const bool durable = random.chance(8);
+    volume_->write(offset_of(first), bytes, durable);
+    if (durable) flushes_.push_back({backend_.event_count(), before});
+  }
+  void discard(Random& random) {
+    const auto [first, count] = run(random);
+    for (uint64_t sector = first; sector < first + count; ++sector) record(sector, 0);
+    const auto before = lengths();
+    const bool durable = random.chance(8);
+    volume_->zero(offset_of(first), count * kSectorBytes, durable);
+    if (durable) flushes_.push_back({backend_.event_count(), before});
+  }
+  void flush() {
+    const auto before = lengths();
+    volume_->flush();
+    flushes_.push_back({backend_.event_count(), before});
+  }
+  // A new version, or a rollback to `target`.
+  void new_version(uint32_t target) {
+    const uint64_t begun = backend_.event_count();
+    const Values content = values();
+    std::vector<size_t> before = lengths();
+    if (target != 0) {
+      for (uint64_t sector = 0; sector < kSectorCount; ++sector)
+        record(sector, versions_.at(target).content[sector]);
+      before = lengths();
+    }
+    const VersionInfo frozen =
+        target == 0 ? volume_->create_version("") : volume_->rollback(std::to_string(target));
+    versions_[frozen.number] = {begun == 0 ? 1 : begun, backend_.event_count(), content};
+    flushes_.push_back({backend_.event_count(), before});
+  }
+
+  MemoryBackend& backend_;
+  const Uuid uuid_;
+  uint64_t& next_value_;
+  std::unique_ptr<Volume> volume_;
+  std::vector<std::vector<Write>> history_;
+  std::vector<Flush> flushes_;
+  std::map<uint32_t, Version> versions_;
+};
+
+constexpr MemoryBackend::Crash kKinds[] = {
+    MemoryBackend::Crash::kKill, MemoryBackend::Crash::kLoseUnsynced,
+    MemoryBackend::Crash::kRandom, MemoryBackend::Crash::kRandom};
+
+struct Counts {
+  uint64_t states = 0;
+};
+
+// Works on a state after a crash, crashes it at some points, and so on.
+void live_on(MemoryBackend& backend, const Uuid& uuid, const Values& values,
+             const std::map<uint32_t, Values>& versions, uint64_t next_value, unsigned depth,
+             Random& random, Counts& counts) {
+  Life life(backend, uuid, values, versions, next_value);
+  life.open();
+  const uint64_t steps = 3 + random.below(12);
+  for (uint64_t i = 0; i < steps; ++i) life.step(random);
+  life.crash();
+  for (unsigned i = 0; i < 4; ++i) {
+    const uint64_t events = random.below(backend.event_count() + 1);
+    const auto kind = kKinds[random.below(std::size(kKinds))];
+    const auto after = backend.crash(events, kind, random.below(UINT64_MAX));
+    INFO("life of depth " << depth << ", crash " << static_cast<int>(kind) << " behind event "
+         << events << " of " << backend.event_count());
+    std::map<uint32_t, Values> seen;
+    const Values shown = life.check(*after, events, seen);
+    ++counts.states;
+    // check() has opened and not closed it: that was a life as well, which crashes too.
+    if (depth < 3 && random.chance(2)) {
+      const auto again = after->crash(after->event_count(), kKinds[random.below(4)],
+                                      random.below(UINT64_MAX));
+      live_on(*again, uuid, shown, seen, next_value, depth + 1, random, counts);
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("after a crash each sector shows what was flushed last or something written since") {
+  Random random(test_seed());
+  Counts counts;
+  for (unsigned round = 0; round < 4; ++round) {
+    const auto backend = memory_store();
+    const Uuid uuid = random_uuid();
+    Volume::create(*backend, uuid, kDiskBytes, nullptr);
+    backend->set_recording(false);
+    backend->set_recording(true);
+    uint64_t next_value = 0;
+    Life life(*backend, uuid, Values(kSectorCount), {}, next_value);
+    life.open();
+    for (unsigned i = 0; i < 90; ++i) life.step(random);
+    life.close();
+
+    for (CrashWalker walker(*backend);; walker.advance()) {
+      const uint64_t events = walker.event_count();
+      for (const auto kind : kKinds) {
+        INFO("round " << round << ", crash " << static_cast<int>(kind) << " behind event "
+             << events << ": "
+             << (events == 0 ? std::string("-") : backend->describe_event(events - 1)));
+        const auto after = walker.crash(kind, random.below(UINT64_MAX));
+        std::map<uint32_t, Values> seen;
+        const Values shown = life.check(*after, events, seen);
+        ++counts.states;
+        if (random.chance(12)) {
+          const auto again = after->crash(after->event_count(), kKinds[random.below(4)],
+                                          random.below(UINT64_MAX));
+          live_on(*again, uuid, shown, seen, next_value, 1, random, counts);
+        }
+      }
+      if (walker.is_at_end()) break;
+    }
+  }
+  MESSAGE(counts.states << " states");
+  CHECK(counts.states > 3000);
+}
+
+TEST_CASE("a crash while a volume is created or removed leaves it whole or not there") {
+  const uint64_t seed = test_seed();
+  auto owned = memory_store();
+  MemoryBackend& backend = *owned;
+  backend.set_recording(false);
+  backend.set_recording(true);
+  uint64_t created = 0;
+  uint64_t removing = 0;
+  {
+    // The store owns its backend; the trace is read from a clone of the walker's.
+    struct Shared : Backend {
+      explicit Shared(MemoryBackend& to) : b(to) {}
+      std::unique_ptr<Object> open(const std::string& n, Access a) override { return b.open(n, a); }
+      std::unique_ptr<Object> create(const std::string& n, uint64_t s) override {
+        return b.create(n, s);
+      }
+      void read_batch(std::span<const ReadPiece> p) override { b.read_batch(p); }
+      void write_batch(std::span<const WritePiece> p) override { b.write_batch(p); }
+      bool put_new(const std::string& n, Bytes c) override { return b.put_new(n, c); }
+      std::optional<ByteVector> get(const std::string& n, uint64_t m) override { return b.get(n, m); }
+      std::vector<std::string> list(const std::string& f) override { return b.list(f); }
+      bool remove(const std::string& n) override { return b.remove(n); }
+      void remove_folder(const std::string& f) override { b.remove_folder(f); }
+      void sync_folder(const std::string& f) override { b.sync_folder(f); }
+      std::unique_ptr<HeldLock> try_lock(const std::string& n, LockMode m) override {
+        return b.try_lock(n, m);
+      }
+      uint32_t write_alignment_bytes() const override { return 1; }
+      std::string describe() const override { return "memory"; }
+      MemoryBackend& b;
+    };
+    Store store(std::make_unique<Shared>(backend), {});
+    store.create_volume("vm1", kDiskBytes, "");
+    created = backend.event_count();
+    removing = created;
+    store.remove_volume("vm1");
+  }
+  uint64_t states = 0;
+  for (CrashWalker walker(backend);; walker.advance()) {
+    for (const auto kind : kKinds) {
+      INFO("crash " << static_cast<int>(kind) << " behind event " << walker.event_count());
+      auto after = walker.crash(kind, seed + walker.event_count());
+      Store store(std::move(after), {});
+      const bool is_listed = !store.list_volumes().empty();
+      if (walker.event_count() == created) CHECK(is_listed);
+      if (is_listed) {
+        const auto disk = store.open_export("vm1", test_peer());
+        ByteVector bytes(kBlockBytes);
+        disk->read(kDiskBytes - kBlockBytes, bytes);
+        CHECK(is_zero(bytes));
+        disk->write(0, content_of(1, 1), true);
+      } else {
+        // What is left of it is in nobody's way, and gc takes it.
+        store.remove_orphans();
+        CHECK(store.backend().list("volumes").empty());
+        store.create_volume("vm1", kDiskBytes, "");
+      }
+      ++states;
+    }
+    if (walker.is_at_end()) break;
+  }
+  CHECK(removing > 0);
+  CHECK(states > 40);
+}
+
+}  // namespace tplstore

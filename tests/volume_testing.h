@@ -1,0 +1,75 @@
+// What the tests of volumes share: an environment on a memory backend, seeds, byte patterns.
+#pragma once
+
+#include <doctest/doctest.h>
+
+#include <cstdlib>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "importer.h"
+#include "memory_backend.h"
+#include "store.h"
+#include "template_image.h"
+#include "volume.h"
+
+namespace tplstore {
+
+// TPLSTORE_SEED repeats a run that failed; TPLSTORE_OPERATIONS makes it longer or shorter.
+inline uint64_t test_seed() {
+  const char* text = std::getenv("TPLSTORE_SEED");
+  const uint64_t seed = text != nullptr ? std::strtoull(text, nullptr, 10) : std::random_device{}();
+  MESSAGE("TPLSTORE_SEED=" << seed);
+  return seed;
+}
+inline uint64_t test_operations(uint64_t usual) {
+  const char* text = std::getenv("TPLSTORE_OPERATIONS");
+  return text != nullptr ? std::strtoull(text, nullptr, 10) : usual;
+}
+
+class Random {
+ public:
+  explicit Random(uint64_t seed) : engine_(seed) {}
+  uint64_t below(uint64_t bound) { return engine_() % bound; }
+  bool chance(uint64_t in) { return below(in) == 0; }
+  void fill(MutableBytes bytes) {
+    size_t i = 0;
+    for (; i + 8 <= bytes.size(); i += 8) {
+      const uint64_t word = engine_();
+      std::memcpy(bytes.data() + i, &word, 8);
+    }
+    for (; i < bytes.size(); ++i) bytes[i] = static_cast<std::byte>(engine_());
+  }
+
+ private:
+  std::mt19937_64 engine_;
+};
+
+inline VolumeEnvironment environment_on(Backend& backend) {
+  return {backend,
+          [&backend](const std::string& name) { return TemplateImage::open(backend, name); },
+          [](const std::string&) {}, [] {}};
+}
+
+inline Peer test_peer(int64_t pid = 4711) { return {"test", pid, 1}; }
+
+// A backend with an empty store.
+inline std::unique_ptr<MemoryBackend> memory_store() {
+  auto backend = std::make_unique<MemoryBackend>();
+  Store::init(*backend);
+  return backend;
+}
+
+inline std::unique_ptr<Volume> open_volume(Backend& backend, const Uuid& uuid) {
+  return Volume::open_for_writing(environment_on(backend), uuid, "vm", test_peer());
+}
+
+inline ByteVector read_bytes(Volume& volume, uint32_t version, uint64_t offset, uint64_t length) {
+  ByteVector bytes(length);
+  volume.read(version, offset, bytes);
+  return bytes;
+}
+
+}  // namespace tplstore

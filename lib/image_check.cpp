@@ -17,9 +17,9 @@ namespace {
 using nlohmann::json;
 
 constexpr std::string_view kPackage = "qemu-utils";
-constexpr std::array<std::string_view, 12> kFormats = {
-    "raw", "qcow2", "qcow", "qed", "vmdk", "vhdx", "vdi", "vpc", "parallels", "dmg", "cloop",
-    "bochs"};
+constexpr std::array<std::string_view, 12> kFormats = {"raw",       "qcow2", "qcow",  "qed",
+                                                       "vmdk",      "vhdx",  "vdi",   "vpc",
+                                                       "parallels", "dmg",   "cloop", "bochs"};
 constexpr std::string_view kFetchAgain =
     "fetch the image again, or if it is whole after all, rewrite it with 'qemu-img convert'";
 
@@ -96,7 +96,8 @@ class Checker {
     format_ = text_at(info, "format");
     check_format();
     check_references(info);
-    const uint64_t size_bytes = format_ == "raw" ? file_.size_bytes() : number_at(info, "virtual-size");
+    const uint64_t size_bytes =
+        format_ == "raw" ? file_.size_bytes() : number_at(info, "virtual-size");
     if (format_ == "raw" && size_bytes % kSectorBytes != 0)
       fail(EINVAL, source_,
            "is cut short: {} bytes is not a whole number of 512-byte sectors; fetch the image "
@@ -162,7 +163,8 @@ class Checker {
 
   void check_format() const {
     if (std::find(kFormats.begin(), kFormats.end(), format_) == kFormats.end())
-      fail(EINVAL, source_, "images of format '{}' cannot be imported; convert it with 'qemu-img convert'",
+      fail(EINVAL, source_,
+           "images of format '{}' cannot be imported; convert it with 'qemu-img convert'",
            first_line(format_));
   }
 
@@ -188,7 +190,8 @@ class Checker {
     if (flag_at(info, "encrypted"))
       fail(EINVAL, source_, "is encrypted: decrypt it with 'qemu-img convert' first");
     const json specific = info.value("format-specific", json::object());
-    const json data = specific.is_object() ? specific.value("data", json::object()) : json::object();
+    const json data =
+        specific.is_object() ? specific.value("data", json::object()) : json::object();
     if (flag_at(data, "corrupt"))
       fail(EINVAL, source_, "is marked as corrupt: repair it with 'qemu-img check -r all'");
     std::string_view reference;
@@ -214,7 +217,8 @@ class Checker {
       splitter.feed(text, [&](const std::string& object) {
         const json extent = parse_output(source_, object);
         if (number_at(extent, "depth") == 0 && flag_at(extent, "data") && extent.contains("offset"))
-          needed_bytes = std::max(needed_bytes, number_at(extent, "offset") + number_at(extent, "length"));
+          needed_bytes =
+              std::max(needed_bytes, number_at(extent, "offset") + number_at(extent, "length"));
       });
     });
     if (result.exit_status != 0)
@@ -251,7 +255,8 @@ class Checker {
     if (format_ == "qcow2") end = file_.qcow2_compressed_end();
     if (format_ == "vmdk" && !has_other_files_) end = file_.vmdk_compressed_end();
     if (!end)
-      fail(EINVAL, source_, "is cut short: its tables are past the end of the file; {}", kFetchAgain);
+      fail(EINVAL, source_, "is cut short: its tables are past the end of the file; {}",
+           kFetchAgain);
     if (!has_other_files_ && *end > file_.size_bytes()) refuse_cut(*end);
   }
 
@@ -268,7 +273,8 @@ class Checker {
 void check_disk_size(const std::string& source, uint64_t size_bytes) {
   if (size_bytes == 0) fail(EINVAL, source, "holds a disk of 0 bytes: there is nothing to import");
   if (size_bytes % kSectorBytes != 0)
-    fail(EINVAL, source, "its disk of {} bytes is not a whole number of 512-byte sectors", size_bytes);
+    fail(EINVAL, source, "its disk of {} bytes is not a whole number of 512-byte sectors",
+         size_bytes);
   if (size_bytes > kTemplateBytesMax)
     fail(EFBIG, source, "its disk of {} is larger than a template can be ({})",
          format_size(size_bytes), format_size(kTemplateBytesMax));

@@ -117,7 +117,10 @@ std::optional<std::string_view> ImageFile::magic_format() const {
 std::optional<std::string_view> ImageFile::archive_kind() const {
   const ByteVector bytes = head(512);
   if (starts_with(bytes, "\x1f\x8b")) return "gzip";
-  if (starts_with(bytes, std::string_view("\xfd" "7zXZ\0", 6))) return "xz";
+  if (starts_with(bytes, std::string_view("\xfd"
+                                          "7zXZ\0",
+                                          6)))
+    return "xz";
   if (starts_with(bytes, "\x28\xb5\x2f\xfd")) return "zstd";
   if (starts_with(bytes, "BZh")) return "bzip2";
   if (starts_with(bytes, "PK\x03\x04")) return "zip";
@@ -152,9 +155,8 @@ std::optional<uint64_t> ImageFile::qcow2_compressed_end() const {
   const uint32_t bits = big_endian(*cluster_bits);
   if (bits < 9 || bits > 21) fail(EINVAL, path_, "damaged: clusters of 2^{} bytes", bits);
   constexpr uint64_t kExtendedEntries = 1u << 4;
-  const bool is_extended =
-      big_endian(*version) >= 3 &&
-      (big_endian(take<uint64_t>(72).value_or(0)) & kExtendedEntries) != 0;
+  const bool is_extended = big_endian(*version) >= 3 &&
+                           (big_endian(take<uint64_t>(72).value_or(0)) & kExtendedEntries) != 0;
   const uint64_t step = is_extended ? 2 : 1;  // 64-bit words per entry
 
   std::vector<uint64_t> l1(big_endian(*l1_count));

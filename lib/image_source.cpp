@@ -106,8 +106,8 @@ class NbdSource : public ImageSource {
   }
 
   void open_file() {
-    facts_ = check_image_file(source_,
-                              {options_.format, options_.allow_backing, options_.interrupted});
+    facts_ =
+        check_image_file(source_, {options_.format, options_.allow_backing, options_.interrupted});
     is_plain_ = facts_.format == "raw";
     description_ = fmt::format("{} ({})", facts_.path, facts_.format);
     std::vector<std::string> arguments = {"qemu-nbd", "--read-only", "--format=" + facts_.format,
@@ -283,7 +283,8 @@ class NbdSource : public ImageSource {
       fail(EIO, source_, "cannot find out which parts of it are data: {}",
            strerror(question_.error));
     if (asked_ == begin)
-      fail(EIO, source_, "its server does not say which parts of it are data, though it offered to");
+      fail(EIO, source_,
+           "its server does not say which parts of it are data, though it offered to");
   }
 
   const std::string source_;

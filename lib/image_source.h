@@ -26,8 +26,8 @@ struct ImageSourceOptions {
   std::string format = {};     // of a file; empty: find out
   bool allow_backing = false;  // files that refer to other files
   uint32_t requests_in_flight = 16;
-  uint32_t request_bytes = 512 << 10;  // a multiple of 64 KiB
-  uint32_t stall_seconds_max = 120;    // without any answer from the server
+  uint32_t request_bytes = 512 << 10;      // a multiple of 64 KiB
+  uint32_t stall_seconds_max = 120;        // without any answer from the server
   std::function<bool()> interrupted = {};  // asked several times a second
 };
 

@@ -36,7 +36,8 @@ std::optional<ImportJournalContent> load_journal(Backend& backend,
       content.started_ns = header.started_ns;
     }
   }
-  for (uint64_t offset = kJournalRecordsOffset; offset + sizeof(ImportJournalRecord) <= bytes->size();
+  for (uint64_t offset = kJournalRecordsOffset;
+       offset + sizeof(ImportJournalRecord) <= bytes->size();
        offset += sizeof(ImportJournalRecord)) {
     ImportJournalRecord record;
     std::memcpy(&record, bytes->data() + offset, sizeof record);
@@ -59,8 +60,8 @@ ImportJournal::ImportJournal(Backend& backend, const std::string& template_name,
   if (!lock_) fail(EBUSY, template_name, "this template is being imported by another process");
   if (const auto content = load_journal(backend_, template_name))
     known_.insert(content->segments.begin(), content->segments.end());
-  tail_ = std::max(kJournalRecordsOffset,
-                   round_up(object_->size_bytes(), sizeof(ImportJournalRecord)));
+  tail_ =
+      std::max(kJournalRecordsOffset, round_up(object_->size_bytes(), sizeof(ImportJournalRecord)));
 
   ImportJournalHeader header{};
   header.magic = kJournalMagic;

@@ -123,11 +123,10 @@ class Import {
     const auto candidates = index_.find(wanted.hash);
     for (const BlockLocation& location : candidates.all()) {
       if (location.segment < published_before) continue;
-      const bool is_equal =
-          location.segment == building_
-              ? std::memcmp(builder_.block(location.block).data(), wanted.block.data(),
-                            kBlockBytes) == 0
-              : matcher_.has_bytes(location, wanted.block);
+      const bool is_equal = location.segment == building_
+                                ? std::memcmp(builder_.block(location.block).data(),
+                                              wanted.block.data(), kBlockBytes) == 0
+                                : matcher_.has_bytes(location, wanted.block);
       if (!is_equal) continue;
       wanted.match = location;
       return;

@@ -37,9 +37,9 @@ struct ImportOptions {
 
 struct ImportResult {
   TemplateInfo info;
-  uint64_t stored_bytes = 0;      // new to the store
-  uint64_t referenced_bytes = 0;  // in the store before, or more than once in the image
-  uint64_t zero_bytes = 0;        // read as zeroes, and cost nothing
+  uint64_t stored_bytes = 0;         // new to the store
+  uint64_t referenced_bytes = 0;     // in the store before, or more than once in the image
+  uint64_t zero_bytes = 0;           // read as zeroes, and cost nothing
   uint64_t unreadable_segments = 0;  // of the store, that could not be looked into for equal blocks
 };
 

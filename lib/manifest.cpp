@@ -109,7 +109,8 @@ Manifest decode_manifest(Bytes bytes, const std::string& object) {
   if (header.checksum != sum)
     fail(EIO, object, "damaged: the manifest's checksum does not match; {}", kRepair);
   if (header.format != kManifestFormat || header.features != 0)
-    fail(EINVAL, object, "has format {} with features {:#x}, this program reads format {}: use a newer tplstore",
+    fail(EINVAL, object,
+         "has format {} with features {:#x}, this program reads format {}: use a newer tplstore",
          header.format, header.features, kManifestFormat);
   if (header.source_bytes > kSourceTextBytesMax || object_bytes(header) != total_bytes)
     fail(EIO, object, "damaged: the manifest's parts do not have its size; {}", kRepair);

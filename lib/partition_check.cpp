@@ -79,8 +79,7 @@ std::optional<std::string> check_mbr(uint64_t size_bytes, Bytes sector) {
     // The entry that protects a GPT may have any size.
     if (entry.type == 0 || entry.type == kMbrTypeGpt || entry.sector_count == 0) continue;
     const uint64_t end = (uint64_t{entry.first_sector} + entry.sector_count) * kSectorBytes;
-    if (end > size_bytes)
-      return fmt::format("partition {} of its MBR ends at byte {}", i + 1, end);
+    if (end > size_bytes) return fmt::format("partition {} of its MBR ends at byte {}", i + 1, end);
   }
   return std::nullopt;
 }

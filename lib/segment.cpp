@@ -15,9 +15,7 @@ uint64_t trailer_checksum(const SegmentTrailer& trailer) {
   return checksum(bytes_of(trailer).first(offsetof(SegmentTrailer, checksum)));
 }
 
-Bytes table_bytes(const std::vector<Hash128>& table) {
-  return std::as_bytes(std::span(table));
-}
+Bytes table_bytes(const std::vector<Hash128>& table) { return std::as_bytes(std::span(table)); }
 
 // Whether the object under `name` has exactly these bytes.
 bool has_content(Backend& backend, const std::string& name, Bytes expected) {

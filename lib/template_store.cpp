@@ -115,7 +115,8 @@ GcResult collect(Backend& backend) {
 }
 
 // Blocks of the segments that only this template uses, by template.
-std::map<std::string, uint64_t> find_unique_bytes(const std::map<std::string, Manifest>& manifests) {
+std::map<std::string, uint64_t> find_unique_bytes(
+    const std::map<std::string, Manifest>& manifests) {
   struct Use {
     const std::string* only_by = nullptr;
     uint64_t bytes = 0;
@@ -208,15 +209,14 @@ VerifyReport verify_template(
         damage.blocks = find_damaged_blocks(*object, segment.name);
         report.blocks += segment.block_count;
         if (!damage.blocks.empty())
-          damage.problem = fmt::format("{}: damaged: {} of {} blocks do not have their hash",
-                                       segment_path(segment.name), damage.blocks.size(),
-                                       segment.block_count);
+          damage.problem =
+              fmt::format("{}: damaged: {} of {} blocks do not have their hash",
+                          segment_path(segment.name), damage.blocks.size(), segment.block_count);
       }
     } catch (const Error& error) {
       damage.is_missing = error.code() == ENOENT;
-      damage.problem = damage.is_missing
-                           ? fmt::format("{}: missing", segment_path(segment.name))
-                           : error.what();
+      damage.problem =
+          damage.is_missing ? fmt::format("{}: missing", segment_path(segment.name)) : error.what();
     }
     ++report.segments;
     if (!damage.problem.empty()) report.damage.push_back(std::move(damage));

@@ -145,8 +145,8 @@ TEST_CASE("odd file names are just names") {
   const auto old_directory = std::filesystem::current_path();
   std::filesystem::current_path(folder.path());
   write_file("disk.raw", disk);
-  for (const std::string name : {"a:b,c.qcow2", "-f", "json:{}", "nbd:x:1", "a b\"c$(d)", "%s,file=x",
-                                 "fat:rw:x", "--help", "file:y"}) {
+  for (const std::string name : {"a:b,c.qcow2", "-f", "json:{}", "nbd:x:1", "a b\"c$(d)",
+                                 "%s,file=x", "fat:rw:x", "--help", "file:y"}) {
     CAPTURE(name);
     REQUIRE(run("qemu-img convert -f raw -O qcow2 disk.raw i && mv -- i './" + name + "'"));
     CHECK(import_of(name) == disk);
@@ -206,7 +206,8 @@ TEST_CASE("images that lead to other files are refused unless that is allowed") 
   in_folder("qemu-img create -f vmdk -b base.vmdk -F vmdk child.vmdk");
   in_folder("qemu-img convert -f raw -O qcow2 -o data_file=$PWD/data.raw base.raw data.qcow2");
   in_folder("qemu-img convert -f raw -O vmdk -o subformat=monolithicFlat base.raw flat.vmdk");
-  in_folder("qemu-img convert -f raw -O vmdk -o subformat=twoGbMaxExtentSparse base.raw parts.vmdk");
+  in_folder(
+      "qemu-img convert -f raw -O vmdk -o subformat=twoGbMaxExtentSparse base.raw parts.vmdk");
   for (const std::string name :
        {"child.qcow2", "child.qed", "child.vmdk", "data.qcow2", "flat.vmdk", "parts.vmdk"}) {
     CAPTURE(name);
@@ -224,7 +225,8 @@ TEST_CASE("what an image points to is not opened before it is refused") {
   REQUIRE(mkfifo((folder / "fifo").c_str(), 0600) == 0);
   const std::string descriptor =
       "# Disk DescriptorFile\nversion=1\nCID=1\nparentCID=ffffffff\ncreateType=\"monolithicFlat\"\n"
-      "RW 2048 FLAT \"" + (folder / "fifo") + "\" 0\n";
+      "RW 2048 FLAT \"" +
+      (folder / "fifo") + "\" 0\n";
   write_file(folder / "evil.vmdk", as_bytes(descriptor));
   CHECK(mentions(refusal_of(folder / "evil.vmdk"), "is not the whole image"));
   REQUIRE(run("qemu-img create -f qcow2 -o data_file=" + (folder / "data") + " " +
@@ -285,14 +287,16 @@ TEST_CASE("random damage to an image is an error or an image, never a crash or a
   const uint64_t seed = random_u64();
   CAPTURE(seed);
   std::mt19937_64 random(seed);
-  for (const std::string format : {"qcow2 -c", "vmdk -o subformat=streamOptimized", "vdi", "qcow2"}) {
+  for (const std::string format :
+       {"qcow2 -c", "vmdk -o subformat=streamOptimized", "vdi", "qcow2"}) {
     CAPTURE(format);
     REQUIRE(convert(folder / "disk.raw", format, folder / "image"));
     const ByteVector good = read_file(folder / "image");
     for (int i = 0; i < 15; ++i) {
       ByteVector image = good;
       for (uint64_t changes = random() % 6 + 1; changes > 0; --changes)
-        image[random() % (random() % 2 == 0 ? 128 : image.size())] = static_cast<std::byte>(random());
+        image[random() % (random() % 2 == 0 ? 128 : image.size())] =
+            static_cast<std::byte>(random());
       write_file(folder / "image", image);
       // Within a disk of 64 MiB at most, so that a damaged size costs no time.
       const Thrown thrown = thrown_by([&] {
@@ -316,10 +320,12 @@ TEST_CASE("a partition table that needs more disk than there is shows a cut") {
     return disk;
   };
   const auto fault = [](const ByteVector& disk) {
-    return find_partition_past_end(disk.size(), [&](uint64_t offset, MutableBytes into) {
-             REQUIRE(offset + into.size() <= disk.size());
-             std::memcpy(into.data(), disk.data() + offset, into.size());
-           }).value_or("");
+    return find_partition_past_end(disk.size(),
+                                   [&](uint64_t offset, MutableBytes into) {
+                                     REQUIRE(offset + into.size() <= disk.size());
+                                     std::memcpy(into.data(), disk.data() + offset, into.size());
+                                   })
+        .value_or("");
   };
   CHECK(fault(mbr_disk(1, 2047, 0x83)) == "");
   CHECK(fault(mbr_disk(1, 2048, 0x83)).find("partition 1 of its MBR") == 0);
@@ -387,9 +393,8 @@ TEST_CASE("exports of an NBD server are read like images, and its end is an erro
   CHECK(refusal_of("nbd+unix:///none?socket=" + (folder / "socket")).code != 0);
 
   const auto source = ImageSource::open(uri, {.requests_in_flight = 2, .request_bytes = 65536});
-  const Thrown lost = thrown_by([&] {
-    source->read_data([&](uint64_t, Bytes) { kill(server, SIGKILL); });
-  });
+  const Thrown lost =
+      thrown_by([&] { source->read_data([&](uint64_t, Bytes) { kill(server, SIGKILL); }); });
   CHECK(lost.code != 0);
   CHECK(refusal_of(uri).code != 0);
   CHECK(refusal_of("nbd+unix:///?socket=" + (folder / "none")).code != 0);
@@ -404,9 +409,8 @@ TEST_CASE("a qemu-nbd that is killed while it reads is an error, and none is lef
         ImageSource::open(folder / "disk.raw", {.requests_in_flight = 2, .request_bytes = 65536});
     const auto servers = find_servers();
     REQUIRE(servers.size() == 1);
-    const Thrown lost = thrown_by([&] {
-      source->read_data([&](uint64_t, Bytes) { kill(servers[0], SIGKILL); });
-    });
+    const Thrown lost =
+        thrown_by([&] { source->read_data([&](uint64_t, Bytes) { kill(servers[0], SIGKILL); }); });
     CHECK(lost.code != 0);
     CHECK(mentions(lost, "disk.raw"));
   }
@@ -419,10 +423,10 @@ TEST_CASE("a server that does not answer is an error, and an interruption is hee
   write_file(folder / "disk.raw", example_disk());
   bool is_interrupted = false;
   const auto source = ImageSource::open(
-      folder / "disk.raw", {.requests_in_flight = 1,
-                            .request_bytes = 65536,
-                            .stall_seconds_max = 1,
-                            .interrupted = [&] { return is_interrupted; }});
+      folder / "disk.raw",
+      {.requests_in_flight = 1, .request_bytes = 65536, .stall_seconds_max = 1, .interrupted = [&] {
+         return is_interrupted;
+       }});
   const auto servers = find_servers();
   REQUIRE(servers.size() == 1);
   kill(servers[0], SIGSTOP);
@@ -431,9 +435,9 @@ TEST_CASE("a server that does not answer is an error, and an interruption is hee
   CHECK(stalled.code == ETIMEDOUT);
 
   const auto other = ImageSource::open(
-      folder / "disk.raw", {.requests_in_flight = 1,
-                            .request_bytes = 65536,
-                            .interrupted = [&] { return is_interrupted; }});
+      folder / "disk.raw", {.requests_in_flight = 1, .request_bytes = 65536, .interrupted = [&] {
+                              return is_interrupted;
+                            }});
   CHECK(thrown_by([&] {
           other->read_data([&](uint64_t, Bytes) { is_interrupted = true; });
         }).code == EINTR);

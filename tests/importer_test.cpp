@@ -35,7 +35,8 @@ class MemorySource : public ImageSource {
 
 ImportResult import_disk(Backend& backend, const std::string& name, const ByteVector& disk,
                          const ImportOptions& options = {}) {
-  return import_from(backend, name, [&] { return std::make_unique<MemorySource>(disk); }, options);
+  return import_from(
+      backend, name, [&] { return std::make_unique<MemorySource>(disk); }, options);
 }
 
 ByteVector read_template(Backend& backend, const std::string& name) {
@@ -75,13 +76,12 @@ TEST_CASE("a plain image becomes a template with one run per segment") {
   make_store(backend);
   const ByteVector disk = disk_of(numbers_from(1, 2500));
   std::vector<uint64_t> progress;
-  const ImportResult result = import_disk(
-      backend, "plain", disk,
-      {.progress = [&](uint64_t done, uint64_t total) {
-        CHECK(total == disk.size());
-        CHECK((progress.empty() || done >= progress.back()));
-        progress.push_back(done);
-      }});
+  const ImportResult result =
+      import_disk(backend, "plain", disk, {.progress = [&](uint64_t done, uint64_t total) {
+                    CHECK(total == disk.size());
+                    CHECK((progress.empty() || done >= progress.back()));
+                    progress.push_back(done);
+                  }});
   CHECK(progress.front() == 0);
   CHECK(progress.back() == disk.size());
   CHECK(read_template(backend, "plain") == disk);
@@ -248,7 +248,10 @@ TEST_CASE("names that are taken or wrong are refused before the image is looked 
   MemoryBackend backend;
   make_store(backend);
   import_disk(backend, "t", disk_of({1}));
-  const auto never = []() -> std::unique_ptr<ImageSource> { FAIL("opened"); return nullptr; };
+  const auto never = []() -> std::unique_ptr<ImageSource> {
+    FAIL("opened");
+    return nullptr;
+  };
   CHECK(thrown_by([&] { import_from(backend, "t", never, {}); }).code == EEXIST);
   CHECK(thrown_by([&] { import_from(backend, "../t", never, {}); }).code == EINVAL);
   const auto lock = backend.try_lock("gc.lock", LockMode::kExclusive);
@@ -268,15 +271,15 @@ TEST_CASE("one name is imported once at a time, and nothing is removed meanwhile
   make_store(backend);
   int calls = 0;
   import_disk(backend, "t", disk_of(numbers_from(1, 300)), {.progress = [&](uint64_t, uint64_t) {
-    if (++calls != 2) return;
-    CHECK(thrown_by([&] { import_disk(backend, "t", disk_of({1})); }).code == EBUSY);
-    CHECK(thrown_by([&] { gc(backend); }).code == EBUSY);
-    CHECK(thrown_by([&] { remove_template(backend, "t", nobody); }).code == EBUSY);
-    import_disk(backend, "other", disk_of({400, 401}));
-    REQUIRE(list_templates(backend).size() == 2);
-    CHECK(list_templates(backend)[1].state == "importing");
-    CHECK(thrown_by([&] { TemplateImage::open(backend, "t"); }).code == ENOENT);
-  }});
+                if (++calls != 2) return;
+                CHECK(thrown_by([&] { import_disk(backend, "t", disk_of({1})); }).code == EBUSY);
+                CHECK(thrown_by([&] { gc(backend); }).code == EBUSY);
+                CHECK(thrown_by([&] { remove_template(backend, "t", nobody); }).code == EBUSY);
+                import_disk(backend, "other", disk_of({400, 401}));
+                REQUIRE(list_templates(backend).size() == 2);
+                CHECK(list_templates(backend)[1].state == "importing");
+                CHECK(thrown_by([&] { TemplateImage::open(backend, "t"); }).code == ENOENT);
+              }});
   CHECK(calls > 2);
   CHECK(list_templates(backend)[1].state == "ready");
 }
@@ -437,8 +440,7 @@ TEST_CASE("a crash at any moment of a removal leaves whole templates only") {
       const auto again = after->crash(after->event_count(), kind, seed + round);
       for (const TemplateInfo& info : list_templates(*again))
         REQUIRE(verify_template(*again, info.name, {}).is_sound());
-      const auto lost =
-          after->crash(after->event_count(), MemoryBackend::Crash::kLoseUnsynced, 0);
+      const auto lost = after->crash(after->event_count(), MemoryBackend::Crash::kLoseUnsynced, 0);
       for (const TemplateInfo& info : list_templates(*lost))
         REQUIRE(verify_template(*lost, info.name, {}).is_sound());
       if (list_templates(*after).empty()) REQUIRE(list_segments(*after).empty());
@@ -548,7 +550,8 @@ TEST_CASE("an image file is imported through qemu-nbd") {
   const TemporaryDirectory folder;
   MemoryBackend backend;
   make_store(backend);
-  const ByteVector disk = disk_of(joined(numbers_from(1, 40), joined(std::vector<uint64_t>(60), {1, 50})));
+  const ByteVector disk =
+      disk_of(joined(numbers_from(1, 40), joined(std::vector<uint64_t>(60), {1, 50})));
   write_file(folder.path() + "/disk.raw", disk);
   REQUIRE(run("qemu-img convert -f raw -O qcow2 -c " + folder.path() + "/disk.raw " +
               folder.path() + "/disk.qcow2"));

@@ -86,16 +86,16 @@ TEST_CASE("any flipped bit and any cut of a manifest is an error") {
 }
 
 TEST_CASE("a manifest that is wrong behind a right checksum is refused") {
-  check_refused([](ByteVector& b) { poke<uint32_t>(b, 8, 2); }, EINVAL);            // newer format
-  check_refused([](ByteVector& b) { poke<uint32_t>(b, 12, 1); }, EINVAL);           // unknown feature
-  check_refused([](ByteVector& b) { poke<uint64_t>(b, 0, 1); }, EIO);               // other magic
-  check_refused([](ByteVector& b) { poke<uint64_t>(b, 32, 0); }, EIO);              // no size
-  check_refused([](ByteVector& b) { poke<uint64_t>(b, 32, 4097); }, EIO);           // odd size
-  check_refused([](ByteVector& b) { poke<uint64_t>(b, 32, 16 * 4096); }, EIO);      // run past it
+  check_refused([](ByteVector& b) { poke<uint32_t>(b, 8, 2); }, EINVAL);        // newer format
+  check_refused([](ByteVector& b) { poke<uint32_t>(b, 12, 1); }, EINVAL);       // unknown feature
+  check_refused([](ByteVector& b) { poke<uint64_t>(b, 0, 1); }, EIO);           // other magic
+  check_refused([](ByteVector& b) { poke<uint64_t>(b, 32, 0); }, EIO);          // no size
+  check_refused([](ByteVector& b) { poke<uint64_t>(b, 32, 4097); }, EIO);       // odd size
+  check_refused([](ByteVector& b) { poke<uint64_t>(b, 32, 16 * 4096); }, EIO);  // run past it
   check_refused([](ByteVector& b) { poke<uint64_t>(b, 32, UINT64_MAX - 511); }, EIO);
-  check_refused([](ByteVector& b) { poke<uint32_t>(b, 48, 3); }, EIO);              // segment count
-  check_refused([](ByteVector& b) { poke<uint32_t>(b, 52, UINT32_MAX); }, EIO);     // run count
-  check_refused([](ByteVector& b) { poke<uint32_t>(b, 56, UINT32_MAX); }, EIO);     // source length
+  check_refused([](ByteVector& b) { poke<uint32_t>(b, 48, 3); }, EIO);           // segment count
+  check_refused([](ByteVector& b) { poke<uint32_t>(b, 52, UINT32_MAX); }, EIO);  // run count
+  check_refused([](ByteVector& b) { poke<uint32_t>(b, 56, UINT32_MAX); }, EIO);  // source length
   const uint64_t segments = 96 + 32, runs = segments + 2 * 24;
   check_refused([&](ByteVector& b) { poke<uint32_t>(b, segments + 16, 0); }, EIO);
   check_refused([&](ByteVector& b) { poke<uint32_t>(b, segments + 16, 1025); }, EIO);
@@ -103,12 +103,12 @@ TEST_CASE("a manifest that is wrong behind a right checksum is refused") {
   check_refused([&](ByteVector& b) { poke<uint64_t>(b, runs + 16, 9); }, EIO);      // overlap
   check_refused([&](ByteVector& b) { poke<uint64_t>(b, runs + 32, 5); }, EIO);      // order
   check_refused([&](ByteVector& b) { poke<uint64_t>(b, runs + 32, UINT64_MAX); }, EIO);
-  check_refused([&](ByteVector& b) { poke<uint32_t>(b, runs + 8, 2); }, EIO);       // no such segment
-  check_refused([&](ByteVector& b) { poke<uint16_t>(b, runs + 14, 0); }, EIO);      // empty run
-  check_refused([&](ByteVector& b) { poke<uint16_t>(b, runs + 12, 1); }, EIO);      // past its end
+  check_refused([&](ByteVector& b) { poke<uint32_t>(b, runs + 8, 2); }, EIO);   // no such segment
+  check_refused([&](ByteVector& b) { poke<uint16_t>(b, runs + 14, 0); }, EIO);  // empty run
+  check_refused([&](ByteVector& b) { poke<uint16_t>(b, runs + 12, 1); }, EIO);  // past its end
   check_refused([&](ByteVector& b) { b.resize(b.size() - 16); }, EIO);
   check_refused([&](ByteVector& b) { b.resize(b.size() + 16); }, EIO);
-  check_refused([](ByteVector& b) { std::memset(b.data() + 16, 0, 16); }, EIO);     // no uuid
+  check_refused([](ByteVector& b) { std::memset(b.data() + 16, 0, 16); }, EIO);  // no uuid
 }
 
 TEST_CASE("random bytes behind a right checksum never do harm") {
@@ -139,9 +139,9 @@ TEST_CASE("appended blocks merge into runs only where both sides continue") {
   Manifest manifest;
   manifest.append_block(0, 0, 0);
   manifest.append_block(1, 0, 1);
-  manifest.append_block(3, 0, 2);  // a hole before it
-  manifest.append_block(4, 0, 9);  // elsewhere in the segment
-  manifest.append_block(5, 1, 10); // another segment
+  manifest.append_block(3, 0, 2);   // a hole before it
+  manifest.append_block(4, 0, 9);   // elsewhere in the segment
+  manifest.append_block(5, 1, 10);  // another segment
   REQUIRE(manifest.runs.size() == 4);
   CHECK(manifest.runs[0].count == 2);
 }

@@ -39,7 +39,8 @@ TEST_CASE("a segment has its blocks first, then their hashes, then the trailer")
   CHECK(segment_path(name) == "segments/" + name.hex().substr(0, 2) + "/" + name.hex());
   for (uint64_t i = 0; i < 3; ++i) {
     const ByteVector block = block_of(7 + i);
-    CHECK(std::equal(block.begin(), block.end(), content.begin() + static_cast<ptrdiff_t>(i * 4096)));
+    CHECK(
+        std::equal(block.begin(), block.end(), content.begin() + static_cast<ptrdiff_t>(i * 4096)));
     Hash128 hash;
     std::memcpy(&hash, content.data() + 3 * 4096 + i * 16, 16);
     CHECK(hash == content_hash(block));
@@ -68,13 +69,15 @@ TEST_CASE("publishing the same content again is fine, and does not change it") {
   CHECK(content_of(backend, first) == before);
 }
 
-TEST_CASE("publishing over a segment with other bytes is refused, and the builder keeps its blocks") {
+TEST_CASE(
+    "publishing over a segment with other bytes is refused, and the builder keeps its blocks") {
   MemoryBackend backend;
   const Hash128 name = publish(backend, {1, 2});
   const auto object = backend.open(segment_path(name), Access::kWrite);
   object->write(5000, as_bytes("x"));
   SegmentBuilder builder;
-  for (const uint64_t number : {1, 2}) builder.add(block_of(number), content_hash(block_of(number)));
+  for (const uint64_t number : {1, 2})
+    builder.add(block_of(number), content_hash(block_of(number)));
   const Thrown thrown = thrown_by([&] { builder.publish(backend); });
   CHECK(thrown.code == EIO);
   CHECK(thrown.text.find("exists with other bytes") != std::string::npos);

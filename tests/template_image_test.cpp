@@ -74,8 +74,7 @@ TEST_CASE("runs alternate between data and holes as the disk does") {
       REQUIRE((example.numbers[block + i] == 0) == run.is_hole);
     block += run.count;
     // The longest: the next one is of the other kind.
-    if (block < example.numbers.size())
-      REQUIRE((example.numbers[block] == 0) != run.is_hole);
+    if (block < example.numbers.size()) REQUIRE((example.numbers[block] == 0) != run.is_hole);
   }
   CHECK(image->run_at(0, 1).count == 1);
   CHECK(image->run_at(1000, 50).count == 50);

@@ -42,12 +42,12 @@ client.flush()
 print("connected", flush=True)
 signal.pause()' "$(uri "$1")" >"$tmp/held.out" 2>&1 &
     held=$!
-    on_exit kill -9 $held
-    await 20 grep -q connected "$tmp/held.out"
+    on_exit kill -9 "$held"
+    await 20 grep -qs connected "$tmp/held.out"
 }
 let_go() {
-    kill -9 $held
-    wait $held 2>/dev/null || true
+    kill -9 "$held"
+    wait "$held" 2>/dev/null || true
     # The server notices a moment later.
     await 20 is_let_go "$1"
 }

@@ -114,7 +114,7 @@ void DataFiles::sync_written() {
   // What was frozen before is never written again.
   const std::lock_guard guard(written_mutex_);
   const auto last = std::find(written_.begin(), written_.end(), files.back());
-  written_.erase(written_.begin(), last);
+  if (last != written_.end()) written_.erase(written_.begin(), last);
 }
 
 }  // namespace tplstore

@@ -159,8 +159,9 @@ std::optional<uint64_t> ImageFile::qcow2_compressed_end() const {
                            (big_endian(take<uint64_t>(72).value_or(0)) & kExtendedEntries) != 0;
   const uint64_t step = is_extended ? 2 : 1;  // 64-bit words per entry
 
+  constexpr uint32_t kL1EntriesMax = (32 << 20) / sizeof(uint64_t);  // qemu's limit as well
+  if (big_endian(*l1_count) > kL1EntriesMax) fail(EINVAL, path_, "damaged: its L1 table");
   std::vector<uint64_t> l1(big_endian(*l1_count));
-  if (l1.size() * sizeof(uint64_t) > kTableBytesMax) fail(EINVAL, path_, "damaged: its L1 table");
   if (!read(big_endian(*l1_offset), std::as_writable_bytes(std::span(l1)))) return std::nullopt;
   constexpr uint64_t kOffsetMask = 0x00fffffffffffe00;
   constexpr uint64_t kCompressed = uint64_t{1} << 62;

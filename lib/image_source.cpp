@@ -6,6 +6,7 @@
 #include "image_source.h"
 
 #include <libnbd.h>
+#include <signal.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -22,6 +23,7 @@ namespace {
 
 constexpr uint64_t kStatusBytesMax = uint64_t{1} << 30;  // per question about extents
 constexpr int kPollMilliseconds = 200;
+constexpr int kPartingPolls = 10;  // 2 s at most for the server to let us go
 
 bool is_nbd_uri(std::string_view source) {
   for (const std::string_view scheme :
@@ -42,6 +44,25 @@ struct Slot {
   uint64_t length = 0;
   bool is_done = false;
   int error = 0;
+};
+
+// A server that loses its client in the middle of something complains on our stderr, so take leave
+// properly; but one that does not answer must not hold us up.
+struct Close {
+  void operator()(nbd_handle* handle) const {
+    for (int i = 0; i < kPartingPolls && nbd_aio_in_flight(handle) > 0; ++i) {
+      if (nbd_poll(handle, kPollMilliseconds) < 0) break;
+    }
+    if (nbd_aio_is_ready(handle) == 1 && nbd_aio_in_flight(handle) == 0 &&
+        nbd_aio_disconnect(handle, 0) == 0) {
+      for (int i = 0; i < kPartingPolls && nbd_aio_is_closed(handle) == 0; ++i) {
+        if (nbd_poll(handle, kPollMilliseconds) < 0) break;
+      }
+    }
+    // nbd_close waits for a qemu-nbd of ours to end, which a stopped one would never do.
+    nbd_kill_subprocess(handle, SIGKILL);
+    nbd_close(handle);
+  }
 };
 
 class NbdSource : public ImageSource {
@@ -85,10 +106,6 @@ class NbdSource : public ImageSource {
   }
 
  private:
-  struct Close {
-    void operator()(nbd_handle* handle) const { nbd_close(handle); }
-  };
-
   [[noreturn]] void fail_nbd(std::string_view action) const {
     const int code = nbd_get_errno();
     const char* reason = nbd_get_error();

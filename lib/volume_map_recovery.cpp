@@ -165,6 +165,9 @@ void VolumeMap::replay(const LogFrame& frame) {
 
 void VolumeMap::begin_life(std::function<void()> sync_data) {
   sync_data_ = std::move(sync_data);
+  // A process that was killed may have left the pointer in the page cache only: it must not fall
+  // back to a log that is about to be removed.
+  pointer_object_->sync();
   // Logs of other generations are what an interrupted compaction left.
   constexpr std::string_view kPrefix = "map.";
   for (const std::string& name : backend_.list(folder_)) {

@@ -1,0 +1,184 @@
+// The map by itself, without data: its size in memory and in the log, compaction, eviction, limits.
+#include "volume_map.h"
+
+#include <doctest/doctest.h>
+
+#include "volume_testing.h"
+
+namespace tplstore {
+namespace {
+
+class MapUnderTest {
+ public:
+  explicit MapUnderTest(uint64_t size_bytes) {
+    VolumeMap::create(backend_, "v", uuid_, size_bytes);
+    open();
+  }
+  void open() {
+    map_ = VolumeMap::open(backend_, "v", uuid_, Access::kWrite);
+    map_->begin_life([] {});
+  }
+  void reopen() {
+    map_->close();
+    map_.reset();
+    open();
+  }
+  void assign(uint64_t first, uint64_t count, uint32_t source) {
+    uint64_t promised = VolumeMap::records_for(first, count);
+    map_->promise(promised);
+    map_->assign(first, count, source, promised);
+    map_->withdraw(promised);
+  }
+  void write(uint64_t first, uint64_t count = 1) { assign(first, count, map_->current()); }
+  uint32_t freeze() {
+    map_->promise(VolumeMap::kFreezeRecords);
+    return map_->freeze("", "", 0).number;
+  }
+  uint32_t source_of(uint32_t version, uint64_t block) {
+    RunList runs;
+    map_->find(version, block, 1, runs);
+    REQUIRE(runs.size() == 1);
+    return runs[0].source;
+  }
+  VolumeMap& operator*() { return *map_; }
+  VolumeMap* operator->() { return map_.get(); }
+  MemoryBackend& backend() { return backend_; }
+
+ private:
+  MemoryBackend backend_;
+  const Uuid uuid_ = random_uuid();
+  std::unique_ptr<VolumeMap> map_;
+};
+
+constexpr uint64_t kTiB = uint64_t{1} << 40;
+
+}  // namespace
+
+TEST_CASE("neighbouring blocks of one version are one interval, whatever the order") {
+  const uint64_t before = node_memory_bytes();
+  MapUnderTest map(kTiB);
+  Random random(test_seed());
+  std::vector<uint64_t> blocks(kRegionBlocks);
+  for (uint64_t i = 0; i < blocks.size(); ++i) blocks[i] = i;
+  for (uint64_t i = blocks.size(); i > 1; --i) std::swap(blocks[i - 1], blocks[random.below(i)]);
+  for (const uint64_t block : blocks) map.write(block);
+  // A region that is one interval needs no leaf: four pages are all there is.
+  CHECK(node_memory_bytes() - before <= 4 * 600);
+  CHECK(map->current_record().own_blocks == kRegionBlocks);
+}
+
+TEST_CASE("memory is 8 bytes for each interval and 64 for each leaf") {
+  const uint64_t before = node_memory_bytes();
+  MapUnderTest map(kTiB);
+  constexpr uint64_t kRegions = 512;
+  for (uint64_t region = 0; region < kRegions; ++region)
+    for (uint64_t i = 0; i < 200; ++i) map.write(region * kRegionBlocks + i * 4);
+  map.reopen();
+  RunList runs;
+  for (uint64_t region = 0; region < kRegions; ++region)
+    map->find(0, region * kRegionBlocks, 1, runs);
+  const uint64_t used = node_memory_bytes() - before;
+  CHECK(used <= kRegions * (200 * 8 + 64) + (kRegions / 64 + 3) * 600);
+  // And all of it can go.
+  for (int pass = 0; pass < 3; ++pass)
+    while (map->evict_some()) {
+    }
+  CHECK(node_memory_bytes() - before <= 8 * 600);
+  CHECK(map.source_of(0, 4) == map->current());
+}
+
+TEST_CASE("versions share what they have in common, in the log too") {
+  MapUnderTest map(kTiB);
+  constexpr uint64_t kRegions = 4096;
+  for (uint64_t region = 0; region < kRegions; ++region)
+    for (uint64_t i = 0; i < 50; ++i) map.write(region * kRegionBlocks + i * 3);
+  map.freeze();
+  map->checkpoint();
+  map->compact();
+  const uint64_t base_bytes = map->stats().log_bytes;
+  // A hundred versions with a few changes each cost little, before and after compaction.
+  Random random(test_seed());
+  std::vector<std::pair<uint32_t, uint64_t>> written;
+  for (int version = 0; version < 100; ++version) {
+    for (int i = 0; i < 8; ++i) {
+      const uint64_t block = random.below(kRegions) * kRegionBlocks + 1000;
+      map.write(block);
+      written.emplace_back(map->current(), block);
+    }
+    map.freeze();
+    map->checkpoint();
+  }
+  map->compact();
+  const uint64_t bytes = map->stats().log_bytes - base_bytes;
+  CHECK(bytes < 100 * 8 * 2048);
+  CHECK(map->versions().size() == 101);
+  for (int round = 0; round < 2; ++round) {
+    for (const auto& [version, block] : written) CHECK(map.source_of(version, block) == version);
+    for (uint64_t region = 0; region < kRegions; region += 97)
+      CHECK(map.source_of(50, region * kRegionBlocks + 3) == 1);
+    map.reopen();
+  }
+}
+
+TEST_CASE("a log whose updates are checkpointed wants compaction, and shrinks") {
+  MapUnderTest map(kTiB);
+  Random random(test_seed());
+  for (int i = 0; i < 300'000; ++i) {
+    map.write(random.below(64 * kRegionBlocks));
+    if (i % 1000 == 0) map->commit();
+    if (map->wants_checkpoint()) map->checkpoint();
+  }
+  map->checkpoint();
+  REQUIRE(map->wants_compaction());
+  const uint64_t before = map->stats().log_bytes;
+  const uint32_t probe = map.source_of(0, 12345);
+  map->compact();
+  CHECK_FALSE(map->wants_compaction());
+  CHECK(map->stats().log_bytes < before / 4);
+  CHECK(map.source_of(0, 12345) == probe);
+  CHECK(map.backend().list("v") == std::vector<std::string>{"map", "map.2"});
+}
+
+TEST_CASE("recovery replays no more than a checkpoint's worth") {
+  MapUnderTest map(kTiB);
+  Random random(test_seed());
+  for (int i = 0; i < 200'000; ++i) {
+    map.write(random.below(16384) * kRegionBlocks + random.below(1024));
+    if (i % 500 == 0) map->commit();
+    if (map->wants_checkpoint()) map->checkpoint();
+  }
+  CHECK(map->stats().checkpoints >= 2);
+}
+
+TEST_CASE("a full disk refuses updates before they are accepted, and loses none that were") {
+  MapUnderTest map(kTiB);
+  map.write(7);
+  map->commit();
+  map.backend().set_capacity_bytes(map.backend().allocated_bytes());
+  uint64_t accepted = 0;
+  try {
+    for (uint64_t i = 0; i < 1'000'000; ++i) {
+      map.write(i * 2 * kRegionBlocks % (kTiB / kBlockBytes) + i % 512 * 2);
+      ++accepted;
+    }
+  } catch (const Error& error) {
+    CHECK(error.code() == ENOSPC);
+  }
+  CHECK(accepted < 1'000'000);
+  map->commit();
+  map.backend().set_capacity_bytes(UINT64_MAX);
+  map.open();
+  for (uint64_t i = 0; i < accepted; ++i)
+    REQUIRE(map.source_of(0, i * 2 * kRegionBlocks % (kTiB / kBlockBytes) + i % 512 * 2) == 1);
+}
+
+TEST_CASE("after a failed sync nothing more is accepted") {
+  MapUnderTest map(kTiB);
+  map.write(1);
+  map.backend().fail_next_sync("v/map.1", EIO);
+  CHECK_THROWS_AS(map->commit(), Error);
+  CHECK_THROWS_AS(map->commit(), Error);
+  CHECK_THROWS_AS(map->promise(1), Error);
+}
+
+}  // namespace tplstore

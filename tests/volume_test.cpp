@@ -1,0 +1,198 @@
+// Volumes: what the model test cannot bring about, each by itself.
+#include "volume.h"
+
+#include <doctest/doctest.h>
+
+#include <fstream>
+#include <future>
+#include <thread>
+
+#include "forwarding_backend.h"
+#include "temporary_directory.h"
+#include "volume_testing.h"
+
+namespace tplstore {
+namespace {
+
+ByteVector filled(uint64_t length, int value) {
+  return ByteVector(length, static_cast<std::byte>(value));
+}
+
+struct Fixture {
+  std::unique_ptr<MemoryBackend> memory = memory_store();
+  ForwardingBackend backend{*memory};
+  Uuid uuid = random_uuid();
+  std::unique_ptr<Volume> volume;
+
+  explicit Fixture(uint64_t size_bytes = kRegionBytes) {
+    Volume::create(backend, uuid, size_bytes, nullptr);
+    volume = open_volume(backend, uuid);
+  }
+  ~Fixture() {
+    if (volume) volume->close();
+  }
+};
+
+}  // namespace
+
+TEST_CASE("a split block that gets another source while its rest is read is read again") {
+  Fixture f;
+  f.volume->write(0, filled(kBlockBytes, 1), false);
+  f.volume->create_version("");
+  // The next first write reads the rest of block 0 from version 1. Just then somebody else writes
+  // another part of the block, and a version is made: the rest comes from version 2 now.
+  unsigned times = 0;
+  f.backend.on_read = [&](const std::string& name) {
+    if (!name.ends_with("data.1") || times++ != 0) return;
+    f.volume->write(0, filled(kSectorBytes, 2), false);
+    f.volume->create_version("");
+  };
+  f.volume->write(kSectorBytes, filled(kSectorBytes, 3), false);
+  f.backend.on_read = nullptr;
+  REQUIRE(times > 0);
+  ByteVector expected = filled(kBlockBytes, 1);
+  std::fill_n(expected.begin(), kSectorBytes, std::byte{2});
+  std::fill_n(expected.begin() + kSectorBytes, kSectorBytes, std::byte{3});
+  CHECK(read_bytes(*f.volume, 0, 0, kBlockBytes) == expected);
+}
+
+TEST_CASE("a first write that is slow to read the rest of its block does not hold up a version") {
+  Fixture f;
+  f.volume->write(0, filled(kBlockBytes, 1), false);
+  f.volume->create_version("");
+  std::promise<void> reads;
+  std::promise<void> goes_on;
+  std::thread writer;
+  std::atomic<bool> is_first{true};
+  f.backend.on_read = [&](const std::string& name) {
+    if (!name.ends_with("data.1") || !is_first.exchange(false)) return;
+    reads.set_value();
+    goes_on.get_future().wait();
+  };
+  writer = std::thread([&] { f.volume->write(100, filled(50, 2), false); });
+  reads.get_future().wait();
+  CHECK(f.volume->create_version("").number == 2);  // would wait for ever if it waited
+  goes_on.set_value();
+  writer.join();
+  f.backend.on_read = nullptr;
+  ByteVector expected = filled(kBlockBytes, 1);
+  std::fill_n(expected.begin() + 100, 50, std::byte{2});
+  CHECK(read_bytes(*f.volume, 0, 0, kBlockBytes) == expected);
+  CHECK(read_bytes(*f.volume, 2, 0, kBlockBytes) == filled(kBlockBytes, 1));
+}
+
+TEST_CASE("overwriting a block of the current version changes no metadata") {
+  Fixture f;
+  f.volume->write(0, filled(kRegionBytes, 1), true);
+  const VolumeStats before = f.volume->stats();
+  for (int i = 0; i < 100; ++i) f.volume->write(i * 1000, filled(3000, i), i % 10 == 0);
+  f.volume->flush();
+  const VolumeStats after = f.volume->stats();
+  CHECK(after.log_bytes == before.log_bytes);
+  CHECK(after.first_writes == before.first_writes);
+}
+
+TEST_CASE("trimming gives space back at once, and nothing older shows through") {
+  Fixture f;
+  f.volume->write(0, filled(64 * kBlockBytes, 1), true);
+  f.volume->create_version("kept");
+  f.volume->write(0, filled(32 * kBlockBytes, 2), true);
+  const uint64_t before = f.memory->allocated_bytes();
+  f.volume->trim(0, 32 * kBlockBytes, true);
+  CHECK(f.memory->allocated_bytes() <= before - 31 * kBlockBytes);
+  CHECK(is_zero(read_bytes(*f.volume, 0, 0, 32 * kBlockBytes)));
+  CHECK(read_bytes(*f.volume, 1, 0, 64 * kBlockBytes) == filled(64 * kBlockBytes, 1));
+  // A part of a trimmed block that is written again has zeroes around it.
+  f.volume->write(100, filled(10, 3), true);
+  CHECK(is_zero(read_bytes(*f.volume, 0, 110, kBlockBytes)));
+}
+
+TEST_CASE("a full disk fails the write, keeps the old bytes, and lets trims make room") {
+  Fixture f;
+  f.volume->write(0, filled(16 * kBlockBytes, 1), true);
+  f.volume->create_version("");
+  f.memory->set_capacity_bytes(f.memory->allocated_bytes() + 4 * kBlockBytes);
+  int refused = 0;
+  for (uint64_t block = 0; block < 16; ++block) {
+    try {
+      f.volume->write(block * kBlockBytes, filled(kBlockBytes, 2), true);
+    } catch (const Error& error) {
+      CHECK(error.code() == ENOSPC);
+      CHECK(read_bytes(*f.volume, 0, block * kBlockBytes, kBlockBytes) == filled(kBlockBytes, 1));
+      ++refused;
+    }
+  }
+  CHECK(refused > 0);
+  CHECK(refused < 16);
+  f.volume->trim(0, 16 * kBlockBytes, true);
+  f.volume->write(15 * kBlockBytes, filled(kBlockBytes, 4), true);
+  CHECK(read_bytes(*f.volume, 0, 15 * kBlockBytes, kBlockBytes) == filled(kBlockBytes, 4));
+  CHECK(read_bytes(*f.volume, 1, 0, 16 * kBlockBytes) == filled(16 * kBlockBytes, 1));
+}
+
+TEST_CASE("after a failed sync writes and flushes fail until the volume is opened again") {
+  Fixture f;
+  f.volume->write(0, filled(kBlockBytes, 1), true);
+  f.volume->write(0, filled(kBlockBytes, 2), false);
+  f.memory->fail_next_sync(Volume::folder_of(f.uuid) + "/data.1", EIO);
+  CHECK_THROWS_AS(f.volume->flush(), Error);
+  CHECK_THROWS_AS(f.volume->flush(), Error);
+  CHECK_THROWS_AS(f.volume->write(0, filled(kBlockBytes, 3), false), Error);
+  f.volume->close();
+  f.volume = open_volume(f.backend, f.uuid);
+  f.volume->write(0, filled(kBlockBytes, 3), true);
+  CHECK(read_bytes(*f.volume, 0, 0, kBlockBytes) == filled(kBlockBytes, 3));
+}
+
+TEST_CASE("a reader follows the log into its next generation") {
+  Fixture f;
+  for (int i = 0; i < 50; ++i) f.volume->write(i * 2 * kBlockBytes, filled(kBlockBytes, i), false);
+  f.volume->create_version("");
+  f.volume->checkpoint();
+  const auto reader = Volume::open_for_reading(environment_on(f.backend), f.uuid, "vm");
+  for (int i = 0; i < 3; ++i) f.volume->compact_log();
+  for (int i = 0; i < 50; ++i)
+    CHECK(read_bytes(*reader, 1, i * 2 * kBlockBytes, kBlockBytes) == filled(kBlockBytes, i));
+}
+
+TEST_CASE("sizes: growing, refusing to shrink, and rolling back to a smaller one") {
+  Fixture f(kRegionBytes + kSectorBytes);
+  f.volume->write(kRegionBytes, filled(kSectorBytes, 1), false);
+  f.volume->create_version("small");
+  CHECK_THROWS_AS(f.volume->resize(kRegionBytes), Error);
+  f.volume->resize(2 * kRegionBytes);
+  f.volume->write(2 * kRegionBytes - 100, filled(100, 2), false);
+  CHECK(is_zero(read_bytes(*f.volume, 0, kRegionBytes + kSectorBytes, kSectorBytes)));
+  f.volume->rollback("small");
+  CHECK(f.volume->size_bytes() == kRegionBytes + kSectorBytes);
+  f.volume->resize(2 * kRegionBytes);
+  CHECK(is_zero(read_bytes(*f.volume, 0, kRegionBytes + kSectorBytes,
+                           kRegionBytes - kSectorBytes)));
+  CHECK(f.volume->version("2").size_bytes == 2 * kRegionBytes);
+}
+
+TEST_CASE("a version that wrote nothing has no data file") {
+  Fixture f;
+  f.volume->create_version("");
+  f.volume->create_version("");
+  f.volume->close();
+  f.volume.reset();
+  std::vector<std::string> files;
+  for (const std::string& name : f.backend.list(Volume::folder_of(f.uuid)))
+    if (name.starts_with("data.")) files.push_back(name);
+  CHECK(files == std::vector<std::string>{"data.3"});
+  f.volume = open_volume(f.backend, f.uuid);
+}
+
+TEST_CASE("version names are unique and are not numbers") {
+  Fixture f;
+  f.volume->create_version("a");
+  CHECK_THROWS_AS(f.volume->create_version("a"), Error);
+  CHECK_THROWS_AS(f.volume->create_version("7"), Error);
+  CHECK_THROWS_AS(f.volume->create_version("../x"), Error);
+  CHECK(f.volume->version("a").number == 1);
+  CHECK_THROWS_AS(f.volume->version("b"), Error);
+  CHECK(f.volume->versions().size() == 2);
+}
+
+}  // namespace tplstore

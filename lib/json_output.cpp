@@ -12,6 +12,9 @@ using nlohmann::json;
 
 json text_or_null(const std::string& text) { return text.empty() ? json(nullptr) : json(text); }
 
+// Nil stands for what could not be read.
+json uuid_or_null(const Uuid& uuid) { return uuid.is_nil() ? json(nullptr) : json(uuid.text()); }
+
 json volume_stats_json(const VolumeStats& stats) {
   return {
       {"name", stats.name},
@@ -74,7 +77,7 @@ void add_up(json& into, const json& from) {
 json template_json(const TemplateInfo& info) {
   return {
       {"name", info.name},
-      {"uuid", info.uuid.is_nil() ? json(nullptr) : json(info.uuid.text())},
+      {"uuid", uuid_or_null(info.uuid)},
       {"size", info.size_bytes},
       {"state", info.state},
       {"data_bytes", info.data_bytes},
@@ -108,7 +111,7 @@ json writer_json(const WriterInfo& info) {
 json volume_json(const VolumeInfo& info, bool with_versions) {
   json volume = {
       {"name", info.name},
-      {"uuid", info.uuid.text()},
+      {"uuid", uuid_or_null(info.uuid)},
       {"size", info.size_bytes},
       {"template", text_or_null(info.template_name)},
       {"parent", nullptr},

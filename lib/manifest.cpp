@@ -8,7 +8,7 @@ namespace {
 constexpr uint64_t kChecksumOffset = offsetof(ManifestHeader, checksum);
 constexpr std::string_view kRepair = "restore it from a backup, or remove the template";
 
-// The checksum's own field counts as zero, so that everything else is covered.
+// Covers everything but its own field.
 uint64_t object_checksum(Bytes bytes) {
   const uint64_t head = checksum(bytes.first(kChecksumOffset));
   return checksum(bytes.subspan(kChecksumOffset + sizeof(uint64_t)), head);

@@ -38,7 +38,7 @@ struct ManifestHeader {
   uint32_t run_count;
   uint32_t source_bytes;
   uint8_t reserved[28];
-  uint64_t checksum;  // of the whole object with this field zero
+  uint64_t checksum;  // of all before it (as the seed) and all behind it, to the object's end
 };
 static_assert(sizeof(ManifestHeader) == 96);
 static_assert(offsetof(ManifestHeader, features) == 12);

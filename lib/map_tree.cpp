@@ -207,4 +207,13 @@ void evict(Slot& root, uint64_t& cursor, uint32_t page_count) {
   }
 }
 
+uint64_t loaded_bytes(const Slot& slot) {
+  if (!slot.is_node()) return 0;
+  if (slot.node()->is_leaf())
+    return sizeof(Leaf) + static_cast<Leaf*>(slot.node())->capacity * sizeof(Interval);
+  uint64_t bytes = sizeof(Page);
+  for (const Slot& below : page_of(slot)->slots) bytes += loaded_bytes(below);
+  return bytes;
+}
+
 }  // namespace tplstore

@@ -47,4 +47,7 @@ void install(Slot& root, const MissingNode& missing, Node* node);
 // those that were looked at since the last pass; moves the cursor, to 0 after the last region.
 void evict(Slot& root, uint64_t& cursor, uint32_t page_count);
 
+// Memory of the nodes below a slot that are loaded.
+uint64_t loaded_bytes(const Slot& slot);
+
 }  // namespace tplstore

@@ -69,7 +69,8 @@ class Store {
   std::vector<VersionInfo> list_versions(const std::string& volume);
   // Freezes current, atomically against requests in flight, durable on return; the frozen one.
   VersionInfo create_version(const std::string& volume, const std::string& name);
-  // Freezes current and starts a new current from `version`. EBUSY while a writer is connected.
+  // Freezes current and starts a new current from `version`; the frozen one. EBUSY while a writer
+  // is connected.
   VersionInfo rollback(const std::string& volume, const std::string& version);
 
   // --- exports

@@ -269,6 +269,7 @@ VolumeStats Volume::stats() {
   stats.log_generation = map.log_generation;
   stats.checkpoints = map.checkpoints;
   stats.compactions = map.compactions;
+  stats.map_bytes = map.memory_bytes;
   stats.map_loads = map.loads;
   stats.map_evictions = map.evictions;
   return stats;

@@ -385,6 +385,7 @@ MapStats VolumeMap::stats() const {
   const uint64_t needed = live_bytes_ + bytes_since_checkpoint_;
   stats.log_garbage_bytes = stats.log_bytes - std::min(stats.log_bytes, needed);
   stats.log_generation = log_->generation();
+  stats.memory_bytes = loaded_bytes(root_);
   return stats;
 }
 

@@ -50,6 +50,7 @@ struct MapStats {
   uint64_t log_bytes = 0;
   uint64_t log_garbage_bytes = 0;
   uint64_t log_generation = 0;
+  uint64_t memory_bytes = 0;  // of current's loaded nodes
 };
 
 class VolumeMap {

@@ -18,9 +18,10 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <new>
-#include <optional>
 #include <string>
+#include <unordered_set>
 
 #include "control_server.h"
 #include "host.h"
@@ -39,6 +40,10 @@ struct Server {
   StoreOptions options;
   std::unique_ptr<Store> store;
   std::unique_ptr<ControlServer> control;
+
+  // What connections have open. nbdkit does not close those that are there when it is told to end.
+  std::mutex disks_mutex;
+  std::unordered_set<Disk*> disks;
 };
 Server* server = nullptr;
 
@@ -156,6 +161,7 @@ void on_cleanup() noexcept {
     if (server == nullptr) return;
     if (server->control) server->control->stop();
     server->control.reset();
+    for (Disk* disk : server->disks) delete disk;
     server->store.reset();
     delete server;
     server = nullptr;
@@ -216,12 +222,21 @@ void* on_open(int) noexcept {
   return guard<>(static_cast<void*>(nullptr), []() -> void* {
     const char* name = nbdkit_export_name();
     if (name == nullptr) fail(EINVAL, "export", "the client's export name cannot be read");
-    return server->store->open_export(name, peer_of_connection()).release();
+    auto disk = server->store->open_export(name, peer_of_connection());
+    const std::lock_guard lock(server->disks_mutex);
+    server->disks.insert(disk.get());
+    return disk.release();
   });
 }
 
 void on_close(void* handle) noexcept {
-  guard_void([&] { delete &disk_of(handle); });
+  guard_void([&] {
+    {
+      const std::lock_guard lock(server->disks_mutex);
+      server->disks.erase(&disk_of(handle));
+    }
+    delete &disk_of(handle);
+  });
 }
 
 int64_t on_get_size(void* handle) noexcept {

@@ -11,11 +11,12 @@
 #
 # A test can be started by hand; TPLSTORE and TPLSTORE_PLUGIN then default to build/release.
 set -euo pipefail
+shopt -s inherit_errexit
 
 checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 : "${TPLSTORE:=$checkout/build/release/tools/tplstore}"
 : "${TPLSTORE_PLUGIN:=$checkout/build/release/plugin/nbdkit-tplstore-plugin.so}"
-# A sanitizer's library that nbdkit, which was built without, needs for a plugin built with.
+# Libraries that nbdkit, which is built without a sanitizer, needs for a plugin built with one.
 : "${TPLSTORE_PRELOAD:=}"
 export PATH=$PATH:/usr/sbin:/sbin
 export LC_ALL=C
@@ -134,6 +135,11 @@ start_nbdkit() {
 
 server_is_ready_or_gone() {
     [ -s "$tmp/$1.pid" ] || has_ended "${nbdkit_pid[$1]}"
+}
+
+# A server closes a volume a moment after its last connection has gone.
+is_free() {
+    [ "$(tplstore volume show "$1" --json | jq .attached)" = false ]
 }
 
 # serve [PARAMETER...]: serves $store under the name "server".

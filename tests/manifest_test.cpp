@@ -155,3 +155,28 @@ TEST_CASE("a template that does not exist has no manifest") {
   CHECK(load_manifest_uuid(backend, "t") == manifest.uuid);
   CHECK(load_manifest(backend, "t")->uuid == manifest.uuid);
 }
+
+TEST_CASE("the example of FORMAT.md is what is written") {
+  MemoryBackend backend;
+  SegmentBuilder builder;
+  const ByteVector block(kBlockBytes, std::byte{'A'});
+  builder.add(block, content_hash(block));
+  const Hash128 name = builder.publish(backend);
+  CHECK(name.hex() == "9665070211f72dcc84a5483ca02d6c84");
+  const ByteVector segment = backend.content(segment_path(name));
+  uint64_t sum = 0;
+  std::memcpy(&sum, segment.data() + segment.size() - 8, 8);
+  CHECK(sum == 0xc1baa29cf1af7451);
+
+  Manifest manifest;
+  REQUIRE(parse_uuid("6f1d3a52-8c07-4e4b-9f60-2b7a51c0d9e4", manifest.uuid));
+  manifest.size_bytes = 3 * kBlockBytes;
+  manifest.created_ns = 1'767'225'600'000'000'000;
+  manifest.source = "/img/a.raw (raw)";
+  manifest.segments = {{name, 1, 0}};
+  manifest.runs = {{0, 0, 0, 1}, {2, 0, 0, 1}};
+  const ByteVector bytes = encode_manifest(manifest);
+  REQUIRE(bytes.size() == 0xa8);
+  std::memcpy(&sum, bytes.data() + 88, 8);
+  CHECK(sum == 0x7230548b0d4c1c5b);
+}

@@ -29,16 +29,18 @@ std::string check_size_or_growth(const std::string& text) {
   return check_size(text.starts_with('+') ? text.substr(1) : text);
 }
 
-void add_store_option(CLI::App* command, Context& context) {
-  command
-      ->add_option("-s,--store", context.store_directory,
-                   "The store's directory [or the variable TPLSTORE_STORE]")
-      ->type_name("DIR");
-  command->add_flag("-v,--verbose", context.is_verbose,
-                    "Report recoveries and other events on stderr");
-}
-
 }  // namespace
+
+void add_common_options(CLI::App& command, Context& context) {
+  command
+      .add_option("-s,--store", context.store_directory,
+                  "The store's directory [or the variable TPLSTORE_STORE]")
+      ->type_name("DIR");
+  // It may be given at several places: each only ever sets it.
+  command.add_flag_callback(
+      "-v,--verbose", [&context] { context.is_verbose = true; },
+      "Report recoveries and other events on stderr");
+}
 
 std::unique_ptr<Store> Context::open_store() const {
   StoreOptions options;
@@ -55,7 +57,7 @@ void Context::print(const json& value,
 CLI::App* add_command(CLI::App& parent, Context& context, const std::string& name,
                       const std::string& description, std::function<void()> action) {
   CLI::App* command = parent.add_subcommand(name, description);
-  add_store_option(command, context);
+  add_common_options(*command, context);
   command->callback([&context, action = std::move(action)] { context.action = action; });
   return command;
 }
@@ -63,7 +65,7 @@ CLI::App* add_command(CLI::App& parent, Context& context, const std::string& nam
 CLI::App* add_group(CLI::App& parent, Context& context, const std::string& name,
                     const std::string& description) {
   CLI::App* group = parent.add_subcommand(name, description);
-  add_store_option(group, context);
+  add_common_options(*group, context);
   group->require_subcommand(1);
   return group;
 }

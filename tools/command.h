@@ -34,7 +34,9 @@ struct Context {
              const std::function<std::string(const nlohmann::json&)>& for_people) const;
 };
 
-// Declares a command below `parent`, with the options that all of them have.
+// The options that are accepted before, within and after a command.
+void add_common_options(CLI::App& command, Context& context);
+// Declares a command below `parent`, with the common options.
 CLI::App* add_command(CLI::App& parent, Context& context, const std::string& name,
                       const std::string& description, std::function<void()> action);
 // A command that has commands of its own, and needs one.

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <libnbd.h>
+#include <signal.h>
 #include <unistd.h>
 
 #include <array>
@@ -110,7 +111,7 @@ class Qcow2Sink final : public ImageSink {
     // The flush makes qemu write its tables, so what follows cannot lose anything.
     if (nbd_flush(nbd_.get(), 0) != 0) fail_nbd("flushing through qemu-nbd");
     if (nbd_shutdown(nbd_.get(), 0) != 0) fail_nbd("closing qemu-nbd");
-    nbd_.reset();  // waits for the end of qemu-nbd
+    nbd_close(nbd_.release());  // waits for the end of qemu-nbd
   }
 
  private:
@@ -120,7 +121,11 @@ class Qcow2Sink final : public ImageSink {
     int error = 0;
   };
   struct CloseNbd {
-    void operator()(nbd_handle* handle) const { nbd_close(handle); }
+    // Of a file that nobody will keep: no reason to wait, or to let qemu-nbd complain.
+    void operator()(nbd_handle* handle) const {
+      nbd_kill_subprocess(handle, SIGKILL);
+      nbd_close(handle);
+    }
   };
 
   void wait() {
@@ -130,7 +135,10 @@ class Qcow2Sink final : public ImageSink {
   }
   void check() {
     for (const Slot& slot : slots_)
-      if (slot.error != 0) fail_errno(slot.error, file_, "writing");
+      if (slot.error == ENOTCONN)
+        fail(EIO, file_, "qemu-nbd ended before all was written");
+      else if (slot.error != 0)
+        fail_errno(slot.error, file_, "writing");
   }
   [[noreturn]] void fail_nbd(const char* action) {
     const int code = nbd_get_errno();

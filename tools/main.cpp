@@ -62,9 +62,7 @@ int run(std::vector<std::string> arguments) {
   CLI::App app("Disks of VMs from golden templates, with versions, over NBD", "tplstore");
   app.set_version_flag("-V,--version", "tplstore " TPLSTORE_VERSION);
   app.set_help_flag("-h,--help", "Print this help and exit");
-  app.add_option("-s,--store", context.store_directory,
-                 "The store's directory [or the variable TPLSTORE_STORE]")
-      ->type_name("DIR");
+  tplstore::tool::add_common_options(app, context);
   app.require_subcommand(1);
   app.footer("The manual page tplstore(1) has it all.");
   tplstore::tool::add_store_commands(app, context);

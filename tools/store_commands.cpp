@@ -74,10 +74,12 @@ void show_lock(const Context& context, const std::string& name) {
 
 void collect_garbage(const Context& context) {
   const auto store = context.open_store();
-  const GcResult result = gc(store->backend());
-  context.print(gc_json(result), [](const json& value) {
-    return fmt::format("{} freed, {} segments removed\n", size(value["freed_bytes"]),
-                       plain(value["removed_segments"]));
+  json result = gc_json(gc(store->backend()));
+  result["removed_volumes"] = store->remove_orphans();
+  context.print(result, [](const json& value) {
+    return fmt::format("{} freed, {} segments removed, remains of {} volumes removed\n",
+                       size(value["freed_bytes"]), plain(value["removed_segments"]),
+                       plain(value["removed_volumes"]));
   });
 }
 
@@ -92,7 +94,7 @@ void add_store_commands(CLI::App& app, Context& context) {
                    "A directory that does not exist yet, or is empty");
 
   CLI::App* collect =
-      add_command(app, context, "gc", "Give back the space of data that no template uses any more",
+      add_command(app, context, "gc", "Give back the space of what nothing uses any more",
                   [&context] { collect_garbage(context); });
   add_json_option(collect, context);
 

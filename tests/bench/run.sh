@@ -109,12 +109,18 @@ prepare_tplstore() {
             fill "$target"
         } ;;
     fresh)
-        ! volume_exists fresh || tplstore volume rm fresh
+        remove_volume fresh
         tplstore volume create fresh --template golden ;;
     empty)
-        ! volume_exists empty || tplstore volume rm empty
+        remove_volume empty
         tplstore volume create empty --size "${size_mib}M" ;;
     esac >/dev/null
+}
+
+remove_volume() {
+    volume_exists "$1" || return 0
+    await 60 is_free "$1"
+    tplstore volume rm "$1"
 }
 
 volume_exists() {

@@ -29,9 +29,10 @@ if [ "${1-}" = --rewrite ]; then
 fi
 [ $# -gt 0 ] || set -- "$folder"/*.txt
 
-# --- for transcripts
+# --- for transcripts, which alone call these
 
 # hold VOLUME: a VM that has the volume of the running server, until let_go.
+# shellcheck disable=SC2317
 hold() {
     $python -c '
 import nbd, sys, signal
@@ -45,12 +46,14 @@ signal.pause()' "$(uri "$1")" >"$tmp/held.out" 2>&1 &
     on_exit kill -9 "$held"
     await 20 grep -qs connected "$tmp/held.out"
 }
+# shellcheck disable=SC2317
 let_go() {
     kill -9 "$held"
     wait "$held" 2>/dev/null || true
     # The server notices a moment later.
     await 20 is_let_go "$1"
 }
+# shellcheck disable=SC2317
 is_let_go() {
     [ "$(tplstore volume show "$1" --json | jq .attached)" = false ]
 }

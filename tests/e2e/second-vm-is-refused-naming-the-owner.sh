@@ -57,10 +57,7 @@ refuses "$owner|connected|attached|in use|busy" tplstore volume rm vm1
 let_go
 await 5 nbdinfo "$(uri vm1)" >"$tmp/info.out" 2>&1 || fail "the owner is gone and its volume still taken"
 await 5 nbdinfo "$(uri vm1 other)" >"$tmp/info.out" 2>&1 || fail "the other server gets no turn"
-is_free() {
-    [ "$(attached)" = false ]
-}
-await 5 is_free || fail "nobody is connected and the volume is still attached"
+await 5 is_free vm1 || fail "nobody is connected and the volume is still attached"
 
 # A server that is killed holds nothing.
 hold

@@ -169,6 +169,7 @@ void MapLog::begin_life(const LogPosition& at) {
     const std::lock_guard guard(mutex_);
     tail_ = at;
     zeroed_end_ = at.offset;
+    count_room();
     do {
       incarnation_ = random_u64();
     } while (incarnation_ == at.incarnation);
@@ -177,8 +178,18 @@ void MapLog::begin_life(const LogPosition& at) {
   sync();
 }
 
+// Sets what can be promised without making room. Promises made meanwhile are not lost: both sides
+// of the difference are added to, not set.
+void MapLog::count_room() {
+  const uint64_t fixed = tail_.offset + frame_cost(0) + kDeletionReserveBytes + kSectorBytes;
+  const int64_t total = static_cast<int64_t>(zeroed_end_) - static_cast<int64_t>(fixed);
+  room_ += total - total_room_;
+  total_room_ = total;
+}
+
 void MapLog::make_room(uint64_t bytes) {
-  const uint64_t needed = tail_.offset + bytes + frame_cost(reserved_) + kDeletionReserveBytes;
+  const uint64_t needed =
+      tail_.offset + bytes + frame_cost(reserved_) + kDeletionReserveBytes + kSectorBytes;
   if (needed <= zeroed_end_) return;
   const uint64_t step = std::clamp(tail_.offset / 8, kZeroStepBytes, kZeroStepBytesMax);
   const uint64_t end = round_up(needed, kSectorBytes) + step;
@@ -188,28 +199,30 @@ void MapLog::make_room(uint64_t bytes) {
     try {
       object_->write(zeroed_end_, Bytes(zeroes).first(length));
     } catch (const Error&) {
+      count_room();
       if (zeroed_end_ >= needed) return;
       throw;
     }
     zeroed_end_ += length;
   }
+  count_room();
 }
 
 void MapLog::reserve(uint64_t bytes) {
-  const std::lock_guard guard(mutex_);
   reserved_ += bytes;
+  if (room_.fetch_sub(static_cast<int64_t>(bytes)) >= static_cast<int64_t>(bytes)) return;
+  const std::lock_guard guard(mutex_);
   try {
     make_room(0);
   } catch (...) {
-    reserved_ -= bytes;
+    unreserve(bytes);
     throw;
   }
 }
 
 void MapLog::unreserve(uint64_t bytes) {
-  const std::lock_guard guard(mutex_);
-  ensure(reserved_ >= bytes, "what is given back was reserved");
-  reserved_ -= bytes;
+  ensure(reserved_.fetch_sub(bytes) >= bytes, "what is given back was reserved");
+  room_ += static_cast<int64_t>(bytes);
 }
 
 uint64_t MapLog::append(FrameKind kind, Bytes payload, uint64_t reserved) {
@@ -246,7 +259,8 @@ uint64_t MapLog::append(FrameKind kind, Bytes payload, uint64_t reserved) {
   const uint64_t payload_offset = tail_.offset + sizeof(FrameHeader);
   tail_ = {tail_.offset + length, header.sequence, header.checksum, incarnation_};
   zeroed_end_ = std::max(zeroed_end_, tail_.offset);
-  reserved_ -= reserved;
+  unreserve(reserved);
+  count_room();
   return payload_offset;
 }
 
@@ -267,10 +281,7 @@ void MapLog::sync() {
   durable_ = std::max(durable_, sequence);
 }
 
-uint64_t MapLog::reserved_bytes() const {
-  const std::lock_guard guard(mutex_);
-  return reserved_;
-}
+uint64_t MapLog::reserved_bytes() const { return reserved_; }
 
 LogPosition MapLog::position() const {
   const std::lock_guard guard(mutex_);

@@ -19,6 +19,7 @@
 // Thread safety: all methods, once begin_life() or scan() has returned.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -110,6 +111,7 @@ class MapLog {
   uint64_t frame_checksum(Bytes frame) const;
   bool is_frame(Bytes sector, uint64_t offset, uint64_t end, FrameHeader& header) const;
   void make_room(uint64_t bytes);           // with mutex_ held
+  void count_room();                        // with mutex_ held
   [[noreturn]] void damaged(uint64_t offset, const std::string& why) const;
 
   std::unique_ptr<Object> object_;
@@ -121,9 +123,12 @@ class MapLog {
   LogPosition tail_ = start();
   uint64_t incarnation_ = 0;
   uint64_t durable_ = 0;
-  uint64_t reserved_ = 0;
   uint64_t zeroed_end_ = 0;
   bool has_failed_ = false;
+  int64_t total_room_ = 0;                  // room_ and what is promised together
+  // Also changed without the mutex: what is promised, and what more may be without making room.
+  std::atomic<uint64_t> reserved_{0};
+  std::atomic<int64_t> room_{0};
 };
 
 }  // namespace tplstore

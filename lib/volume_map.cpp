@@ -126,6 +126,7 @@ void VolumeMap::promise(uint64_t records) {
 }
 
 void VolumeMap::withdraw(uint64_t records) {
+  if (records == 0) return;
   const std::shared_lock guard(mutex_);
   log_->unreserve(records * kRecordBytes);
 }
@@ -188,6 +189,7 @@ void VolumeMap::put_pending_update(uint64_t first, uint32_t count, uint32_t sour
   const Bytes bytes = bytes_of(record);
   pending_.insert(pending_.end(), bytes.begin(), bytes.end());
   pending_promised_ += kRecordBytes;
+  pending_bytes_.store(pending_.size(), std::memory_order_relaxed);
   last_pending_is_update_ = true;
 }
 
@@ -292,6 +294,7 @@ void VolumeMap::commit_cut(const std::function<void()>& at_cut) {
   {
     const std::unique_lock guard(mutex_);
     cut.swap(pending_);
+    pending_bytes_.store(0, std::memory_order_relaxed);
     promised = std::exchange(pending_promised_, 0);
     last_pending_is_update_ = false;
     log = log_;
@@ -347,8 +350,7 @@ bool VolumeMap::wants_commit() const {
 }
 
 bool VolumeMap::must_commit() const {
-  const std::shared_lock guard(mutex_);
-  return pending_.size() >= 4 * kPendingBytesMax;
+  return pending_bytes_.load(std::memory_order_relaxed) >= 4 * kPendingBytesMax;
 }
 
 bool VolumeMap::wants_checkpoint() const {

@@ -37,6 +37,7 @@
 #include "map_tree.h"
 #include "node_io.h"
 #include "slots.h"
+#include "spinning_mutex.h"
 #include "version_table.h"
 
 namespace tplstore {
@@ -179,7 +180,7 @@ class VolumeMap {
   std::atomic<bool> has_failed_{false};
   std::function<void()> sync_data_;
 
-  mutable std::shared_mutex mutex_;  // guards all below
+  mutable SpinningSharedMutex mutex_;  // guards all below
   std::shared_ptr<MapLog> log_;
   Slot root_;                        // of current
   VersionRecord current_;            // its root member is not used
@@ -188,6 +189,7 @@ class VolumeMap {
   std::vector<uint32_t> unwritten_versions_;  // frozen since the last checkpoint
   ByteVector pending_;               // records that are not in the log yet
   uint64_t pending_promised_ = 0;    // bytes promised for them
+  std::atomic<uint64_t> pending_bytes_{0};  // may be read without the lock
   bool last_pending_is_update_ = false;
   uint64_t live_bytes_ = 0;
   uint64_t dirty_leaves_ = 0;        // since the last checkpoint

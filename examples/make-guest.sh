@@ -34,7 +34,7 @@ trap 'as_root rm -rf "$work"' EXIT
 chmod 755 "$work"
 root=$work/root
 
-echo "Installing Debian into a folder (a minute)"
+echo "Installing Debian into a folder (half a minute)"
 # shellcheck disable=SC2016  # they are apt's variables
 mirror=$(apt-get indextargets --format '$(ORIGIN) $(CODENAME) $(REPO_URI)' 'Created-By: Packages' |
     sed -n 's/^Debian bookworm //p' | head -n 1)

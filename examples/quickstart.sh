@@ -29,6 +29,7 @@ finish() {
     if [ -n "$server_pid" ]; then
         kill "$server_pid" 2>/dev/null || true
         wait "$server_pid" 2>/dev/null || true
+        rm -f "$work"/{socket,pid,console.*.in}
     fi
     if [ -z "$succeeded" ]; then
         [ ! -s "$work/server.log" ] || { echo "The server's log:"; tail -n 20 "$work/server.log"; } >&2
@@ -43,11 +44,9 @@ headline() {
     printf '\n\033[1m== %s\033[0m  (%d s)\n' "$1" "$SECONDS"
 }
 
-# Prints a command in a form that can be typed, then runs it.
+# Prints a command, then runs it.
 run() {
-    local shown
-    shown=$(printf '%q ' "$@")
-    shown=${shown//"$tplstore"/tplstore}
+    local shown=${*//"$tplstore"/tplstore}
     echo "\$ ${shown//"$work"/\$DIR}"
     "$@"
 }
@@ -78,25 +77,36 @@ if [ -z "$image" ]; then
         -append "console=ttyS0 root=/dev/vda rw quiet panic=-1")
 fi
 
-# boot CONSOLE: boots vm1 until it is up. Of an image that is not ours we know only that it may say
-# something on its serial line.
+# Of an image that is not ours we know only that it reads its disk while it boots: wait until it has
+# been quiet for ten seconds.
+wait_until_quiet() {
+    local quiet=0 before=0 now
+    for ((second = 0; second < 300 && quiet < 10; second++)); do
+        sleep 1
+        now=$("$tplstore" stats --json |
+            sed -n '/"bytes": {/,/}/s/.*"reads": \([0-9]*\).*/\1/p' | head -n 1)
+        quiet=$((now > 0 && now == before ? quiet + 1 : 0))
+        before=$now
+    done
+    echo "The guest has read $((before >> 10)) KiB of its disk and is quiet now. Its serial line:"
+    tail -c 400 "$1"
+    echo
+}
+
+# boot CONSOLE: boots vm1 until it is up.
 boot() {
     guest_start "nbd+unix:///vm1?socket=$work/socket" "$1" ${boot_options[@]+"${boot_options[@]}"}
     if [ ${#boot_options[@]} -gt 0 ]; then
         guest_expect "GUEST up" 240
         grep -F "GUEST up" "$1"
-    elif guest_expect "" 300 2>/dev/null; then
-        echo "It talks on its serial line:"
-        head -c 400 "$1"
-        echo
     else
-        echo "It says nothing on its serial line; that does not matter."
+        wait_until_quiet "$1"
     fi
 }
 
-# write TEXT: has our guest keep it; other guests write what they write while they boot.
+# write TEXT: has our guest keep it; others have written what they write while they boot.
 write() {
-    [ ${#boot_options[@]} -gt 0 ] || { sleep 20; return; }
+    [ ${#boot_options[@]} -gt 0 ] || return 0
     guest_say "write $1"
     guest_expect "GUEST wrote $1" 60
     echo "The guest has written \"$1\" into /marker."
@@ -168,13 +178,13 @@ headline "Done"
 cat <<END
 The server is stopped; the store stays in $work. What to try next:
 
-    export TPLSTORE_STORE=$TPLSTORE_STORE
-    PATH=$(dirname "$tplstore"):\$PATH
-    tplstore version rollback vm1 clean        # vm1 is again what it was
-    nbdkit -U $work/socket $plugin \$TPLSTORE_STORE
-    nbdinfo --list "nbd+unix:///?socket=$work/socket"
-    tplstore stats                             # while the server runs
+    cd $work
+    export TPLSTORE_STORE=\$PWD/store PATH=$(dirname "$tplstore"):\$PATH
+    tplstore version rollback vm1 clean         # vm1 is again what it was
+    nbdkit -U socket $plugin store
+    nbdinfo --list "nbd+unix:///?socket=socket"
+    tplstore stats                              # while the server runs
 
-    sudo cmake --install $source/build/release     # then it is just: nbdkit tplstore STORE
-    rm -r $work                                # when you have seen enough
+    cmake --install $source/build/release       # as root; then it is just: nbdkit tplstore STORE
+    rm -r $work   # when you have seen enough
 END

@@ -25,12 +25,14 @@ using Bytes = std::span<const std::byte>;
 using MutableBytes = std::span<std::byte>;
 using ByteVector = std::vector<std::byte>;
 
-inline constexpr uint32_t kSectorBytes = 512;          // what a device writes whole or not at all
-inline constexpr uint32_t kBlockBytes = 4096;          // the unit of the map and of deduplication
-inline constexpr uint32_t kRegionBlocks = 1024;        // one leaf of the map
+inline constexpr uint32_t kSectorBytes = 512;    // what a device writes whole or not at all
+inline constexpr uint32_t kBlockBytes = 4096;    // the unit of the map and of deduplication
+inline constexpr uint32_t kRegionBlocks = 1024;  // one leaf of the map
 inline constexpr uint64_t kRegionBytes = uint64_t{kRegionBlocks} * kBlockBytes;
 
-constexpr uint64_t round_up(uint64_t value, uint64_t unit) { return (value + unit - 1) / unit * unit; }
+constexpr uint64_t round_up(uint64_t value, uint64_t unit) {
+  return (value + unit - 1) / unit * unit;
+}
 constexpr uint64_t round_down(uint64_t value, uint64_t unit) { return value / unit * unit; }
 constexpr uint64_t blocks_of(uint64_t bytes) { return (bytes + kBlockBytes - 1) / kBlockBytes; }
 
@@ -41,8 +43,7 @@ inline std::string to_text(Bytes bytes) {
 
 // The bytes of one fixed-layout struct.
 template <typename T>
-  requires std::is_trivially_copyable_v<T>
-Bytes bytes_of(const T& value) {
+requires std::is_trivially_copyable_v<T> Bytes bytes_of(const T& value) {
   return std::as_bytes(std::span<const T, 1>(&value, 1));
 }
 
@@ -68,8 +69,7 @@ class Decoder {
   Decoder(Bytes bytes, std::string object) : bytes_(bytes), object_(std::move(object)) {}
 
   template <typename T>
-    requires std::is_trivially_copyable_v<T>
-  T take() {
+  requires std::is_trivially_copyable_v<T> T take() {
     T value;
     std::memcpy(&value, take_bytes(sizeof(T)).data(), sizeof(T));
     return value;
@@ -96,10 +96,8 @@ class Decoder {
 class Encoder {
  public:
   template <typename T>
-    requires std::is_trivially_copyable_v<T>
-  void put(const T& value) {
-    put_bytes(bytes_of(value));
-  }
+  requires std::is_trivially_copyable_v<T>
+  void put(const T& value) { put_bytes(bytes_of(value)); }
   void put_bytes(Bytes bytes) { bytes_.insert(bytes_.end(), bytes.begin(), bytes.end()); }
   void put_varint(uint64_t value);
   uint64_t size() const { return bytes_.size(); }

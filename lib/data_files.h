@@ -34,8 +34,7 @@ struct DataFile {
 
 class DataFiles {
  public:
-  DataFiles(Backend& backend, std::string folder)
-      : backend_(backend), folder_(std::move(folder)) {}
+  DataFiles(Backend& backend, std::string folder) : backend_(backend), folder_(std::move(folder)) {}
 
   static std::string name_of(const std::string& folder, uint32_t version);
   // Makes the file of a version exclusively and stretches it to hold a disk of this size.

@@ -20,7 +20,8 @@ Uuid read_uuid(const std::string& path) {
   std::string text;
   for (const char c : first_line(path)) {
     if (c == '-') continue;
-    if (text.size() == 8 || text.size() == 13 || text.size() == 18 || text.size() == 23) text += '-';
+    if (text.size() == 8 || text.size() == 13 || text.size() == 18 || text.size() == 23)
+      text += '-';
     text += c;
   }
   Uuid uuid;
@@ -33,7 +34,8 @@ Uuid read_uuid(const std::string& path) {
 const HostIdentity& this_host() {
   static const HostIdentity identity = [] {
     char name[256] = "";
-    if (gethostname(name, sizeof name - 1) != 0 || name[0] == '\0') return HostIdentity{"unknown", {}, {}};
+    if (gethostname(name, sizeof name - 1) != 0 || name[0] == '\0')
+      return HostIdentity{"unknown", {}, {}};
     return HostIdentity{name, read_uuid("/etc/machine-id"),
                         read_uuid("/proc/sys/kernel/random/boot_id")};
   }();

@@ -11,8 +11,8 @@ namespace tplstore {
 
 struct HostIdentity {
   std::string host_name;
-  Uuid host_id;   // /etc/machine-id
-  Uuid boot_id;   // /proc/sys/kernel/random/boot_id
+  Uuid host_id;  // /etc/machine-id
+  Uuid boot_id;  // /proc/sys/kernel/random/boot_id
 };
 const HostIdentity& this_host();
 

@@ -23,8 +23,8 @@ inline constexpr uint32_t kSourceZero = 0;
 inline constexpr uint32_t kSourceUnmapped = UINT32_MAX;
 
 struct Interval {
-  uint16_t first;   // block within the region
-  uint16_t count;   // 1 to kRegionBlocks
+  uint16_t first;  // block within the region
+  uint16_t count;  // 1 to kRegionBlocks
   uint32_t source;
 
   constexpr uint32_t end() const { return uint32_t{first} + count; }
@@ -62,7 +62,9 @@ class RunList {
     overflow_.clear();
   }
   size_t size() const { return count_; }
-  Run& operator[](size_t i) { return i < inline_.size() ? inline_[i] : overflow_[i - inline_.size()]; }
+  Run& operator[](size_t i) {
+    return i < inline_.size() ? inline_[i] : overflow_[i - inline_.size()];
+  }
   const Run& operator[](size_t i) const {
     return i < inline_.size() ? inline_[i] : overflow_[i - inline_.size()];
   }

@@ -35,12 +35,12 @@ enum class FrameKind : uint16_t { kOpen = 1, kUpdates = 2, kNodes = 3, kCheckpoi
 
 struct FrameHeader {
   uint32_t magic;
-  uint32_t length;         // of the frame with its padding, in bytes
-  uint64_t checksum;       // XXH3-64 of the frame from `previous` on, seeded with the log's seed
-  uint64_t previous;       // checksum of the frame before; 0 for the first
-  uint64_t incarnation;    // random, one for each life of a writer
-  uint64_t sequence;       // 1, 2, …
-  uint64_t durable;        // the last sequence number known to be durable when this was appended
+  uint32_t length;       // of the frame with its padding, in bytes
+  uint64_t checksum;     // XXH3-64 of the frame from `previous` on, seeded with the log's seed
+  uint64_t previous;     // checksum of the frame before; 0 for the first
+  uint64_t incarnation;  // random, one for each life of a writer
+  uint64_t sequence;     // 1, 2, …
+  uint64_t durable;      // the last sequence number known to be durable when this was appended
   uint32_t payload_bytes;
   uint16_t kind;
   uint16_t reserved;
@@ -49,10 +49,10 @@ static_assert(sizeof(FrameHeader) == 56 && offsetof(FrameHeader, kind) == 52);
 
 // Where a log goes on: behind a frame.
 struct LogPosition {
-  uint64_t offset;        // of the next frame
-  uint64_t sequence;      // of the frame before it
-  uint64_t checksum;      // of the frame before it
-  uint64_t incarnation;   // of the frame before it
+  uint64_t offset;       // of the next frame
+  uint64_t sequence;     // of the frame before it
+  uint64_t checksum;     // of the frame before it
+  uint64_t incarnation;  // of the frame before it
 };
 static_assert(sizeof(LogPosition) == 32);
 
@@ -78,8 +78,8 @@ class MapLog {
 
   static LogPosition start() { return {kFirstFrameOffset, 0, 0, 0}; }
 
-  // Reads frames from `from` on and gives each to `visit`. `known_sequence` is a frame that is known
-  // to be durable. Returns where the log goes on; EIO for damage.
+  // Reads frames from `from` on and gives each to `visit`. `known_sequence` is a frame that is
+  // known to be durable. Returns where the log goes on; EIO for damage.
   LogPosition scan(const LogPosition& from, uint64_t known_sequence,
                    const std::function<void(const LogFrame&)>& visit);
   // The single frame at `offset`; EIO unless it is valid by itself.
@@ -100,7 +100,7 @@ class MapLog {
   // Makes all that was appended before the call durable.
   void sync();
 
-  LogPosition position() const;   // of the tail
+  LogPosition position() const;  // of the tail
   uint64_t seed() const { return seed_; }
   uint64_t generation() const { return generation_; }
   const std::string& name() const { return name_; }
@@ -110,8 +110,8 @@ class MapLog {
   MapLog(std::unique_ptr<Object> object, std::string name, const Uuid& volume, uint64_t generation);
   uint64_t frame_checksum(Bytes frame) const;
   bool is_frame(Bytes sector, uint64_t offset, uint64_t end, FrameHeader& header) const;
-  void make_room(uint64_t bytes);           // with mutex_ held
-  void count_room();                        // with mutex_ held
+  void make_room(uint64_t bytes);  // with mutex_ held
+  void count_room();               // with mutex_ held
   [[noreturn]] void damaged(uint64_t offset, const std::string& why) const;
 
   std::unique_ptr<Object> object_;
@@ -119,13 +119,13 @@ class MapLog {
   const uint64_t generation_;
   const uint64_t seed_;
 
-  mutable std::mutex mutex_;                // guards all below; held during appends, not syncs
+  mutable std::mutex mutex_;  // guards all below; held during appends, not syncs
   LogPosition tail_ = start();
   uint64_t incarnation_ = 0;
   uint64_t durable_ = 0;
   uint64_t zeroed_end_ = 0;
   bool has_failed_ = false;
-  int64_t total_room_ = 0;                  // room_ and what is promised together
+  int64_t total_room_ = 0;  // room_ and what is promised together
   // Also changed without the mutex: what is promised, and what more may be without making room.
   std::atomic<uint64_t> reserved_{0};
   std::atomic<int64_t> room_{0};

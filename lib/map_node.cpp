@@ -115,8 +115,7 @@ Leaf* apply_splice(Leaf* leaf, const Splice& splice) {
     Leaf* grown = allocate_leaf(capacity, leaf->version, leaf->address, leaf->is_dirty);
     grown->count = leaf->count;
     grown->replaces_own = leaf->replaces_own;
-    std::copy_n(leaf->intervals().begin(), leaf->count,
-                reinterpret_cast<Interval*>(grown + 1));
+    std::copy_n(leaf->intervals().begin(), leaf->count, reinterpret_cast<Interval*>(grown + 1));
     free_leaf(leaf);
     leaf = grown;
   }
@@ -175,8 +174,8 @@ void put_intervals(Encoder& to, std::span<const Interval> intervals) {
 
 uint64_t encode_leaf(Encoder& to, uint64_t seed, uint32_t index, uint32_t version,
                      std::span<const Interval> intervals) {
-  const uint64_t start = begin_node(to, NodeKind::kLeaf, 0,
-                                    static_cast<uint32_t>(intervals.size()), index, version);
+  const uint64_t start =
+      begin_node(to, NodeKind::kLeaf, 0, static_cast<uint32_t>(intervals.size()), index, version);
   put_intervals(to, intervals);
   return end_node(to, start, seed);
 }
@@ -226,7 +225,8 @@ std::vector<Interval> decode_intervals(Decoder& body, uint32_t count, bool allow
     const bool is_good = gap <= kRegionBlocks && blocks <= kRegionBlocks &&
                          at + gap + blocks <= kRegionBlocks && source <= UINT32_MAX &&
                          (allows_unmapped || source != 0);
-    if (!is_good) fail(EIO, body.object(), "damaged: a leaf of the map holds an impossible interval");
+    if (!is_good)
+      fail(EIO, body.object(), "damaged: a leaf of the map holds an impossible interval");
     intervals.push_back({static_cast<uint16_t>(at + gap), static_cast<uint16_t>(blocks),
                          static_cast<uint32_t>(source) - 1});
     at += gap + blocks;

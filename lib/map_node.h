@@ -89,7 +89,7 @@ static_assert(sizeof(Slot) == 8);
 // What leaves and pages have in common.
 struct Node {
   std::atomic<uint32_t> references{1};
-  uint8_t level;                     // 0 for a leaf
+  uint8_t level;                       // 0 for a leaf
   bool is_dirty;                       // changed since it was written to the log, if ever
   std::atomic<bool> is_touched{true};  // looked at since the evictor passed
   bool replaces_own = false;           // what `address` names is of this version only
@@ -139,10 +139,10 @@ enum class NodeKind : uint8_t { kLeaf = 1, kLeafDelta = 2, kPage = 3, kVersions 
 struct NodeHeader {
   uint32_t checksum;  // low half of XXH3-64 of all that follows, seeded with the log's seed
   uint8_t kind;
-  uint8_t level;      // of a page 1 to 4; of a leaf 0; of a delta its depth over the full leaf, 1 to 8
-  uint16_t count;     // intervals, slots or versions in it
-  uint32_t index;     // which region, page of its level, or group of versions
-  uint32_t version;   // that was current when it was written
+  uint8_t level;   // of a page 1 to 4; of a leaf 0; of a delta its depth over the full leaf, 1 to 8
+  uint16_t count;  // intervals, slots or versions in it
+  uint32_t index;  // which region, page of its level, or group of versions
+  uint32_t version;  // that was current when it was written
 };
 static_assert(sizeof(NodeHeader) == 16 && offsetof(NodeHeader, version) == 12);
 

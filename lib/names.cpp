@@ -15,9 +15,8 @@ bool is_alphanumeric(char c) {
 }
 
 bool all_digits(std::string_view text) {
-  return !text.empty() && std::all_of(text.begin(), text.end(), [](char c) {
-    return c >= '0' && c <= '9';
-  });
+  return !text.empty() &&
+         std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
 }
 
 // Untrusted text for a message: short, and without control characters.
@@ -32,9 +31,8 @@ std::string printable(std::string_view text) {
 
 bool is_valid_name(std::string_view name) {
   if (name.empty() || name.size() > 128 || !is_alphanumeric(name[0])) return false;
-  return std::all_of(name.begin(), name.end(), [](char c) {
-    return is_alphanumeric(c) || c == '.' || c == '_' || c == '-';
-  });
+  return std::all_of(name.begin(), name.end(),
+                     [](char c) { return is_alphanumeric(c) || c == '.' || c == '_' || c == '-'; });
 }
 
 void check_name(std::string_view kind, std::string_view name) {

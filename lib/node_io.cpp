@@ -78,8 +78,7 @@ Node* read_node(MapLog& log, const MissingNode& missing) {
 }
 
 void TreeWriter::fill(const Place& place, NodeAddress address) {
-  if (place.page != nullptr)
-    place.page->words[place.slot] = Slot::of_address(address).disk_word();
+  if (place.page != nullptr) place.page->words[place.slot] = Slot::of_address(address).disk_word();
 }
 
 bool TreeWriter::link(Node* node, Place place) {
@@ -128,8 +127,8 @@ void TreeWriter::add_leaf(Place place, uint32_t version, std::span<const Interva
     if (stored.depth < kLeafDeltasMax) {
       const std::vector<Interval> changes = difference(stored.intervals, intervals);
       Encoder delta;
-      const uint64_t delta_length = encode_delta(delta, log_.seed(), region, version,
-                                                 stored.depth + 1, base, changes);
+      const uint64_t delta_length =
+          encode_delta(delta, log_.seed(), region, version, stored.depth + 1, base, changes);
       if (stored.delta_bytes + delta_length <= std::min(stored.full_bytes, length) / 2) {
         leaf_bytes_.bytes().resize(offset);
         leaf_bytes_.put_bytes(delta.bytes());

@@ -49,7 +49,7 @@ class TreeWriter {
     uint32_t level;
     uint32_t index;
     uint32_t version;
-    Node* node;  // that it is in memory, or nullptr
+    Node* node;                                // that it is in memory, or nullptr
     std::array<uint64_t, kPageSlots> words{};  // to be filled with what needs no writing
     std::vector<Place> places;
     NodeAddress address;  // after finish()

@@ -29,7 +29,8 @@ class Gate {
   // One closer at a time.
   void close() {
     state_.fetch_or(kClosed);
-    for (uint32_t state = state_.load(); state != kClosed; state = state_.load()) state_.wait(state);
+    for (uint32_t state = state_.load(); state != kClosed; state = state_.load())
+      state_.wait(state);
   }
   void open() {
     state_.fetch_and(~kClosed);

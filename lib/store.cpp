@@ -73,9 +73,9 @@ struct Store::Impl {
   Impl(std::unique_ptr<Backend> backend_of, const StoreOptions& options_of)
       : backend(std::move(backend_of)),
         options(options_of),
-        registry(VolumeEnvironment{
-            *backend, [this](const std::string& name) { return open_template(name); },
-            options.log, [this] { wake(); }}) {}
+        registry(VolumeEnvironment{*backend,
+                                   [this](const std::string& name) { return open_template(name); },
+                                   options.log, [this] { wake(); }}) {}
 
   std::shared_ptr<TemplateImage> open_template(const std::string& name);
   Uuid uuid_of(const std::string& volume);
@@ -122,8 +122,7 @@ void Store::init(Backend& backend) {
 
 std::unique_ptr<Store> Store::open(const std::string& directory, const StoreOptions& options) {
   struct stat status;
-  if (stat(directory.c_str(), &status) != 0)
-    fail_errno(errno, directory, "cannot open the store");
+  if (stat(directory.c_str(), &status) != 0) fail_errno(errno, directory, "cannot open the store");
   if (!S_ISDIR(status.st_mode)) fail(ENOTDIR, directory, "is not a directory, hence not a store");
   return std::make_unique<Store>(
       std::make_unique<DirBackend>(directory, options.io == IoMode::kDirect, options.log), options);
@@ -159,7 +158,8 @@ void Store::Impl::wake() {
 void Store::Impl::run_upkeep() {
   std::unique_lock guard(upkeep_mutex);
   while (!upkeep_ends) {
-    upkeep_changed.wait_for(guard, kUpkeepInterval, [this] { return upkeep_wanted || upkeep_ends; });
+    upkeep_changed.wait_for(guard, kUpkeepInterval,
+                            [this] { return upkeep_wanted || upkeep_ends; });
     upkeep_wanted = false;
     guard.unlock();
     const bool evicts = node_memory_bytes() > options.map_cache_bytes;
@@ -220,8 +220,10 @@ VolumeInfo Store::create_volume(const std::string& name, uint64_t size_bytes,
            base->size_bytes(), template_name);
   }
   if (size_bytes == 0 || size_bytes % kSectorBytes != 0)
-    fail(EINVAL, object, "{} bytes are no size of a disk; it must be a multiple of {}, and more "
-         "than 0", size_bytes, kSectorBytes);
+    fail(EINVAL, object,
+         "{} bytes are no size of a disk; it must be a multiple of {}, and more "
+         "than 0",
+         size_bytes, kSectorBytes);
   if (size_bytes > kVolumeBytesMax)
     fail(EFBIG, object, "{} bytes are more than the most, {}", size_bytes, kVolumeBytesMax);
 
@@ -229,13 +231,14 @@ VolumeInfo Store::create_volume(const std::string& name, uint64_t size_bytes,
   try {
     Volume::create(backend, uuid, size_bytes, base.get());
     const std::string text = uuid.text();
-    if (!backend.put_new(name_object(name), as_bytes(text)))
-      fail(EEXIST, object, "exists already");
+    if (!backend.put_new(name_object(name), as_bytes(text))) fail(EEXIST, object, "exists already");
   } catch (const Error& error) {
     backend.remove_folder(Volume::folder_of(uuid));
     if (error.code() != EFBIG) throw;
-    fail(EFBIG, object, "the file system of {} holds no file of {} bytes; use a smaller size, or "
-         "a file system like XFS", backend.describe(), size_bytes);
+    fail(EFBIG, object,
+         "the file system of {} holds no file of {} bytes; use a smaller size, or "
+         "a file system like XFS",
+         backend.describe(), size_bytes);
   }
   VolumeInfo info;
   info.name = name;
@@ -346,8 +349,10 @@ void Store::remove_volume(const std::string& name) {
 uint64_t Store::remove_orphans() {
   Backend& backend = *impl_->backend;
   const auto lock = backend.try_lock(std::string(paths::kGcLock), LockMode::kExclusive);
-  if (!lock) fail(EBUSY, backend.describe(), "volumes are being created or templates imported; "
-                  "try again when that is done");
+  if (!lock)
+    fail(EBUSY, backend.describe(),
+         "volumes are being created or templates imported; "
+         "try again when that is done");
   std::map<std::string, bool> named;
   for (const std::string& name : backend.list(std::string(paths::kVolumeNames)))
     named[impl_->uuid_of(name).text()] = true;
@@ -390,12 +395,12 @@ std::vector<ExportInfo> Store::list_exports() {
   std::vector<ExportInfo> exports;
   size_t versions_listed = 0;
   for (const VolumeInfo& volume : list_volumes()) {
-    exports.push_back({volume.name,
-                       fmt::format("volume of {}{}, writable{}", format_size(volume.size_bytes),
-                                   volume.template_name.empty()
-                                       ? ""
-                                       : fmt::format(" from template {}", volume.template_name),
-                                   volume.is_attached ? ", in use" : "")});
+    exports.push_back(
+        {volume.name, fmt::format("volume of {}{}, writable{}", format_size(volume.size_bytes),
+                                  volume.template_name.empty()
+                                      ? ""
+                                      : fmt::format(" from template {}", volume.template_name),
+                                  volume.is_attached ? ", in use" : "")});
     if (volume.current_version < 2) continue;
     for (const VersionInfo& version : list_versions(volume.name)) {
       if (version.is_current || version.is_hidden || ++versions_listed > kListedVersionsMax)

@@ -94,14 +94,14 @@ class Store {
 
 // Cleanly named object paths.
 namespace paths {
-inline constexpr std::string_view kIdentity = "store";            // what makes it a store
-inline constexpr std::string_view kTemplates = "templates";       // NAME: manifest
-inline constexpr std::string_view kSegments = "segments";         // xx/HASH
-inline constexpr std::string_view kImports = "imports";           // NAME: unfinished import
-inline constexpr std::string_view kVolumeNames = "names";         // NAME: uuid
-inline constexpr std::string_view kVolumes = "volumes";           // UUID/…
-inline constexpr std::string_view kGcLock = "gc.lock";            // imports share it, gc has it alone
-inline constexpr std::string_view kControl = "control";           // sockets of servers, dir only
+inline constexpr std::string_view kIdentity = "store";       // what makes it a store
+inline constexpr std::string_view kTemplates = "templates";  // NAME: manifest
+inline constexpr std::string_view kSegments = "segments";    // xx/HASH
+inline constexpr std::string_view kImports = "imports";      // NAME: unfinished import
+inline constexpr std::string_view kVolumeNames = "names";    // NAME: uuid
+inline constexpr std::string_view kVolumes = "volumes";      // UUID/…
+inline constexpr std::string_view kGcLock = "gc.lock";       // imports share it, gc has it alone
+inline constexpr std::string_view kControl = "control";      // sockets of servers, dir only
 }  // namespace paths
 
 }  // namespace tplstore

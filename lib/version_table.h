@@ -20,8 +20,8 @@ namespace tplstore {
 // A version of a volume. The row of current is kept apart: its root is the tree that changes.
 struct VersionRecord {
   uint32_t number = 0;
-  uint32_t parent = 0;      // the version that it started from; 0 for a volume's first
-  int64_t created_ns = 0;   // frozen at; for current, begun at
+  uint32_t parent = 0;     // the version that it started from; 0 for a volume's first
+  int64_t created_ns = 0;  // frozen at; for current, begun at
   uint64_t size_bytes = 0;
   uint64_t own_blocks = 0;  // blocks that its own tree maps to its own data file
   uint32_t flags = 0;
@@ -62,16 +62,16 @@ void decode_group(Bytes bytes, uint64_t seed, uint32_t group, const std::string&
 
 // The payload of a checkpoint frame, followed by group_count CheckpointGroups.
 struct CheckpointRecord {
-  LogPosition replay_from;     // frames from here on are not in the checkpoint
-  uint64_t live_bytes;         // of the log: nodes that some version needs
+  LogPosition replay_from;  // frames from here on are not in the checkpoint
+  uint64_t live_bytes;      // of the log: nodes that some version needs
   uint64_t current_size_bytes;
   int64_t current_began_ns;
   uint64_t current_own_blocks;
-  uint64_t current_root;       // slot word
+  uint64_t current_root;  // slot word
   uint32_t current;
   uint32_t current_parent;
   uint32_t group_count;
-  uint32_t source_count;       // rows of the source table; 0: all sources are this volume's
+  uint32_t source_count;  // rows of the source table; 0: all sources are this volume's
   uint64_t reserved[8];
 };
 static_assert(sizeof(CheckpointRecord) == 152);

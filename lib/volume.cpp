@@ -62,8 +62,8 @@ std::unique_ptr<Volume> Volume::open_for_writing(const VolumeEnvironment& enviro
                                                  const Uuid& uuid, const std::string& name,
                                                  const Peer& peer) {
   std::unique_ptr<Volume> volume(new Volume(environment, uuid, name));
-  volume->lock_ = WriterLock::acquire(volume->backend_, volume->folder_, name, peer,
-                                      environment.log);
+  volume->lock_ =
+      WriterLock::acquire(volume->backend_, volume->folder_, name, peer, environment.log);
   const uint64_t size_before = volume->lock_->header().true_size_bytes;
   try {
     volume->open_template(volume->lock_->header());
@@ -116,8 +116,10 @@ void Volume::close() {
     files_->remove_prepared();
     lock_->restore(size_bytes());
   } catch (const Error& error) {
-    environment_.log(fmt::format("volume {}: could not be closed cleanly, the next opening "
-                                 "recovers it: {}", name_, error.what()));
+    environment_.log(
+        fmt::format("volume {}: could not be closed cleanly, the next opening "
+                    "recovers it: {}",
+                    name_, error.what()));
   }
   lock_.reset();
 }
@@ -211,8 +213,8 @@ VersionInfo Volume::rollback(const std::string& number_or_name) {
 void Volume::resize(uint64_t size_bytes) {
   const std::lock_guard guard(map_->version_mutex());
   if (size_bytes <= this->size_bytes())
-    fail(EINVAL, fmt::format("volume {}", name_),
-         "has {} bytes, and can only grow; {} is not more", this->size_bytes(), size_bytes);
+    fail(EINVAL, fmt::format("volume {}", name_), "has {} bytes, and can only grow; {} is not more",
+         this->size_bytes(), size_bytes);
   files_->stretch(current_, size_bytes);
   map_->promise(1);
   map_->resize(size_bytes);

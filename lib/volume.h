@@ -134,9 +134,9 @@ class Volume {
   std::shared_ptr<TemplateImage> template_;
   uint64_t template_blocks_ = 0;
 
-  std::unique_ptr<WriterLock> lock_;      // for writing
-  std::unique_ptr<HeldLock> readers_;     // for reading
-  std::shared_ptr<VolumeMap> map_;        // exchanged by a reader whose log went away
+  std::unique_ptr<WriterLock> lock_;   // for writing
+  std::unique_ptr<HeldLock> readers_;  // for reading
+  std::shared_ptr<VolumeMap> map_;     // exchanged by a reader whose log went away
   std::mutex map_exchange_mutex_;
   std::unique_ptr<DataFiles> files_;
   Gate gate_;

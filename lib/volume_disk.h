@@ -60,9 +60,7 @@ class VersionDisk final : public Disk {
   void trim(uint64_t, uint64_t, bool) override { refuse(); }
   void zero(uint64_t, uint64_t, bool) override { refuse(); }
   void flush() override {}
-  void cache(uint64_t offset, uint64_t length) override {
-    volume_->cache(number_, offset, length);
-  }
+  void cache(uint64_t offset, uint64_t length) override { volume_->cache(number_, offset, length); }
 
  private:
   [[noreturn]] void refuse() const {

@@ -26,12 +26,12 @@ VolumeHeader read_header(Object& object, const std::string& name, HeaderSlots& s
     fail(EINVAL, name, "was made by a newer tplstore (format {}, features {:#x}); use that one",
          header->format, header->incompatible_features);
   const std::string template_name = template_of(*header);
-  const bool is_good =
-      header->block_bytes == kBlockBytes && header->region_blocks == kRegionBlocks &&
-      header->is_taken <= 1 && (header->is_taken == 0 || header->size_bytes == 0) &&
-      disk_size(*header) > 0 && disk_size(*header) <= kVolumeBytesMax &&
-      disk_size(*header) % kSectorBytes == 0 &&
-      (template_name.empty() || is_valid_name(template_name));
+  const bool is_good = header->block_bytes == kBlockBytes &&
+                       header->region_blocks == kRegionBlocks && header->is_taken <= 1 &&
+                       (header->is_taken == 0 || header->size_bytes == 0) &&
+                       disk_size(*header) > 0 && disk_size(*header) <= kVolumeBytesMax &&
+                       disk_size(*header) % kSectorBytes == 0 &&
+                       (template_name.empty() || is_valid_name(template_name));
   if (!is_good) fail(EIO, name, "damaged: it holds impossible values");
   return *header;
 }
@@ -48,10 +48,9 @@ uint64_t disk_size(const VolumeHeader& header) {
 
 std::optional<WriterInfo> writer_of(const VolumeHeader& header) {
   if (header.is_taken == 0) return std::nullopt;
-  return WriterInfo{get_text(header.host_name), header.host_id,
-                    header.boot_id,             header.server_pid,
-                    header.server_start_time,   get_text(header.peer),
-                    header.epoch};
+  return WriterInfo{
+      get_text(header.host_name), header.host_id,        header.boot_id, header.server_pid,
+      header.server_start_time,   get_text(header.peer), header.epoch};
 }
 
 std::string template_of(const VolumeHeader& header) { return get_text(header.template_name); }

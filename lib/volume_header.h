@@ -25,13 +25,13 @@ struct VolumeHeader {
   uint32_t format;
   uint32_t block_bytes;
   uint32_t region_blocks;
-  uint32_t is_taken;                // 1 while a writer holds the volume
-  uint64_t incompatible_features;   // bits that a program must know to open the volume; 0 so far
-  uint64_t compatible_features;     // bits that it may ignore; 0 so far
+  uint32_t is_taken;               // 1 while a writer holds the volume
+  uint64_t incompatible_features;  // bits that a program must know to open the volume; 0 so far
+  uint64_t compatible_features;    // bits that it may ignore; 0 so far
   Uuid volume;
-  uint64_t size_bytes;              // 0 while taken
-  Uuid template_uuid;               // nil without a template
-  char template_name[136];          // padded with zeroes
+  uint64_t size_bytes;      // 0 while taken
+  Uuid template_uuid;       // nil without a template
+  char template_name[136];  // padded with zeroes
 
   // The writer record; means something while taken, but for the epoch, which only rises.
   uint64_t true_size_bytes;

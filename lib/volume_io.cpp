@@ -27,8 +27,8 @@ struct Volume::Edge {
 };
 
 template <typename Operation>
-void Volume::counted(std::atomic<uint64_t>& requests, std::atomic<uint64_t>* bytes,
-                     uint64_t length, Operation operation) {
+void Volume::counted(std::atomic<uint64_t>& requests, std::atomic<uint64_t>* bytes, uint64_t length,
+                     Operation operation) {
   Counters::add(requests);
   if (bytes != nullptr) Counters::add(*bytes, length);
   try {

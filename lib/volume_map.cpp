@@ -193,8 +193,7 @@ void VolumeMap::put_pending_update(uint64_t first, uint32_t count, uint32_t sour
   last_pending_is_update_ = true;
 }
 
-VersionRecord VolumeMap::freeze(const std::string& name, const std::string& note,
-                                uint32_t parent) {
+VersionRecord VolumeMap::freeze(const std::string& name, const std::string& note, uint32_t parent) {
   const std::unique_lock guard(mutex_);
   const uint32_t frozen = current_.number;
   if (frozen >= UINT32_MAX - 1) fail(EOVERFLOW, "volume", "has used up its version numbers");
@@ -206,8 +205,11 @@ VersionRecord VolumeMap::freeze(const std::string& name, const std::string& note
 
   Encoder record;
   record.put(RecordHeader::make(RecordKind::kFreeze, 0, frozen + 1, parent));
-  record.put(FreezeBody{now_ns, size_bytes, static_cast<uint16_t>(name.size()),
-                        static_cast<uint16_t>(note.size()), {}});
+  record.put(FreezeBody{now_ns,
+                        size_bytes,
+                        static_cast<uint16_t>(name.size()),
+                        static_cast<uint16_t>(note.size()),
+                        {}});
   record.put_bytes(as_bytes(name));
   record.put_bytes(as_bytes(note));
   while (record.size() % kRecordBytes != 0) record.put(uint8_t{0});

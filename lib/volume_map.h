@@ -77,8 +77,8 @@ class VolumeMap {
 
   // --- what is there
   uint32_t current() const;
-  uint64_t size_bytes() const;            // of current
-  VersionRecord current_record() const;   // without root
+  uint64_t size_bytes() const;                  // of current
+  VersionRecord current_record() const;         // without root
   std::vector<VersionRecord> versions() const;  // the frozen ones, without roots
   std::optional<VersionRecord> version(uint32_t number) const;
   std::optional<VersionRecord> version(const std::string& number_or_name) const;
@@ -108,8 +108,8 @@ class VolumeMap {
   void commit();
 
   // --- maintenance, from a background thread
-  bool wants_commit() const;      // many updates pending that nobody flushes
-  bool must_commit() const;       // so many that writers have to wait for one
+  bool wants_commit() const;  // many updates pending that nobody flushes
+  bool must_commit() const;   // so many that writers have to wait for one
   bool wants_checkpoint() const;
   bool wants_compaction() const;
   void checkpoint();
@@ -168,32 +168,32 @@ class VolumeMap {
   const Uuid volume_;
   const Access access_;
 
-  std::mutex maintenance_mutex_;    // one checkpoint or compaction at a time
-  std::mutex version_mutex_;        // one change of the list of versions at a time
+  std::mutex maintenance_mutex_;  // one checkpoint or compaction at a time
+  std::mutex version_mutex_;      // one change of the list of versions at a time
 
   mutable std::mutex commit_mutex_;
   std::condition_variable commit_ended_;
   bool commit_runs_ = false;
   uint64_t commits_started_ = 0;
   uint64_t commits_finished_ = 0;
-  std::string failure_;             // why the volume cannot be used any more
+  std::string failure_;  // why the volume cannot be used any more
   std::atomic<bool> has_failed_{false};
   std::function<void()> sync_data_;
 
   mutable SpinningSharedMutex mutex_;  // guards all below
   std::shared_ptr<MapLog> log_;
-  Slot root_;                        // of current
-  VersionRecord current_;            // its root member is not used
+  Slot root_;              // of current
+  VersionRecord current_;  // its root member is not used
   VersionTable table_;
   std::set<uint32_t> dirty_groups_;
   std::vector<uint32_t> unwritten_versions_;  // frozen since the last checkpoint
-  ByteVector pending_;               // records that are not in the log yet
-  uint64_t pending_promised_ = 0;    // bytes promised for them
-  std::atomic<uint64_t> pending_bytes_{0};  // may be read without the lock
+  ByteVector pending_;                        // records that are not in the log yet
+  uint64_t pending_promised_ = 0;             // bytes promised for them
+  std::atomic<uint64_t> pending_bytes_{0};    // may be read without the lock
   bool last_pending_is_update_ = false;
   uint64_t live_bytes_ = 0;
-  uint64_t dirty_leaves_ = 0;        // since the last checkpoint
-  uint64_t compaction_leaves_ = 0;   // since the last pass of a compaction
+  uint64_t dirty_leaves_ = 0;       // since the last checkpoint
+  uint64_t compaction_leaves_ = 0;  // since the last pass of a compaction
   uint64_t bytes_since_checkpoint_ = 0;
   uint64_t evict_cursor_ = 0;
   MapStats stats_;

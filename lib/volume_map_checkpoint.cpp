@@ -96,8 +96,7 @@ uint64_t VolumeMap::write_checkpoint_frame(MapLog& log, const VersionRecord& cur
   record.group_count = static_cast<uint32_t>(groups.size());
   Encoder payload;
   payload.put(record);
-  for (const auto& [group, address] : groups)
-    payload.put(CheckpointGroup{address.word, group, 0});
+  for (const auto& [group, address] : groups) payload.put(CheckpointGroup{address.word, group, 0});
   return log.append(FrameKind::kCheckpoint, payload.bytes(), 0) - sizeof(FrameHeader);
 }
 
@@ -153,9 +152,9 @@ void VolumeMap::checkpoint_locked() {
       live_bytes -= std::min(live_bytes, address.length());
       live_bytes += write_group(*log_, group, snapshot.current.number, rows, address);
     }
-    const uint64_t offset = write_checkpoint_frame(*log_, snapshot.current,
-                                                   root_word(writer, snapshot.current.root),
-                                                   replay_from, live_bytes, groups);
+    const uint64_t offset =
+        write_checkpoint_frame(*log_, snapshot.current, root_word(writer, snapshot.current.root),
+                               replay_from, live_bytes, groups);
     log_->sync();
     write_pointer(offset, 0);
   } catch (const Error&) {

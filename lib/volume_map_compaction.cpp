@@ -119,8 +119,7 @@ uint64_t VolumeMap::Compaction::plan(TreeWriter& writer, const Slot& slot, const
 uint64_t VolumeMap::Compaction::write(const Slot& root, const Tree& base) {
   TreeWriter writer(*fresh_);
   TreeWriter::PlannedPage* planned = nullptr;
-  const uint64_t word =
-      plan(writer, root, base.root, base.word, kPageLevels, 0, {}, &planned);
+  const uint64_t word = plan(writer, root, base.root, base.word, kPageLevels, 0, {}, &planned);
   if (planned == nullptr) return word;
   writer.finish();
   live_bytes_ += writer.written_bytes();
@@ -140,8 +139,9 @@ void VolumeMap::Compaction::add_versions() {
     const auto base = versions_.find(parent);
     const bool was_current = number == current_number_;
     const Tree none;
-    const uint64_t word =
-        write(root, was_current ? current_ : base == versions_.end() ? none : base->second);
+    const uint64_t word = write(root, was_current               ? current_
+                                      : base == versions_.end() ? none
+                                                                : base->second);
     versions_[number] = {root, word};
   }
 }
@@ -164,8 +164,9 @@ void VolumeMap::Compaction::run() {
     const bool goes_on = number == current_number_;
     const auto base = versions_.find(parent);
     const Tree none;
-    const uint64_t word =
-        write(root, goes_on ? current_ : base == versions_.end() ? none : base->second);
+    const uint64_t word = write(root, goes_on                   ? current_
+                                      : base == versions_.end() ? none
+                                                                : base->second);
     current_ = {root, word};
     current_number_ = number;
     const std::shared_lock guard(map_.mutex_);

@@ -24,8 +24,8 @@ void VolumeMap::create(Backend& backend, const std::string& folder, const Uuid& 
   map.current_.number = 1;
   map.current_.created_ns = now_unix_ns();
   map.current_.size_bytes = size_bytes;
-  const uint64_t offset = map.write_checkpoint_frame(*map.log_, map.current_, 0,
-                                                     map.log_->position(), 0, {});
+  const uint64_t offset =
+      map.write_checkpoint_frame(*map.log_, map.current_, 0, map.log_->position(), 0, {});
   map.log_->sync();
   MapPointer pointer{};
   pointer.volume = volume;
@@ -143,8 +143,8 @@ void VolumeMap::replay(const LogFrame& frame) {
         decoder.take_bytes(round_up(length, kRecordBytes) - length);
         const uint32_t parent = record.source;
         const bool is_good = record.count == current_.number + 1 &&
-                             body.size_bytes <= kVolumeBytesMax &&
-                             note.size() <= kNoteBytesMax && (name.empty() || is_valid_name(name)) &&
+                             body.size_bytes <= kVolumeBytesMax && note.size() <= kNoteBytesMax &&
+                             (name.empty() || is_valid_name(name)) &&
                              (parent == current_.number || table_.find(parent) != nullptr);
         if (!is_good) impossible();
         apply_freeze(record.count, parent, body.size_bytes, body.created_ns, name, note);
@@ -156,8 +156,10 @@ void VolumeMap::replay(const LogFrame& frame) {
         current_.size_bytes = record.number();
         break;
       default:
-        fail(EINVAL, log_->name(), "holds a record of kind {} that this tplstore does not know; "
-             "use the newer one that wrote it", static_cast<unsigned>(record.kind()));
+        fail(EINVAL, log_->name(),
+             "holds a record of kind {} that this tplstore does not know; "
+             "use the newer one that wrote it",
+             static_cast<unsigned>(record.kind()));
     }
   }
   bytes_since_checkpoint_ += frame.payload.size();

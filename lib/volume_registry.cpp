@@ -43,8 +43,10 @@ std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::attach(const Uuid& u
       }
       const bool waits = may_have_left(entry.peer) && Clock::now() - start < WriterLock::kWaitMax;
       if (!waits)
-        fail(EBUSY, fmt::format("volume {}", name), "in use by {} (server pid {} on host {}); "
-             "disconnect that first", entry.peer.address, getpid(), this_host().host_name);
+        fail(EBUSY, fmt::format("volume {}", name),
+             "in use by {} (server pid {} on host {}); "
+             "disconnect that first",
+             entry.peer.address, getpid(), this_host().host_name);
     } else if (Clock::now() - start >= kClosingWaitMax) {
       fail(EBUSY, fmt::format("volume {}", name), "is still being opened or closed; try again");
     }

@@ -13,8 +13,8 @@ namespace tplstore {
 // Who is at the other end of a connection. Two connections belong to one VM when pid is not 0 and
 // pid and start time are equal.
 struct Peer {
-  std::string address;      // for messages: "unix socket, pid 4711", "127.0.0.1:50122", "tplstore tool"
-  int64_t pid = 0;          // 0 when unknown (TCP, or outside our pid namespace)
+  std::string address;  // for messages: "unix socket, pid 4711", "127.0.0.1:50122", "tplstore tool"
+  int64_t pid = 0;      // 0 when unknown (TCP, or outside our pid namespace)
   uint64_t start_time = 0;  // of that process, in clock ticks since boot; 0 when unknown
 
   bool is_same_vm(const Peer& other) const {
@@ -35,11 +35,11 @@ struct WriterInfo {
 
 struct VersionInfo {
   uint32_t number = 0;
-  std::string name;         // empty when it has none
-  uint32_t parent = 0;      // the version it started from; 0 for the first
-  int64_t created_ns = 0;   // when it was frozen; for the current one, when it began
+  std::string name;        // empty when it has none
+  uint32_t parent = 0;     // the version it started from; 0 for the first
+  int64_t created_ns = 0;  // when it was frozen; for the current one, when it began
   uint64_t size_bytes = 0;
-  uint64_t own_bytes = 0;   // what its data file occupies
+  uint64_t own_bytes = 0;  // what its data file occupies
   bool is_hidden = false;
   bool is_current = false;
 };
@@ -48,7 +48,7 @@ struct VolumeInfo {
   std::string name;
   Uuid uuid;
   uint64_t size_bytes = 0;
-  std::string template_name;          // empty when it has none
+  std::string template_name;  // empty when it has none
   uint32_t current_version = 0;
   bool is_attached = false;           // somebody has it open for writing
   std::optional<WriterInfo> writer;   // who that is, as far as the header tells
@@ -68,17 +68,17 @@ struct VolumeStats {
   uint64_t zeroes = 0, zero_bytes = 0;
   uint64_t flushes = 0;
   uint64_t errors = 0;
-  uint64_t first_writes = 0;         // blocks written for the first time in their version
-  uint64_t template_reads = 0, template_read_bytes = 0;   // pieces read from template segments
-  uint64_t data_file_reads = 0, data_file_read_bytes = 0; // pieces read from data files
-  uint64_t commits = 0;              // group commits, at least one flush or FUA each
-  uint64_t log_bytes = 0;            // the map log up to its tail
-  uint64_t log_garbage_bytes = 0;    // of which a compaction would drop
+  uint64_t first_writes = 0;  // blocks written for the first time in their version
+  uint64_t template_reads = 0, template_read_bytes = 0;    // pieces read from template segments
+  uint64_t data_file_reads = 0, data_file_read_bytes = 0;  // pieces read from data files
+  uint64_t commits = 0;            // group commits, at least one flush or FUA each
+  uint64_t log_bytes = 0;          // the map log up to its tail
+  uint64_t log_garbage_bytes = 0;  // of which a compaction would drop
   uint64_t log_generation = 0;
   uint64_t checkpoints = 0;
   uint64_t compactions = 0;
-  uint64_t map_bytes = 0;            // map metadata in memory
-  uint64_t map_loads = 0;            // nodes read from the log
+  uint64_t map_bytes = 0;  // map metadata in memory
+  uint64_t map_loads = 0;  // nodes read from the log
   uint64_t map_evictions = 0;
 };
 

@@ -125,7 +125,8 @@ int on_config(const char* key, const char* value) noexcept {
 int on_config_complete() noexcept {
   return guard_void([] {
     if (configured().directory.empty())
-      fail(EINVAL, "store", "is missing: give the store's directory, as in 'nbdkit tplstore /srv/store'");
+      fail(EINVAL, "store",
+           "is missing: give the store's directory, as in 'nbdkit tplstore /srv/store'");
   });
 }
 
@@ -145,7 +146,8 @@ int on_get_ready() noexcept {
     raise_descriptor_limit();
     ready.options.log = [](const std::string& line) { nbdkit_error("%s", line.c_str()); };
     ready.store = Store::open(ready.directory, ready.options);
-    ready.control = std::make_unique<ControlServer>(*ready.store, ready.directory, ready.options.log);
+    ready.control =
+        std::make_unique<ControlServer>(*ready.store, ready.directory, ready.options.log);
   });
 }
 
@@ -264,9 +266,8 @@ int answer_no(void*) noexcept { return 0; }
 // --- data
 
 int on_pread(void* handle, void* buffer, uint32_t count, uint64_t offset, uint32_t) noexcept {
-  return guard_void([&] {
-    disk_of(handle).read(offset, MutableBytes(static_cast<std::byte*>(buffer), count));
-  });
+  return guard_void(
+      [&] { disk_of(handle).read(offset, MutableBytes(static_cast<std::byte*>(buffer), count)); });
 }
 
 int on_pwrite(void* handle, const void* buffer, uint32_t count, uint64_t offset,
@@ -282,14 +283,12 @@ int on_flush(void* handle, uint32_t) noexcept {
 }
 
 int on_trim(void* handle, uint32_t count, uint64_t offset, uint32_t flags) noexcept {
-  return guard_void(
-      [&] { disk_of(handle).trim(offset, count, (flags & NBDKIT_FLAG_FUA) != 0); });
+  return guard_void([&] { disk_of(handle).trim(offset, count, (flags & NBDKIT_FLAG_FUA) != 0); });
 }
 
 // Zeroing changes the map only, so it is always fast; a zeroed block never occupies space.
 int on_zero(void* handle, uint32_t count, uint64_t offset, uint32_t flags) noexcept {
-  return guard_void(
-      [&] { disk_of(handle).zero(offset, count, (flags & NBDKIT_FLAG_FUA) != 0); });
+  return guard_void([&] { disk_of(handle).zero(offset, count, (flags & NBDKIT_FLAG_FUA) != 0); });
 }
 
 int on_extents(void* handle, uint32_t count, uint64_t offset, uint32_t flags,

@@ -28,7 +28,8 @@ Interval random_range(Random& random) {
   const uint64_t most = random.chance(4) ? kRegionBlocks : 8;
   const auto count =
       static_cast<uint16_t>(std::min<uint64_t>(1 + random.below(most), kRegionBlocks - first));
-  const uint32_t source = random.chance(5) ? kSourceUnmapped : static_cast<uint32_t>(random.below(4));
+  const uint32_t source =
+      random.chance(5) ? kSourceUnmapped : static_cast<uint32_t>(random.below(4));
   return {first, count, source};
 }
 

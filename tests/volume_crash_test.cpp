@@ -25,7 +25,8 @@ constexpr uint64_t kBlockCount = std::size(kBlocks);
 constexpr uint64_t kSectorCount = kBlockCount * kSectorsPerBlock;
 
 uint64_t offset_of(uint64_t sector) {
-  return kBlocks[sector / kSectorsPerBlock] * kBlockBytes + sector % kSectorsPerBlock * kSectorBytes;
+  return kBlocks[sector / kSectorsPerBlock] * kBlockBytes +
+         sector % kSectorsPerBlock * kSectorBytes;
 }
 
 // The content that stands for a value; 0 is zeroes.
@@ -63,14 +64,36 @@ class Life {
 
   void step(Random& random) {
     switch (random.below(24)) {
-      case 0: case 1: case 2: flush(); break;
-      case 3: new_version(0); break;
-      case 4: if (!versions_.empty() && random.chance(2)) new_version(pick(random)); break;
-      case 5: if (random.chance(2)) volume_->checkpoint(); break;
-      case 6: if (random.chance(3)) volume_->compact_log(); break;
-      case 7: if (random.chance(2)) { close(); open(); } break;
-      case 8: case 9: case 10: discard(random); break;
-      default: write(random);
+      case 0:
+      case 1:
+      case 2:
+        flush();
+        break;
+      case 3:
+        new_version(0);
+        break;
+      case 4:
+        if (!versions_.empty() && random.chance(2)) new_version(pick(random));
+        break;
+      case 5:
+        if (random.chance(2)) volume_->checkpoint();
+        break;
+      case 6:
+        if (random.chance(3)) volume_->compact_log();
+        break;
+      case 7:
+        if (random.chance(2)) {
+          close();
+          open();
+        }
+        break;
+      case 8:
+      case 9:
+      case 10:
+        discard(random);
+        break;
+      default:
+        write(random);
     }
   }
 
@@ -95,7 +118,7 @@ class Life {
       uint64_t words[2];
       std::memcpy(words, bytes.data(), sizeof words);
       INFO("sector " << sector << " shows sector " << words[0] << " value " << words[1]
-           << ", flushed was " << writes[flushed->lengths[sector] - 1].value);
+                     << ", flushed was " << writes[flushed->lengths[sector] - 1].value);
       REQUIRE(is_allowed);
     }
     check_versions(*volume, events, versions);
@@ -108,7 +131,7 @@ class Life {
     uint64_t value;
   };
   struct Flush {
-    uint64_t events;  // when it was acknowledged
+    uint64_t events;              // when it was acknowledged
     std::vector<size_t> lengths;  // of the histories when it began
   };
   struct Version {
@@ -219,8 +242,8 @@ class Life {
 };
 
 constexpr MemoryBackend::Crash kKinds[] = {
-    MemoryBackend::Crash::kKill, MemoryBackend::Crash::kLoseUnsynced,
-    MemoryBackend::Crash::kRandom, MemoryBackend::Crash::kRandom};
+    MemoryBackend::Crash::kKill, MemoryBackend::Crash::kLoseUnsynced, MemoryBackend::Crash::kRandom,
+    MemoryBackend::Crash::kRandom};
 
 struct Counts {
   uint64_t states = 0;
@@ -240,14 +263,14 @@ void live_on(MemoryBackend& backend, const Uuid& uuid, const Values& values,
     const auto kind = kKinds[random.below(std::size(kKinds))];
     const auto after = backend.crash(events, kind, random.below(UINT64_MAX));
     INFO("life of depth " << depth << ", crash " << static_cast<int>(kind) << " behind event "
-         << events << " of " << backend.event_count());
+                          << events << " of " << backend.event_count());
     std::map<uint32_t, Values> seen;
     const Values shown = life.check(*after, events, seen);
     ++counts.states;
     // check() has opened and not closed it: that was a life as well, which crashes too.
     if (depth < 3 && random.chance(2)) {
-      const auto again = after->crash(after->event_count(), kKinds[random.below(4)],
-                                      random.below(UINT64_MAX));
+      const auto again =
+          after->crash(after->event_count(), kKinds[random.below(4)], random.below(UINT64_MAX));
       live_on(*again, uuid, shown, seen, next_value, depth + 1, random, counts);
     }
   }
@@ -273,16 +296,16 @@ TEST_CASE("after a crash each sector shows what was flushed last or something wr
     for (CrashWalker walker(*backend);; walker.advance()) {
       const uint64_t events = walker.event_count();
       for (const auto kind : kKinds) {
-        INFO("round " << round << ", crash " << static_cast<int>(kind) << " behind event "
-             << events << ": "
-             << (events == 0 ? std::string("-") : backend->describe_event(events - 1)));
+        INFO("round " << round << ", crash " << static_cast<int>(kind) << " behind event " << events
+                      << ": "
+                      << (events == 0 ? std::string("-") : backend->describe_event(events - 1)));
         const auto after = walker.crash(kind, random.below(UINT64_MAX));
         std::map<uint32_t, Values> seen;
         const Values shown = life.check(*after, events, seen);
         ++counts.states;
         if (random.chance(12)) {
-          const auto again = after->crash(after->event_count(), kKinds[random.below(4)],
-                                          random.below(UINT64_MAX));
+          const auto again =
+              after->crash(after->event_count(), kKinds[random.below(4)], random.below(UINT64_MAX));
           live_on(*again, uuid, shown, seen, next_value, 1, random, counts);
         }
       }
@@ -345,8 +368,8 @@ TEST_CASE("a crash under many writers loses nothing that any of them flushed") {
     Random random(seed + round);
     for (CrashWalker walker(*backend); !walker.is_at_end(); walker.advance()) {
       const uint64_t events = walker.event_count();
-      const auto after = walker.crash(kKinds[random.below(std::size(kKinds))],
-                                      random.below(UINT64_MAX));
+      const auto after =
+          walker.crash(kKinds[random.below(std::size(kKinds))], random.below(UINT64_MAX));
       const auto volume = open_volume(*after, uuid);
       const ByteVector bytes = read_bytes(*volume, 0, 0, kSectors * kSectorBytes);
       for (uint64_t s = 0; s < kSectors; ++s) {

@@ -80,8 +80,8 @@ Victim make_victim(bool is_closed, Random& random) {
   if (is_closed) volume->close();
   victim.log_tail = volume->stats().log_bytes;
   volume.reset();
-  victim.backend = victim.backend->crash(victim.backend->event_count(),
-                                         MemoryBackend::Crash::kLoseUnsynced, 0);
+  victim.backend =
+      victim.backend->crash(victim.backend->event_count(), MemoryBackend::Crash::kLoseUnsynced, 0);
   return victim;
 }
 
@@ -93,9 +93,8 @@ void check(const Victim& victim, MemoryBackend& damaged, bool may_lose_last_batc
           writes ? open_volume(damaged, victim.uuid)
                  : Volume::open_for_reading(environment_on(damaged), victim.uuid, "vm");
       const Content content = read_all(*volume);
-      const bool is_right =
-          content == victim.content ||
-          (may_lose_last_batch && content == victim.content_before_last_batch);
+      const bool is_right = content == victim.content ||
+                            (may_lose_last_batch && content == victim.content_before_last_batch);
       REQUIRE(is_right);
       if (writes) volume->close();
     } catch (const Error& error) {
@@ -110,7 +109,8 @@ void check(const Victim& victim, MemoryBackend& damaged, bool may_lose_last_batc
 void flip_every_byte(const Victim& victim, const std::string& name, uint64_t used, Random& random) {
   const ByteVector content = victim.backend->content(name);
   // Behind what is used there are only zeroes: a few of those.
-  for (uint64_t at = 0; at < content.size(); at += at < used ? 1 + random.below(kStepMax) : 1 + random.below(8000)) {
+  for (uint64_t at = 0; at < content.size();
+       at += at < used ? 1 + random.below(kStepMax) : 1 + random.below(8000)) {
     ByteVector bytes = content;
     bytes[at] ^= static_cast<std::byte>(1 + random.below(255));
     const auto damaged = victim.backend->clone();

@@ -27,7 +27,8 @@ ByteVector make_template(Backend& backend, Random& random) {
   const TemporaryDirectory directory;
   const std::string path = directory.path() + "/image.raw";
   std::ofstream(path, std::ios::binary)
-      .write(reinterpret_cast<const char*>(image.data()), static_cast<std::streamsize>(image.size()));
+      .write(reinterpret_cast<const char*>(image.data()),
+             static_cast<std::streamsize>(image.size()));
   ImportOptions options;
   options.format = "raw";
   import_template(backend, "golden", path, options);
@@ -50,14 +51,32 @@ class Model {
 
   void step() {
     switch (random_.below(40)) {
-      case 0: flush_or_maintain(); break;
-      case 1: if (random_.chance(8)) new_version(); break;
-      case 2: if (random_.chance(20)) reopen(); break;
-      case 3: if (random_.chance(20)) roll_back(); break;
-      case 4: if (random_.chance(60)) grow(); break;
-      case 5: case 6: case 7: discard(); break;
-      case 8: check_extents(); break;
-      case 9: check_version(); break;
+      case 0:
+        flush_or_maintain();
+        break;
+      case 1:
+        if (random_.chance(8)) new_version();
+        break;
+      case 2:
+        if (random_.chance(20)) reopen();
+        break;
+      case 3:
+        if (random_.chance(20)) roll_back();
+        break;
+      case 4:
+        if (random_.chance(60)) grow();
+        break;
+      case 5:
+      case 6:
+      case 7:
+        discard();
+        break;
+      case 8:
+        check_extents();
+        break;
+      case 9:
+        check_version();
+        break;
       default:
         if (random_.chance(3)) {
           check_range();
@@ -132,8 +151,8 @@ class Model {
 
   void check_version() {
     if (versions_.empty()) return;
-    const auto& [number, bytes] = *std::next(
-        versions_.begin(), static_cast<ptrdiff_t>(random_.below(versions_.size())));
+    const auto& [number, bytes] =
+        *std::next(versions_.begin(), static_cast<ptrdiff_t>(random_.below(versions_.size())));
     const Range at = range(kRequestBytesMax);
     if (at.offset + at.length > bytes.size()) return;
     REQUIRE(std::ranges::equal(read_bytes(*volume_, number, at.offset, at.length),
@@ -158,10 +177,18 @@ class Model {
 
   void flush_or_maintain() {
     switch (random_.below(12)) {
-      case 0: volume_->checkpoint(); break;
-      case 1: if (random_.chance(3)) volume_->compact_log(); break;
-      case 2: case 3: volume_->maintain(true); break;
-      default: volume_->flush();
+      case 0:
+        volume_->checkpoint();
+        break;
+      case 1:
+        if (random_.chance(3)) volume_->compact_log();
+        break;
+      case 2:
+      case 3:
+        volume_->maintain(true);
+        break;
+      default:
+        volume_->flush();
     }
   }
 
@@ -173,8 +200,8 @@ class Model {
 
   void roll_back() {
     if (versions_.empty()) return;
-    const auto target = std::next(versions_.begin(),
-                                  static_cast<ptrdiff_t>(random_.below(versions_.size())));
+    const auto target =
+        std::next(versions_.begin(), static_cast<ptrdiff_t>(random_.below(versions_.size())));
     const ByteVector bytes = target->second;
     const VersionInfo frozen = volume_->rollback(std::to_string(target->first));
     versions_[frozen.number] = current_;

@@ -166,8 +166,8 @@ TEST_CASE("sizes: growing, refusing to shrink, and rolling back to a smaller one
   f.volume->rollback("small");
   CHECK(f.volume->size_bytes() == kRegionBytes + kSectorBytes);
   f.volume->resize(2 * kRegionBytes);
-  CHECK(is_zero(read_bytes(*f.volume, 0, kRegionBytes + kSectorBytes,
-                           kRegionBytes - kSectorBytes)));
+  CHECK(
+      is_zero(read_bytes(*f.volume, 0, kRegionBytes + kSectorBytes, kRegionBytes - kSectorBytes)));
   CHECK(f.volume->version("2").size_bytes == 2 * kRegionBytes);
 }
 

@@ -19,10 +19,10 @@ struct TwoServers {
   std::vector<std::string> log;
   StoreOptions options{IoMode::kBuffered, 64 << 20,
                        [this](const std::string& line) { log.push_back(line); }};
-  std::unique_ptr<Store> one = std::make_unique<Store>(
-      std::make_unique<ForwardingBackend>(*memory), options);
-  std::unique_ptr<Store> two = std::make_unique<Store>(
-      std::make_unique<ForwardingBackend>(*memory), options);
+  std::unique_ptr<Store> one =
+      std::make_unique<Store>(std::make_unique<ForwardingBackend>(*memory), options);
+  std::unique_ptr<Store> two =
+      std::make_unique<Store>(std::make_unique<ForwardingBackend>(*memory), options);
 };
 
 Peer living_peer() { return {"this test", getpid(), process_start_time(getpid())}; }

@@ -9,12 +9,8 @@ namespace tplstore {
 namespace {
 
 constexpr uint64_t kDiskBytes = 2 * kRegionBytes;
-// Sanitizers make this ten times slower: a sample of the bytes has to do there.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr uint64_t kStepMax = 24;
-#else
-constexpr uint64_t kStepMax = 1;
-#endif
+// With sanitizers a sample of the bytes has to do.
+constexpr uint64_t kStepMax = kIsSanitized ? 24 : 1;
 
 // What is compared: two stretches where the writes go.
 constexpr uint64_t kStretches[] = {0, kRegionBytes - 8 * kBlockBytes};

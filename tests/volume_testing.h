@@ -29,6 +29,13 @@ inline uint64_t test_operations(uint64_t usual) {
   return text != nullptr ? std::strtoull(text, nullptr, 10) : usual;
 }
 
+// Sanitizers make everything some ten times slower.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+inline constexpr bool kIsSanitized = true;
+#else
+inline constexpr bool kIsSanitized = false;
+#endif
+
 class Random {
  public:
   explicit Random(uint64_t seed) : engine_(seed) {}

@@ -8,7 +8,7 @@ namespace {
 
 constexpr uint64_t kLogMagic = 0x31474f4c50414d54;  // "TMAPLOG1"
 constexpr uint32_t kFrameMagic = 0x4d524654;        // "TFRM"
-constexpr uint64_t kWindowBytes = 1 << 20;
+constexpr uint64_t kWindowBytes = 64 << 10;
 constexpr uint64_t kZeroStepBytes = 128 << 10;
 constexpr uint64_t kZeroStepBytesMax = 1 << 20;
 

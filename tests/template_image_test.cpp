@@ -2,6 +2,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <thread>
 
 #include "memory_backend.h"
@@ -54,7 +55,7 @@ TEST_CASE("random reads of a template give the bytes of its disk") {
     ByteVector expected(into.size());
     if (offset < example.disk.size()) {
       const uint64_t count = std::min<uint64_t>(expected.size(), example.disk.size() - offset);
-      std::memcpy(expected.data(), example.disk.data() + offset, count);
+      std::copy_n(example.disk.begin() + static_cast<ptrdiff_t>(offset), count, expected.begin());
     }
     REQUIRE(into == expected);
   }

@@ -68,7 +68,12 @@ Victim make_victim(bool is_closed, Random& random) {
   if (!is_closed) {
     victim.content_before_last_batch = read_all(*volume);
     victim.last_batch = volume->stats().log_bytes;
-    write(3);
+    // Blocks that nothing was written to yet: overwriting others would not be in the log.
+    ByteVector bytes(kBlockBytes);
+    for (const uint64_t offset : kStretches) {
+      random.fill(bytes);
+      volume->write(offset + 15 * kBlockBytes, bytes, false);
+    }
     volume->flush();
   }
   victim.content = read_all(*volume);

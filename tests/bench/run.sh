@@ -39,24 +39,24 @@ mkdir -p "$(dirname "$json")"
 #
 # Prepared are: `template`: data as it was imported; `own`: the same, every block of it written once
 # with 4 KiB requests; `fresh`: as template, but anew for each run; `empty`: nothing, anew for each
-# run; `large`: as fresh, of a template four times as large, so that a run does not come to its end
-# and most requests are the first in a cluster of qcow2 too; `overlay`: a new qcow2 file over the
-# same image.
+# run; `large`: as fresh, of a template four times as large, so that most requests are the first in a
+# cluster of qcow2 too; `overlay`: a new qcow2 file over the same image.
 #
-# Runs that fill something end when they have done so many requests; the others by time.
+# Runs that write for the first time end when they have done so many requests, the others by time:
+# a file that was written here and there takes minutes to remove where the host discards.
 timed="--time_based --runtime=$seconds"
 cases="
 random read of template data      | file  | iops    | 0.95 | template | template | $timed --rw=randread --bs=4k --iodepth=32
 random read of own data           | file  | iops    | 0.95 | own      | own      | $timed --rw=randread --bs=4k --iodepth=32
 random overwrite                  | file  | iops    | 0.95 | own      | own      | $timed --rw=randwrite --bs=4k --iodepth=32
-random first write                | qcow2 | iops    | 5.0  | large    | overlay  | $timed --rw=randwrite --bs=4k --iodepth=32
+random first write                | qcow2 | iops    | 5.0  | large    | overlay  | --number_ios=$((48 * size_mib)) --rw=randwrite --bs=4k --iodepth=32
 random fill of an empty volume    | file  | iops    | 0.9  | empty    | empty    | --rw=randwrite --bs=4k --iodepth=32
 sequential read of template data  | file  | iops    | 0.9  | template | template | $timed --rw=read --bs=128k --iodepth=32
 sequential read of own data       | file  | iops    | 0.9  | own      | own      | $timed --rw=read --bs=128k --iodepth=32
 sequential overwrite              | file  | iops    | 0.9  | own      | own      | $timed --rw=write --bs=128k --iodepth=32
 sequential first write            | file  | iops    | -    | fresh    | empty    | --rw=write --bs=128k --iodepth=32
 overwrite, flush after every 32   | file  | iops    | 0.9  | own      | own      | $timed --rw=randwrite --bs=4k --iodepth=32 --fsync=32
-first write, flush after every 32 | file  | iops    | 0.75 | fresh    | empty    | $timed --rw=randwrite --bs=4k --iodepth=32 --fsync=32
+first write, flush after every 32 | file  | iops    | 0.75 | fresh    | empty    | --number_ios=$((32 * size_mib)) --rw=randwrite --bs=4k --iodepth=32 --fsync=32
 latency of a template read        | file  | latency | 1.05 | template | template | $timed --rw=randread --bs=4k --iodepth=1
 latency of a read of own data     | file  | latency | 1.05 | own      | own      | $timed --rw=randread --bs=4k --iodepth=1
 "
@@ -103,6 +103,7 @@ stop_qcow2() {
     await 10 has_ended "$pid"
     rm -f "$tmp/qcow2.pid" "$tmp/qcow2.socket"
 }
+on_exit stop_qcow2
 
 prepare_qcow2() {
     stop_qcow2
@@ -111,7 +112,7 @@ prepare_qcow2() {
     qemu-img create -q -f qcow2 -b "$image-large" -F raw "$tmp/overlay.qcow2"
     qemu-nbd -t -e 8 -f qcow2 --cache=writeback --aio=io_uring -k "$tmp/qcow2.socket" \
         --pid-file="$tmp/qcow2.pid" "$tmp/overlay.qcow2" >"$tmp/qcow2.log" 2>&1 &
-    nbdkit_pid[qcow2]=$!
+    nbdkit_pid[qcow2]=$!  # for the next line
     await 10 server_is_ready_or_gone qcow2
     target=$(uri "" qcow2)
 }
@@ -233,7 +234,6 @@ while IFS='|' read -r name peer metric required ours theirs options; do
     jq -e .ok <<<"$row" >/dev/null || missed=1
 done <<<"$cases"
 
-stop_qcow2
 printf '%s\n' "${results[@]}" | jq -s --arg kernel "$(uname -r)" --arg nbdkit "$(nbdkit --version)" \
     --arg fio "$(fio --version)" --argjson cpus "$(nproc)" --argjson size_mib "$size_mib" \
     --argjson runs "$runs" --arg time "$(date -u +%FT%TZ)" '

@@ -169,8 +169,8 @@ stop_nbdkit() {
 has_closed_store() {
     has_ended "$1" ||
         # ThreadSanitizer has a thread of its own beside the main one.
-        { [ "$(find "/proc/$1/task" -mindepth 1 -maxdepth 1 | wc -l)" -le 2 ] &&
-          [ -z "$(find "/proc/$1/fd" -lname "$store/*")" ]; }
+        { [ "$(find "/proc/$1/task" -mindepth 1 -maxdepth 1 2>/dev/null | wc -l)" -le 2 ] &&
+          [ -z "$(find "/proc/$1/fd" -lname "$store/*" 2>/dev/null)" ]; }
 }
 
 # kill_nbdkit [NAME]: as a crash does.

@@ -194,27 +194,33 @@ void MapLog::make_room(uint64_t bytes) {
   const uint64_t step = std::clamp(tail_.offset / 8, kZeroStepBytes, kZeroStepBytesMax);
   const uint64_t end = round_up(needed, kSectorBytes) + step;
   static const ByteVector zeroes(kZeroStepBytes);
+  uint64_t piece = kZeroStepBytes;
   while (zeroed_end_ < end) {
-    const uint64_t length = std::min<uint64_t>(end - zeroed_end_, zeroes.size());
+    const uint64_t length = std::min(end - zeroed_end_, piece);
     try {
       object_->write(zeroed_end_, Bytes(zeroes).first(length));
+      zeroed_end_ += length;
     } catch (const Error&) {
+      // A full disk: what room there is counts to the last sector.
+      if (std::exchange(piece, uint64_t{kSectorBytes}) > kSectorBytes) continue;
       count_room();
       if (zeroed_end_ >= needed) return;
       throw;
     }
-    zeroed_end_ += length;
   }
   count_room();
 }
 
-void MapLog::reserve(uint64_t bytes) {
+void MapLog::reserve(uint64_t bytes, bool is_deletion) {
   reserved_ += bytes;
   if (room_.fetch_sub(static_cast<int64_t>(bytes)) >= static_cast<int64_t>(bytes)) return;
   const std::lock_guard guard(mutex_);
   try {
     make_room(0);
   } catch (...) {
+    // What makes room must not fail for want of it.
+    constexpr auto kForDeletions = static_cast<int64_t>(kDeletionReserveBytes - 2 * kProofBytes);
+    if (is_deletion && room_ + kForDeletions >= 0) return;
     unreserve(bytes);
     throw;
   }
@@ -235,8 +241,13 @@ uint64_t MapLog::append(FrameKind kind, Bytes payload, uint64_t reserved) {
   const std::lock_guard guard(mutex_);
   if (has_failed_) fail(EIO, name_, "the map log could not be written before");
   ensure(reserved_ >= reserved, "an append ends promises that were made");
-  const bool has_room = tail_.offset + length + kProofBytes <= zeroed_end_;
-  if (reserved == 0 || !has_room) make_room(length);
+  const auto has_room = [&] { return tail_.offset + length + kProofBytes <= zeroed_end_; };
+  try {
+    if (reserved == 0 || !has_room()) make_room(length);
+  } catch (...) {
+    // On a full disk a volume can still be opened: its reserve takes that frame.
+    if (kind != FrameKind::kOpen || !has_room()) throw;
+  }
   FrameHeader header{kFrameMagic,
                      static_cast<uint32_t>(length),
                      0,

@@ -91,8 +91,9 @@ class MapLog {
   // and makes it and all before it durable.
   void begin_life(const LogPosition& at);
 
-  // Promises that `bytes` more of update records can be appended; ENOSPC.
-  void reserve(uint64_t bytes);
+  // Promises that `bytes` more of update records can be appended; ENOSPC. What gives space back
+  // (`is_deletion`) may draw on the reserve.
+  void reserve(uint64_t bytes, bool is_deletion);
   void unreserve(uint64_t bytes);
   uint64_t reserved_bytes() const;
   // Appends a frame; `reserved` bytes of promises end with it. Returns the payload's offset.

@@ -118,11 +118,11 @@ uint64_t VolumeMap::records_for(uint64_t first, uint64_t count) {
   return count == 0 ? 0 : (first + count - 1) / kRegionBlocks - first / kRegionBlocks + 1;
 }
 
-void VolumeMap::promise(uint64_t records) {
+void VolumeMap::promise(uint64_t records, bool is_deletion) {
   check_usable();
   // The lock keeps the log from being exchanged meanwhile.
   const std::shared_lock guard(mutex_);
-  log_->reserve(records * kRecordBytes);
+  log_->reserve(records * kRecordBytes, is_deletion);
 }
 
 void VolumeMap::withdraw(uint64_t records) {

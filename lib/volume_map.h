@@ -91,8 +91,9 @@ class VolumeMap {
   // Gives the blocks to `source`, after their data has been written. Uses up promised records, one
   // for each region, and takes them off `promised`.
   void assign(uint64_t first, uint64_t count, uint32_t source, uint64_t& promised);
-  // Promises log space for `records` records, ENOSPC; withdraw() what was not used.
-  void promise(uint64_t records);
+  // Promises log space for `records` records, ENOSPC; withdraw() what was not used. A deletion may
+  // draw on the log's reserve.
+  void promise(uint64_t records, bool is_deletion = false);
   void withdraw(uint64_t records);
   static uint64_t records_for(uint64_t first, uint64_t count);
 

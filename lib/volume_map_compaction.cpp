@@ -207,7 +207,7 @@ void VolumeMap::Compaction::switch_over() {
   const uint64_t offset = write_checkpoint_frame(*fresh_, current, current_.word,
                                                  fresh_->position(), live_bytes_, groups);
   const uint64_t promised = old_->reserved_bytes() + (64 << 10);
-  fresh_->reserve(promised);
+  fresh_->reserve(promised, false);
   fresh_->sync();
   map_.backend_.sync_folder(map_.folder_);
 
@@ -221,7 +221,7 @@ void VolumeMap::Compaction::switch_over() {
     const std::unique_lock guard(map_.mutex_);
     map_.root_ = relocate(std::move(map_.root_), current_.root, current_.word, kPageLevels, 0);
     const uint64_t outstanding = old_->reserved_bytes();
-    if (outstanding > promised) fresh_->reserve(outstanding - promised);
+    if (outstanding > promised) fresh_->reserve(outstanding - promised, false);
     if (outstanding < promised) fresh_->unreserve(promised - outstanding);
     for (auto& [number, version] : map_.table_.all())
       version.root = slot_of_word(versions_.at(number).word, kPageLevels);

@@ -130,6 +130,28 @@ TEST_CASE("a full disk fails the write, keeps the old bytes, and lets trims make
   CHECK(read_bytes(*f.volume, 1, 0, 16 * kBlockBytes) == filled(16 * kBlockBytes, 1));
 }
 
+TEST_CASE("on a full disk a volume can be opened again and again, and be trimmed") {
+  Fixture f(64 * kRegionBytes);
+  uint64_t blocks = 0;
+  f.volume->write(0, filled(64 * kBlockBytes, 1), true);
+  f.memory->set_capacity_bytes(f.memory->allocated_bytes() + 40 * kBlockBytes);
+  try {
+    for (blocks = 64; blocks < 16384; blocks += 2)
+      f.volume->write(blocks * kBlockBytes, filled(kBlockBytes, 2), blocks % 16 == 0);
+  } catch (const Error& error) {
+    CHECK(error.code() == ENOSPC);
+  }
+  REQUIRE(blocks < 16384);
+  for (int i = 0; i < 40; ++i) {
+    f.volume->close();
+    f.volume = open_volume(f.backend, f.uuid);
+    CHECK(read_bytes(*f.volume, 0, 0, 64 * kBlockBytes) == filled(64 * kBlockBytes, 1));
+  }
+  f.volume->trim(0, 64 * kBlockBytes, true);
+  CHECK(is_zero(read_bytes(*f.volume, 0, 0, 64 * kBlockBytes)));
+  f.volume->write(0, filled(kBlockBytes, 3), true);
+}
+
 TEST_CASE("after a failed sync writes and flushes fail until the volume is opened again") {
   Fixture f;
   f.volume->write(0, filled(kBlockBytes, 1), true);

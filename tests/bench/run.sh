@@ -37,8 +37,8 @@ mkdir -p "$(dirname "$json")"
 
 # name; peer; metric; required ratio or "-"; what is prepared, here and there; fio's options.
 #
-# Prepared are: `template`: data as it was imported; `own`: the same, every block of it written once
-# with 4 KiB requests; `fresh`: as template, but anew for each run; `empty`: nothing, anew for each
+# Prepared are: `template`: data as it was imported; `own`: every block written once with 4 KiB
+# requests, ours over a template, the peer's in a sparse file; `fresh`: as template, but anew for each run; `empty`: nothing, anew for each
 # run; `large`: as fresh, of a template four times as large, so that most requests are the first in a
 # cluster of qcow2 too; `overlay`: a new qcow2 file over the same image.
 #
@@ -83,7 +83,9 @@ prepare_file() {
     target=$(uri "$2-$1" file)
     case $1 in
     template) [ -e "$file" ] || cp "$image" "$file" ;;
-    own) [ -e "$file" ] || { cp "$image" "$file"; fill "$target"; } ;;
+    # As our data file is: sparse, and written with 4 KiB requests. A copy would have large folios in
+    # the page cache, which no volume filled like this can have.
+    own) [ -e "$file" ] || { truncate -s "${size_mib}M" "$file"; fill "$target"; } ;;
     fresh) rm -f "$file"; cp "$image" "$file" ;;
     empty) rm -f "$file"; truncate -s "${size_mib}M" "$file" ;;
     esac

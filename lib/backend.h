@@ -64,8 +64,12 @@ struct WritePiece {
   Bytes from;
 };
 
+// An object has a lock per slot, and the locks of different slots do not touch each other. So one
+// object can stand for many things that are locked one by one.
+constexpr uint64_t kLockSlotMax = uint64_t{1} << 40;
+
 // A lock that is held until destroyed, by this open file and not by the process: two HeldLocks on
-// one name exclude each other within one process too, and the end of the process releases it.
+// one slot exclude each other within one process too, and the end of the process releases it.
 class HeldLock {
  public:
   virtual ~HeldLock() = default;
@@ -100,8 +104,14 @@ class Backend {
   virtual void remove_folder(const std::string& folder) = 0;
   virtual void sync_folder(const std::string& folder) = 0;
 
-  // Nothing when somebody else holds it. The object must exist (ENOENT).
-  virtual std::unique_ptr<HeldLock> try_lock(const std::string& name, LockMode mode) = 0;
+  // Nothing when somebody else holds it. The object must exist (ENOENT); EINVAL for a slot past
+  // kLockSlotMax.
+  virtual std::unique_ptr<HeldLock> try_lock(const std::string& name, LockMode mode,
+                                             uint64_t slot) = 0;
+  // The lock of an object that has just one: slot 0.
+  std::unique_ptr<HeldLock> try_lock(const std::string& name, LockMode mode) {
+    return try_lock(name, mode, 0);
+  }
 
   // Writes and their offsets must be multiples of this many bytes, or cost a read first:
   // 1, or kBlockBytes where the page cache is bypassed.

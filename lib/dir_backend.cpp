@@ -393,8 +393,10 @@ void DirBackend::sync_path(const std::string& folder) {
 
 // --- locks
 
-std::unique_ptr<HeldLock> DirBackend::try_lock(const std::string& name, LockMode mode) {
+std::unique_ptr<HeldLock> DirBackend::try_lock(const std::string& name, LockMode mode,
+                                               uint64_t slot) {
   check_object_name(name);
+  if (slot > kLockSlotMax) fail(EINVAL, storage_.describe(name), "has no lock slot {}", slot);
   FileDescriptor fd = storage_.open(name, O_RDWR | O_NONBLOCK | O_NOCTTY);
   const bool may_not_write = !fd && (errno == EACCES || errno == EPERM || errno == EROFS);
   if (may_not_write && mode == LockMode::kShared) {
@@ -403,7 +405,10 @@ std::unique_ptr<HeldLock> DirBackend::try_lock(const std::string& name, LockMode
   if (!fd) fail_at(is_absent(errno) ? ENOENT : errno, name, "opening it to lock it");
   struct flock wanted {};
   wanted.l_type = mode == LockMode::kShared ? F_RDLCK : F_WRLCK;
-  wanted.l_whence = SEEK_SET;  // from 0 for 0 bytes: all of it
+  // A byte may be locked whether or not the file is that long.
+  wanted.l_whence = SEEK_SET;
+  wanted.l_start = static_cast<off_t>(slot);
+  wanted.l_len = 1;
   while (fcntl(fd.get(), F_OFD_SETLK, &wanted) != 0) {
     if (errno == EAGAIN || errno == EACCES) return nullptr;
     if (errno != EINTR) fail_at(errno, name, "locking it");

@@ -53,7 +53,9 @@ class DirBackend final : public Backend {
   bool remove(const std::string& name) override;
   void remove_folder(const std::string& folder) override;
   void sync_folder(const std::string& folder) override;
-  std::unique_ptr<HeldLock> try_lock(const std::string& name, LockMode mode) override;
+  using Backend::try_lock;
+  std::unique_ptr<HeldLock> try_lock(const std::string& name, LockMode mode,
+                                     uint64_t slot) override;
   uint32_t write_alignment_bytes() const override;
   std::string describe() const override;
 

@@ -22,7 +22,7 @@ struct MemoryBackend::LockTable {
     bool is_exclusive = false;
   };
   std::mutex mutex;
-  std::map<std::string, State> held;
+  std::map<std::pair<std::string, uint64_t>, State> held;  // by name and slot
 };
 
 namespace {
@@ -296,12 +296,15 @@ void MemoryBackend::sync_folder(const std::string& folder) {
   record({.kind = Kind::kSyncFolder, .name = folder});
 }
 
-std::unique_ptr<HeldLock> MemoryBackend::try_lock(const std::string& name, LockMode mode) {
+std::unique_ptr<HeldLock> MemoryBackend::try_lock(const std::string& name, LockMode mode,
+                                                  uint64_t slot) {
   check_object_name(name);
+  if (slot > kLockSlotMax) fail(EINVAL, name, "has no lock slot {}", slot);
   std::lock_guard lock(mutex_);
   must_find(name);
   std::lock_guard table_lock(locks_->mutex);
-  LockTable::State& state = locks_->held[name];
+  const std::pair key(name, slot);
+  LockTable::State& state = locks_->held[key];
   if (state.is_exclusive) return nullptr;
   const bool is_shared = mode == LockMode::kShared;
   if (!is_shared && state.shared_count > 0) return nullptr;
@@ -310,15 +313,15 @@ std::unique_ptr<HeldLock> MemoryBackend::try_lock(const std::string& name, LockM
   } else {
     state.is_exclusive = true;
   }
-  return std::make_unique<CountedLock>([locks = locks_, name, is_shared] {
+  return std::make_unique<CountedLock>([locks = locks_, key, is_shared] {
     std::lock_guard release_lock(locks->mutex);
-    LockTable::State& held = locks->held[name];
+    LockTable::State& held = locks->held[key];
     if (is_shared) {
       --held.shared_count;
     } else {
       held.is_exclusive = false;
     }
-    if (held.shared_count == 0) locks->held.erase(name);
+    if (held.shared_count == 0) locks->held.erase(key);
   });
 }
 

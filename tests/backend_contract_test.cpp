@@ -297,6 +297,44 @@ ON_EVERY_BACKEND("locks exclude each other within one backend", Fixture) {
   CHECK_FALSE(backend.try_lock("lock", LockMode::kShared));
 }
 
+ON_EVERY_BACKEND("the locks of an object's slots do not touch each other", Fixture) {
+  Fixture fixture;
+  Backend& backend = fixture.backend;
+  backend.create("lock", 0);
+  backend.create("other", 0);
+  constexpr uint64_t kSlots[] = {0, 1, 2, 4096, kLockSlotMax - 1, kLockSlotMax};
+  std::vector<std::unique_ptr<HeldLock>> held;
+  for (const uint64_t slot : kSlots) {
+    CAPTURE(slot);
+    held.push_back(backend.try_lock("lock", LockMode::kExclusive, slot));
+    REQUIRE(held.back());
+    CHECK_FALSE(backend.try_lock("lock", LockMode::kExclusive, slot));
+    CHECK_FALSE(backend.try_lock("lock", LockMode::kShared, slot));
+    CHECK(backend.try_lock("other", LockMode::kExclusive, slot));
+  }
+  CHECK_FALSE(backend.try_lock("lock", LockMode::kShared));  // without a slot it is slot 0
+  CHECK(backend.try_lock("lock", LockMode::kExclusive, 3));
+
+  // Letting go of one lets go of that one only, and modes count for each slot alone.
+  held[1].reset();
+  auto shared = backend.try_lock("lock", LockMode::kShared, 1);
+  REQUIRE(shared);
+  CHECK(backend.try_lock("lock", LockMode::kShared, 1));
+  CHECK_FALSE(backend.try_lock("lock", LockMode::kExclusive, 1));
+  for (const uint64_t slot : kSlots) {
+    CAPTURE(slot);
+    if (slot != 1) CHECK_FALSE(backend.try_lock("lock", LockMode::kShared, slot));
+  }
+  held[0].reset();
+  CHECK(backend.try_lock("lock", LockMode::kExclusive));
+  CHECK_FALSE(backend.try_lock("lock", LockMode::kExclusive, 1));
+
+  CHECK(error_code([&] { backend.try_lock("none", LockMode::kShared, 1); }) == ENOENT);
+  for (const uint64_t slot : {kLockSlotMax + 1, uint64_t{1} << 63, UINT64_MAX}) {
+    CHECK(error_code([&] { backend.try_lock("lock", LockMode::kShared, slot); }) == EINVAL);
+  }
+}
+
 ON_EVERY_BACKEND("batches do what single calls do", Fixture) {
   Fixture fixture;
   Backend& backend = fixture.backend;

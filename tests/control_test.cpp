@@ -107,8 +107,10 @@ class GatedBackend final : public Backend {
   bool remove(const std::string& name) override { return inner_.remove(name); }
   void remove_folder(const std::string& folder) override { inner_.remove_folder(folder); }
   void sync_folder(const std::string& folder) override { inner_.sync_folder(folder); }
-  std::unique_ptr<HeldLock> try_lock(const std::string& name, LockMode mode) override {
-    return inner_.try_lock(name, mode);
+  using Backend::try_lock;
+  std::unique_ptr<HeldLock> try_lock(const std::string& name, LockMode mode,
+                                     uint64_t slot) override {
+    return inner_.try_lock(name, mode, slot);
   }
   uint32_t write_alignment_bytes() const override { return 1; }
   std::string describe() const override { return "memory behind a gate"; }

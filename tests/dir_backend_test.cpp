@@ -360,6 +360,7 @@ TEST_CASE("locks exclude other backends and other processes, and die with their 
   REQUIRE(lock);
   CHECK(backend.try_lock("lock", LockMode::kShared));
   CHECK_FALSE(backend.try_lock("lock", LockMode::kExclusive));
+  CHECK(backend.try_lock("lock", LockMode::kExclusive, 1));
   lock.reset();
 
   int ready[2];
@@ -367,7 +368,8 @@ TEST_CASE("locks exclude other backends and other processes, and die with their 
   const pid_t child = fork();
   if (child == 0) {
     auto held = backend.try_lock("lock", LockMode::kExclusive);
-    const char has_it = held ? 'y' : 'n';
+    auto held_too = backend.try_lock("lock", LockMode::kExclusive, kLockSlotMax);
+    const char has_it = held && held_too ? 'y' : 'n';
     if (write(ready[1], &has_it, 1) != 1) _exit(1);
     pause();
   }
@@ -375,9 +377,12 @@ TEST_CASE("locks exclude other backends and other processes, and die with their 
   CHECK(read(ready[0], &has_it, 1) == 1);
   CHECK(has_it == 'y');
   CHECK_FALSE(backend.try_lock("lock", LockMode::kShared));
+  CHECK_FALSE(backend.try_lock("lock", LockMode::kShared, kLockSlotMax));
+  CHECK(backend.try_lock("lock", LockMode::kExclusive, 1));
   kill(child, SIGKILL);
   waitpid(child, nullptr, 0);
   CHECK(backend.try_lock("lock", LockMode::kExclusive));
+  CHECK(backend.try_lock("lock", LockMode::kExclusive, kLockSlotMax));
   close(ready[0]);
   close(ready[1]);
 }

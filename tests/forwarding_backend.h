@@ -40,8 +40,10 @@ class ForwardingBackend final : public Backend {
   bool remove(const std::string& name) override { return to_.remove(name); }
   void remove_folder(const std::string& folder) override { to_.remove_folder(folder); }
   void sync_folder(const std::string& folder) override { to_.sync_folder(folder); }
-  std::unique_ptr<HeldLock> try_lock(const std::string& name, LockMode mode) override {
-    return to_.try_lock(name, mode);
+  using Backend::try_lock;
+  std::unique_ptr<HeldLock> try_lock(const std::string& name, LockMode mode,
+                                     uint64_t slot) override {
+    return to_.try_lock(name, mode, slot);
   }
   uint32_t write_alignment_bytes() const override { return to_.write_alignment_bytes(); }
   std::string describe() const override { return to_.describe(); }

@@ -32,6 +32,11 @@ namespace tplstore {
 enum class Access { kRead, kWrite };
 enum class LockMode { kShared, kExclusive };
 
+struct DataRange {
+  uint64_t offset;
+  uint64_t length;  // never 0
+};
+
 // An open object. Closing (destroying) it does not sync.
 class Object {
  public:
@@ -50,6 +55,12 @@ class Object {
 
   virtual uint64_t size_bytes() = 0;
   virtual uint64_t allocated_bytes() = 0;
+  // The first range at or behind `offset` that may occupy space, synced or not; nothing when there
+  // is none up to the end. It may end before the data does: the next call goes on from its end.
+  // Bytes outside of all ranges occupy nothing and read as zeroes. Where the storage cannot tell,
+  // the range is all from `offset` to the end. What is written or punched during the call may be
+  // seen or not.
+  virtual std::optional<DataRange> find_data(uint64_t offset) = 0;
 };
 
 struct ReadPiece {

@@ -398,4 +398,30 @@ uint64_t DirObject::size_bytes() { return static_cast<uint64_t>(status().st_size
 
 uint64_t DirObject::allocated_bytes() { return static_cast<uint64_t>(status().st_blocks) * 512; }
 
+std::optional<uint64_t> DirObject::seek(int fd, uint64_t offset, int whence) {
+  const off_t found = lseek(fd, static_cast<off_t>(offset), whence);
+  if (found >= 0) return static_cast<uint64_t>(found);
+  if (errno == ENXIO) return {};
+  // A file system that knows no holes: all of the file is data, and its end is the only hole.
+  if (errno != EINVAL && errno != EOPNOTSUPP) fail_here(errno, "asking where it has data");
+  const uint64_t size = size_bytes();
+  if (offset >= size) return {};
+  return whence == SEEK_DATA ? offset : size;
+}
+
+std::optional<DataRange> DirObject::find_data(uint64_t offset) {
+  if (offset > INT64_MAX) return {};  // no file goes that far
+  Pin pinned(*this);
+  for (;;) {
+    const std::optional<uint64_t> begin = seek(pinned.fd(), offset, SEEK_DATA);
+    if (!begin) return {};
+    // Between the two questions the data may be punched, and what whole blocks of O_DIRECT added to
+    // the file may be cut off again. Then there was nothing here.
+    const std::optional<uint64_t> end = seek(pinned.fd(), *begin, SEEK_HOLE);
+    if (!end) return {};
+    if (*end > *begin) return DataRange{*begin, *end - *begin};
+    offset = *begin;
+  }
+}
+
 }  // namespace tplstore

@@ -12,6 +12,9 @@
 //    kernel may have dropped the data and a second sync would call it durable;
 //  - a file's size changes only with the gate held exclusively, so nothing ever shrinks it.
 //
+// All transfers say their offset. The position of a descriptor is nobody's, since find_data() moves
+// it while others use the descriptor.
+//
 // With O_DIRECT all transfers are whole aligned blocks of the file; what is not aligned goes
 // through a bounce buffer, and a write of parts of blocks reads them first, alone at the gate.
 //
@@ -117,6 +120,7 @@ class DirObject final : public Object {
   void sync() override;
   uint64_t size_bytes() override;
   uint64_t allocated_bytes() override;
+  std::optional<DataRange> find_data(uint64_t offset) override;
 
   // The parts of read() and write(), for batches. Each begin that gave an operation is followed,
   // when that has run, by its end and then by check().
@@ -139,6 +143,8 @@ class DirObject final : public Object {
   void open_again();  // with the cache's mutex held
   void ensure_writable() const;
   struct stat status();
+  // Where data or a hole begins at or behind `offset`; nothing when none does.
+  std::optional<uint64_t> seek(int fd, uint64_t offset, int whence);
   void write_alone(uint64_t offset, Bytes from);
   void write_parts_of_blocks(int fd, uint64_t offset, Bytes from);
   void raise_size_floor(uint64_t size_bytes);

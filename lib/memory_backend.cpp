@@ -111,6 +111,19 @@ class MemoryObject final : public Object {
     return backend_.now_.image(object_).allocated_bytes();
   }
 
+  std::optional<DataRange> find_data(uint64_t offset) override {
+    std::lock_guard lock(backend_.mutex_);
+    const MemoryImage& image = backend_.now_.image(object_);
+    const uint64_t size = image.size_bytes();
+    const std::optional<uint64_t> page = image.next_allocated_page(offset);
+    if (!page) return {};
+    const uint64_t begin = std::max(offset, *page);
+    if (begin >= size) return {};
+    uint64_t end = *page + kBlockBytes;
+    while (end < size && image.is_allocated(end)) end += kBlockBytes;
+    return DataRange{begin, std::min(end, size) - begin};
+  }
+
  private:
   void check_not_failed() const {
     if (has_failed_) {

@@ -108,4 +108,15 @@ std::vector<uint64_t> MemoryImage::allocated_pages(uint64_t offset, uint64_t len
   return offsets;
 }
 
+std::optional<uint64_t> MemoryImage::next_allocated_page(uint64_t offset) const {
+  const uint64_t first = offset / kBlockBytes;
+  for (auto chunk = chunks_.lower_bound(first / kChunkPages); chunk != chunks_.end(); ++chunk) {
+    for (uint64_t i = 0; i < kChunkPages; ++i) {
+      const uint64_t index = chunk->first * kChunkPages + i;
+      if (chunk->second->pages[i] && index >= first) return index * kBlockBytes;
+    }
+  }
+  return {};
+}
+
 }  // namespace tplstore

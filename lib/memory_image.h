@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "bytes.h"
@@ -34,6 +35,9 @@ class MemoryImage {
   uint64_t bytes_to_allocate(uint64_t offset, uint64_t length) const;
   // Offsets of the allocated pages that touch the range, ascending.
   std::vector<uint64_t> allocated_pages(uint64_t offset, uint64_t length) const;
+  // Offset of the first allocated page that ends behind `offset`.
+  std::optional<uint64_t> next_allocated_page(uint64_t offset) const;
+  bool is_allocated(uint64_t offset) const { return find_page(offset / kBlockBytes) != nullptr; }
 
  private:
   using Page = std::array<std::byte, kBlockBytes>;

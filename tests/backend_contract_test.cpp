@@ -62,6 +62,22 @@ int error_code(F f) {
 
 using Names = std::vector<std::string>;
 
+// All ranges of an object from an offset on, those that touch made one.
+std::vector<DataRange> data_ranges(Object& object, uint64_t from = 0) {
+  std::vector<DataRange> ranges;
+  while (const std::optional<DataRange> found = object.find_data(from)) {
+    REQUIRE(found->length > 0);
+    REQUIRE(found->offset >= from);
+    from = found->offset + found->length;
+    if (!ranges.empty() && ranges.back().offset + ranges.back().length == found->offset) {
+      ranges.back().length += found->length;
+    } else {
+      ranges.push_back(*found);
+    }
+  }
+  return ranges;
+}
+
 }  // namespace
 
 #define ON_EVERY_BACKEND(name, Fixture) \
@@ -143,6 +159,119 @@ ON_EVERY_BACKEND("punch reads as zeroes and gives the space back", Fixture) {
   object->punch(100, 200);
   std::fill(expected.begin() + 100, expected.begin() + 300, std::byte{0});
   CHECK(read_all(*object, 0, 1 << 20) == expected);
+}
+
+ON_EVERY_BACKEND("data is found where it was written, synced or not, and not in holes", Fixture) {
+  Fixture fixture;
+  constexpr uint64_t kMiB = 1 << 20;
+  constexpr uint64_t kSize = 64 * kMiB + 100;
+  for (const std::string name : {"a/data.1", "a/log"}) {
+    CAPTURE(name);
+    auto object = fixture.backend.create(name, kSize);
+    CHECK_FALSE(object->find_data(0));
+    // Zeroes that were written are data too, and the last block is a part of one.
+    object->write(8 * kMiB, ByteVector(kMiB, std::byte{0}));
+    object->write(32 * kMiB, pattern(2 * kMiB, 1));
+    object->write(kSize - 10, pattern(10, 2));
+    const uint64_t last = round_down(kSize, kBlockBytes);
+    for (const bool is_synced : {false, true}) {
+      CAPTURE(is_synced);
+      if (is_synced) object->sync();
+      const std::vector<DataRange> ranges = data_ranges(*object);
+      REQUIRE(ranges.size() == 3);
+      CHECK(ranges[0].offset == 8 * kMiB);
+      CHECK(ranges[0].length == kMiB);
+      CHECK(ranges[1].offset == 32 * kMiB);
+      CHECK(ranges[1].length == 2 * kMiB);
+      CHECK(ranges[2].offset == last);
+      CHECK(ranges[2].length == kSize - last);
+    }
+    // From within a range, at its last byte, behind it, and from within a hole.
+    CHECK(object->find_data(8 * kMiB + 5000)->offset == 8 * kMiB + 5000);
+    CHECK(data_ranges(*object, 8 * kMiB + 5000)[0].length == kMiB - 5000);
+    CHECK(data_ranges(*object, 9 * kMiB - 1)[0].length == 1);
+    CHECK(object->find_data(9 * kMiB)->offset == 32 * kMiB);
+    CHECK(object->find_data(9 * kMiB + 1)->offset == 32 * kMiB);
+    CHECK(object->find_data(kSize - 1)->length == 1);
+    for (const uint64_t behind :
+         {kSize, kSize + 1, uint64_t{1} << 50, uint64_t{1} << 63, UINT64_MAX}) {
+      CAPTURE(behind);
+      CHECK_FALSE(object->find_data(behind));
+    }
+
+    object->punch(32 * kMiB + kMiB / 2, kMiB);
+    const std::vector<DataRange> punched = data_ranges(*object, 9 * kMiB);
+    REQUIRE(punched.size() == 3);
+    CHECK(punched[0].offset == 32 * kMiB);
+    CHECK(punched[0].length == kMiB / 2);
+    CHECK(punched[1].offset == 33 * kMiB + kMiB / 2);
+    CHECK(punched[1].length == kMiB / 2);
+    object->punch(0, round_up(kSize, kBlockBytes));
+    object->stretch(2 * kSize);
+    CHECK_FALSE(fixture.backend.open(name, Access::kRead)->find_data(0));
+  }
+}
+
+ON_EVERY_BACKEND("what is in no data range reads as zeroes, after any writes and punches",
+                 Fixture) {
+  Fixture fixture;
+  constexpr uint64_t kSize = 300'000;
+  ByteVector model(kSize, std::byte{0});
+  auto object = fixture.backend.create("v/data.1", kSize);
+  std::mt19937 random(13);
+  for (int i = 0; i < 200; ++i) {
+    const uint64_t offset = random() % kSize;
+    const uint64_t length = std::min<uint64_t>(random() % 40'000, kSize - offset);
+    if (random() % 3 == 0) {
+      const ByteVector bytes = pattern(length, i);
+      object->write(offset, bytes);
+      std::ranges::copy(bytes, model.begin() + offset);
+    } else {
+      object->punch(offset, length);
+      std::fill_n(model.begin() + offset, length, std::byte{0});
+    }
+    ByteVector found(kSize, std::byte{0});
+    for (const DataRange& range : data_ranges(*object)) {
+      REQUIRE(range.offset + range.length <= kSize);
+      object->read(range.offset, MutableBytes(found).subspan(range.offset, range.length));
+    }
+    REQUIRE(found == model);
+  }
+}
+
+ON_EVERY_BACKEND("looking for data does not disturb others, nor they it", Fixture) {
+  Fixture fixture;
+  constexpr uint64_t kHole = 1 << 20;
+  const ByteVector bytes = pattern(64 << 10, 1);
+  auto object = fixture.backend.create("v/data.1", 4 * kHole);
+  object->write(0, bytes);
+  object->write(3 * kHole, bytes);
+  std::atomic<bool> is_done = false;
+  std::thread changing([&] {
+    for (int i = 0; i < 300; ++i) {
+      object->write(kHole, bytes);
+      CHECK(read_all(*object, kHole, bytes.size()) == bytes);
+      object->punch(kHole, bytes.size());
+      CHECK(read_all(*object, 0, bytes.size()) == bytes);
+    }
+    is_done = true;
+  });
+  std::vector<std::thread> looking;
+  for (int t = 0; t < 2; ++t) {
+    looking.emplace_back([&] {
+      do {
+        const std::optional<DataRange> first = object->find_data(0);
+        const std::optional<DataRange> second = object->find_data(bytes.size());
+        const std::optional<DataRange> third = object->find_data(2 * kHole);
+        CHECK((first && first->offset == 0 && first->length > 0));
+        CHECK((second && second->offset >= kHole && second->offset <= 3 * kHole));
+        CHECK((second && second->length > 0));
+        CHECK((third && third->offset == 3 * kHole && third->length > 0));
+      } while (!is_done);
+    });
+  }
+  changing.join();
+  for (std::thread& thread : looking) thread.join();
 }
 
 ON_EVERY_BACKEND("opening says at once what is missing or not allowed", Fixture) {

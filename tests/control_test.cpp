@@ -75,6 +75,7 @@ class GatedObject final : public Object {
   }
   uint64_t size_bytes() override { return inner_->size_bytes(); }
   uint64_t allocated_bytes() override { return inner_->allocated_bytes(); }
+  std::optional<DataRange> find_data(uint64_t offset) override { return inner_->find_data(offset); }
 
  private:
   std::unique_ptr<Object> inner_;

@@ -281,6 +281,62 @@ TEST_CASE("a batch of reads goes through a ring, whatever its alignment") {
   }
 }
 
+TEST_CASE("where the file system knows no holes, all of an object is data") {
+  for (const int code : {EINVAL, EOPNOTSUPP}) {
+    CAPTURE(code);
+    TemporaryDirectory directory;
+    const int result = in_child([&] {
+      DirBackend backend(directory.path(), false, no_log);
+      auto object = backend.create("v/data.1", 1 << 20);
+      if (!forbid(SYS_lseek, code)) return 77;
+      const auto all = object->find_data(0);
+      if (!all || all->offset != 0 || all->length != 1 << 20) return 1;
+      const auto rest = object->find_data(5000);
+      if (!rest || rest->offset != 5000 || rest->length != (1 << 20) - 5000) return 2;
+      if (object->find_data(1 << 20) || object->find_data(UINT64_MAX)) return 3;
+      return 0;
+    });
+    if (result == 77) {
+      MESSAGE("skipped: no seccomp here");
+      return;
+    }
+    CHECK(result == 0);
+  }
+}
+
+TEST_CASE("an error of looking for data is one, and not the absence of data") {
+  TemporaryDirectory directory;
+  const int result = in_child([&] {
+    DirBackend backend(directory.path(), false, no_log);
+    auto object = backend.create("v/data.1", 1 << 20);
+    if (!forbid(SYS_lseek, EIO)) return 77;
+    return error_code([&] { object->find_data(0); });
+  });
+  if (result == 77) {
+    MESSAGE("skipped: no seccomp here");
+    return;
+  }
+  CHECK(result == EIO);
+}
+
+// Delayed allocation: the file system has given it no place yet, so only its cache knows it.
+TEST_CASE("data that was never written back is found, by every descriptor of the file") {
+  TemporaryDirectory directory;
+  DirBackend backend(directory.path(), false, no_log);
+  auto object = backend.create("v/data.1", 64 << 20);
+  auto reader = backend.open("v/data.1", Access::kRead);
+  for (uint64_t i = 0; i < 16; ++i) {
+    const uint64_t offset = i * (4 << 20);
+    object->write(offset, pattern(4096, i));
+    for (Object* from : {object.get(), reader.get()}) {
+      const auto found = from->find_data(offset);
+      REQUIRE(found);
+      CHECK(found->offset == offset);
+      CHECK(found->length == 4096);
+    }
+  }
+}
+
 TEST_CASE("symbolic links are not followed, and what is no object is not listed") {
   TemporaryDirectory outside;
   TemporaryDirectory directory;

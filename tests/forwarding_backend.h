@@ -63,6 +63,7 @@ class ForwardingBackend final : public Backend {
     void sync() override { to_->sync(); }
     uint64_t size_bytes() override { return to_->size_bytes(); }
     uint64_t allocated_bytes() override { return to_->allocated_bytes(); }
+    std::optional<DataRange> find_data(uint64_t offset) override { return to_->find_data(offset); }
 
    private:
     ForwardingBackend& backend_;

@@ -13,6 +13,7 @@
 #include <condition_variable>
 #include <cstring>
 #include <list>
+#include <map>
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <thread>
@@ -51,6 +52,83 @@ std::string text_of(const json& request, const char* key) {
   return found->get<std::string>();
 }
 
+std::string optional_text_of(const json& request, const char* key) {
+  return request.contains(key) && !request[key].is_null() ? text_of(request, key) : "";
+}
+
+uint64_t size_of(const json& request) {
+  const auto size = request.find("size");
+  if (size == request.end() || !size->is_number_unsigned())
+    fail(EINVAL, "control request", "it has no \"size\", which must be a number of bytes");
+  return size->get<uint64_t>();
+}
+
+std::vector<std::string> texts_of(const json& request, const char* key) {
+  std::vector<std::string> texts;
+  const auto found = request.find(key);
+  const bool is_list = found != request.end() && found->is_array();
+  if (is_list)
+    for (const json& text : *found)
+      if (text.is_string()) texts.push_back(text.get<std::string>());
+  if (!is_list || texts.size() != found->size())
+    fail(EINVAL, "control request", "it has no \"{}\", which must be a list of texts", key);
+  return texts;
+}
+
+// What concerns a volume that is open here.
+using Operation = json (*)(Store&, const std::string& volume, const json& request);
+
+json diff(Store& store, const std::string& volume, const json& request) {
+  std::vector<ChangedRange> changes;
+  store.diff_versions(volume, text_of(request, "from"), optional_text_of(request, "to"),
+                      [&](const ChangedRange& change) { changes.push_back(change); });
+  return changes_json(changes);
+}
+
+const std::map<std::string_view, Operation> kOperations = {
+    {"volume-show",
+     [](Store& store, const std::string& volume, const json&) {
+       return volume_json(store.show_volume(volume), true);
+     }},
+    {"volume-resize",
+     [](Store& store, const std::string& volume, const json& request) {
+       return volume_json(store.resize_volume(volume, size_of(request)), false);
+     }},
+    {"volume-fork",
+     [](Store& store, const std::string& volume, const json& request) {
+       return volume_json(store.fork_volume(text_of(request, "name"), volume,
+                                            text_of(request, "version"), size_of(request)),
+                          false);
+     }},
+    {"volume-flatten",
+     [](Store& store, const std::string& volume, const json&) {
+       return volume_json(store.flatten_volume(volume, [](uint64_t) {}), false);
+     }},
+    {"volume-reclaim",
+     [](Store& store, const std::string& volume, const json&) {
+       store.reclaim_volume(volume);
+       return json::object();
+     }},
+    {"version-list",
+     [](Store& store, const std::string& volume, const json&) {
+       return versions_json(store.list_versions(volume));
+     }},
+    {"version-create",
+     [](Store& store, const std::string& volume, const json& request) {
+       return version_json(store.create_version(
+           volume, {optional_text_of(request, "name"), optional_text_of(request, "note"), {}}));
+     }},
+    {"version-rollback",
+     [](Store& store, const std::string& volume, const json& request) {
+       return version_json(store.rollback(volume, text_of(request, "version")));
+     }},
+    {"version-rm",
+     [](Store& store, const std::string& volume, const json& request) {
+       return versions_json(store.remove_versions(volume, texts_of(request, "versions")));
+     }},
+    {"version-diff", diff},
+};
+
 // The whole answer to a request, but for what goes wrong.
 json perform(Store& store, const json& request) {
   if (!request.is_object()) fail(EINVAL, "control request", "it is not a JSON object");
@@ -63,28 +141,20 @@ json perform(Store& store, const json& request) {
     stats["servers"].push_back(self);
     return answer(std::move(stats));
   }
-  const bool is_known = op == "volume-show" || op == "volume-resize" || op == "version-list" ||
-                        op == "version-create" || op == "version-rollback";
-  if (!is_known) fail(EINVAL, "control request", "there is no such operation");
+  if (op == "reclaim") {
+    store.reclaim();
+    return answer(self);
+  }
+  const auto operation = kOperations.find(op);
+  if (operation == kOperations.end())
+    fail(EINVAL, "control request", "there is no such operation");
 
   const std::string volume = text_of(request, "volume");
   check_name("volume", volume);
   if (!store.is_open(volume))
     return error_answer(ENOENT, control::kCodeNotOpen, volume,
                         volume + ": this server does not have it open");
-  if (op == "volume-show") return answer(volume_json(store.show_volume(volume), true));
-  if (op == "version-list") return answer(versions_json(store.list_versions(volume)));
-  if (op == "version-rollback")
-    return answer(version_json(store.rollback(volume, text_of(request, "version"))));
-  if (op == "version-create") {
-    const bool has_name = request.contains("name") && !request["name"].is_null();
-    return answer(
-        version_json(store.create_version(volume, has_name ? text_of(request, "name") : "")));
-  }
-  const auto size = request.find("size");
-  if (size == request.end() || !size->is_number_unsigned())
-    fail(EINVAL, "control request", "it has no \"size\", which must be a number of bytes");
-  return answer(volume_json(store.resize_volume(volume, size->get<uint64_t>()), false));
+  return answer(operation->second(store, volume, request));
 }
 
 bool is_allowed(int socket) {

@@ -3,10 +3,17 @@
 // One request per line, one answer per line, both JSON, in order; a connection may carry many. The
 // requests are {"op": …} with op one of
 //
-//   ping              stats
-//   volume-show       volume              volume-resize     volume, size (bytes)
-//   version-list      volume              version-create    volume, name (optional)
+//   ping, stats, reclaim
+//   volume-show       volume
+//   volume-resize     volume, size (bytes)
+//   volume-fork       volume, version, name, size (bytes, 0 for the version's)
+//   volume-flatten    volume
+//   volume-reclaim    volume
+//   version-list      volume
+//   version-create    volume, name and note (optional)
 //   version-rollback  volume, version
+//   version-rm        volume, versions
+//   version-diff      volume, from, to (optional; current)
 //
 // Answers are {"ok": true, "result": …} or {"ok": false, "errno": N, "code": "EBUSY", "object": …,
 // "error": "one line"}. The code "ENOENT_OPEN" says that this server does not have the volume open:

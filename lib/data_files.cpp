@@ -17,18 +17,37 @@ void DataFiles::create(Backend& backend, const std::string& folder, uint32_t ver
   backend.sync_folder(folder);
 }
 
-DataFile& DataFiles::open(uint32_t version, Access access) {
-  auto file = std::make_unique<DataFile>();
-  file->version = version;
-  try {
-    file->object = backend_.open(name_of(folder_, version), access);
-  } catch (const Error& error) {
-    if (error.code() != ENOENT) throw;
-    fail(EIO, name_of(folder_, version), "is missing, though blocks of the volume are in it");
-  }
+void DataFiles::set_ancestors(std::vector<Ancestor> ancestors) {
   const std::unique_lock guard(mutex_);
-  // Somebody else may have opened it at the same time.
-  return *files_.try_emplace(version, std::move(file)).first->second;
+  ancestors_ = std::move(ancestors);
+}
+
+// With mutex_ held.
+std::string DataFiles::file_of(uint32_t version) const {
+  const auto ancestor = std::find_if(ancestors_.begin(), ancestors_.end(),
+                                     [version](const Ancestor& a) { return version <= a.last; });
+  return name_of(ancestor == ancestors_.end() ? folder_ : ancestor->folder, version);
+}
+
+std::shared_ptr<DataFile> DataFiles::open(uint32_t version, Access access) {
+  while (true) {
+    std::string name;
+    {
+      const std::shared_lock guard(mutex_);
+      name = file_of(version);
+    }
+    auto file = std::make_shared<DataFile>();
+    file->version = version;
+    try {
+      file->object = backend_.open(name, access);
+    } catch (const Error& error) {
+      if (error.code() != ENOENT) throw;
+      fail(EIO, name, "is missing, though blocks of the volume are in it");
+    }
+    const std::unique_lock guard(mutex_);
+    // A copy may have taken its place meanwhile; or somebody else has opened it.
+    if (file_of(version) == name) return files_.try_emplace(version, std::move(file)).first->second;
+  }
 }
 
 DataFile& DataFiles::get(uint32_t version) {
@@ -37,7 +56,7 @@ DataFile& DataFiles::get(uint32_t version) {
     const auto it = files_.find(version);
     if (it != files_.end()) return *it->second;
   }
-  return open(version, Access::kRead);
+  return *open(version, Access::kRead);
 }
 
 void DataFiles::remove_above(uint32_t current) {
@@ -50,15 +69,14 @@ void DataFiles::remove_above(uint32_t current) {
 }
 
 DataFile& DataFiles::begin(uint32_t current) {
-  DataFile& file = open(current, Access::kWrite);
+  auto file = open(current, Access::kWrite);
   const std::lock_guard guard(written_mutex_);
-  written_.push_back(&file);
-  return file;
+  return *written_.emplace_back(std::move(file));
 }
 
 void DataFiles::sync_existing(uint32_t version) {
   try {
-    backend_.open(name_of(folder_, version), Access::kWrite)->sync();
+    backend_.open(own_name(version), Access::kWrite)->sync();
   } catch (const Error& error) {
     if (error.code() != ENOENT) throw;
   }
@@ -79,23 +97,38 @@ void DataFiles::prepare(uint32_t version, uint64_t disk_bytes) {
 DataFile& DataFiles::advance(uint32_t version) {
   const std::lock_guard guard(written_mutex_);
   ensure(prepared_ == version, "the next version's file was made ahead");
-  DataFile& file = get(version);
-  written_.push_back(&file);
-  return file;
+  const std::shared_lock files_guard(mutex_);
+  return *written_.emplace_back(files_.at(version));
 }
 
 void DataFiles::remove(uint32_t version) {
   {
     const std::lock_guard guard(written_mutex_);
-    std::erase_if(written_, [version](const DataFile* file) { return file->version == version; });
+    std::erase_if(written_, [version](const auto& file) { return file->version == version; });
   }
-  backend_.remove(name_of(folder_, version));
+  {
+    const std::unique_lock guard(mutex_);
+    files_.erase(version);
+  }
+  // Readers of other versions may have it open: without its blocks that costs nothing.
+  if (const auto object = open_for_punching(version))
+    object->punch(0, round_up(object->size_bytes(), kBlockBytes));
+  backend_.remove(own_name(version));
+}
+
+std::unique_ptr<Object> DataFiles::open_for_punching(uint32_t version) {
+  try {
+    return backend_.open(own_name(version), Access::kWrite);
+  } catch (const Error& error) {
+    if (error.code() != ENOENT) throw;
+    return nullptr;
+  }
 }
 
 void DataFiles::remove_prepared() {
   const std::lock_guard guard(written_mutex_);
   if (prepared_ != 0 && (written_.empty() || written_.back()->version != prepared_))
-    backend_.remove(name_of(folder_, prepared_));
+    backend_.remove(own_name(prepared_));
 }
 
 void DataFiles::stretch(uint32_t version, uint64_t disk_bytes) {
@@ -104,17 +137,48 @@ void DataFiles::stretch(uint32_t version, uint64_t disk_bytes) {
 }
 
 void DataFiles::sync_written() {
-  std::vector<DataFile*> files;
+  std::vector<std::shared_ptr<DataFile>> files;
   {
     const std::lock_guard guard(written_mutex_);
     files = written_;
   }
-  for (DataFile* file : files)
+  for (const auto& file : files)
     if (file->is_dirty.exchange(false, std::memory_order_acq_rel)) file->object->sync();
   // What was frozen before is never written again.
   const std::lock_guard guard(written_mutex_);
   const auto last = std::find(written_.begin(), written_.end(), files.back());
   if (last != written_.end()) written_.erase(written_.begin(), last);
+}
+
+// --- copies of ancestors' files
+
+Object& DataFiles::copy_of(uint32_t version) {
+  std::unique_ptr<Object>& copy = copies_[version];
+  if (!copy) copy = open_for_punching(version);
+  if (!copy) copy = backend_.create(own_name(version), get(version).object->size_bytes());
+  return *copy;
+}
+
+void DataFiles::sync_copies() {
+  for (const auto& [version, copy] : copies_) copy->sync();
+  if (!copies_.empty()) backend_.sync_folder(folder_);
+}
+
+std::vector<std::shared_ptr<DataFile>> DataFiles::end_copies() {
+  std::vector<std::shared_ptr<DataFile>> replaced;
+  const std::unique_lock guard(mutex_);
+  const uint32_t last = ancestors_.empty() ? 0 : ancestors_.back().last;
+  for (auto it = files_.begin(); it != files_.end();) {
+    if (it->first > last) {
+      ++it;
+      continue;
+    }
+    replaced.push_back(std::move(it->second));
+    it = files_.erase(it);
+  }
+  ancestors_.clear();
+  copies_.clear();
+  return replaced;
 }
 
 }  // namespace tplstore

@@ -3,12 +3,17 @@
 //
 // Files that may have unsynced writes (current's, and those frozen since) are known here, so that
 // sync_written() makes all that was written durable. Frozen files are opened when first read and
-// stay open; the backend bounds descriptors. A DataFile lives as long as this object does.
+// stay open; the backend bounds descriptors. Of a fork, the files of ancestors are those of other
+// volumes, which it only reads.
+//
+// A DataFile lives until remove(), end_copies() or the end of this object. Who calls the first two
+// has waited for requests that may still use it.
 //
 // Thread safety: all methods; begin() and advance() while no write is in flight.
 #pragma once
 
 #include <atomic>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <shared_mutex>
@@ -41,6 +46,13 @@ class DataFiles {
   static void create(Backend& backend, const std::string& folder, uint32_t version,
                      uint64_t disk_bytes);
 
+  // Versions up to `last`, and past those of the row before, have their files in `folder`.
+  struct Ancestor {
+    uint32_t last;
+    std::string folder;
+  };
+  void set_ancestors(std::vector<Ancestor> ancestors);
+
   // The file of a frozen version or of current, open at least for reading; EIO when it is missing.
   DataFile& get(uint32_t version);
 
@@ -48,29 +60,42 @@ class DataFiles {
   void remove_above(uint32_t current);
   // Opens current's file for writing.
   DataFile& begin(uint32_t current);
-  // Syncs the file of a version, if there is one, whatever is known of its writes.
+  // Syncs the volume's own file of a version, if there is one, whatever is known of its writes.
   void sync_existing(uint32_t version);
   // Makes the file of the next version ahead of time, if it is not there yet; durably.
   void prepare(uint32_t version, uint64_t disk_bytes);
   // The prepared file becomes the one that is written.
   DataFile& advance(uint32_t version);
-  // Removes the file of a frozen version that no block is in and that is synced.
+  // Removes the volume's own file of a frozen version that no block is in, if there is one, and
+  // gives its space back at once, whoever has it open.
   void remove(uint32_t version);
+  // The volume's own file of a frozen version, for making holes; nothing when it is not there.
+  std::unique_ptr<Object> open_for_punching(uint32_t version);
   // Removes the file that was made ahead, at a clean close.
   void remove_prepared();
   void stretch(uint32_t version, uint64_t disk_bytes);
   void sync_written();
 
+  // Own copies of ancestors' files, which take their places at the end.
+  Object& copy_of(uint32_t version);
+  void sync_copies();
+  // Returns the ancestors' files, which requests may still use.
+  std::vector<std::shared_ptr<DataFile>> end_copies();
+
  private:
-  DataFile& open(uint32_t version, Access access);
+  std::shared_ptr<DataFile> open(uint32_t version, Access access);
+  std::string file_of(uint32_t version) const;
+  std::string own_name(uint32_t version) const { return name_of(folder_, version); }
 
   Backend& backend_;
   const std::string folder_;
-  std::shared_mutex mutex_;  // guards files_
-  std::unordered_map<uint32_t, std::unique_ptr<DataFile>> files_;
+  std::shared_mutex mutex_;  // guards the next two
+  std::unordered_map<uint32_t, std::shared_ptr<DataFile>> files_;
+  std::vector<Ancestor> ancestors_;
   std::mutex written_mutex_;  // guards all below
-  std::vector<DataFile*> written_;
+  std::vector<std::shared_ptr<DataFile>> written_;
   uint32_t prepared_ = 0;
+  std::map<uint32_t, std::unique_ptr<Object>> copies_;  // one thread uses these
 };
 
 }  // namespace tplstore

@@ -114,11 +114,12 @@ json volume_json(const VolumeInfo& info, bool with_versions) {
       {"uuid", uuid_or_null(info.uuid)},
       {"size", info.size_bytes},
       {"template", text_or_null(info.template_name)},
-      {"parent", nullptr},
+      {"parent", text_or_null(info.parent)},
       {"current_version", info.current_version},
       {"attached", info.is_attached},
       {"writer", info.writer ? writer_json(*info.writer) : json(nullptr)},
       {"unique_bytes", info.unique_bytes},
+      {"shared_bytes", info.shared_bytes},
   };
   if (with_versions) volume["versions"] = versions_json(info.versions);
   return volume;
@@ -128,13 +129,37 @@ json version_json(const VersionInfo& info) {
   return {
       {"number", info.number},
       {"name", text_or_null(info.name)},
+      {"note", text_or_null(info.note)},
       {"parent", info.parent == 0 ? json(nullptr) : json(info.parent)},
       {"created", format_time(info.created_ns)},
       {"size", info.size_bytes},
       {"own_bytes", info.own_bytes},
       {"hidden", info.is_hidden},
       {"current", info.is_current},
+      {"children", info.children},
+      {"forks", info.forks},
+      {"origin", fmt::format("{}@{}", info.identity.volume.text(), info.identity.number)},
   };
+}
+
+json space_json(const StoreSpace& space) {
+  return {
+      {"volume_bytes", space.volume_bytes},
+      {"template_bytes", space.template_bytes},
+      {"other_bytes", space.other_bytes},
+      {"total_bytes", space.volume_bytes + space.template_bytes + space.other_bytes},
+  };
+}
+
+json changes_json(const std::vector<ChangedRange>& changes) {
+  json ranges = json::array();
+  uint64_t data_bytes = 0, zero_bytes = 0;
+  for (const ChangedRange& change : changes) {
+    ranges.push_back(
+        {{"offset", change.offset}, {"length", change.length}, {"zero", change.is_zero}});
+    (change.is_zero ? zero_bytes : data_bytes) += change.length;
+  }
+  return {{"data_bytes", data_bytes}, {"zero_bytes", zero_bytes}, {"ranges", std::move(ranges)}};
 }
 
 json versions_json(const std::vector<VersionInfo>& infos) {

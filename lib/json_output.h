@@ -25,6 +25,9 @@ nlohmann::json writer_json(const WriterInfo& info);
 nlohmann::json volume_json(const VolumeInfo& info, bool with_versions);
 nlohmann::json version_json(const VersionInfo& info);
 nlohmann::json versions_json(const std::vector<VersionInfo>& infos);
+// What differs between two versions.
+nlohmann::json changes_json(const std::vector<ChangedRange>& changes);
+nlohmann::json space_json(const StoreSpace& space);
 
 // "servers" is empty: who answers adds itself.
 nlohmann::json stats_json(const StoreStats& stats);

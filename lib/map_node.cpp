@@ -82,13 +82,7 @@ uint64_t Slot::disk_word() const {
   return kAddressTag | node()->address.word;
 }
 
-bool Slot::is_same(const Slot& other) const {
-  if (word_ == other.word_) return true;
-  const auto key = [](const Slot& slot) {
-    return slot.is_node() && !slot.node()->is_dirty ? slot.disk_word() : slot.word_;
-  };
-  return key(*this) == key(other);
-}
+bool Slot::is_clean() const { return !node()->is_dirty; }
 
 uint64_t node_memory_bytes() { return memory_bytes.load(std::memory_order_relaxed); }
 

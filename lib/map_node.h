@@ -70,8 +70,9 @@ class Slot {
   Node* node() const { return reinterpret_cast<Node*>(word_); }
   // The word as it stands on disk; not for a node in memory that is dirty.
   uint64_t disk_word() const;
-  // Whether both lead to the same content for sure: equal words, or one the address of the other.
-  bool is_same(const Slot& other) const;
+  // Equal for slots that lead to the same for sure: an address, or a clean node that has it.
+  uint64_t key() const { return is_node() && !is_clean() ? word_ : disk_word(); }
+  bool is_same(const Slot& other) const { return word_ == other.word_ || key() == other.key(); }
   bool operator==(const Slot& other) const { return word_ == other.word_; }
   // Drops the word without dropping the reference, which somebody else has ended.
   void forget() { word_ = 0; }
@@ -81,6 +82,7 @@ class Slot {
   static constexpr uint64_t kAddressTag = uint64_t{1} << 62;
   explicit Slot(uint64_t word) : word_(word) {}
   void release();
+  bool is_clean() const;
 
   uint64_t word_ = 0;
 };
@@ -134,14 +136,14 @@ void release(Node* node);
 
 // --- bytes in the log: see FORMAT.md, "Nodes"
 
-enum class NodeKind : uint8_t { kLeaf = 1, kLeafDelta = 2, kPage = 3, kVersions = 4 };
+enum class NodeKind : uint8_t { kLeaf = 1, kLeafDelta = 2, kPage = 3, kVersions = 4, kFree = 5 };
 
 struct NodeHeader {
   uint32_t checksum;  // low half of XXH3-64 of all that follows, seeded with the log's seed
   uint8_t kind;
   uint8_t level;   // of a page 1 to 4; of a leaf 0; of a delta its depth over the full leaf, 1 to 8
-  uint16_t count;  // intervals, slots or versions in it
-  uint32_t index;  // which region, page of its level, or group of versions
+  uint16_t count;  // intervals, slots, versions or free ranges in it
+  uint32_t index;  // which region, page of its level, group of versions, or list of free ranges
   uint32_t version;  // that was current when it was written
 };
 static_assert(sizeof(NodeHeader) == 16 && offsetof(NodeHeader, version) == 12);

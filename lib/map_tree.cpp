@@ -115,12 +115,9 @@ std::optional<MissingNode> assign(Slot& root, uint64_t region, uint32_t first, u
   ensure(region < kRegionsMax && count > 0 && first + count <= kRegionBlocks,
          "an assignment lies within one region");
   // First only look whether all is loaded, so that nothing is half done. A leaf must be looked
-  // into even if all of it is replaced: the count of the version's own blocks depends on it.
-  RunList before;
-  if (const auto absent = find(root, region, first, count, before)) return absent;
-  for (size_t i = 0; i < before.size(); ++i)
-    if (before[i].source == current)
-      effect.own_blocks_before += static_cast<uint32_t>(before[i].count);
+  // into even if all of it is replaced: what becomes of the cells it leads to depends on it.
+  const RunList& before = effect.before;
+  if (const auto absent = find(root, region, first, count, effect.before)) return absent;
   if (before.size() == 1 && before[0].source == source) return std::nullopt;
   effect.has_changed = true;
 

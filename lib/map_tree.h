@@ -25,10 +25,10 @@ struct MissingNode {
 
 // What an assignment did, for the books of the map.
 struct AssignEffect {
-  bool has_changed = false;        // false: the blocks had that source already
-  uint32_t own_blocks_before = 0;  // blocks of the range that were the current version's already
-  uint32_t leaves_dirtied = 0;     // leaves and regions that have to be written anew
-  uint64_t superseded_bytes = 0;   // of nodes in the log that no version needs any more
+  bool has_changed = false;       // false: the blocks had that source already
+  RunList before;                 // where the blocks came from
+  uint32_t leaves_dirtied = 0;    // leaves and regions that have to be written anew
+  uint64_t superseded_bytes = 0;  // of nodes in the log that no version needs any more
 };
 
 // Appends the runs of blocks [first, first + count) of `region`.

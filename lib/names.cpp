@@ -44,6 +44,8 @@ void check_name(std::string_view kind, std::string_view name) {
   if (kind == "version" && all_digits(name))
     fail(EINVAL, std::string(name),
          "a version's name cannot be a number, since numbers name versions already");
+  if (kind == "version" && name.find("..") != std::string_view::npos)
+    fail(EINVAL, std::string(name), "a version's name cannot contain '..', which means a range");
 }
 
 std::optional<uint32_t> parse_version_number(std::string_view text) {
@@ -58,19 +60,26 @@ std::optional<uint32_t> parse_version_number(std::string_view text) {
 ExportName parse_export_name(std::string_view text) {
   const auto refuse = [&]() {
     fail(EINVAL, fmt::format("export '{}'", printable(text)),
-         "no such form of name: use VOLUME, VOLUME@VERSION or template/NAME");
+         "no such form of name: use VOLUME, VOLUME@VERSION, VOLUME@VERSION..VERSION or template/NAME");
   };
   constexpr std::string_view kTemplatePrefix = "template/";
-  ExportName result{ExportName::Kind::kCurrent, {}, {}};
+  const auto version_in = [&](std::string_view part) {
+    if (!is_valid_name(part) || (all_digits(part) && !parse_version_number(part))) refuse();
+    return std::string(part);
+  };
+  ExportName result{ExportName::Kind::kCurrent, {}, {}, {}};
   if (text.starts_with(kTemplatePrefix)) {
     result.kind = ExportName::Kind::kTemplate;
     result.name = text.substr(kTemplatePrefix.size());
   } else if (const size_t at = text.find('@'); at != std::string_view::npos) {
-    result.kind = ExportName::Kind::kVersion;
     result.name = text.substr(0, at);
-    result.version = text.substr(at + 1);
-    if (!is_valid_name(result.version)) refuse();
-    if (all_digits(result.version) && !parse_version_number(result.version)) refuse();
+    const std::string_view versions = text.substr(at + 1);
+    const size_t dots = versions.find("..");
+    result.kind = dots == std::string_view::npos ? ExportName::Kind::kVersion
+                                                 : ExportName::Kind::kChanges;
+    if (dots != std::string_view::npos) result.since = version_in(versions.substr(0, dots));
+    result.version = version_in(dots == std::string_view::npos ? versions
+                                                               : versions.substr(dots + 2));
   } else {
     result.name = text;
   }

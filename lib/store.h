@@ -58,20 +58,51 @@ class Store {
   // template, 0, or not a multiple of 512), EFBIG (the file system cannot hold such a file).
   VolumeInfo create_volume(const std::string& name, uint64_t size_bytes,
                            const std::string& template_name);
+  // A volume that begins as a frozen version of another one, at once, and shares its data. Size 0:
+  // the version's. EEXIST, ENOENT, EINVAL (smaller).
+  VolumeInfo fork_volume(const std::string& name, const std::string& parent,
+                         const std::string& version, uint64_t size_bytes);
+  // Gives a fork its own copy of what it shares, so that it needs its parent no more. EINVAL when
+  // it is no fork, EBUSY when it has forks itself.
+  VolumeInfo flatten_volume(const std::string& name,
+                            const std::function<void(uint64_t done_bytes)>& progress);
   std::vector<VolumeInfo> list_volumes();
   VolumeInfo show_volume(const std::string& name);  // with its versions
   // Grows only (EINVAL). When this process has it open, new connections see the new size.
   VolumeInfo resize_volume(const std::string& name, uint64_t size_bytes);
-  // EBUSY while a writer has it or a reader reads one of its versions.
+  // EBUSY while a writer has it or a reader reads one of its versions. What forks need of it stays,
+  // without a name, until they are gone.
   void remove_volume(const std::string& name);
+  // Gives back what can be given back of a volume: of versions and forks that are gone. Waits.
+  void reclaim_volume(const std::string& name);
 
   // --- versions; `version` is a number or a name
   std::vector<VersionInfo> list_versions(const std::string& volume);
   // Freezes current, atomically against requests in flight, durable on return; the frozen one.
-  VersionInfo create_version(const std::string& volume, const std::string& name);
+  VersionInfo create_version(const std::string& volume, const NewVersion& request);
   // Freezes current and starts a new current from `version`; the frozen one. EBUSY while a writer
   // is connected.
   VersionInfo rollback(const std::string& volume, const std::string& version);
+  // Removes frozen versions, all or none, in any order. ENOENT; EBUSY for current and for one that
+  // is being read. What forks or several later versions need of one stays, hidden.
+  std::vector<VersionInfo> remove_versions(const std::string& volume,
+                                           const std::vector<std::string>& versions);
+  // Calls `add` for what differs between two versions, in rising order; an empty `to` is current.
+  // Takes time in proportion to that.
+  void diff_versions(const std::string& volume, const std::string& from, const std::string& to,
+                     const std::function<void(const ChangedRange&)>& add);
+  // Makes a version with what `fill` writes over `base` (empty: over nothing, and the volume is
+  // made). Current is put back to `base` before, unless it is like it. EBUSY while a writer is
+  // connected; EINVAL when `base` is known to be another version than `base_identity`. When it
+  // fails, the volume is as before.
+  struct ImportedVersion {
+    std::string base;
+    VersionIdentity base_identity;
+    uint64_t size_bytes = 0;
+    NewVersion version;
+  };
+  VersionInfo import_version(const std::string& volume, const ImportedVersion& imported,
+                             const std::function<void(Disk&)>& fill);
 
   // --- exports
   std::vector<ExportInfo> list_exports();
@@ -82,11 +113,15 @@ class Store {
   // Removes what an interrupted creation or removal of a volume left behind; how many volumes.
   // EBUSY while volumes are being created or templates imported.
   uint64_t remove_orphans();
+  // Gives back the space of removed versions, of all volumes that no other process has open. Waits.
+  void reclaim();
 
   StoreStats stats();
+  StoreSpace space();
   // Whether this process has the volume open for writing.
   bool is_open(const std::string& volume);
 
+ private:
  private:
   struct Impl;
   std::unique_ptr<Impl> impl_;

@@ -1,6 +1,7 @@
 // The life of a volume: making, opening, recovering, versions, upkeep, closing.
 #include "volume.h"
 
+#include <algorithm>
 #include <cerrno>
 
 #include "names.h"
@@ -9,31 +10,91 @@
 
 namespace tplstore {
 
+using Clock = std::chrono::steady_clock;
+
+namespace {
+
+// How long a volume's upkeep gives back space before other volumes have their turn.
+constexpr std::chrono::milliseconds kReclaimBudget{100};
+constexpr std::chrono::milliseconds kCloseReclaimBudget{1000};
+// How long a fork that was removed elsewhere may go unnoticed.
+constexpr std::chrono::seconds kForksInterval{10};
+
+}  // namespace
+
 std::string Volume::folder_of(const Uuid& volume) {
   return fmt::format("{}/{}", paths::kVolumes, volume.text());
 }
 
-void Volume::create(Backend& backend, const Uuid& volume, uint64_t size_bytes,
-                    const TemplateImage* base) {
-  const std::string folder = folder_of(volume);
-  backend.create(DataFiles::name_of(folder, 1), round_up(size_bytes, kBlockBytes))->sync();
-  VolumeMap::create(backend, folder, volume, size_bytes);
-  backend.create(folder + "/lock", 0);
-  backend.create(folder + "/readers", 0);
+namespace {
+
+VolumeHeader new_header(const Uuid& volume, uint64_t size_bytes) {
   VolumeHeader header{};
   header.format = kHeaderFormat;
   header.block_bytes = kBlockBytes;
   header.region_blocks = kRegionBlocks;
   header.volume = volume;
   header.size_bytes = size_bytes;
-  if (base != nullptr) {
-    header.template_uuid = base->uuid();
-    put_text(header.template_name, sizeof header.template_name, base->name());
-  }
+  return header;
+}
+
+// The objects of a volume whose map is there. The header comes last: without it there is none.
+void create_objects(Backend& backend, const std::string& folder, uint32_t current,
+                    const VolumeHeader& header) {
+  backend.create(DataFiles::name_of(folder, current), round_up(header.size_bytes, kBlockBytes))
+      ->sync();
+  backend.create(folder + "/lock", 0);
+  backend.create(folder + "/readers", 0);
   const auto object = backend.create(header_name(folder), 0);
   object->write(0, HeaderSlots(kHeaderMagic).initial(header));
   object->sync();
   backend.sync_folder(folder);
+}
+
+}  // namespace
+
+void Volume::create(Backend& backend, const Uuid& volume, uint64_t size_bytes,
+                    const TemplateImage* base) {
+  VolumeMap::create(backend, folder_of(volume), volume, size_bytes);
+  VolumeHeader header = new_header(volume, size_bytes);
+  if (base != nullptr) {
+    header.template_uuid = base->uuid();
+    put_text(header.template_name, sizeof header.template_name, base->name());
+  }
+  create_objects(backend, folder_of(volume), 1, header);
+}
+
+void Volume::create_fork(const std::string& number_or_name, const Uuid& fork) {
+  const std::lock_guard guard(pin_mutex_);
+  const VersionInfo base = version(number_or_name);
+  if (map_->is_flattening())
+    fail(EBUSY, fmt::format("volume {}", name_), "is being flattened; try again after that");
+  map_->promise(VolumeMap::kPinRecords);
+  try {
+    map_->pin(base.number, fork);
+  } catch (...) {
+    map_->withdraw(VolumeMap::kPinRecords);
+    throw;
+  }
+  try {
+    map_->commit();
+    const std::string folder = folder_of(fork);
+    map_->create_fork(base.number, folder, fork);
+    VolumeHeader header = new_header(fork, base.size_bytes);
+    header.incompatible_features = kFeatureFork;
+    header.parent = uuid_;
+    header.parent_version = base.number;
+    if (template_) {
+      header.template_uuid = template_->uuid();
+      put_text(header.template_name, sizeof header.template_name, template_name_);
+    }
+    create_objects(backend_, folder, base.number + 1, header);
+  } catch (const Error&) {
+    backend_.remove_folder(folder_of(fork));
+    map_->promise(VolumeMap::kPinRecords, true);
+    map_->unpin(fork);
+    throw;
+  }
 }
 
 Volume::Volume(const VolumeEnvironment& environment, const Uuid& volume, std::string name)
@@ -86,9 +147,11 @@ void Volume::recover() {
     environment_.log(fmt::format("volume {}: was not closed, recovered it", name_));
     for (const uint32_t version : map_->replayed_versions()) files_->sync_existing(version);
     files_->sync_existing(current);
+    leftovers_version_ = current;
   }
+  use_sources();
   use_current(files_->begin(current));
-  map_->begin_life([files = files_.get()] { files->sync_written(); });
+  map_->begin_life([files = files_.get()] { files->sync_written(); }, [this] { sync_holes(); });
   if (lock_->header().true_size_bytes != size_bytes()) lock_->resize(size_bytes());
 }
 
@@ -100,7 +163,16 @@ std::unique_ptr<Volume> Volume::open_for_reading(const VolumeEnvironment& enviro
   volume->open_template(read_header(volume->backend_, volume->folder_));
   volume->map_ = VolumeMap::open(volume->backend_, volume->folder_, uuid, Access::kRead);
   volume->size_bytes_ = volume->map_->size_bytes();
+  volume->use_sources();
   return volume;
+}
+
+// Which volumes' files the versions' blocks are in.
+void Volume::use_sources() {
+  std::vector<DataFiles::Ancestor> ancestors;
+  for (const SourceRow& row : map_->sources())
+    ancestors.push_back({row.last, folder_of(row.volume)});
+  files_->set_ancestors(std::move(ancestors));
 }
 
 void Volume::use_current(DataFile& file) {
@@ -112,6 +184,13 @@ void Volume::use_current(DataFile& file) {
 void Volume::close() {
   if (!lock_) return;
   try {
+    {
+      const std::lock_guard guard(space_mutex_);
+      while (!reclaim_leftovers(Clock::time_point::max())) {
+      }
+    }
+    // What takes longer goes on when the volume is opened again.
+    reclaim(kCloseReclaimBudget);
     map_->close();
     files_->remove_prepared();
     lock_->restore(size_bytes());
@@ -142,48 +221,54 @@ VersionInfo Volume::info_of(const VersionRecord& record, bool is_current) {
   VersionInfo info;
   info.number = record.number;
   info.name = record.name;
+  info.note = record.note;
   info.parent = record.parent;
   info.created_ns = record.created_ns;
   info.size_bytes = record.size_bytes;
-  info.is_hidden = (record.flags & kVersionHidden) != 0;
+  info.is_hidden = record.is_hidden();
   info.is_current = is_current;
-  try {
-    info.own_bytes =
-        backend_.open(DataFiles::name_of(folder_, record.number), Access::kRead)->allocated_bytes();
-  } catch (const Error& error) {
-    if (error.code() != ENOENT) throw;  // versions that wrote nothing have no file
-  }
+  info.children = record.children;
+  info.identity = record.origin.is_nil() ? VersionIdentity{uuid_, record.number} : record.origin;
   return info;
 }
 
 std::vector<VersionInfo> Volume::versions() {
   std::vector<VersionInfo> list;
-  const auto map = this->map();
-  for (const VersionRecord& record : map->versions()) list.push_back(info_of(record, false));
-  list.push_back(info_of(map->current_record(), true));
+  with_map([&](VolumeMap& map) {
+    list.clear();
+    for (const VersionRecord& record : map.versions()) list.push_back(info_of(record, false));
+    list.push_back(info_of(map.current_record(), true));
+    for (VersionInfo& info : list) info.own_bytes = map.own_blocks(info.number) * kBlockBytes;
+    for (const Pin& pin : map.pins()) {
+      const auto at = std::lower_bound(
+          list.begin(), list.end(), pin.version,
+          [](const VersionInfo& info, uint32_t number) { return info.number < number; });
+      if (at != list.end() && at->number == pin.version) at->forks.push_back(pin.fork.text());
+    }
+  });
   return list;
 }
 
 VersionInfo Volume::version(const std::string& number_or_name) {
   const auto record = map()->version(number_or_name);
-  if (!record || (record->flags & kVersionHidden) != 0)
+  if (!record || record->is_hidden())
     fail(ENOENT, fmt::format("volume {}", name_),
          "has no version '{}'; see 'tplstore version list {}'", number_or_name, name_);
   return info_of(*record, false);
 }
 
-VersionInfo Volume::freeze(const std::string& name, uint32_t parent, uint64_t size_bytes) {
+VersionInfo Volume::freeze(const FreezeRequest& request) {
   const std::lock_guard guard(map_->version_mutex());
-  if (!name.empty() && map_->version(name))
-    fail(EEXIST, fmt::format("volume {}", name_), "has a version '{}' already", name);
+  if (!request.name.empty() && map_->version(request.name))
+    fail(EEXIST, fmt::format("volume {}", name_), "has a version '{}' already", request.name);
   const uint32_t next = current_ + 1;
-  files_->prepare(next, size_bytes);
+  files_->prepare(next, std::max(size_bytes(), map_->size_of(request.parent)));
   map_->promise(VolumeMap::kFreezeRecords);
 
   gate_.close();
   VersionRecord frozen;
   try {
-    frozen = map_->freeze(name, "", parent);
+    frozen = map_->freeze(request);
     use_current(files_->advance(next));
   } catch (...) {
     gate_.open();
@@ -193,21 +278,60 @@ VersionInfo Volume::freeze(const std::string& name, uint32_t parent, uint64_t si
   gate_.open();
 
   map_->commit();
-  if (frozen.own_blocks == 0) files_->remove(frozen.number);
   environment_.wake();
-  return info_of(frozen, false);
+  VersionInfo info = info_of(frozen, false);
+  info.own_bytes = map_->own_blocks(frozen.number) * kBlockBytes;
+  return info;
 }
 
-VersionInfo Volume::create_version(const std::string& name) {
-  if (!name.empty()) check_name("version", name);
-  return freeze(name, 0, size_bytes());
+VersionInfo Volume::create_version(const NewVersion& request) {
+  if (!request.name.empty()) check_name("version", request.name);
+  if (request.note.size() > kNoteBytesMax)
+    fail(EINVAL, fmt::format("volume {}", name_), "a note has at most {} bytes", kNoteBytesMax);
+  return freeze({request.name, request.note, request.origin, 0});
 }
 
 VersionInfo Volume::rollback(const std::string& number_or_name) {
   const VersionInfo target = version(number_or_name);
-  const VersionInfo frozen = freeze("", target.number, target.size_bytes);
+  const VersionInfo frozen = freeze({"", "", {}, target.number});
   lock_->resize(size_bytes());
   return frozen;
+}
+
+std::vector<VersionInfo> Volume::remove_versions(const std::vector<std::string>& wanted) {
+  const std::string object = fmt::format("volume {}", name_);
+  std::vector<VersionInfo> removed;
+  std::vector<std::unique_ptr<HeldLock>> holds;
+  {
+    const std::lock_guard guard(map_->version_mutex());
+    for (const std::string& number_or_name : wanted) {
+      if (number_or_name == std::to_string(current_))
+        fail(EBUSY, object, "version {} is current, and cannot be removed", number_or_name);
+      VersionInfo info = version(number_or_name);
+      const bool is_twice = std::any_of(removed.begin(), removed.end(), [&](const VersionInfo& v) {
+        return v.number == info.number;
+      });
+      if (is_twice) continue;
+      auto hold = backend_.try_lock(folder_ + "/readers", LockMode::kExclusive, info.number);
+      if (!hold)
+        fail(EBUSY, object, "version {} is being read; disconnect that first", number_or_name);
+      holds.push_back(std::move(hold));
+      removed.push_back(std::move(info));
+    }
+    map_->promise(removed.size(), true);
+    for (const VersionInfo& info : removed) map_->hide(info.number);
+  }
+  // Who opens one of them after this finds it gone.
+  map_->commit();
+  for (VersionInfo& info : removed) info.is_hidden = true;
+  environment_.wake();
+  return removed;
+}
+
+std::unique_ptr<HeldLock> Volume::hold_version(uint32_t version) {
+  auto hold = backend_.try_lock(folder_ + "/readers", LockMode::kShared, version);
+  if (!hold) fail(EBUSY, fmt::format("{}@{}", name_, version), "is being removed");
+  return hold;
 }
 
 void Volume::resize(uint64_t size_bytes) {
@@ -226,20 +350,32 @@ void Volume::resize(uint64_t size_bytes) {
 // --- upkeep
 
 void Volume::maintain(bool evicts) {
-  try {
-    if (lock_) {
+  const auto attempt = [this](const auto& work) {
+    try {
+      work();
+    } catch (const Error& error) {
+      environment_.log(fmt::format("volume {}: upkeep failed: {}", name_, error.what()));
+    }
+  };
+  if (lock_) {
+    attempt([this] {
       if (map_->wants_commit()) map_->commit();
       if (map_->wants_checkpoint()) map_->checkpoint();
       if (map_->wants_compaction()) map_->compact();
       const std::lock_guard guard(map_->version_mutex());
       files_->prepare(current_ + 1, size_bytes());
-    }
-    const auto map = this->map();
-    if (evicts)
-      while (map->evict_some()) {
+    });
+    attempt([this] {
+      if (Clock::now() >= look_for_forks_at_) {
+        look_for_forks_at_ = Clock::now() + kForksInterval;
+        drop_dead_pins();
       }
-  } catch (const Error& error) {
-    environment_.log(fmt::format("volume {}: upkeep failed: {}", name_, error.what()));
+      if (reclaim(kReclaimBudget)) environment_.wake();
+    });
+  }
+  if (!evicts) return;
+  const auto map = this->map();
+  while (map->evict_some()) {
   }
 }
 

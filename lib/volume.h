@@ -12,6 +12,9 @@
 //   new version  promise, make the next data file, close the gate, freeze the map, open the gate,
 //                commit
 //
+// Space comes back in the background (volume_space.cpp): cells that a crash left in current's file,
+// cells of removed versions, cells that current has replaced.
+//
 // Opened for reading, only frozen versions are served, and no lock is taken but a shared one that
 // keeps the volume from being removed.
 //
@@ -20,15 +23,20 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <set>
 #include <string>
+#include <vector>
 
 #include "backend.h"
 #include "data_files.h"
 #include "disk.h"
 #include "piece_list.h"
+#include "request_epochs.h"
 #include "request_locks.h"
 #include "template_image.h"
 #include "volume_map.h"
@@ -53,6 +61,8 @@ class Volume {
   // Makes the objects of a new volume, all durable; publishing its name is the caller's.
   static void create(Backend& backend, const Uuid& volume, uint64_t size_bytes,
                      const TemplateImage* base);
+  // Likewise, of a fork of one of this volume's versions; the version is pinned for it.
+  void create_fork(const std::string& version, const Uuid& fork);
   // Takes the writer lock for `peer`, recovers, and starts a new life of the map.
   static std::unique_ptr<Volume> open_for_writing(const VolumeEnvironment& environment,
                                                   const Uuid& volume, const std::string& name,
@@ -79,18 +89,47 @@ class Volume {
   void flush();
 
   // --- versions
+  uint32_t current_version() { return map()->current(); }
   std::vector<VersionInfo> versions();
   // By number or name; frozen versions only. ENOENT.
   VersionInfo version(const std::string& number_or_name);
-  VersionInfo create_version(const std::string& name);
+  VersionInfo create_version(const NewVersion& request);
   VersionInfo rollback(const std::string& number_or_name);
+  // Removes frozen versions, all or none: ENOENT, EBUSY when one is being read. Their space comes
+  // back in the background.
+  std::vector<VersionInfo> remove_versions(const std::vector<std::string>& numbers_or_names);
+  // Keeps a version from being removed as long as it is held. EBUSY while that is happening.
+  std::unique_ptr<HeldLock> hold_version(uint32_t version);
+  // Calls `add` for the ranges within [offset, offset + length) that differ between two versions
+  // (0 is current), in rising order.
+  void changes(uint32_t from, uint32_t to, uint64_t offset, uint64_t length,
+               const std::function<void(const ChangedRange&)>& add);
   void resize(uint64_t size_bytes);
+
+  // --- forks
+  std::optional<VersionIdentity> parent() const;  // where it was forked from
+  uint64_t shared_bytes();                        // that current has of ancestors
+  // Copies what the volume's versions have of its ancestors into files of its own. EBUSY while it
+  // has forks itself, or when readers that began before still need the ancestors.
+  void flatten(const std::function<void(uint64_t done_bytes)>& progress);
+  // Whether the volume `fork` is there and needs `parent`.
+  static bool is_fork_of(Backend& backend, const Uuid& fork, const Uuid& parent);
+  // Forgets forks that are gone; whether some are left.
+  bool drop_dead_pins();
+  bool has_outstanding() { return map_->has_outstanding() || leftovers_version_ != 0; }
+  // Of a volume without a name, which only its forks need: removes all else.
+  void keep_pinned_only();
 
   // --- upkeep, from the store's background thread
   void maintain(bool evicts);
   // What maintain() does when it is time; at once.
   void checkpoint() { map_->checkpoint(); }
   void compact_log() { map_->compact(); }
+  // Gives back space for about so long; whether there is more to do.
+  bool reclaim(std::chrono::milliseconds budget);
+  // Gives back all that can be given back now.
+  void reclaim_all();
+  const VolumeMap& map_for_tests() const { return *map_; }
 
   VolumeStats stats();
 
@@ -104,15 +143,27 @@ class Volume {
   void open_template(const VolumeHeader& header);
   void recover();
   void use_current(DataFile& file);
-  VersionInfo freeze(const std::string& name, uint32_t parent, uint64_t size_bytes);
+  void use_sources();
+  VersionInfo freeze(const FreezeRequest& request);
   VersionInfo info_of(const VersionRecord& record, bool is_current);
   std::shared_ptr<VolumeMap> map();
   void reload_map(const std::shared_ptr<VolumeMap>& old);
+
+  // volume_space.cpp
+  bool reclaim_leftovers(std::chrono::steady_clock::time_point deadline);
+  void reclaim_leftovers_in(uint32_t version, Object& file, uint64_t region);
+  bool punch_some();
+  void help_reclaiming();
+  void sync_holes();
+
+  // volume_fork.cpp
+  void copy_foreign_cells(const std::function<void(uint64_t)>& progress);
 
   // volume_io.cpp: requests
   template <typename Operation>
   void counted(std::atomic<uint64_t>& requests, std::atomic<uint64_t>* bytes, uint64_t length,
                Operation operation);
+  void with_map(const std::function<void(VolumeMap&)>& body);
   void find(uint32_t version, uint64_t first, uint64_t count, RunList& runs);
   void read_range(uint32_t version, uint64_t offset, MutableBytes into);
   void write_range(uint64_t offset, Bytes from);
@@ -141,12 +192,21 @@ class Volume {
   std::unique_ptr<DataFiles> files_;
   Gate gate_;
   StretchLocks stretches_;
+  RequestEpochs epochs_;
   uint32_t write_alignment_ = 1;
 
   // Changed only while the gate is closed.
   std::atomic<uint32_t> current_{0};
   std::atomic<DataFile*> current_file_{nullptr};
   std::atomic<uint64_t> size_bytes_{0};
+
+  std::mutex space_mutex_;  // one thread gives back space, or copies for flattening
+  uint32_t leftovers_version_ = 0;  // whose file may have cells that no version maps; 0: none
+  uint64_t leftovers_offset_ = 0;   // how far it has been looked through
+  std::mutex punched_mutex_;        // guards the next
+  std::set<uint32_t> punched_;      // files with holes that are not synced
+  std::mutex pin_mutex_;            // one fork at a time begins or ends
+  std::chrono::steady_clock::time_point look_for_forks_at_{};  // the upkeep's
 
   std::unique_ptr<Counters> counters_;
 };

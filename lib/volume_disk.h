@@ -1,4 +1,4 @@
-// What the exports "vm1" and "vm1@3" serve. Thread safety and errors: see disk.h.
+// What the exports "vm1", "vm1@3" and "vm1@3..5" serve. Thread safety and errors: see disk.h.
 #pragma once
 
 #include <memory>
@@ -42,34 +42,80 @@ class CurrentDisk final : public Disk {
   const bool allows_multi_conn_;
 };
 
-// A frozen version.
-class VersionDisk final : public Disk {
- public:
-  VersionDisk(std::shared_ptr<Volume> volume, const VersionInfo& version)
-      : volume_(std::move(volume)), number_(version.number), size_bytes_(version.size_bytes) {}
+// A frozen version that cannot be removed as long as this is there.
+struct HeldVersion {
+  std::shared_ptr<Volume> volume;
+  VersionInfo version;
+  std::unique_ptr<HeldLock> hold;
+};
 
-  uint64_t size_bytes() const override { return size_bytes_; }
+// A disk that never changes.
+class FrozenDisk : public Disk {
+ public:
   bool is_writable() const override { return false; }
   bool allows_multi_conn() const override { return true; }
-  void read(uint64_t offset, MutableBytes into) override { volume_->read(number_, offset, into); }
-  void extents(uint64_t offset, uint64_t length,
-               const std::function<bool(const Extent&)>& add) override {
-    volume_->extents(number_, offset, length, add);
-  }
   void write(uint64_t, Bytes, bool) override { refuse(); }
   void trim(uint64_t, uint64_t, bool) override { refuse(); }
   void zero(uint64_t, uint64_t, bool) override { refuse(); }
   void flush() override {}
-  void cache(uint64_t offset, uint64_t length) override { volume_->cache(number_, offset, length); }
+
+ protected:
+  virtual std::string name() const = 0;
 
  private:
-  [[noreturn]] void refuse() const {
-    fail(EROFS, fmt::format("{}@{}", volume_->name(), number_), "a frozen version never changes");
+  [[noreturn]] void refuse() const { fail(EROFS, name(), "a frozen version never changes"); }
+};
+
+// A frozen version.
+class VersionDisk final : public FrozenDisk {
+ public:
+  explicit VersionDisk(HeldVersion version)
+      : held_(std::move(version)), number_(held_.version.number) {}
+
+  uint64_t size_bytes() const override { return held_.version.size_bytes; }
+  void read(uint64_t offset, MutableBytes into) override {
+    held_.volume->read(number_, offset, into);
+  }
+  void extents(uint64_t offset, uint64_t length,
+               const std::function<bool(const Extent&)>& add) override {
+    held_.volume->extents(number_, offset, length, add);
+  }
+  void cache(uint64_t offset, uint64_t length) override {
+    held_.volume->cache(number_, offset, length);
   }
 
-  const std::shared_ptr<Volume> volume_;
+ private:
+  std::string name() const override { return fmt::format("{}@{}", held_.volume->name(), number_); }
+
+  const HeldVersion held_;
   const uint32_t number_;
-  const uint64_t size_bytes_;
+};
+
+// What changed between two frozen versions: the later one's bytes where they differ, as data, even
+// if they are zeroes; all else is a hole.
+class ChangesDisk final : public FrozenDisk {
+ public:
+  ChangesDisk(HeldVersion since, HeldVersion version)
+      : since_(std::move(since)), version_(std::move(version)) {}
+
+  uint64_t size_bytes() const override { return version_.version.size_bytes; }
+  void read(uint64_t offset, MutableBytes into) override;
+  void extents(uint64_t offset, uint64_t length,
+               const std::function<bool(const Extent&)>& add) override;
+  void cache(uint64_t, uint64_t) override {}
+
+ private:
+  std::string name() const override {
+    return fmt::format("{}@{}..{}", version_.volume->name(), since_.version.number,
+                       version_.version.number);
+  }
+  void changes(uint64_t offset, uint64_t length,
+               const std::function<void(const ChangedRange&)>& add) {
+    version_.volume->changes(since_.version.number, version_.version.number, offset, length, add);
+  }
+
+  const HeldVersion since_;
+  const HeldVersion version_;
 };
 
 }  // namespace tplstore

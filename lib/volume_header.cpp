@@ -22,7 +22,7 @@ std::string header_name(const std::string& folder) { return folder + "/header"; 
 VolumeHeader read_header(Object& object, const std::string& name, HeaderSlots& slots) {
   const std::optional<VolumeHeader> header = slots.read(object);
   if (!header) fail(EIO, name, "damaged: neither of its two slots passes its checksum");
-  if (header->format != kHeaderFormat || header->incompatible_features != 0)
+  if (header->format != kHeaderFormat || (header->incompatible_features & ~kFeatureFork) != 0)
     fail(EINVAL, name, "was made by a newer tplstore (format {}, features {:#x}); use that one",
          header->format, header->incompatible_features);
   const std::string template_name = template_of(*header);

@@ -26,7 +26,7 @@ struct VolumeHeader {
   uint32_t block_bytes;
   uint32_t region_blocks;
   uint32_t is_taken;               // 1 while a writer holds the volume
-  uint64_t incompatible_features;  // bits that a program must know to open the volume; 0 so far
+  uint64_t incompatible_features;  // bits that a program must know to open the volume
   uint64_t compatible_features;    // bits that it may ignore; 0 so far
   Uuid volume;
   uint64_t size_bytes;      // 0 while taken
@@ -44,10 +44,17 @@ struct VolumeHeader {
   uint32_t reserved_pid;
   char host_name[64];
   char peer[128];
-  uint64_t reserved[16];
+
+  Uuid parent;              // the volume that this one is a fork of; nil when it stands alone
+  uint32_t parent_version;  // that it was forked from
+  uint32_t reserved_parent;
+  uint64_t reserved[13];
 };
 static_assert(sizeof(VolumeHeader) == 624 && offsetof(VolumeHeader, size_bytes) == 72 &&
               offsetof(VolumeHeader, true_size_bytes) == 232);
+
+// The volume reads files of others (FORMAT.md, "Forks").
+inline constexpr uint64_t kFeatureFork = 1;
 
 using HeaderSlots = SlotPair<VolumeHeader>;
 

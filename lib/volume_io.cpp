@@ -39,23 +39,29 @@ void Volume::counted(std::atomic<uint64_t>& requests, std::atomic<uint64_t>* byt
   }
 }
 
+void Volume::with_map(const std::function<void(VolumeMap&)>& body) {
+  if (lock_) return body(*map_);
+  // A reader's log may have been compacted away by the volume's owner.
+  for (int tries = 0;; ++tries) {
+    const auto map = this->map();
+    try {
+      return body(*map);
+    } catch (const Error& error) {
+      if (error.code() != ENOENT || tries == 3) throw;
+      reload_map(map);
+    }
+  }
+}
+
 void Volume::find(uint32_t version, uint64_t first, uint64_t count, RunList& runs) {
   if (lock_) {
     map_->find(version, first, count, runs);
     return;
   }
-  // A reader's log may have been compacted away by the volume's owner.
-  for (int tries = 0;; ++tries) {
-    const auto map = this->map();
-    try {
-      map->find(version, first, count, runs);
-      return;
-    } catch (const Error& error) {
-      if (error.code() != ENOENT || tries == 3) throw;
-      runs.clear();
-      reload_map(map);
-    }
-  }
+  with_map([&](VolumeMap& map) {
+    runs.clear();
+    map.find(version, first, count, runs);
+  });
 }
 
 bool Volume::reads_as_hole(const Run& run) const {
@@ -72,6 +78,8 @@ void Volume::read(uint32_t version, uint64_t offset, MutableBytes into) {
 
 void Volume::read_range(uint32_t version, uint64_t offset, MutableBytes into) {
   if (into.empty()) return;
+  // What is found stays allocated until the request has ended.
+  const RequestEpochs::Request request(epochs_);
   RunList runs;
   find(version, first_block(offset), block_count(offset, into.size()), runs);
   PieceList pieces;
@@ -148,6 +156,30 @@ void Volume::extents(uint32_t version, uint64_t offset, uint64_t length,
   if (joined.length > 0) add(joined);
 }
 
+void Volume::changes(uint32_t from, uint32_t to, uint64_t offset, uint64_t length,
+                     const std::function<void(const ChangedRange&)>& add) {
+  if (length == 0) return;
+  std::vector<ChangedRange> ranges;
+  with_map([&](VolumeMap& map) {
+    ranges.clear();
+    map.find_difference(from, to, first_block(offset), block_count(offset, length),
+                        [&](const Run& before, const Run& after) {
+                          const bool is_zero = reads_as_hole(after);
+                          if (is_zero && reads_as_hole(before)) return;
+                          const uint64_t begin = std::max(after.first * kBlockBytes, offset);
+                          const uint64_t end = std::min((after.first + after.count) * kBlockBytes,
+                                                        offset + length);
+                          if (!ranges.empty() && ranges.back().is_zero == is_zero &&
+                              ranges.back().offset + ranges.back().length == begin) {
+                            ranges.back().length += end - begin;
+                          } else {
+                            ranges.push_back({begin, end - begin, is_zero});
+                          }
+                        });
+  });
+  for (const ChangedRange& range : ranges) add(range);
+}
+
 void Volume::cache(uint32_t version, uint64_t offset, uint64_t length) {
   ByteVector scratch(std::min(length, kCacheStepBytes));
   for (uint64_t done = 0; done < length; done += scratch.size())
@@ -199,6 +231,7 @@ void Volume::read_edge(Edge& edge) {
 
 void Volume::first_write(uint64_t offset, Bytes from) {
   if (map_->must_commit()) map_->commit();
+  help_reclaiming();
   const uint64_t end = offset + from.size();
   Edge head;
   Edge tail;

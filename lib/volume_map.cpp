@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cerrno>
 
-#include "map_records.h"
 #include "names.h"
 
 namespace tplstore {
@@ -31,6 +30,17 @@ uint32_t VolumeMap::current() const {
 uint64_t VolumeMap::size_bytes() const {
   const std::shared_lock guard(mutex_);
   return current_.size_bytes;
+}
+
+uint64_t VolumeMap::size_of(uint32_t version) const {
+  const std::shared_lock guard(mutex_);
+  const VersionRecord* found = table_.find(version);
+  return found == nullptr ? 0 : found->size_bytes;
+}
+
+bool VolumeMap::is_flattening() const {
+  const std::shared_lock guard(mutex_);
+  return table_.flattens;
 }
 
 VersionRecord VolumeMap::current_record() const {
@@ -66,7 +76,7 @@ std::optional<VersionRecord> VolumeMap::version(const std::string& number_or_nam
   if (const auto number = parse_version_number(number_or_name)) return version(*number);
   const std::shared_lock guard(mutex_);
   const VersionRecord* found = table_.find_name(number_or_name);
-  if (found == nullptr || number_or_name.empty()) return std::nullopt;
+  if (found == nullptr) return std::nullopt;
   return without_root(*found);
 }
 
@@ -112,6 +122,71 @@ void VolumeMap::find(uint32_t version, uint64_t first, uint64_t count, RunList& 
   }
 }
 
+std::vector<SourceRow> VolumeMap::sources() const {
+  const std::shared_lock guard(mutex_);
+  return table_.sources;
+}
+
+std::map<uint32_t, uint64_t> VolumeMap::removed_files() const {
+  const std::shared_lock guard(mutex_);
+  return table_.removed_files;
+}
+
+namespace {
+
+// Calls visit for the runs of a region in which two arrays differ.
+void visit_difference(uint64_t region, uint32_t first, uint32_t count,
+                      const std::vector<Interval>& from, const std::vector<Interval>& to,
+                      const std::function<void(const Run&, const Run&)>& visit) {
+  RunList runs[2];
+  find_runs(from, region * kRegionBlocks, first, count, runs[0]);
+  find_runs(to, region * kRegionBlocks, first, count, runs[1]);
+  uint64_t at = region * kRegionBlocks + first;
+  for (size_t i = 0, j = 0; i < runs[0].size() && j < runs[1].size();) {
+    const uint64_t ends[] = {runs[0][i].first + runs[0][i].count,
+                             runs[1][j].first + runs[1][j].count};
+    const uint64_t end = std::min(ends[0], ends[1]);
+    if (runs[0][i].source != runs[1][j].source)
+      visit({at, end - at, runs[0][i].source}, {at, end - at, runs[1][j].source});
+    at = end;
+    if (ends[0] == end) ++i;
+    if (ends[1] == end) ++j;
+  }
+}
+
+}  // namespace
+
+void VolumeMap::find_difference(uint32_t from, uint32_t to, uint64_t first, uint64_t count,
+                                const std::function<void(const Run&, const Run&)>& visit) {
+  if (count == 0) return;
+  const std::lock_guard maintenance(maintenance_mutex_);
+  Slot roots[2];
+  std::shared_ptr<MapLog> log;
+  {
+    const std::unique_lock guard(mutex_);
+    for (int i = 0; i < 2; ++i) {
+      const Slot* root = root_of(i == 0 ? from : to);
+      if (root == nullptr)
+        fail(ENOENT, fmt::format("version {}", i == 0 ? from : to), "is not there");
+      roots[i] = *root;
+    }
+    log = log_;
+  }
+  const uint64_t end = first + count;
+  const auto begin_region = static_cast<uint32_t>(first / kRegionBlocks);
+  const auto end_region = static_cast<uint32_t>((end - 1) / kRegionBlocks + 1);
+  TreeReader reader(*log, mutex_);
+  reader.walk_difference(
+      roots[0], roots[1], begin_region, end_region,
+      [&](uint32_t region, const std::vector<Interval>& a, const std::vector<Interval>& b) {
+        const uint64_t base = uint64_t{region} * kRegionBlocks;
+        const uint64_t begin = std::max(first, base);
+        const uint64_t stop = std::min(end, base + kRegionBlocks);
+        visit_difference(region, static_cast<uint32_t>(begin - base),
+                         static_cast<uint32_t>(stop - begin), a, b, visit);
+      });
+}
+
 // --- changing current
 
 uint64_t VolumeMap::records_for(uint64_t first, uint64_t count) {
@@ -153,8 +228,7 @@ void VolumeMap::assign_in_region(uint64_t region, uint32_t first, uint32_t count
       AssignEffect effect;
       missing = tplstore::assign(root_, region, first, count, source, current_.number, effect);
       if (!missing) {
-        current_.own_blocks -= effect.own_blocks_before;
-        if (source == current_.number) current_.own_blocks += count;
+        if (effect.has_changed) account(effect.before, source, count);
         dirty_leaves_ += effect.leaves_dirtied;
         compaction_leaves_ += effect.leaves_dirtied;
         live_bytes_ -= std::min(live_bytes_, effect.superseded_bytes);
@@ -172,6 +246,47 @@ void VolumeMap::assign_in_region(uint64_t region, uint32_t first, uint32_t count
   }
 }
 
+// Keeps the books of cells: what the blocks came from before, current does not map any more.
+void VolumeMap::account(const RunList& before, uint32_t source, uint32_t count) {
+  for (size_t i = 0; i < before.size(); ++i) {
+    const Run& run = before[i];
+    if (run.source == kSourceZero || run.source == kSourceUnmapped) continue;
+    if (run.source == current_.number) {
+      current_.file_blocks -= run.count;
+      current_.own_blocks -= run.count;
+      continue;
+    }
+    if (run.source <= table_.base()) current_.foreign_blocks -= run.count;
+    if (run.source > floor_) {
+      current_.own_blocks -= run.count;
+      release(run.source, run.first, static_cast<uint32_t>(run.count));
+    } else if (parent_ != nullptr && run.source > parent_floor_) {
+      parent_->own_blocks += run.count;
+      dirty_groups_.insert(VersionTable::group_of(parent_->number));
+    }
+  }
+  if (source != current_.number) return;
+  current_.file_blocks += count;
+  current_.own_blocks += count;
+}
+
+void VolumeMap::refresh_floor() {
+  floor_ = table_.floor_of(current_);
+  parent_ = table_.find(current_.parent);
+  parent_floor_ = parent_ == nullptr ? 0 : table_.floor_of(*parent_);
+}
+
+// Appends a record to the pending ones, under the lock.
+void VolumeMap::put_record(const RecordHeader& record, Bytes body, uint64_t promised_records) {
+  const Bytes header = bytes_of(record);
+  pending_.insert(pending_.end(), header.begin(), header.end());
+  pending_.insert(pending_.end(), body.begin(), body.end());
+  pending_.resize(round_up(pending_.size(), kRecordBytes));
+  pending_promised_ += promised_records * kRecordBytes;
+  pending_bytes_.store(pending_.size(), std::memory_order_relaxed);
+  last_pending_is_update_ = false;
+}
+
 void VolumeMap::put_pending_update(uint64_t first, uint32_t count, uint32_t source) {
   if (pending_.size() >= kRecordBytes) {
     // Writes that go on where the last one ended make one record.
@@ -185,69 +300,75 @@ void VolumeMap::put_pending_update(uint64_t first, uint32_t count, uint32_t sour
       return;
     }
   }
-  const RecordHeader record = RecordHeader::make(RecordKind::kUpdate, first, count, source);
-  const Bytes bytes = bytes_of(record);
-  pending_.insert(pending_.end(), bytes.begin(), bytes.end());
-  pending_promised_ += kRecordBytes;
-  pending_bytes_.store(pending_.size(), std::memory_order_relaxed);
+  put_record(RecordHeader::make(RecordKind::kUpdate, first, count, source));
   last_pending_is_update_ = true;
 }
 
-VersionRecord VolumeMap::freeze(const std::string& name, const std::string& note, uint32_t parent) {
+VersionRecord VolumeMap::freeze(const FreezeRequest& request) {
   const std::unique_lock guard(mutex_);
   const uint32_t frozen = current_.number;
   if (frozen >= UINT32_MAX - 1) fail(EOVERFLOW, "volume", "has used up its version numbers");
-  if (parent == 0) parent = frozen;
+  const uint32_t parent = request.parent == 0 ? frozen : request.parent;
   const VersionRecord* base = parent == frozen ? &current_ : table_.find(parent);
-  ensure(base != nullptr, "a version starts from one that is there");
+  if (base == nullptr || (base->is_hidden() && !request.may_be_hidden))
+    fail(ENOENT, fmt::format("version {}", parent), "is not there any more");
   const uint64_t size_bytes = base->size_bytes;
   const int64_t now_ns = now_unix_ns();
 
-  Encoder record;
-  record.put(RecordHeader::make(RecordKind::kFreeze, 0, frozen + 1, parent));
-  record.put(FreezeBody{now_ns,
-                        size_bytes,
-                        static_cast<uint16_t>(name.size()),
-                        static_cast<uint16_t>(note.size()),
-                        {}});
-  record.put_bytes(as_bytes(name));
-  record.put_bytes(as_bytes(note));
-  while (record.size() % kRecordBytes != 0) record.put(uint8_t{0});
-  ensure(record.size() <= kFreezeRecords * kRecordBytes, "a freeze fits what was promised for it");
-  pending_.insert(pending_.end(), record.bytes().begin(), record.bytes().end());
-  pending_promised_ += kFreezeRecords * kRecordBytes;
-  last_pending_is_update_ = false;
-
-  apply_freeze(frozen + 1, parent, size_bytes, now_ns, name, note);
+  Encoder body;
+  body.put(FreezeBody{now_ns,
+                      size_bytes,
+                      static_cast<uint16_t>(request.name.size()),
+                      static_cast<uint16_t>(request.note.size()),
+                      request.origin.is_nil() ? 0u : 1u,
+                      {}});
+  body.put_bytes(as_bytes(request.name));
+  body.put_bytes(as_bytes(request.note));
+  if (!request.origin.is_nil()) {
+    body.put(request.origin.volume);
+    body.put(request.origin.number);
+  }
+  ensure(body.size() < kFreezeRecords * kRecordBytes, "a freeze fits what was promised for it");
+  put_record(RecordHeader::make(RecordKind::kFreeze, 0, frozen + 1, parent), body.bytes(),
+             kFreezeRecords);
+  apply_freeze(frozen + 1, size_bytes, now_ns, request);
   return without_root(*table_.find(frozen));
 }
 
-void VolumeMap::apply_freeze(uint32_t next, uint32_t parent, uint64_t size_bytes, int64_t now_ns,
-                             const std::string& name, const std::string& note) {
+void VolumeMap::apply_freeze(uint32_t next, uint64_t size_bytes, int64_t now_ns,
+                             const FreezeRequest& request) {
   VersionRecord frozen = current_;
   frozen.created_ns = now_ns;
-  frozen.name = name;
-  frozen.note = note;
+  frozen.name = request.name;
+  frozen.note = request.note;
+  frozen.origin = request.origin;
   frozen.root = root_;
-  unwritten_versions_.push_back(frozen.number);
-  dirty_groups_.insert(VersionTable::group_of(frozen.number));
-  table_.all()[frozen.number] = std::move(frozen);
+  const uint32_t number = frozen.number;
+  if (frozen.file_blocks == 0) free_.add({number, 0, 0});
+  unwritten_versions_.push_back(number);
+  dirty_groups_.insert(VersionTable::group_of(number));
+  table_.all()[number] = std::move(frozen);
 
+  VersionRecord& parent = table_.all().at(request.parent == 0 ? number : request.parent);
+  parent.children.push_back(next);
+  // What it shares with its only child it does not keep alone, and that is everything so far.
+  parent.set_own(parent.children.size() == 1 ? std::optional<uint64_t>(0) : std::nullopt);
+  dirty_groups_.insert(VersionTable::group_of(parent.number));
+
+  current_ = VersionRecord{};
   current_.number = next;
-  current_.parent = parent;
+  current_.parent = parent.number;
   current_.created_ns = now_ns;
   current_.size_bytes = size_bytes;
-  current_.own_blocks = 0;
-  root_ = table_.all().at(parent).root;
+  current_.foreign_blocks = parent.foreign_blocks;
+  current_.set_own(0);
+  root_ = parent.root;
+  refresh_floor();
 }
 
 void VolumeMap::resize(uint64_t size_bytes) {
   const std::unique_lock guard(mutex_);
-  const RecordHeader record = RecordHeader::make(RecordKind::kResize, size_bytes, 0, 0);
-  const Bytes bytes = bytes_of(record);
-  pending_.insert(pending_.end(), bytes.begin(), bytes.end());
-  pending_promised_ += kRecordBytes;
-  last_pending_is_update_ = false;
+  put_record(RecordHeader::make(RecordKind::kResize, size_bytes));
   current_.size_bytes = size_bytes;
 }
 
@@ -299,6 +420,7 @@ void VolumeMap::commit_cut(const std::function<void()>& at_cut) {
     pending_bytes_.store(0, std::memory_order_relaxed);
     promised = std::exchange(pending_promised_, 0);
     last_pending_is_update_ = false;
+    free_.cut();
     log = log_;
     if (at_cut) at_cut();
   }
@@ -314,6 +436,7 @@ void VolumeMap::commit_cut(const std::function<void()>& at_cut) {
   }
   const std::unique_lock guard(mutex_);
   bytes_since_checkpoint_ += cut.size();
+  free_.commit();
   ++stats_.commits;
 }
 
@@ -367,7 +490,10 @@ bool VolumeMap::wants_compaction() const {
   const std::shared_lock guard(mutex_);
   const uint64_t tail = log_->position().offset;
   const uint64_t needed = live_bytes_ + bytes_since_checkpoint_;
-  return tail > needed + std::max(tail / 2, kCompactionBytesMin);
+  if (tail > needed + std::max(tail / 2, kCompactionBytesMin)) return true;
+  // How much of the log removed versions leave behind is only estimated: when it has doubled, a
+  // compaction finds out.
+  return has_removed_ && tail > 2 * compacted_bytes_ + kCompactionBytesMin;
 }
 
 bool VolumeMap::evict_some() {

@@ -13,6 +13,11 @@
 //               where a version's slot equals its parent's, it takes the parent's new word, so
 //               what was shared stays shared without a table of everything.
 //
+// A version that is removed is hidden at once. Later it is *collected*: a record takes it out of the
+// table, its tree is compared with its successor's, and what only it kept becomes free ranges
+// (free_ranges.h). The comparison runs behind the record, on roots that were copied with it;
+// recovery repeats it. What current stops mapping is decided while it does.
+//
 // Opened for reading, nothing is changed on disk, and versions are as of the last commit then.
 //
 // Thread safety: all methods, except where said. Lock order: maintenance_mutex_, version_mutex_,
@@ -32,12 +37,15 @@
 #include <vector>
 
 #include "backend.h"
+#include "free_ranges.h"
 #include "interval.h"
 #include "map_log.h"
+#include "map_records.h"
 #include "map_tree.h"
 #include "node_io.h"
 #include "slots.h"
 #include "spinning_mutex.h"
+#include "tree_reader.h"
 #include "version_table.h"
 
 namespace tplstore {
@@ -54,12 +62,24 @@ struct MapStats {
   uint64_t memory_bytes = 0;  // of current's loaded nodes
 };
 
+// What becomes of current when it is frozen, and of what its successor starts.
+struct FreezeRequest {
+  std::string name;
+  std::string note;
+  VersionIdentity origin;
+  uint32_t parent = 0;  // whose root and size the next version starts with; 0: the frozen one's
+  bool may_be_hidden = false;  // that one
+};
+
 class VolumeMap {
  public:
   // Makes the map of a new, empty volume: "map.1" and "map" in `folder`; durable on return, but
   // for the folder itself.
   static void create(Backend& backend, const std::string& folder, const Uuid& volume,
                      uint64_t size_bytes);
+  // Makes the map of a fork of this map's version: a copy of that version's tree. The version is
+  // pinned before.
+  void create_fork(uint32_t version, const std::string& folder, const Uuid& fork);
   // Reads the map and replays the log. For writing, call begin_life() before changing anything.
   static std::unique_ptr<VolumeMap> open(Backend& backend, const std::string& folder,
                                          const Uuid& volume, Access access);
@@ -70,14 +90,16 @@ class VolumeMap {
   bool was_closed_cleanly() const { return was_closed_cleanly_; }
   // Makes what was replayed durable and starts a new life of the log. The data files of current
   // and of replayed_versions() have been synced before. `sync_data` is what commits call to make
-  // the data files durable.
-  void begin_life(std::function<void()> sync_data);
+  // the data files durable, `sync_holes` is what checkpoints call to make the holes durable that were punched.
+  void begin_life(std::function<void()> sync_data, std::function<void()> sync_holes);
   // Commits, writes a checkpoint and marks the map as closed. Nothing may be in flight.
   void close();
 
   // --- what is there
   uint32_t current() const;
   uint64_t size_bytes() const;                  // of current
+  uint64_t size_of(uint32_t version) const;     // 0 when it is not there
+  bool is_flattening() const;
   VersionRecord current_record() const;         // without root
   std::vector<VersionRecord> versions() const;  // the frozen ones, without roots
   std::optional<VersionRecord> version(uint32_t number) const;
@@ -86,6 +108,16 @@ class VolumeMap {
   // Appends the runs of blocks [first, first + count) of a version; 0 is current. Loads what it
   // needs. ENOENT when there is no such version.
   void find(uint32_t version, uint64_t first, uint64_t count, RunList& runs);
+  // The runs of blocks [first, first + count) that come from elsewhere in version `to` than in
+  // `from` (0 is current, at one point in time), in rising order; in time proportional to them.
+  void find_difference(uint32_t from, uint32_t to, uint64_t first, uint64_t count,
+                       const std::function<void(const Run& from, const Run& to)>& visit);
+  // The cells that removing a version would free; of current, those that it alone has.
+  uint64_t own_blocks(uint32_t version);
+  // Which volumes' files the sources are in; empty unless the volume is a fork.
+  std::vector<SourceRow> sources() const;
+  // Cells in the files of removed versions. For tests.
+  std::map<uint32_t, uint64_t> removed_files() const;
 
   // --- changing current; the caller has a promise for the records (see promise())
   // Gives the blocks to `source`, after their data has been written. Uses up promised records, one
@@ -97,13 +129,43 @@ class VolumeMap {
   void withdraw(uint64_t records);
   static uint64_t records_for(uint64_t first, uint64_t count);
 
-  // Freezes current and starts the next version from `parent` (0: from the one just frozen) with
-  // its root and size. No write is in flight, version_mutex() is held, and the records are
-  // promised. Durable after the next commit.
-  VersionRecord freeze(const std::string& name, const std::string& note, uint32_t parent);
+  // Freezes current and starts the next version. No write is in flight, version_mutex() is held,
+  // and the records are promised. Durable after the next commit.
+  VersionRecord freeze(const FreezeRequest& request);
   static constexpr uint64_t kFreezeRecords = 48;  // that freeze() needs promised
   void resize(uint64_t size_bytes);               // one record
   std::mutex& version_mutex() { return version_mutex_; }
+
+  // --- removing versions; durable after the next commit
+  // Hides a version; one record is promised. ENOENT when it is not there or hidden already.
+  void hide(uint32_t version);
+  // Takes out one hidden version that nothing needs; false when there is none.
+  bool collect_one();
+  bool wants_collection() const;
+  // Free ranges whose holes may be punched, up to `max`, when all requests that began before this
+  // call have ended. Then one of the other two.
+  std::vector<FreeRange> take_free_ranges(size_t max);
+  void finish_free_ranges();
+  void give_back_free_ranges();
+  size_t free_ranges_waiting() const;
+  bool wants_to_free() const;  // something is free that no commit covers yet
+  // Whether something is free and not punched, or could be collected.
+  bool has_outstanding() const;
+  // False for a file whose cells are not counted: it may be removed when it is empty.
+  bool counts_cells_of(uint32_t source) const;
+
+  // --- forks; durable after the next commit
+  static constexpr uint64_t kPinRecords = 2;         // that pin() and unpin() need promised
+  void pin(uint32_t version, const Uuid& fork);  // ENOENT when it is not there or hidden
+  void unpin(const Uuid& fork);
+  std::vector<Pin> pins() const;
+  // A fork gets its own copy of what it has of its ancestors: begin, copy all that
+  // visit_foreign_cells() tells of all regions into files of the same numbers, end. One record
+  // each.
+  void begin_flatten();
+  void visit_foreign_cells(uint64_t begin_region, uint64_t end_region,
+                           const std::function<void(const FreeRange& cells)>& visit);
+  void end_flatten();
 
   // Makes durable what was written and assigned before the call.
   void commit();
@@ -125,12 +187,35 @@ class VolumeMap {
  private:
   VolumeMap(Backend& backend, std::string folder, const Uuid& volume, Access access);
 
-  struct Snapshot;
+  // What a checkpoint holds, as of one cut.
+  struct Snapshot {
+    VersionRecord current;                        // with its root
+    std::map<uint32_t, VersionRecord> unwritten;  // versions whose trees may be in memory only
+    std::set<uint32_t> dirty_groups;
+    std::map<uint32_t, VersionRecord> rows;  // of those groups
+    uint64_t dirty_leaves = 0;
+    std::vector<SourceRow> sources;
+    bool flattens = false;
+    std::vector<Pin> pins;
+    std::map<uint32_t, uint64_t> removed_files;
+    std::vector<FreeRange> free_ranges;
+    bool has_punched = false;
+  };
+  // A version that was taken out, to be compared with what came after it.
+  struct Removal {
+    uint32_t floor;
+    Slot root;
+    Slot successor;
+    Slot ancestor;
+  };
 
   // volume_map_recovery.cpp
   void recover();
   uint64_t load_checkpoint(uint64_t offset, LogPosition& replay_from);
+  static void write_first_pointer(Backend& backend, const std::string& folder, const Uuid& volume,
+                                  MapLog& log, uint64_t checkpoint_offset);
   void replay(const LogFrame& frame);
+  void replay_freeze(uint32_t next, uint32_t parent, Decoder& decoder);
   void write_pointer(uint64_t checkpoint_offset, uint64_t clean_sequence);
 
   // volume_map.cpp
@@ -139,24 +224,41 @@ class VolumeMap {
   void assign_in_region(uint64_t region, uint32_t first, uint32_t count, uint32_t source,
                         bool is_replay);
   void put_pending_update(uint64_t first, uint32_t count, uint32_t source);
-  void apply_freeze(uint32_t next, uint32_t parent, uint64_t size_bytes, int64_t now_ns,
-                    const std::string& name, const std::string& note);
+  void account(const RunList& before, uint32_t source, uint32_t count);
+  void put_record(const RecordHeader& record, Bytes body = {}, uint64_t promised_records = 1);
+  void apply_freeze(uint32_t next, uint64_t size_bytes, int64_t now_ns,
+                    const FreezeRequest& request);
+  void refresh_floor();
   // Runs `body` while no commit runs.
   void run_exclusively(const std::function<void()>& body);
   void commit_cut(const std::function<void()>& at_cut);
   void note_failure(const std::string& what);
+
+  // volume_map_removal.cpp
+  void apply_hide(uint32_t version);
+  void apply_collect(uint32_t version);
+  void run_removals();
+  void release(uint32_t source, uint64_t first, uint32_t count);
+  void sync_holes();
+  Removal removal_of(const VersionRecord& version);
+  static uint64_t count_cells(const TreeReader::Removal& region, uint32_t floor);
+
+  // volume_map_fork.cpp
+  void apply_pin(uint32_t version, const Uuid& fork);
+  void apply_unpin(const Uuid& fork);
+  void apply_flatten_begin();
+  void apply_flatten_end();
 
   // volume_map_checkpoint.cpp
   void checkpoint_locked();
   Snapshot take_snapshot();
   void restore(const Snapshot& snapshot, uint64_t bytes);
   void plan_dirty(TreeWriter& writer, Node* node, TreeWriter::Place place);
-  std::array<Slot, kPageSlots> slots_of(Node* page) const;
   static uint64_t root_word(const TreeWriter& writer, const Slot& root);
   static uint64_t write_group(MapLog& log, uint32_t group, uint32_t current,
                               const std::map<uint32_t, VersionRecord>& versions,
-                              NodeAddress& address);
-  static uint64_t write_checkpoint_frame(MapLog& log, const VersionRecord& current,
+                              std::map<uint32_t, NodeAddress>& groups);
+  static uint64_t write_checkpoint_frame(MapLog& log, const Snapshot& snapshot,
                                          uint64_t current_root, const LogPosition& replay_from,
                                          uint64_t live_bytes,
                                          const std::map<uint32_t, NodeAddress>& groups);
@@ -180,12 +282,21 @@ class VolumeMap {
   std::string failure_;  // why the volume cannot be used any more
   std::atomic<bool> has_failed_{false};
   std::function<void()> sync_data_;
+  std::function<void()> sync_holes_;
 
   mutable SpinningSharedMutex mutex_;  // guards all below
   std::shared_ptr<MapLog> log_;
   Slot root_;              // of current
   VersionRecord current_;  // its root member is not used
   VersionTable table_;
+  // Of the cells that current stops mapping, those with sources above its floor are free. Those
+  // above its parent's floor are the parent's alone then.
+  uint32_t floor_ = 0;
+  VersionRecord* parent_ = nullptr;  // current's, when it is retained
+  uint32_t parent_floor_ = 0;
+  std::vector<Removal> removals_;  // not compared yet
+  FreeRanges free_;
+  bool has_punched_ = false;  // some of what the last checkpoint lists as free
   std::set<uint32_t> dirty_groups_;
   std::vector<uint32_t> unwritten_versions_;  // frozen since the last checkpoint
   ByteVector pending_;                        // records that are not in the log yet
@@ -195,6 +306,8 @@ class VolumeMap {
   uint64_t live_bytes_ = 0;
   uint64_t dirty_leaves_ = 0;       // since the last checkpoint
   uint64_t compaction_leaves_ = 0;  // since the last pass of a compaction
+  uint64_t compacted_bytes_ = 0;    // the log's, after the last compaction or at the opening
+  bool has_removed_ = false;        // a version, since then
   uint64_t bytes_since_checkpoint_ = 0;
   uint64_t evict_cursor_ = 0;
   MapStats stats_;

@@ -11,13 +11,6 @@
 
 namespace tplstore {
 
-struct VolumeMap::Snapshot {
-  VersionRecord current;                        // with its root
-  std::map<uint32_t, VersionRecord> unwritten;  // versions whose trees may be in memory only
-  std::set<uint32_t> dirty_groups;
-  uint64_t dirty_leaves = 0;
-};
-
 VolumeMap::Snapshot VolumeMap::take_snapshot() {
   Snapshot snapshot;
   snapshot.current = current_;
@@ -27,6 +20,18 @@ VolumeMap::Snapshot VolumeMap::take_snapshot() {
   snapshot.dirty_groups = std::exchange(dirty_groups_, {});
   unwritten_versions_.clear();
   snapshot.dirty_leaves = std::exchange(dirty_leaves_, 0);
+  // Copied here and not later: what is counted from the cut on is replayed.
+  for (const uint32_t group : snapshot.dirty_groups) {
+    const auto end = table_.all().lower_bound((group + 1) * kVersionsPerGroup);
+    for (auto it = table_.all().lower_bound(group * kVersionsPerGroup); it != end; ++it)
+      snapshot.rows.insert(*it);
+  }
+  snapshot.sources = table_.sources;
+  snapshot.flattens = table_.flattens;
+  snapshot.pins = table_.pins;
+  snapshot.removed_files = table_.removed_files;
+  snapshot.free_ranges = free_.outstanding();
+  snapshot.has_punched = std::exchange(has_punched_, false);
   return snapshot;
 }
 
@@ -38,13 +43,8 @@ void VolumeMap::restore(const Snapshot& snapshot, uint64_t bytes) {
   for (const auto& [number, version] : snapshot.unwritten) numbers.push_back(number);
   unwritten_versions_.insert(unwritten_versions_.begin(), numbers.begin(), numbers.end());
   dirty_leaves_ += snapshot.dirty_leaves;
+  has_punched_ = has_punched_ || snapshot.has_punched;
   bytes_since_checkpoint_ += bytes;
-}
-
-// A copy of a page's slots that stays good while others load and evict.
-std::array<Slot, kPageSlots> VolumeMap::slots_of(Node* page) const {
-  const std::shared_lock guard(mutex_);
-  return static_cast<Page*>(page)->slots;
 }
 
 void VolumeMap::plan_dirty(TreeWriter& writer, Node* node, TreeWriter::Place place) {
@@ -55,7 +55,7 @@ void VolumeMap::plan_dirty(TreeWriter& writer, Node* node, TreeWriter::Place pla
     return;
   }
   TreeWriter::PlannedPage* planned = writer.add_page(place, node->version, node);
-  const std::array<Slot, kPageSlots> slots = slots_of(node);
+  const PageSlots slots = TreeReader(*log_, mutex_).slots_of(node);
   for (uint32_t i = 0; i < kPageSlots; ++i) {
     if (slots[i].is_node() && slots[i].node()->is_dirty) {
       plan_dirty(writer, slots[i].node(), {planned, i});
@@ -71,19 +71,38 @@ uint64_t VolumeMap::root_word(const TreeWriter& writer, const Slot& root) {
   return Slot::of_address(writer.planned(root.node())->address).disk_word();
 }
 
+// Writes a group's rows in place of those that were written before; the bytes by which the log's
+// live ones grow.
 uint64_t VolumeMap::write_group(MapLog& log, uint32_t group, uint32_t current,
                                 const std::map<uint32_t, VersionRecord>& versions,
-                                NodeAddress& address) {
+                                std::map<uint32_t, NodeAddress>& groups) {
+  const uint64_t before = groups[group].length();
+  const auto first = versions.lower_bound(group * kVersionsPerGroup);
+  if (first == versions.end() || VersionTable::group_of(first->first) != group) {
+    groups.erase(group);
+    return -before;
+  }
   Encoder bytes;
   const uint64_t length = encode_group(bytes, log.seed(), group, current, versions);
-  address = NodeAddress::make(log.append(FrameKind::kNodes, bytes.bytes(), 0), length);
-  return length;
+  groups[group] = NodeAddress::make(log.append(FrameKind::kNodes, bytes.bytes(), 0), length);
+  return length - before;
 }
 
-uint64_t VolumeMap::write_checkpoint_frame(MapLog& log, const VersionRecord& current,
+uint64_t VolumeMap::write_checkpoint_frame(MapLog& log, const Snapshot& snapshot,
                                            uint64_t current_root, const LogPosition& replay_from,
                                            uint64_t live_bytes,
                                            const std::map<uint32_t, NodeAddress>& groups) {
+  std::vector<NodeAddress> free_nodes;
+  for (size_t at = 0; at < snapshot.free_ranges.size(); at += kFreeRangesPerNode) {
+    const auto ranges = std::span(snapshot.free_ranges).subspan(at);
+    Encoder bytes;
+    const uint64_t length = encode_free_ranges(
+        bytes, log.seed(), static_cast<uint32_t>(free_nodes.size()), snapshot.current.number,
+        ranges.first(std::min(ranges.size(), kFreeRangesPerNode)));
+    free_nodes.push_back(
+        NodeAddress::make(log.append(FrameKind::kNodes, bytes.bytes(), 0), length));
+  }
+  const VersionRecord& current = snapshot.current;
   CheckpointRecord record{};
   record.replay_from = replay_from;
   record.live_bytes = live_bytes;
@@ -94,9 +113,22 @@ uint64_t VolumeMap::write_checkpoint_frame(MapLog& log, const VersionRecord& cur
   record.current = current.number;
   record.current_parent = current.parent;
   record.group_count = static_cast<uint32_t>(groups.size());
+  record.source_count = static_cast<uint32_t>(snapshot.sources.size());
+  record.current_file_blocks = current.file_blocks;
+  record.current_foreign_blocks = current.foreign_blocks;
+  record.current_flags = current.flags;
+  record.flattens = snapshot.flattens ? 1 : 0;
+  record.pin_count = static_cast<uint32_t>(snapshot.pins.size());
+  record.removed_file_count = static_cast<uint32_t>(snapshot.removed_files.size());
+  record.free_node_count = static_cast<uint32_t>(free_nodes.size());
   Encoder payload;
   payload.put(record);
   for (const auto& [group, address] : groups) payload.put(CheckpointGroup{address.word, group, 0});
+  for (const SourceRow& row : snapshot.sources) payload.put(row);
+  for (const Pin& pin : snapshot.pins) payload.put(pin);
+  for (const auto& [version, blocks] : snapshot.removed_files)
+    payload.put(RemovedFile{blocks, version, 0});
+  for (const NodeAddress& address : free_nodes) payload.put(address.word);
   return log.append(FrameKind::kCheckpoint, payload.bytes(), 0) - sizeof(FrameHeader);
 }
 
@@ -106,6 +138,8 @@ void VolumeMap::checkpoint() {
 }
 
 void VolumeMap::checkpoint_locked() {
+  run_removals();
+  sync_holes();
   Snapshot snapshot;
   LogPosition replay_from{};
   uint64_t bytes = 0;
@@ -115,7 +149,7 @@ void VolumeMap::checkpoint_locked() {
     replay_from = log_->position();
     const std::unique_lock guard(mutex_);
     bytes = std::exchange(bytes_since_checkpoint_, 0);
-    is_needed = bytes > 0 || !snapshot.dirty_groups.empty();
+    is_needed = bytes > 0 || !snapshot.dirty_groups.empty() || snapshot.has_punched;
   });
   if (!is_needed) return;
 
@@ -130,31 +164,22 @@ void VolumeMap::checkpoint_locked() {
     plan_root(snapshot.current.root);
     writer.finish();
 
-    // The rows of the groups that changed, with the words of their roots.
-    std::map<uint32_t, VersionRecord> rows;
     {
       const std::shared_lock guard(mutex_);
       groups = table_.groups();
       live_bytes = live_bytes_;
-      for (const auto& [number, version] : table_.all()) {
-        if (number >= snapshot.current.number) break;
-        if (snapshot.dirty_groups.contains(VersionTable::group_of(number))) rows[number] = version;
-      }
     }
     live_bytes += writer.written_bytes();
     for (const TreeWriter::Written& written : writer.written())
       if (written.is_full && written.node->replaces_own && written.node->is_leaf())
         live_bytes -= std::min(live_bytes, written.node->address.length());
+    std::map<uint32_t, VersionRecord> rows = snapshot.rows;
     for (auto& [number, row] : rows)
       Slot::from_disk(root_word(writer, row.root), kPageLevels, row.root);
-    for (const uint32_t group : snapshot.dirty_groups) {
-      NodeAddress& address = groups[group];
-      live_bytes -= std::min(live_bytes, address.length());
-      live_bytes += write_group(*log_, group, snapshot.current.number, rows, address);
-    }
-    const uint64_t offset =
-        write_checkpoint_frame(*log_, snapshot.current, root_word(writer, snapshot.current.root),
-                               replay_from, live_bytes, groups);
+    for (const uint32_t group : snapshot.dirty_groups)
+      live_bytes += write_group(*log_, group, snapshot.current.number, rows, groups);
+    const uint64_t offset = write_checkpoint_frame(
+        *log_, snapshot, root_word(writer, snapshot.current.root), replay_from, live_bytes, groups);
     log_->sync();
     write_pointer(offset, 0);
   } catch (const Error&) {
@@ -170,7 +195,9 @@ void VolumeMap::checkpoint_locked() {
   }
   // Frozen versions are read by few: only their addresses stay, and current has its nodes alone.
   for (const auto& [number, version] : snapshot.unwritten) {
-    Slot& root = table_.all().at(number).root;
+    VersionRecord* record = table_.find(number);
+    if (record == nullptr) continue;
+    Slot& root = record->root;
     if (root.is_node() && !root.node()->is_dirty) root = Slot::of_address(root.node()->address);
   }
   table_.groups() = std::move(groups);

@@ -26,7 +26,9 @@ class VolumeMap::Compaction {
   explicit Compaction(VolumeMap& map)
       : map_(map),
         old_(map.log_),
-        fresh_(MapLog::create(map.backend_, map.folder_, map.volume_, old_->generation() + 1)) {}
+        fresh_(MapLog::create(map.backend_, map.folder_, map.volume_, old_->generation() + 1)),
+        old_reader_(*old_, map.mutex_),
+        fresh_reader_(*fresh_, map.mutex_) {}
 
   void run();
   void abandon() { map_.backend_.remove(fresh_->name()); }
@@ -43,36 +45,20 @@ class VolumeMap::Compaction {
   uint64_t plan(TreeWriter& writer, const Slot& slot, const Slot& base, uint64_t base_word,
                 uint32_t level, uint32_t index, TreeWriter::Place place,
                 TreeWriter::PlannedPage** root);
-  Slot loaded(MapLog& log, const Slot& slot, uint32_t level, uint32_t index);
-  std::array<Slot, kPageSlots> slots_below(MapLog& log, const Slot& slot, uint32_t level,
-                                           uint32_t index);
   Slot relocate(Slot slot, const Slot& base, uint64_t base_word, uint32_t level, uint32_t index);
+  uint64_t write_checkpoint(Snapshot& snapshot, std::map<uint32_t, NodeAddress>& groups);
   void switch_over();
 
   VolumeMap& map_;
   std::shared_ptr<MapLog> old_;
   std::shared_ptr<MapLog> fresh_;
+  TreeReader old_reader_;
+  TreeReader fresh_reader_;
   std::map<uint32_t, Tree> versions_;  // that are written
   Tree current_;                       // as of the last pass
   uint32_t current_number_ = 0;
   uint64_t live_bytes_ = 0;
 };
-
-// The node of a slot that leads to one, in memory.
-Slot VolumeMap::Compaction::loaded(MapLog& log, const Slot& slot, uint32_t level, uint32_t index) {
-  if (slot.is_node()) return slot;
-  return Slot::adopt(
-      read_node(log, {slot.address(), level, index, static_cast<uint64_t>(index) << (6 * level)}));
-}
-
-// The slots of a page; empty ones where there is no page.
-std::array<Slot, kPageSlots> VolumeMap::Compaction::slots_below(MapLog& log, const Slot& slot,
-                                                                uint32_t level, uint32_t index) {
-  if (slot.is_empty()) return {};
-  if (slot.is_node()) return map_.slots_of(slot.node());
-  const Slot page = loaded(log, slot, level, index);
-  return static_cast<Page*>(page.node())->slots;
-}
 
 namespace {
 
@@ -89,14 +75,10 @@ Slot slot_of_word(uint64_t word, uint32_t level) {
 uint64_t VolumeMap::Compaction::plan(TreeWriter& writer, const Slot& slot, const Slot& base,
                                      uint64_t base_word, uint32_t level, uint32_t index,
                                      TreeWriter::Place place, TreeWriter::PlannedPage** root) {
-  {
-    // Whether a node is dirty changes under the lock only.
-    const std::shared_lock guard(map_.mutex_);
-    if (slot.is_same(base)) return base_word;
-  }
+  if (old_reader_.is_same(slot, base)) return base_word;
   if (!slot.is_node() && !slot.is_address()) return slot.disk_word();
   const Slot base_slot = slot_of_word(base_word, level);
-  const Slot node = loaded(*old_, slot, level, index);
+  const Slot node = old_reader_.loaded(slot, level, index);
   if (level == 0) {
     const auto* leaf = static_cast<Leaf*>(node.node());
     const NodeAddress below = base_slot.is_address() ? base_slot.address() : NodeAddress{};
@@ -105,9 +87,9 @@ uint64_t VolumeMap::Compaction::plan(TreeWriter& writer, const Slot& slot, const
   }
   TreeWriter::PlannedPage* planned = writer.add_page(place, node.node()->version, nullptr);
   if (root != nullptr) *root = planned;
-  const auto slots = map_.slots_of(node.node());
-  const auto base_slots = slots_below(*old_, base, level, index);
-  const auto fresh_slots = slots_below(*fresh_, base_slot, level, index);
+  const PageSlots slots = old_reader_.slots_of(node.node());
+  const PageSlots base_slots = old_reader_.slots_below(base, level, index);
+  const PageSlots fresh_slots = fresh_reader_.slots_below(base_slot, level, index);
   for (uint32_t i = 0; i < kPageSlots; ++i) {
     const uint64_t word = plan(writer, slots[i], base_slots[i], fresh_slots[i].disk_word(),
                                level - 1, index * kPageSlots + i, {planned, i}, nullptr);
@@ -176,13 +158,10 @@ void VolumeMap::Compaction::run() {
   map_.run_exclusively([this] { switch_over(); });
 }
 
-void VolumeMap::Compaction::switch_over() {
-  VersionRecord current;
-  map_.commit_cut([&] {
-    current = map_.current_;
-    current.root = map_.root_;
-    map_.dirty_leaves_ = 0;
-  });
+// Writes what the passes before have not, and the checkpoint of all.
+uint64_t VolumeMap::Compaction::write_checkpoint(Snapshot& snapshot,
+                                                 std::map<uint32_t, NodeAddress>& groups) {
+  const VersionRecord& current = snapshot.current;
   add_versions();
   const auto parent = versions_.find(current.parent);
   const Tree none;
@@ -190,27 +169,34 @@ void VolumeMap::Compaction::switch_over() {
                      : parent == versions_.end()       ? none
                                                        : parent->second;
   current_ = {current.root, write(current.root, base)};
-
-  std::map<uint32_t, VersionRecord> rows;
-  std::set<uint32_t> numbers;
-  {
-    const std::shared_lock guard(map_.mutex_);
-    for (const auto& [number, version] : map_.table_.all()) rows[number] = version;
-  }
-  for (auto& [number, row] : rows) {
+  for (auto& [number, row] : snapshot.rows)
     row.root = slot_of_word(versions_.at(number).word, kPageLevels);
-    numbers.insert(VersionTable::group_of(number));
-  }
-  std::map<uint32_t, NodeAddress> groups;
-  for (const uint32_t group : numbers)
-    live_bytes_ += write_group(*fresh_, group, current.number, rows, groups[group]);
-  const uint64_t offset = write_checkpoint_frame(*fresh_, current, current_.word,
-                                                 fresh_->position(), live_bytes_, groups);
-  const uint64_t promised = old_->reserved_bytes() + (64 << 10);
-  fresh_->reserve(promised, false);
-  fresh_->sync();
-  map_.backend_.sync_folder(map_.folder_);
+  for (const uint32_t group : snapshot.dirty_groups)
+    live_bytes_ += write_group(*fresh_, group, current.number, snapshot.rows, groups);
+  return write_checkpoint_frame(*fresh_, snapshot, current_.word, fresh_->position(), live_bytes_,
+                                groups);
+}
 
+void VolumeMap::Compaction::switch_over() {
+  Snapshot snapshot;
+  map_.commit_cut([&] {
+    for (const auto& [number, version] : map_.table_.all())
+      map_.dirty_groups_.insert(VersionTable::group_of(number));
+    snapshot = map_.take_snapshot();
+  });
+  std::map<uint32_t, NodeAddress> groups;
+  uint64_t offset = 0;
+  uint64_t promised = 0;
+  try {
+    offset = write_checkpoint(snapshot, groups);
+    promised = old_->reserved_bytes() + (64 << 10);
+    fresh_->reserve(promised, false);
+    fresh_->sync();
+    map_.backend_.sync_folder(map_.folder_);
+  } catch (const Error&) {
+    map_.restore(snapshot, 0);
+    throw;
+  }
   // From here on the new log counts: what fails now stops the volume.
   try {
     MapPointer pointer{};
@@ -226,11 +212,11 @@ void VolumeMap::Compaction::switch_over() {
     for (auto& [number, version] : map_.table_.all())
       version.root = slot_of_word(versions_.at(number).word, kPageLevels);
     map_.table_.groups() = std::move(groups);
-    map_.dirty_groups_.clear();
-    map_.unwritten_versions_.clear();
     map_.checkpoint_offset_ = offset;
     map_.live_bytes_ = live_bytes_;
     map_.bytes_since_checkpoint_ = 0;
+    map_.compacted_bytes_ = fresh_->position().offset;
+    map_.has_removed_ = false;
     map_.log_ = fresh_;
     ++map_.stats_.compactions;
   } catch (const Error& error) {
@@ -252,12 +238,12 @@ Slot VolumeMap::Compaction::relocate(Slot slot, const Slot& base, uint64_t base_
   node->address = base_slot.is_address() ? base_slot.address() : NodeAddress{};
   node->replaces_own = false;
   if (level == 0) return slot;
-  std::array<Slot, kPageSlots> base_slots;
+  PageSlots base_slots;
   if (base.is_node() || base.is_address())
-    base_slots = static_cast<Page*>(loaded(*old_, base, level, index).node())->slots;
-  std::array<Slot, kPageSlots> fresh_slots;
+    base_slots = static_cast<Page*>(old_reader_.loaded(base, level, index).node())->slots;
+  PageSlots fresh_slots;
   if (base_slot.is_address())
-    fresh_slots = static_cast<Page*>(loaded(*fresh_, base_slot, level, index).node())->slots;
+    fresh_slots = static_cast<Page*>(fresh_reader_.loaded(base_slot, level, index).node())->slots;
   auto& slots = static_cast<Page*>(node)->slots;
   for (uint32_t i = 0; i < kPageSlots; ++i)
     slots[i] = relocate(std::move(slots[i]), base_slots[i], fresh_slots[i].disk_word(), level - 1,
@@ -268,6 +254,8 @@ Slot VolumeMap::Compaction::relocate(Slot slot, const Slot& base, uint64_t base_
 void VolumeMap::compact() {
   const std::lock_guard maintenance(maintenance_mutex_);
   check_usable();
+  run_removals();
+  sync_holes();
   std::string old_name;
   {
     const std::shared_lock guard(mutex_);

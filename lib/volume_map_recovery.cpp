@@ -3,7 +3,6 @@
 #include <cerrno>
 #include <charconv>
 
-#include "map_records.h"
 #include "names.h"
 #include "volume_map.h"
 
@@ -18,22 +17,28 @@ std::string pointer_name(const std::string& folder) { return folder + "/map"; }
 
 void VolumeMap::create(Backend& backend, const std::string& folder, const Uuid& volume,
                        uint64_t size_bytes) {
-  VolumeMap map(backend, folder, volume, Access::kWrite);
-  map.log_ = MapLog::create(backend, folder, volume, 1);
-  map.log_->begin_life(MapLog::start());
-  map.current_.number = 1;
-  map.current_.created_ns = now_unix_ns();
-  map.current_.size_bytes = size_bytes;
-  const uint64_t offset =
-      map.write_checkpoint_frame(*map.log_, map.current_, 0, map.log_->position(), 0, {});
-  map.log_->sync();
+  const auto log = MapLog::create(backend, folder, volume, 1);
+  log->begin_life(MapLog::start());
+  Snapshot snapshot;
+  snapshot.current.number = 1;
+  snapshot.current.created_ns = now_unix_ns();
+  snapshot.current.size_bytes = size_bytes;
+  snapshot.current.set_own(0);
+  const uint64_t offset = write_checkpoint_frame(*log, snapshot, 0, log->position(), 0, {});
+  write_first_pointer(backend, folder, volume, *log, offset);
+}
+
+// Makes a new map durable, but for its folder, and as if it had been closed.
+void VolumeMap::write_first_pointer(Backend& backend, const std::string& folder,
+                                    const Uuid& volume, MapLog& log, uint64_t checkpoint_offset) {
+  log.sync();
   MapPointer pointer{};
   pointer.volume = volume;
-  pointer.generation = 1;
-  pointer.checkpoint_offset = offset;
-  pointer.clean_sequence = map.log_->position().sequence;
+  pointer.generation = log.generation();
+  pointer.checkpoint_offset = checkpoint_offset;
+  pointer.clean_sequence = log.position().sequence;
   const auto object = backend.create(pointer_name(folder), 0);
-  object->write(0, map.pointer_slots_.initial(pointer));
+  object->write(0, SlotPair<MapPointer>(kMapPointerMagic).initial(pointer));
   object->sync();
 }
 
@@ -72,6 +77,7 @@ void VolumeMap::recover() {
                              [this](const LogFrame& frame) { replay(frame); });
   was_closed_cleanly_ = recovered_to_.sequence == pointer->clean_sequence;
   replayed_versions_ = unwritten_versions_;
+  compacted_bytes_ = live_bytes_;
 }
 
 // Returns the sequence number of the checkpoint's own frame.
@@ -83,8 +89,6 @@ uint64_t VolumeMap::load_checkpoint(uint64_t offset, LogPosition& replay_from) {
   const auto impossible = [this] {
     fail(EIO, log_->name(), "damaged: the checkpoint holds impossible values");
   };
-  if (record.source_count != 0)
-    fail(EINVAL, log_->name(), "was made by a newer tplstore (it has forks); use that one");
   replay_from = record.replay_from;
   if (replay_from.offset < MapLog::kFirstFrameOffset || replay_from.offset > after.offset ||
       replay_from.offset % kSectorBytes != 0 || record.current == 0 ||
@@ -95,6 +99,9 @@ uint64_t VolumeMap::load_checkpoint(uint64_t offset, LogPosition& replay_from) {
   current_.created_ns = record.current_began_ns;
   current_.size_bytes = record.current_size_bytes;
   current_.own_blocks = record.current_own_blocks;
+  current_.file_blocks = record.current_file_blocks;
+  current_.foreign_blocks = record.current_foreign_blocks;
+  current_.flags = record.current_flags;
   live_bytes_ = record.live_bytes;
   if (!Slot::from_disk(record.current_root, kPageLevels, root_)) impossible();
   for (uint32_t i = 0; i < record.group_count; ++i) {
@@ -106,6 +113,34 @@ uint64_t VolumeMap::load_checkpoint(uint64_t offset, LogPosition& replay_from) {
     table_.groups()[group.group] = address;
   }
   if (!table_.all().empty() && table_.all().rbegin()->first >= current_.number) impossible();
+  for (uint32_t i = 0; i < record.source_count; ++i) {
+    const auto row = decoder.take<SourceRow>();
+    if (row.last <= table_.base() || row.last >= current_.number) impossible();
+    table_.sources.push_back(row);
+  }
+  table_.flattens = record.flattens != 0;
+  for (uint32_t i = 0; i < record.pin_count; ++i) {
+    const auto pin = decoder.take<Pin>();
+    if (table_.find(pin.version) == nullptr) impossible();
+    table_.pins.push_back(pin);
+  }
+  for (uint32_t i = 0; i < record.removed_file_count; ++i) {
+    const auto file = decoder.take<RemovedFile>();
+    if (file.version >= current_.number || table_.find(file.version) != nullptr) impossible();
+    table_.removed_files[file.version] = file.blocks;
+  }
+  std::vector<FreeRange> free_ranges;
+  for (uint32_t i = 0; i < record.free_node_count; ++i) {
+    const NodeAddress address{decoder.take<uint64_t>()};
+    ByteVector bytes(address.length());
+    log_->read(address.offset(), bytes);
+    decode_free_ranges(bytes, log_->seed(), i, log_->name(), free_ranges);
+  }
+  for (const FreeRange& range : free_ranges)
+    if (range.source >= current_.number) impossible();
+  free_.add_durable(std::move(free_ranges));
+  table_.link_all(current_);
+  refresh_floor();
   return after.sequence;
 }
 
@@ -117,6 +152,7 @@ void VolumeMap::replay(const LogFrame& frame) {
   };
   while (!decoder.empty()) {
     const auto record = decoder.take<RecordHeader>();
+    const VersionRecord* version = table_.find(static_cast<uint32_t>(record.number()));
     switch (record.kind()) {
       case RecordKind::kUpdate: {
         uint64_t first = record.number();
@@ -134,26 +170,35 @@ void VolumeMap::replay(const LogFrame& frame) {
         }
         break;
       }
-      case RecordKind::kFreeze: {
-        const auto body = decoder.take<FreezeBody>();
-        const std::string name = decoder.take_text(body.name_bytes);
-        const std::string note = decoder.take_text(body.note_bytes);
-        const uint64_t length =
-            kRecordBytes + sizeof(FreezeBody) + body.name_bytes + body.note_bytes;
-        decoder.take_bytes(round_up(length, kRecordBytes) - length);
-        const uint32_t parent = record.source;
-        const bool is_good = record.count == current_.number + 1 &&
-                             body.size_bytes <= kVolumeBytesMax && note.size() <= kNoteBytesMax &&
-                             (name.empty() || is_valid_name(name)) &&
-                             (parent == current_.number || table_.find(parent) != nullptr);
-        if (!is_good) impossible();
-        apply_freeze(record.count, parent, body.size_bytes, body.created_ns, name, note);
+      case RecordKind::kFreeze:
+        replay_freeze(record.count, record.source, decoder);
         break;
-      }
       case RecordKind::kResize:
         if (record.number() > kVolumeBytesMax || record.number() < current_.size_bytes)
           impossible();
         current_.size_bytes = record.number();
+        break;
+      case RecordKind::kHide:
+        if (version == nullptr) impossible();
+        apply_hide(version->number);
+        break;
+      case RecordKind::kCollect:
+        if (version == nullptr || version->children.size() > 1) impossible();
+        apply_collect(version->number);
+        break;
+      case RecordKind::kPin: {
+        if (version == nullptr) impossible();
+        apply_pin(version->number, decoder.take<Uuid>());
+        break;
+      }
+      case RecordKind::kUnpin:
+        apply_unpin(decoder.take<Uuid>());
+        break;
+      case RecordKind::kFlattenBegin:
+        apply_flatten_begin();
+        break;
+      case RecordKind::kFlattenEnd:
+        apply_flatten_end();
         break;
       default:
         fail(EINVAL, log_->name(),
@@ -165,8 +210,33 @@ void VolumeMap::replay(const LogFrame& frame) {
   bytes_since_checkpoint_ += frame.payload.size();
 }
 
-void VolumeMap::begin_life(std::function<void()> sync_data) {
+void VolumeMap::replay_freeze(uint32_t next, uint32_t parent, Decoder& decoder) {
+  const auto body = decoder.take<FreezeBody>();
+  FreezeRequest request;
+  request.parent = parent;
+  request.name = decoder.take_text(body.name_bytes);
+  request.note = decoder.take_text(body.note_bytes);
+  uint64_t length = sizeof(FreezeBody) + body.name_bytes + body.note_bytes;
+  if (body.has_origin == 1) {
+    request.origin.volume = decoder.take<Uuid>();
+    request.origin.number = decoder.take<uint32_t>();
+    length += sizeof(Uuid) + sizeof(uint32_t);
+  }
+  decoder.take_bytes(round_up(length, kRecordBytes) - length);
+  const bool is_good = next == current_.number + 1 && body.has_origin <= 1 &&
+                       body.size_bytes <= kVolumeBytesMax && request.note.size() <= kNoteBytesMax &&
+                       (request.name.empty() || is_valid_name(request.name)) &&
+                       (parent == current_.number || table_.find(parent) != nullptr);
+  if (!is_good) fail(EIO, log_->name(), "damaged: a record of the map log is impossible");
+  apply_freeze(next, body.size_bytes, body.created_ns, request);
+}
+
+void VolumeMap::begin_life(std::function<void()> sync_data, std::function<void()> sync_holes) {
   sync_data_ = std::move(sync_data);
+  sync_holes_ = std::move(sync_holes);
+  // What was decided in the replay is as durable as the records are in a moment.
+  free_.cut();
+  free_.commit();
   // A process that was killed may have left the pointer in the page cache only: it must not fall
   // back to a log that is about to be removed.
   pointer_object_->sync();

@@ -33,15 +33,41 @@ struct WriterInfo {
   uint64_t epoch = 0;
 };
 
+// A version of any volume, wherever its data may have been carried to.
+struct VersionIdentity {
+  Uuid volume;
+  uint32_t number = 0;
+  bool is_nil() const { return number == 0; }
+  bool operator==(const VersionIdentity&) const = default;
+};
+
+// A version that is to be made of what current is.
+struct NewVersion {
+  std::string name;  // may be empty
+  std::string note;  // likewise
+  VersionIdentity origin;
+};
+
 struct VersionInfo {
   uint32_t number = 0;
   std::string name;        // empty when it has none
+  std::string note;        // likewise
   uint32_t parent = 0;     // the version it started from; 0 for the first
   int64_t created_ns = 0;  // when it was frozen; for the current one, when it began
   uint64_t size_bytes = 0;
-  uint64_t own_bytes = 0;  // what its data file occupies
-  bool is_hidden = false;
+  uint64_t own_bytes = 0;  // what removing it would give back; of current, what it alone has
+  bool is_hidden = false;  // removed, but forks or several versions that start from it need it
   bool is_current = false;
+  std::vector<uint32_t> children;  // versions that start from it
+  std::vector<std::string> forks;  // volumes that do; the uuids of those that have lost their name
+  VersionIdentity identity;        // the same for a version that was carried to another store
+};
+
+// A run of a disk in which two versions may differ.
+struct ChangedRange {
+  uint64_t offset;
+  uint64_t length;
+  bool is_zero;  // in the later one
 };
 
 struct VolumeInfo {
@@ -53,7 +79,16 @@ struct VolumeInfo {
   bool is_attached = false;           // somebody has it open for writing
   std::optional<WriterInfo> writer;   // who that is, as far as the header tells
   uint64_t unique_bytes = 0;          // what its files occupy
+  uint64_t shared_bytes = 0;          // what current reads of volumes it was forked from
+  std::string parent;  // "vm1@7", where it was forked from; empty when it was not, or is flattened
   std::vector<VersionInfo> versions;  // oldest first; filled by Store::show_volume only
+};
+
+// What the store's objects occupy.
+struct StoreSpace {
+  uint64_t volume_bytes = 0;
+  uint64_t template_bytes = 0;
+  uint64_t other_bytes = 0;
 };
 
 // Counters of one open volume since it was opened.

@@ -69,4 +69,11 @@ void WriterLock::resize(uint64_t size_bytes) {
   slots_.write(*object_, header_);
 }
 
+void WriterLock::forget_parent() {
+  header_.parent = Uuid{};
+  header_.parent_version = 0;
+  header_.incompatible_features &= ~kFeatureFork;
+  slots_.write(*object_, header_);
+}
+
 }  // namespace tplstore

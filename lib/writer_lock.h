@@ -35,6 +35,8 @@ class WriterLock {
   void restore(uint64_t size_bytes);
   // Records a new size while the volume stays taken.
   void resize(uint64_t size_bytes);
+  // Records that the volume does not need its parent any more.
+  void forget_parent();
 
   const VolumeHeader& header() const { return header_; }
   bool took_over() const { return took_over_; }

@@ -227,7 +227,7 @@ class Life {
       before = lengths();
     }
     const VersionInfo frozen =
-        target == 0 ? volume_->create_version("") : volume_->rollback(std::to_string(target));
+        target == 0 ? volume_->create_version({}) : volume_->rollback(std::to_string(target));
     versions_[frozen.number] = {begun == 0 ? 1 : begun, backend_.event_count(), content};
     flushes_.push_back({backend_.event_count(), before});
   }
@@ -358,7 +358,7 @@ TEST_CASE("a crash under many writers loses nothing that any of them flushed") {
             volume->write(s * kSectorBytes, content_of(s, i), durable);
             if (!durable && !random.chance(10)) continue;
             if (!durable) volume->flush();
-            if (random.chance(6)) volume->create_version("");
+            if (random.chance(6)) volume->create_version({});
             flushes[t].push_back({backend->event_count(), before});
           }
         });

@@ -59,7 +59,7 @@ Victim make_victim(bool is_closed, Random& random) {
   };
   for (unsigned version = 0; version < 3; ++version) {
     write(5);
-    volume->create_version(version == 1 ? "named" : "");
+    volume->create_version({version == 1 ? "named" : "", "", {}});
     if (version == 1) volume->compact_log();
     if (version == 0) volume->checkpoint();
   }

@@ -16,7 +16,7 @@ class MapUnderTest {
   }
   void open() {
     map_ = VolumeMap::open(backend_, "v", uuid_, Access::kWrite);
-    map_->begin_life([] {});
+    map_->begin_life([] {}, [] {});
   }
   void reopen() {
     map_->close();
@@ -32,7 +32,7 @@ class MapUnderTest {
   void write(uint64_t first, uint64_t count = 1) { assign(first, count, map_->current()); }
   uint32_t freeze() {
     map_->promise(VolumeMap::kFreezeRecords);
-    return map_->freeze("", "", 0).number;
+    return map_->freeze({}).number;
   }
   uint32_t source_of(uint32_t version, uint64_t block) {
     RunList runs;
@@ -64,7 +64,7 @@ TEST_CASE("neighbouring blocks of one version are one interval, whatever the ord
   for (const uint64_t block : blocks) map.write(block);
   // A region that is one interval needs no leaf: four pages are all there is.
   CHECK(node_memory_bytes() - before <= 4 * 600);
-  CHECK(map->current_record().own_blocks == kRegionBlocks);
+  CHECK(map->current_record().file_blocks == kRegionBlocks);
 }
 
 TEST_CASE("memory is 8 bytes for each interval and 64 for each leaf") {

@@ -194,7 +194,7 @@ class Model {
 
   void new_version() {
     const std::string name = random_.chance(2) ? fmt::format("v-{}", versions_.size()) : "";
-    const VersionInfo frozen = volume_->create_version(name);
+    const VersionInfo frozen = volume_->create_version({name, "", {}});
     versions_[frozen.number] = current_;
   }
 
@@ -313,7 +313,7 @@ TEST_CASE("threads that write parts of the same blocks never lose each other's b
   while (running > 0) {
     std::vector<uint64_t> floor(kSectors);
     for (uint64_t s = 0; s < kSectors; ++s) floor[s] = ended[s] % kCountMax;
-    const VersionInfo version = volume->create_version("");
+    const VersionInfo version = volume->create_version({});
     std::vector<uint64_t> ceiling(kSectors);
     for (uint64_t s = 0; s < kSectors; ++s) ceiling[s] = begun[s] % kCountMax;
     const ByteVector bytes = read_bytes(*volume, version.number, 0, kSectors * kSectorBytes);

@@ -38,14 +38,14 @@ struct Fixture {
 TEST_CASE("a split block that gets another source while its rest is read is read again") {
   Fixture f;
   f.volume->write(0, filled(kBlockBytes, 1), false);
-  f.volume->create_version("");
+  f.volume->create_version({});
   // The next first write reads the rest of block 0 from version 1. Just then somebody else writes
   // another part of the block, and a version is made: the rest comes from version 2 now.
   unsigned times = 0;
   f.backend.on_read = [&](const std::string& name) {
     if (!name.ends_with("data.1") || times++ != 0) return;
     f.volume->write(0, filled(kSectorBytes, 2), false);
-    f.volume->create_version("");
+    f.volume->create_version({});
   };
   f.volume->write(kSectorBytes, filled(kSectorBytes, 3), false);
   f.backend.on_read = nullptr;
@@ -59,7 +59,7 @@ TEST_CASE("a split block that gets another source while its rest is read is read
 TEST_CASE("a first write that is slow to read the rest of its block does not hold up a version") {
   Fixture f;
   f.volume->write(0, filled(kBlockBytes, 1), false);
-  f.volume->create_version("");
+  f.volume->create_version({});
   std::promise<void> reads;
   std::promise<void> goes_on;
   std::thread writer;
@@ -71,7 +71,7 @@ TEST_CASE("a first write that is slow to read the rest of its block does not hol
   };
   writer = std::thread([&] { f.volume->write(100, filled(50, 2), false); });
   reads.get_future().wait();
-  CHECK(f.volume->create_version("").number == 2);  // would wait for ever if it waited
+  CHECK(f.volume->create_version({}).number == 2);  // would wait for ever if it waited
   goes_on.set_value();
   writer.join();
   f.backend.on_read = nullptr;
@@ -95,7 +95,7 @@ TEST_CASE("overwriting a block of the current version changes no metadata") {
 TEST_CASE("trimming gives space back at once, and nothing older shows through") {
   Fixture f;
   f.volume->write(0, filled(64 * kBlockBytes, 1), true);
-  f.volume->create_version("kept");
+  f.volume->create_version({"kept", "", {}});
   f.volume->write(0, filled(32 * kBlockBytes, 2), true);
   const uint64_t before = f.memory->allocated_bytes();
   f.volume->trim(0, 32 * kBlockBytes, true);
@@ -110,7 +110,7 @@ TEST_CASE("trimming gives space back at once, and nothing older shows through") 
 TEST_CASE("a full disk fails the write, keeps the old bytes, and lets trims make room") {
   Fixture f;
   f.volume->write(0, filled(16 * kBlockBytes, 1), true);
-  f.volume->create_version("");
+  f.volume->create_version({});
   f.memory->set_capacity_bytes(f.memory->allocated_bytes() + 4 * kBlockBytes);
   int refused = 0;
   for (uint64_t block = 0; block < 16; ++block) {
@@ -169,7 +169,7 @@ TEST_CASE("after a failed sync writes and flushes fail until the volume is opene
 TEST_CASE("a reader follows the log into its next generation") {
   Fixture f;
   for (int i = 0; i < 50; ++i) f.volume->write(i * 2 * kBlockBytes, filled(kBlockBytes, i), false);
-  f.volume->create_version("");
+  f.volume->create_version({});
   f.volume->checkpoint();
   const auto reader = Volume::open_for_reading(environment_on(f.backend), f.uuid, "vm");
   for (int i = 0; i < 3; ++i) f.volume->compact_log();
@@ -180,7 +180,7 @@ TEST_CASE("a reader follows the log into its next generation") {
 TEST_CASE("sizes: growing, refusing to shrink, and rolling back to a smaller one") {
   Fixture f(kRegionBytes + kSectorBytes);
   f.volume->write(kRegionBytes, filled(kSectorBytes, 1), false);
-  f.volume->create_version("small");
+  f.volume->create_version({"small", "", {}});
   CHECK_THROWS_AS(f.volume->resize(kRegionBytes), Error);
   f.volume->resize(2 * kRegionBytes);
   f.volume->write(2 * kRegionBytes - 100, filled(100, 2), false);
@@ -195,8 +195,8 @@ TEST_CASE("sizes: growing, refusing to shrink, and rolling back to a smaller one
 
 TEST_CASE("a version that wrote nothing has no data file") {
   Fixture f;
-  f.volume->create_version("");
-  f.volume->create_version("");
+  f.volume->create_version({});
+  f.volume->create_version({});
   f.volume->close();
   f.volume.reset();
   std::vector<std::string> files;
@@ -208,10 +208,10 @@ TEST_CASE("a version that wrote nothing has no data file") {
 
 TEST_CASE("version names are unique and are not numbers") {
   Fixture f;
-  f.volume->create_version("a");
-  CHECK_THROWS_AS(f.volume->create_version("a"), Error);
-  CHECK_THROWS_AS(f.volume->create_version("7"), Error);
-  CHECK_THROWS_AS(f.volume->create_version("../x"), Error);
+  f.volume->create_version({"a", "", {}});
+  CHECK_THROWS_AS(f.volume->create_version({"a", "", {}}), Error);
+  CHECK_THROWS_AS(f.volume->create_version({"7", "", {}}), Error);
+  CHECK_THROWS_AS(f.volume->create_version({"../x", "", {}}), Error);
   CHECK(f.volume->version("a").number == 1);
   CHECK_THROWS_AS(f.volume->version("b"), Error);
   CHECK(f.volume->versions().size() == 2);

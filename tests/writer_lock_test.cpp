@@ -136,7 +136,7 @@ TEST_CASE("readers of frozen versions neither take the lock nor lose their volum
   TwoServers s;
   s.one->create_volume("vm", 1 << 20, "");
   s.one->open_export("vm", living_peer())->write(0, as_bytes("one"), true);
-  s.one->create_version("vm", "first");
+  s.one->create_version("vm", {"first", "", {}});
   auto reader = s.two->open_export("vm@first", other_peer());
   const auto writer = s.one->open_export("vm", living_peer());
   writer->write(0, as_bytes("two"), true);
@@ -145,14 +145,14 @@ TEST_CASE("readers of frozen versions neither take the lock nor lose their volum
   CHECK(to_text(bytes) == "one");
   CHECK_THROWS_AS(reader->write(0, bytes, false), Error);
   CHECK_THROWS_AS(s.two->open_export("vm@2", other_peer()), Error);
-  s.one->create_version("vm", "");
+  s.one->create_version("vm", {});
   CHECK(s.two->open_export("vm@2", other_peer())->size_bytes() == 1 << 20);
 }
 
 TEST_CASE("a volume whose version is being read is not removed") {
   TwoServers s;
   s.one->create_volume("vm", 1 << 20, "");
-  s.one->create_version("vm", "");
+  s.one->create_version("vm", {});
   auto reader = s.two->open_export("vm@1", other_peer());
   CHECK_THROWS_AS(s.one->remove_volume("vm"), Error);
   reader.reset();

@@ -1,0 +1,69 @@
+// Lets one thread wait until all requests that are in flight have ended, without holding up new
+// ones: what such a request has looked up may still be read until then.
+//
+// A request counts itself in and out in one of two sets of counters; which one changes with every
+// wait. Counters are spread over cache lines, so that threads do not meet.
+//
+// Thread safety: all.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <mutex>
+#include <thread>
+
+namespace tplstore {
+
+class RequestEpochs {
+ public:
+  class Request {
+   public:
+    explicit Request(RequestEpochs& epochs)
+        : count_(epochs.lines_[line_of_thread()].active[epochs.set_.load()]) {
+      count_.fetch_add(1);
+    }
+    ~Request() { count_.fetch_sub(1, std::memory_order_release); }
+    Request(const Request&) = delete;
+
+   private:
+    std::atomic<uint32_t>& count_;
+  };
+
+  // Returns when every request that had begun before this call has ended. A request may read which
+  // set is in use just before that changes, and count itself in afterwards; so both sets are
+  // waited for, one after the other, each while new requests go to the other one. What such a late
+  // one looks up it looks up after the caller's change.
+  void wait_for_requests() {
+    const std::lock_guard guard(mutex_);
+    for (int round = 0; round < 2; ++round) {
+      const uint32_t old = set_.load();
+      set_.store(old ^ 1);
+      while (has_active(old)) std::this_thread::sleep_for(std::chrono::microseconds(200));
+    }
+  }
+
+ private:
+  static constexpr size_t kLines = 16;
+  struct alignas(64) Line {
+    std::array<std::atomic<uint32_t>, 2> active{};
+  };
+
+  static size_t line_of_thread() {
+    const uint64_t hash = std::hash<std::thread::id>{}(std::this_thread::get_id());
+    return hash * 0x9e3779b97f4a7c15 >> 60;
+  }
+  bool has_active(uint32_t set) const {
+    for (const Line& line : lines_)
+      if (line.active[set].load() != 0) return true;
+    return false;
+  }
+
+  std::array<Line, kLines> lines_;
+  std::atomic<uint32_t> set_{0};
+  std::mutex mutex_;
+};
+
+}  // namespace tplstore

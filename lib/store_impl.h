@@ -1,0 +1,58 @@
+// What the files of Store share: its state, and how it finds, opens and lets go of volumes.
+// Thread safety: as Store.
+#pragma once
+
+#include <condition_variable>
+#include <map>
+#include <mutex>
+#include <thread>
+
+#include "store.h"
+#include "volume_disk.h"
+#include "volume_registry.h"
+
+namespace tplstore {
+
+std::string volume_name_object(const std::string& volume);
+Peer tool_peer();
+
+struct Store::Impl {
+  Impl(std::unique_ptr<Backend> backend_of, const StoreOptions& options_of)
+      : backend(std::move(backend_of)),
+        options(options_of),
+        registry(environment()) {}
+
+  std::shared_ptr<TemplateImage> open_template(const std::string& name);
+  Uuid uuid_of(const std::string& volume);
+  std::map<Uuid, std::string> volume_names();
+  std::vector<Uuid> volume_folders();
+  std::unique_ptr<HeldLock> share_gc_lock();
+  VolumeEnvironment environment();
+  VolumeInfo info_of(const std::string& name, const std::map<Uuid, std::string>& names);
+  void with_owner(const std::string& name, const std::function<void(Volume&)>& body);
+  void with_owner(const Uuid& uuid, const std::string& name,
+                  const std::function<void(Volume&)>& body);
+  bool has_forks(const Uuid& uuid);
+  bool is_free(const Uuid& uuid);
+  void remove_objects(const Uuid& uuid);
+  void release_parent(Uuid uuid);
+  HeldVersion hold_version(const Uuid& uuid, const std::string& name, const std::string& version);
+  void with_versions(const Uuid& uuid, const std::string& name,
+                     const std::function<void(Volume&)>& body);
+  void wake();
+  void run_upkeep();
+
+  const std::unique_ptr<Backend> backend;
+  const StoreOptions options;
+  std::mutex templates_mutex;
+  std::map<std::string, std::weak_ptr<TemplateImage>> templates;
+  VolumeRegistry registry;
+
+  std::mutex upkeep_mutex;
+  std::condition_variable upkeep_changed;
+  bool upkeep_wanted = false;
+  bool upkeep_ends = false;
+  std::thread upkeep;
+};
+
+}  // namespace tplstore

@@ -1,0 +1,553 @@
+// The volumes of a store, their versions and their forks.
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <thread>
+
+#include "host.h"
+#include "names.h"
+#include "store_impl.h"
+
+namespace tplstore {
+namespace {
+
+constexpr std::chrono::milliseconds kGcWaitMax{2000};
+
+}  // namespace
+
+std::string volume_name_object(const std::string& volume) {
+  return fmt::format("{}/{}", paths::kVolumeNames, volume);
+}
+
+Peer tool_peer() {
+  const int64_t pid = getpid();
+  return {fmt::format("tplstore tool, pid {}", pid), pid, process_start_time(pid)};
+}
+
+VolumeEnvironment Store::Impl::environment() {
+  return {*backend, [this](const std::string& name) { return open_template(name); }, options.log,
+          [this] { wake(); }};
+}
+
+// --- names and folders
+
+Uuid Store::Impl::uuid_of(const std::string& volume) {
+  check_name("volume", volume);
+  const auto content = backend->get(volume_name_object(volume), 256);
+  if (!content)
+    fail(ENOENT, fmt::format("volume {}", volume), "is not there; see 'tplstore volume list'");
+  Uuid uuid;
+  if (!parse_uuid(to_text(*content), uuid))
+    fail(EIO, volume_name_object(volume), "damaged: it holds no uuid");
+  return uuid;
+}
+
+std::map<Uuid, std::string> Store::Impl::volume_names() {
+  std::map<Uuid, std::string> names;
+  for (const std::string& name : backend->list(std::string(paths::kVolumeNames))) {
+    try {
+      names[uuid_of(name)] = name;
+    } catch (const Error& error) {
+      if (error.code() != ENOENT) throw;  // removed since it was listed
+    }
+  }
+  return names;
+}
+
+std::vector<Uuid> Store::Impl::volume_folders() {
+  std::vector<Uuid> uuids;
+  for (const std::string& folder : backend->list(std::string(paths::kVolumes))) {
+    Uuid uuid;
+    if (parse_uuid(folder, uuid)) uuids.push_back(uuid);
+  }
+  return uuids;
+}
+
+// --- making, showing, resizing
+
+// Keeps gc and the removal of templates out.
+std::unique_ptr<HeldLock> Store::Impl::share_gc_lock() {
+  const auto deadline = std::chrono::steady_clock::now() + kGcWaitMax;
+  while (true) {
+    if (auto lock = backend->try_lock(std::string(paths::kGcLock), LockMode::kShared)) return lock;
+    if (std::chrono::steady_clock::now() >= deadline)
+      fail(EBUSY, backend->describe(), "a template is being removed or gc is running; try again");
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+}
+
+VolumeInfo Store::create_volume(const std::string& name, uint64_t size_bytes,
+                                const std::string& template_name) {
+  check_name("volume", name);
+  Backend& backend = *impl_->backend;
+  const std::string object = fmt::format("volume {}", name);
+  if (backend.get(volume_name_object(name), 256)) fail(EEXIST, object, "exists already");
+  const auto gc_lock = impl_->share_gc_lock();
+  std::shared_ptr<TemplateImage> base;
+  if (!template_name.empty()) {
+    check_name("template", template_name);
+    base = impl_->open_template(template_name);
+    if (size_bytes == 0) size_bytes = round_up(base->size_bytes(), kSectorBytes);
+    if (size_bytes < base->size_bytes())
+      fail(EINVAL, object, "{} bytes are less than the {} of template {}", size_bytes,
+           base->size_bytes(), template_name);
+  }
+  if (size_bytes == 0 || size_bytes % kSectorBytes != 0)
+    fail(EINVAL, object,
+         "{} bytes are no size of a disk; it must be a multiple of {}, and more "
+         "than 0",
+         size_bytes, kSectorBytes);
+  if (size_bytes > kVolumeBytesMax)
+    fail(EFBIG, object, "{} bytes are more than the most, {}", size_bytes, kVolumeBytesMax);
+
+  const Uuid uuid = random_uuid();
+  try {
+    Volume::create(backend, uuid, size_bytes, base.get());
+    const std::string text = uuid.text();
+    if (!backend.put_new(volume_name_object(name), as_bytes(text))) fail(EEXIST, object, "exists already");
+  } catch (const Error& error) {
+    backend.remove_folder(Volume::folder_of(uuid));
+    if (error.code() != EFBIG) throw;
+    fail(EFBIG, object,
+         "the file system of {} holds no file of {} bytes; use a smaller size, or "
+         "a file system like XFS",
+         backend.describe(), size_bytes);
+  }
+  VolumeInfo info;
+  info.name = name;
+  info.uuid = uuid;
+  info.size_bytes = size_bytes;
+  info.template_name = template_name;
+  info.current_version = 1;
+  return info;
+}
+
+VolumeInfo Store::Impl::info_of(const std::string& name,
+                                const std::map<Uuid, std::string>& names) {
+  VolumeInfo info;
+  info.name = name;
+  info.uuid = uuid_of(name);
+  const std::string folder = Volume::folder_of(info.uuid);
+  const VolumeHeader header = read_header(*backend, folder);
+  info.size_bytes = disk_size(header);
+  info.template_name = template_of(header);
+  if (!header.parent.is_nil()) {
+    const auto parent = names.find(header.parent);
+    info.parent = fmt::format("{}@{}", parent == names.end() ? header.parent.text() : parent->second,
+                              header.parent_version);
+  }
+  // The header of a volume whose server died says "taken" too; the lock tells the truth.
+  info.is_attached = backend->try_lock(folder + "/lock", LockMode::kShared) == nullptr;
+  if (info.is_attached) info.writer = writer_of(header);
+  for (const std::string& part : backend->list(folder)) {
+    try {
+      info.unique_bytes += backend->open(folder + "/" + part, Access::kRead)->allocated_bytes();
+    } catch (const Error& error) {
+      if (error.code() != ENOENT) throw;  // gone since it was listed
+    }
+  }
+  return info;
+}
+
+// Runs `body` on the volume that this process has open, or opens it for reading.
+void Store::Impl::with_versions(const Uuid& uuid, const std::string& name,
+                                const std::function<void(Volume&)>& body) {
+  if (const auto open = registry.pin(uuid)) return body(open->volume());
+  body(*Volume::open_for_reading(environment(), uuid, name));
+}
+
+std::vector<VolumeInfo> Store::list_volumes() {
+  std::vector<VolumeInfo> list;
+  const std::map<Uuid, std::string> names = impl_->volume_names();
+  for (const auto& [uuid, name] : names) {
+    try {
+      VolumeInfo info = impl_->info_of(name, names);
+      impl_->with_versions(uuid, name, [&](Volume& volume) {
+        info.current_version = volume.current_version();
+        info.shared_bytes = volume.shared_bytes();
+      });
+      list.push_back(std::move(info));
+    } catch (const Error& error) {
+      if (error.code() == ENOENT) continue;  // removed since it was listed
+      // One that is damaged must not hide the others.
+      impl_->options.log(fmt::format("volume {}: {}", name, error.what()));
+      VolumeInfo info;
+      info.name = name;
+      list.push_back(std::move(info));
+    }
+  }
+  std::sort(list.begin(), list.end(),
+            [](const VolumeInfo& a, const VolumeInfo& b) { return a.name < b.name; });
+  return list;
+}
+
+VolumeInfo Store::show_volume(const std::string& name) {
+  const std::map<Uuid, std::string> names = impl_->volume_names();
+  VolumeInfo info = impl_->info_of(name, names);
+  impl_->with_versions(info.uuid, name, [&](Volume& volume) {
+    info.versions = volume.versions();
+    info.current_version = volume.current_version();
+    info.shared_bytes = volume.shared_bytes();
+  });
+  for (VersionInfo& version : info.versions) {
+    for (std::string& fork : version.forks) {
+      Uuid uuid;
+      const auto found = parse_uuid(fork, uuid) ? names.find(uuid) : names.end();
+      if (found != names.end()) fork = found->second;
+    }
+  }
+  return info;
+}
+
+// Runs `body` on the volume that this process has open, or opens it for that long.
+void Store::Impl::with_owner(const std::string& name, const std::function<void(Volume&)>& body) {
+  with_owner(uuid_of(name), name, body);
+}
+
+void Store::Impl::with_owner(const Uuid& uuid, const std::string& name,
+                             const std::function<void(Volume&)>& body) {
+  auto attachment = registry.pin(uuid);
+  if (!attachment) attachment = registry.attach(uuid, name, tool_peer());
+  body(attachment->volume());
+}
+
+VolumeInfo Store::resize_volume(const std::string& name, uint64_t size_bytes) {
+  const std::string object = fmt::format("volume {}", name);
+  if (size_bytes % kSectorBytes != 0)
+    fail(EINVAL, object, "{} bytes are not a multiple of {}", size_bytes, kSectorBytes);
+  if (size_bytes > kVolumeBytesMax)
+    fail(EFBIG, object, "{} bytes are more than the most, {}", size_bytes, kVolumeBytesMax);
+  impl_->with_owner(name, [&](Volume& volume) { volume.resize(size_bytes); });
+  return show_volume(name);
+}
+
+// --- removing
+
+// Whether any volume in the store needs this one. Nobody is making one while its lock is held.
+bool Store::Impl::has_forks(const Uuid& uuid) {
+  for (const Uuid& other : volume_folders())
+    if (other != uuid && Volume::is_fork_of(*backend, other, uuid)) return true;
+  return false;
+}
+
+// Whether nobody has the volume open for writing.
+bool Store::Impl::is_free(const Uuid& uuid) {
+  return backend->try_lock(Volume::folder_of(uuid) + "/lock", LockMode::kExclusive) != nullptr;
+}
+
+// The header goes first: without it a folder is no volume.
+void Store::Impl::remove_objects(const Uuid& uuid) {
+  const std::string folder = Volume::folder_of(uuid);
+  backend->remove(header_name(folder));
+  backend->sync_folder(folder);
+  backend->remove_folder(folder);
+}
+
+// A fork of this volume has gone, so something of it may go too; all of it, when it has no name.
+void Store::Impl::release_parent(Uuid uuid) {
+  while (!uuid.is_nil()) {
+    const auto names = volume_names();
+    const auto name = names.find(uuid);
+    Uuid next;
+    try {
+      if (name == names.end() && !has_forks(uuid)) {
+        const std::string folder = Volume::folder_of(uuid);
+        const auto lock = backend->try_lock(folder + "/lock", LockMode::kExclusive);
+        if (!lock) return;  // somebody else is at it
+        next = read_header(*backend, folder).parent;
+        remove_objects(uuid);
+      } else if (registry.is_open(uuid) || is_free(uuid)) {
+        with_owner(uuid, name == names.end() ? uuid.text() : name->second, [&](Volume& volume) {
+          volume.drop_dead_pins();
+          if (name == names.end()) volume.keep_pinned_only();
+          volume.reclaim_all();
+        });
+      }
+      // Else the server that has it open notices by itself.
+    } catch (const Error& error) {
+      if (error.code() != ENOENT && error.code() != EBUSY) throw;
+    }
+    uuid = next;
+  }
+}
+
+void Store::remove_volume(const std::string& name) {
+  const Uuid uuid = impl_->uuid_of(name);
+  const std::string object = fmt::format("volume {}", name);
+  const std::string folder = Volume::folder_of(uuid);
+  Backend& backend = *impl_->backend;
+  Uuid parent;
+  bool has_forks = false;
+  {
+    std::unique_ptr<HeldLock> lock;
+    std::unique_ptr<HeldLock> readers;
+    try {
+      lock = backend.try_lock(folder + "/lock", LockMode::kExclusive);
+      readers = backend.try_lock(folder + "/readers", LockMode::kExclusive);
+      if (!lock) {
+        const auto writer = writer_of(read_header(backend, folder));
+        fail(EBUSY, object, "in use by {}; disconnect that first",
+             writer ? describe(*writer) : "another process");
+      }
+      if (!readers)
+        fail(EBUSY, object, "one of its versions is being read; disconnect that first");
+      parent = read_header(backend, folder).parent;
+    } catch (const Error& error) {
+      // An earlier removal came this far; or there is nothing that could be read, and no reason to
+      // keep it.
+      if (error.code() != ENOENT && error.code() != EIO) throw;
+    }
+    has_forks = impl_->has_forks(uuid);
+    // Without its name nobody can open the volume any more; what is left is only space.
+    backend.remove(volume_name_object(name));
+    backend.sync_folder(std::string(paths::kVolumeNames));
+    if (!has_forks) impl_->remove_objects(uuid);
+  }
+  if (!has_forks) {
+    impl_->release_parent(parent);
+    return;
+  }
+  impl_->with_owner(uuid, name, [](Volume& volume) { volume.keep_pinned_only(); });
+}
+
+uint64_t Store::remove_orphans() {
+  Backend& backend = *impl_->backend;
+  const auto lock = backend.try_lock(std::string(paths::kGcLock), LockMode::kExclusive);
+  if (!lock)
+    fail(EBUSY, backend.describe(),
+         "volumes are being created or templates imported; "
+         "try again when that is done");
+  const std::map<Uuid, std::string> names = impl_->volume_names();
+  uint64_t count = 0;
+  for (const Uuid& uuid : impl_->volume_folders()) {
+    if (names.contains(uuid)) continue;
+    // One that forks need, or what a creation or a removal has left.
+    std::optional<VolumeHeader> header;
+    try {
+      header = read_header(backend, Volume::folder_of(uuid));
+    } catch (const Error& error) {
+      if (error.code() != ENOENT) impl_->options.log(error.what());
+    }
+    if (impl_->has_forks(uuid)) {
+      if (header) impl_->release_parent(uuid);
+      continue;
+    }
+    impl_->remove_objects(uuid);
+    ++count;
+    if (header) impl_->release_parent(header->parent);
+  }
+  return count;
+}
+
+void Store::reclaim_volume(const std::string& name) {
+  impl_->with_owner(name, [](Volume& volume) {
+    volume.drop_dead_pins();
+    volume.reclaim_all();
+  });
+}
+
+void Store::reclaim() {
+  for (const auto& [uuid, name] : impl_->volume_names()) {
+    try {
+      if (impl_->registry.is_open(uuid)) {
+        reclaim_volume(name);
+      } else if (impl_->is_free(uuid)) {
+        // Most have nothing to give back, and need not be opened for writing.
+        const auto map =
+            VolumeMap::open(*impl_->backend, Volume::folder_of(uuid), uuid, Access::kRead);
+        if (!map->was_closed_cleanly() || map->has_outstanding() || !map->pins().empty())
+          reclaim_volume(name);
+      }
+    } catch (const Error& error) {
+      if (error.code() != ENOENT && error.code() != EBUSY) impl_->options.log(error.what());
+    }
+  }
+}
+
+// --- versions
+
+std::vector<VersionInfo> Store::list_versions(const std::string& volume) {
+  return show_volume(volume).versions;
+}
+
+VersionInfo Store::create_version(const std::string& volume, const NewVersion& request) {
+  VersionInfo info;
+  impl_->with_owner(volume, [&](Volume& open) { info = open.create_version(request); });
+  return info;
+}
+
+VersionInfo Store::rollback(const std::string& volume, const std::string& version) {
+  const Uuid uuid = impl_->uuid_of(volume);
+  // attach() refuses, naming the owner, while a writer is connected.
+  const auto attachment = impl_->registry.attach(uuid, volume, tool_peer());
+  return attachment->volume().rollback(version);
+}
+
+std::vector<VersionInfo> Store::remove_versions(const std::string& volume,
+                                                const std::vector<std::string>& versions) {
+  std::vector<VersionInfo> removed;
+  impl_->with_owner(volume, [&](Volume& open) { removed = open.remove_versions(versions); });
+  return removed;
+}
+
+HeldVersion Store::Impl::hold_version(const Uuid& uuid, const std::string& name,
+                                      const std::string& version) {
+  HeldVersion held;
+  held.volume = registry.reader(uuid, name, version);
+  held.version = held.volume->version(version);
+  held.hold = held.volume->hold_version(held.version.number);
+  // It may have been removed just before. Whoever has the volume open knows; else what is on disk
+  // now, since nobody can remove the version any more.
+  const std::string number = std::to_string(held.version.number);
+  if (const auto owner = registry.pin(uuid)) {
+    owner->volume().version(number);
+  } else {
+    held.volume = Volume::open_for_reading(environment(), uuid, name);
+    held.version = held.volume->version(number);
+  }
+  return held;
+}
+
+void Store::diff_versions(const std::string& volume, const std::string& from, const std::string& to,
+                          const std::function<void(const ChangedRange&)>& add) {
+  const Uuid uuid = impl_->uuid_of(volume);
+  const HeldVersion since = impl_->hold_version(uuid, volume, from);
+  if (!to.empty()) {
+    const HeldVersion until = impl_->hold_version(uuid, volume, to);
+    until.volume->changes(since.version.number, until.version.number, 0, until.version.size_bytes,
+                          add);
+    return;
+  }
+  impl_->with_versions(uuid, volume, [&](Volume& open) {
+    open.changes(since.version.number, 0, 0, open.size_bytes(), add);
+  });
+}
+
+// --- forks
+
+VolumeInfo Store::fork_volume(const std::string& name, const std::string& parent,
+                              const std::string& version, uint64_t size_bytes) {
+  check_name("volume", name);
+  const std::string object = fmt::format("volume {}", name);
+  Backend& backend = *impl_->backend;
+  if (backend.get(volume_name_object(name), 256)) fail(EEXIST, object, "exists already");
+  const auto gc_lock = impl_->share_gc_lock();
+  const Uuid uuid = random_uuid();
+  impl_->with_owner(parent, [&](Volume& volume) {
+    const VersionInfo base = volume.version(version);
+    if (size_bytes != 0 && size_bytes < base.size_bytes)
+      fail(EINVAL, object, "{} bytes are less than the {} of {}@{}", size_bytes, base.size_bytes,
+           parent, base.number);
+    volume.create_fork(version, uuid);
+    const std::string text = uuid.text();
+    if (backend.put_new(volume_name_object(name), as_bytes(text))) return;
+    impl_->remove_objects(uuid);
+    volume.drop_dead_pins();
+    fail(EEXIST, object, "exists already");
+  });
+  VolumeInfo info = show_volume(name);
+  return size_bytes > info.size_bytes ? resize_volume(name, size_bytes) : info;
+}
+
+VolumeInfo Store::flatten_volume(const std::string& name,
+                                 const std::function<void(uint64_t)>& progress) {
+  Uuid parent;
+  impl_->with_owner(name, [&](Volume& volume) {
+    if (const auto identity = volume.parent()) parent = identity->volume;
+    volume.flatten(progress);
+  });
+  impl_->release_parent(parent);
+  return show_volume(name);
+}
+
+// --- importing
+
+namespace {
+
+// Current of a volume that is open, for whoever fills it.
+class FilledDisk final : public Disk {
+ public:
+  explicit FilledDisk(Volume& volume) : volume_(volume) {}
+  uint64_t size_bytes() const override { return volume_.size_bytes(); }
+  bool is_writable() const override { return true; }
+  bool allows_multi_conn() const override { return false; }
+  void read(uint64_t offset, MutableBytes into) override { volume_.read(0, offset, into); }
+  void extents(uint64_t offset, uint64_t length,
+               const std::function<bool(const Extent&)>& add) override {
+    volume_.extents(0, offset, length, add);
+  }
+  void write(uint64_t offset, Bytes from, bool durable) override {
+    volume_.write(offset, from, durable);
+  }
+  void trim(uint64_t offset, uint64_t length, bool durable) override {
+    volume_.trim(offset, length, durable);
+  }
+  void zero(uint64_t offset, uint64_t length, bool durable) override {
+    volume_.zero(offset, length, durable);
+  }
+  void flush() override { volume_.flush(); }
+  void cache(uint64_t, uint64_t) override {}
+
+ private:
+  Volume& volume_;
+};
+
+// Whether current is what `base` is.
+bool is_current_like(Volume& volume, const VersionInfo& base) {
+  if (volume.size_bytes() != base.size_bytes) return false;
+  bool is_like = true;
+  volume.changes(base.number, 0, 0, base.size_bytes,
+                 [&](const ChangedRange&) { is_like = false; });
+  return is_like;
+}
+
+void check_base(const std::string& object, const VersionInfo& base,
+                const VersionIdentity& wanted, const Uuid& volume) {
+  // A version that was written here may be the same as another one elsewhere: nobody can know.
+  const bool is_known = base.identity.volume != volume || wanted.volume == volume;
+  if (is_known && base.identity != wanted)
+    fail(EINVAL, object, "version {} is not the one that the changes are based on: that is {}@{}",
+         base.number, wanted.volume.text(), wanted.number);
+}
+
+}  // namespace
+
+VersionInfo Store::import_version(const std::string& name, const ImportedVersion& imported,
+                                  const std::function<void(Disk&)>& fill) {
+  const std::string object = fmt::format("volume {}", name);
+  const bool is_new = imported.base.empty();
+  if (is_new) create_volume(name, imported.size_bytes, "");
+  const Uuid uuid = impl_->uuid_of(name);
+  try {
+    const auto attachment = impl_->registry.attach(uuid, name, tool_peer());
+    Volume& volume = attachment->volume();
+    std::optional<VersionInfo> base;
+    if (!is_new) {
+      base = volume.version(imported.base);
+      check_base(object, *base, imported.base_identity, uuid);
+      if (imported.size_bytes < base->size_bytes)
+        fail(EINVAL, object, "{} bytes are less than the {} of version {}", imported.size_bytes,
+             base->size_bytes, base->number);
+      if (!is_current_like(volume, *base)) volume.rollback(imported.base);
+    }
+    try {
+      if (imported.size_bytes > volume.size_bytes()) volume.resize(imported.size_bytes);
+      FilledDisk disk(volume);
+      fill(disk);
+      return volume.create_version(imported.version);
+    } catch (const Error&) {
+      if (base) {
+        const VersionInfo remains = volume.rollback(std::to_string(base->number));
+        volume.remove_versions({std::to_string(remains.number)});
+      }
+      throw;
+    }
+  } catch (const Error&) {
+    if (is_new) remove_volume(name);
+    throw;
+  }
+}
+
+}  // namespace tplstore

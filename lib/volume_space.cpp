@@ -1,0 +1,131 @@
+// How a volume gives space back: one thread at a time, in slices.
+//
+//   leftovers   after a crash, current's file may have cells whose updates were never committed.
+//               Region by region, what is allocated is compared with the map.
+//   collecting  hidden versions that nothing needs are taken out of the map.
+//   punching    free ranges whose decision is durable, when the requests that may have looked them
+//               up have ended. Holes are synced before a checkpoint forgets them.
+#include <algorithm>
+#include <cerrno>
+
+#include "volume.h"
+
+namespace tplstore {
+namespace {
+
+constexpr size_t kRangesAtOnce = 256;
+// When writers replace cells faster than holes are punched, they help.
+constexpr size_t kRangesWaitingMax = 1 << 20;
+
+using Clock = std::chrono::steady_clock;
+
+}  // namespace
+
+bool Volume::reclaim(std::chrono::milliseconds budget) {
+  const std::lock_guard guard(space_mutex_);
+  const auto deadline = Clock::now() + budget;
+  // A version's leftovers come before it may be taken out.
+  if (!reclaim_leftovers(deadline)) return true;
+  while (map_->wants_collection()) {
+    map_->collect_one();
+    if (Clock::now() >= deadline) return true;
+  }
+  if (map_->wants_to_free()) map_->commit();
+  while (punch_some())
+    if (Clock::now() >= deadline) return true;
+  return false;
+}
+
+void Volume::reclaim_all() {
+  while (reclaim(std::chrono::hours(1))) {
+  }
+}
+
+void Volume::help_reclaiming() {
+  if (map_->free_ranges_waiting() < kRangesWaitingMax) return;
+  if (const std::unique_lock guard(space_mutex_, std::try_to_lock); guard) punch_some();
+}
+
+// False when it has not come to the end.
+bool Volume::reclaim_leftovers(Clock::time_point deadline) {
+  if (leftovers_version_ == 0) return true;
+  const auto file = files_->open_for_punching(leftovers_version_);
+  while (file) {
+    const auto data = file->find_data(leftovers_offset_);
+    if (!data) break;
+    const uint64_t region = data->offset / kRegionBytes;
+    reclaim_leftovers_in(leftovers_version_, *file, region);
+    leftovers_offset_ = (region + 1) * kRegionBytes;
+    if (Clock::now() >= deadline) return false;
+  }
+  const std::lock_guard guard(punched_mutex_);
+  punched_.insert(leftovers_version_);
+  leftovers_version_ = 0;
+  return true;
+}
+
+void Volume::reclaim_leftovers_in(uint32_t version, Object& file, uint64_t region) {
+  const uint64_t first = region * kRegionBlocks;
+  // As a first write would: nothing is between its data and its update then. When the version has
+  // been frozen meanwhile nothing of it changes anyway.
+  const Gate::Pass pass(gate_);
+  const StretchLocks::Exclusive hold(stretches_, first, kRegionBlocks);
+  RunList runs;
+  map_->find(version, first, kRegionBlocks, runs);
+  for (size_t i = 0; i < runs.size(); ++i) {
+    if (runs[i].source == version) continue;
+    const uint64_t end = (runs[i].first + runs[i].count) * kBlockBytes;
+    for (uint64_t offset = runs[i].first * kBlockBytes; offset < end;) {
+      const auto data = file.find_data(offset);
+      if (!data || data->offset >= end) break;
+      const uint64_t begin = std::max(offset, round_down(data->offset, kBlockBytes));
+      const uint64_t stop = std::min(end, round_up(data->offset + data->length, kBlockBytes));
+      file.punch(begin, stop - begin);
+      offset = stop;
+    }
+  }
+}
+
+bool Volume::punch_some() {
+  const std::vector<FreeRange> ranges = map_->take_free_ranges(kRangesAtOnce);
+  if (ranges.empty()) return false;
+  try {
+    epochs_.wait_for_requests();
+    for (size_t i = 0; i < ranges.size();) {
+      const uint32_t version = ranges[i].source;
+      {
+        const std::lock_guard guard(punched_mutex_);
+        punched_.insert(version);
+      }
+      const auto file = ranges[i].is_whole_file() ? nullptr : files_->open_for_punching(version);
+      bool is_empty = ranges[i].is_whole_file();
+      for (; i < ranges.size() && ranges[i].source == version; ++i)
+        if (file) file->punch(ranges[i].first * kBlockBytes, uint64_t{ranges[i].count} * kBlockBytes);
+      if (file && !map_->counts_cells_of(version)) is_empty = file->allocated_bytes() == 0;
+      if (is_empty) files_->remove(version);
+    }
+  } catch (...) {
+    map_->give_back_free_ranges();
+    throw;
+  }
+  map_->finish_free_ranges();
+  return true;
+}
+
+void Volume::sync_holes() {
+  std::set<uint32_t> punched;
+  {
+    const std::lock_guard guard(punched_mutex_);
+    punched.swap(punched_);
+  }
+  try {
+    for (const uint32_t version : punched) files_->sync_existing(version);
+    if (!punched.empty()) backend_.sync_folder(folder_);
+  } catch (...) {
+    const std::lock_guard guard(punched_mutex_);
+    punched_.merge(punched);
+    throw;
+  }
+}
+
+}  // namespace tplstore

@@ -41,9 +41,11 @@ struct FreezeBody {
   uint64_t size_bytes;  // of the new current
   uint16_t name_bytes;
   uint16_t note_bytes;
-  uint32_t has_origin;  // 0 or 1
+  uint32_t flags;
   uint32_t reserved[2];
 };
+inline constexpr uint32_t kFreezeHasOrigin = 1;
+inline constexpr uint32_t kFreezeUnswept = 2;  // the frozen version is (version_table.h)
 static_assert(sizeof(FreezeBody) == 32);
 
 }  // namespace tplstore

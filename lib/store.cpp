@@ -184,6 +184,16 @@ std::unique_ptr<Disk> Store::open_export(std::string_view export_name, const Pee
                                        std::move(version));
 }
 
+void Store::checkpoint(bool compacts) {
+  for (const auto& attachment : impl_->registry.pin_all()) {
+    if (compacts) {
+      attachment->volume().compact_log();
+    } else {
+      attachment->volume().checkpoint();
+    }
+  }
+}
+
 StoreStats Store::stats() {
   StoreStats stats;
   for (const auto& attachment : impl_->registry.pin_all()) {

@@ -116,6 +116,9 @@ class Store {
   // Gives back the space of removed versions, of all volumes that no other process has open. Waits.
   void reclaim();
 
+  // Upkeep of the volumes that are open here, at once: a checkpoint, or a compaction of the log.
+  void checkpoint(bool compacts);
+
   StoreStats stats();
   StoreSpace space();
   // Whether this process has the volume open for writing.

@@ -23,7 +23,8 @@ struct VersionRow {
 };
 static_assert(sizeof(VersionRow) == 64);
 
-constexpr uint32_t kKnownFlags = kVersionHidden | kVersionOwnKnown | kVersionImported;
+constexpr uint32_t kKnownFlags =
+    kVersionHidden | kVersionOwnKnown | kVersionImported | kVersionUnswept;
 
 }  // namespace
 

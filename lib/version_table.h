@@ -49,6 +49,7 @@ struct VersionRecord {
 inline constexpr uint32_t kVersionHidden = 1;    // removed, but something still needs it
 inline constexpr uint32_t kVersionOwnKnown = 2;  // own_blocks is exact, and kept so
 inline constexpr uint32_t kVersionImported = 4;  // an origin follows on disk
+inline constexpr uint32_t kVersionUnswept = 8;   // its file may have cells that a crash left
 inline constexpr uint32_t kVersionsPerGroup = 32;  // versions [32 g, 32 g + 32) are group g
 inline constexpr size_t kNoteBytesMax = 512;
 

@@ -147,8 +147,8 @@ void Volume::recover() {
     environment_.log(fmt::format("volume {}: was not closed, recovered it", name_));
     for (const uint32_t version : map_->replayed_versions()) files_->sync_existing(version);
     files_->sync_existing(current);
-    leftovers_version_ = current;
   }
+  unswept_ = map_->unswept_versions();
   use_sources();
   use_current(files_->begin(current));
   map_->begin_life([files = files_.get()] { files->sync_written(); }, [this] { sync_holes(); });
@@ -186,7 +186,7 @@ void Volume::close() {
   try {
     {
       const std::lock_guard guard(space_mutex_);
-      while (!reclaim_leftovers(Clock::time_point::max())) {
+      while (!sweep(Clock::time_point::max())) {
       }
     }
     // What takes longer goes on when the volume is opened again.
@@ -258,26 +258,27 @@ VersionInfo Volume::version(const std::string& number_or_name) {
 }
 
 VersionInfo Volume::freeze(const FreezeRequest& request) {
-  const std::lock_guard guard(map_->version_mutex());
-  if (!request.name.empty() && map_->version(request.name))
-    fail(EEXIST, fmt::format("volume {}", name_), "has a version '{}' already", request.name);
-  const uint32_t next = current_ + 1;
-  files_->prepare(next, std::max(size_bytes(), map_->size_of(request.parent)));
-  map_->promise(VolumeMap::kFreezeRecords);
-
-  gate_.close();
   VersionRecord frozen;
-  try {
-    frozen = map_->freeze(request);
-    use_current(files_->advance(next));
-  } catch (...) {
-    gate_.open();
-    map_->withdraw(VolumeMap::kFreezeRecords);
-    throw;
-  }
-  gate_.open();
+  {
+    const std::lock_guard guard(map_->version_mutex());
+    if (!request.name.empty() && map_->version(request.name))
+      fail(EEXIST, fmt::format("volume {}", name_), "has a version '{}' already", request.name);
+    const uint32_t next = current_ + 1;
+    files_->prepare(next, std::max(size_bytes(), map_->size_of(request.parent)));
+    map_->promise(VolumeMap::kFreezeRecords);
 
-  map_->commit();
+    gate_.close();
+    try {
+      frozen = map_->freeze(request);
+      use_current(files_->advance(next));
+    } catch (...) {
+      gate_.open();
+      map_->withdraw(VolumeMap::kFreezeRecords);
+      throw;
+    }
+    gate_.open();
+    map_->commit();
+  }
   environment_.wake();
   VersionInfo info = info_of(frozen, false);
   info.own_bytes = map_->own_blocks(frozen.number) * kBlockBytes;

@@ -116,7 +116,6 @@ class Volume {
   static bool is_fork_of(Backend& backend, const Uuid& fork, const Uuid& parent);
   // Forgets forks that are gone; whether some are left.
   bool drop_dead_pins();
-  bool has_outstanding() { return map_->has_outstanding() || leftovers_version_ != 0; }
   // Of a volume without a name, which only its forks need: removes all else.
   void keep_pinned_only();
 
@@ -129,7 +128,6 @@ class Volume {
   bool reclaim(std::chrono::milliseconds budget);
   // Gives back all that can be given back now.
   void reclaim_all();
-  const VolumeMap& map_for_tests() const { return *map_; }
 
   VolumeStats stats();
 
@@ -150,8 +148,8 @@ class Volume {
   void reload_map(const std::shared_ptr<VolumeMap>& old);
 
   // volume_space.cpp
-  bool reclaim_leftovers(std::chrono::steady_clock::time_point deadline);
-  void reclaim_leftovers_in(uint32_t version, Object& file, uint64_t region);
+  bool sweep(std::chrono::steady_clock::time_point deadline);
+  void sweep_region(uint32_t version, Object& file, uint64_t region);
   bool punch_some();
   void help_reclaiming();
   void sync_holes();
@@ -201,11 +199,11 @@ class Volume {
   std::atomic<uint64_t> size_bytes_{0};
 
   std::mutex space_mutex_;  // one thread gives back space, or copies for flattening
-  uint32_t leftovers_version_ = 0;  // whose file may have cells that no version maps; 0: none
-  uint64_t leftovers_offset_ = 0;   // how far it has been looked through
-  std::mutex punched_mutex_;        // guards the next
-  std::set<uint32_t> punched_;      // files with holes that are not synced
-  std::mutex pin_mutex_;            // one fork at a time begins or ends
+  std::vector<uint32_t> unswept_;  // versions that are still to be swept
+  uint64_t swept_bytes_ = 0;       // of the last one of these
+  std::mutex punched_mutex_;       // guards the next
+  std::set<uint32_t> punched_;     // files with holes that are not synced
+  std::mutex pin_mutex_;           // one fork at a time begins or ends
   std::chrono::steady_clock::time_point look_for_forks_at_{};  // the upkeep's
 
   std::unique_ptr<Counters> counters_;

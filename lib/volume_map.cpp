@@ -122,6 +122,23 @@ void VolumeMap::find(uint32_t version, uint64_t first, uint64_t count, RunList& 
   }
 }
 
+std::vector<uint32_t> VolumeMap::unswept_versions() const {
+  const std::shared_lock guard(mutex_);
+  std::vector<uint32_t> numbers;
+  for (const auto& [number, version] : table_.all())
+    if ((version.flags & kVersionUnswept) != 0) numbers.push_back(number);
+  if ((current_.flags & kVersionUnswept) != 0) numbers.push_back(current_.number);
+  return numbers;
+}
+
+void VolumeMap::note_swept(uint32_t version) {
+  const std::unique_lock guard(mutex_);
+  VersionRecord* record = version == current_.number ? &current_ : table_.find(version);
+  if (record == nullptr) return;
+  record->flags &= ~kVersionUnswept;
+  if (record != &current_) dirty_groups_.insert(VersionTable::group_of(version));
+}
+
 std::vector<SourceRow> VolumeMap::sources() const {
   const std::shared_lock guard(mutex_);
   return table_.sources;
@@ -320,7 +337,8 @@ VersionRecord VolumeMap::freeze(const FreezeRequest& request) {
                       size_bytes,
                       static_cast<uint16_t>(request.name.size()),
                       static_cast<uint16_t>(request.note.size()),
-                      request.origin.is_nil() ? 0u : 1u,
+                      (request.origin.is_nil() ? 0 : kFreezeHasOrigin) |
+                          ((current_.flags & kVersionUnswept) != 0 ? kFreezeUnswept : 0),
                       {}});
   body.put_bytes(as_bytes(request.name));
   body.put_bytes(as_bytes(request.note));

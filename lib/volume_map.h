@@ -95,6 +95,10 @@ class VolumeMap {
   // Commits, writes a checkpoint and marks the map as closed. Nothing may be in flight.
   void close();
 
+  // Versions whose files may have cells that are not mapped, since a crash; until they are swept.
+  std::vector<uint32_t> unswept_versions() const;
+  void note_swept(uint32_t version);
+
   // --- what is there
   uint32_t current() const;
   uint64_t size_bytes() const;                  // of current

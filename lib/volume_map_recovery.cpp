@@ -76,6 +76,7 @@ void VolumeMap::recover() {
   recovered_to_ = log_->scan(replay_from, std::max(pointer->clean_sequence, checkpoint_sequence),
                              [this](const LogFrame& frame) { replay(frame); });
   was_closed_cleanly_ = recovered_to_.sequence == pointer->clean_sequence;
+  if (!was_closed_cleanly_) current_.flags |= kVersionUnswept;
   replayed_versions_ = unwritten_versions_;
   compacted_bytes_ = live_bytes_;
 }
@@ -217,17 +218,19 @@ void VolumeMap::replay_freeze(uint32_t next, uint32_t parent, Decoder& decoder) 
   request.name = decoder.take_text(body.name_bytes);
   request.note = decoder.take_text(body.note_bytes);
   uint64_t length = sizeof(FreezeBody) + body.name_bytes + body.note_bytes;
-  if (body.has_origin == 1) {
+  if ((body.flags & kFreezeHasOrigin) != 0) {
     request.origin.volume = decoder.take<Uuid>();
     request.origin.number = decoder.take<uint32_t>();
     length += sizeof(Uuid) + sizeof(uint32_t);
   }
   decoder.take_bytes(round_up(length, kRecordBytes) - length);
-  const bool is_good = next == current_.number + 1 && body.has_origin <= 1 &&
+  const bool is_good = next == current_.number + 1 && body.flags <= (kFreezeHasOrigin | kFreezeUnswept) &&
                        body.size_bytes <= kVolumeBytesMax && request.note.size() <= kNoteBytesMax &&
                        (request.name.empty() || is_valid_name(request.name)) &&
                        (parent == current_.number || table_.find(parent) != nullptr);
   if (!is_good) fail(EIO, log_->name(), "damaged: a record of the map log is impossible");
+  current_.flags &= ~kVersionUnswept;
+  if ((body.flags & kFreezeUnswept) != 0) current_.flags |= kVersionUnswept;
   apply_freeze(next, body.size_bytes, body.created_ns, request);
 }
 

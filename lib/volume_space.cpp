@@ -1,6 +1,6 @@
 // How a volume gives space back: one thread at a time, in slices.
 //
-//   leftovers   after a crash, current's file may have cells whose updates were never committed.
+//   sweeping    after a crash, current's file may have cells whose updates were never committed.
 //               Region by region, what is allocated is compared with the map.
 //   collecting  hidden versions that nothing needs are taken out of the map.
 //   punching    free ranges whose decision is durable, when the requests that may have looked them
@@ -24,8 +24,8 @@ using Clock = std::chrono::steady_clock;
 bool Volume::reclaim(std::chrono::milliseconds budget) {
   const std::lock_guard guard(space_mutex_);
   const auto deadline = Clock::now() + budget;
-  // A version's leftovers come before it may be taken out.
-  if (!reclaim_leftovers(deadline)) return true;
+  // Before a version may be taken out.
+  if (!sweep(deadline)) return true;
   while (map_->wants_collection()) {
     map_->collect_one();
     if (Clock::now() >= deadline) return true;
@@ -47,24 +47,27 @@ void Volume::help_reclaiming() {
 }
 
 // False when it has not come to the end.
-bool Volume::reclaim_leftovers(Clock::time_point deadline) {
-  if (leftovers_version_ == 0) return true;
-  const auto file = files_->open_for_punching(leftovers_version_);
-  while (file) {
-    const auto data = file->find_data(leftovers_offset_);
-    if (!data) break;
-    const uint64_t region = data->offset / kRegionBytes;
-    reclaim_leftovers_in(leftovers_version_, *file, region);
-    leftovers_offset_ = (region + 1) * kRegionBytes;
-    if (Clock::now() >= deadline) return false;
+bool Volume::sweep(Clock::time_point deadline) {
+  while (!unswept_.empty()) {
+    const uint32_t version = unswept_.back();
+    const auto file = files_->open_for_punching(version);
+    while (file) {
+      const auto data = file->find_data(swept_bytes_);
+      if (!data) break;
+      const uint64_t region = data->offset / kRegionBytes;
+      sweep_region(version, *file, region);
+      swept_bytes_ = (region + 1) * kRegionBytes;
+      if (Clock::now() >= deadline) return false;
+    }
+    if (file) file->sync();
+    map_->note_swept(version);
+    unswept_.pop_back();
+    swept_bytes_ = 0;
   }
-  const std::lock_guard guard(punched_mutex_);
-  punched_.insert(leftovers_version_);
-  leftovers_version_ = 0;
   return true;
 }
 
-void Volume::reclaim_leftovers_in(uint32_t version, Object& file, uint64_t region) {
+void Volume::sweep_region(uint32_t version, Object& file, uint64_t region) {
   const uint64_t first = region * kRegionBlocks;
   // As a first write would: nothing is between its data and its update then. When the version has
   // been frozen meanwhile nothing of it changes anyway.

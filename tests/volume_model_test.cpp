@@ -2,11 +2,9 @@
 // the end of each round and after every reopening.
 #include <algorithm>
 #include <atomic>
-#include <fstream>
 #include <map>
 #include <thread>
 
-#include "temporary_directory.h"
 #include "volume_testing.h"
 
 namespace tplstore {
@@ -24,14 +22,7 @@ ByteVector make_template(Backend& backend, Random& random) {
     if (random.chance(3)) continue;
     random.fill(MutableBytes(image).subspan(at, length));
   }
-  const TemporaryDirectory directory;
-  const std::string path = directory.path() + "/image.raw";
-  std::ofstream(path, std::ios::binary)
-      .write(reinterpret_cast<const char*>(image.data()),
-             static_cast<std::streamsize>(image.size()));
-  ImportOptions options;
-  options.format = "raw";
-  import_template(backend, "golden", path, options);
+  import_test_template(backend, "golden", image);
   return image;
 }
 

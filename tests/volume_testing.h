@@ -4,6 +4,7 @@
 #include <doctest/doctest.h>
 
 #include <cstdlib>
+#include <fstream>
 #include <memory>
 #include <random>
 #include <string>
@@ -13,6 +14,7 @@
 #include "memory_backend.h"
 #include "store.h"
 #include "template_image.h"
+#include "temporary_directory.h"
 #include "volume.h"
 
 namespace tplstore {
@@ -71,6 +73,18 @@ inline std::unique_ptr<MemoryBackend> memory_store() {
 
 inline std::unique_ptr<Volume> open_volume(Backend& backend, const Uuid& uuid) {
   return Volume::open_for_writing(environment_on(backend), uuid, "vm", test_peer());
+}
+
+// Imports an image as a template.
+inline void import_test_template(Backend& backend, const std::string& name, Bytes image) {
+  const TemporaryDirectory directory;
+  const std::string path = directory.path() + "/image.raw";
+  std::ofstream(path, std::ios::binary)
+      .write(reinterpret_cast<const char*>(image.data()),
+             static_cast<std::streamsize>(image.size()));
+  ImportOptions options;
+  options.format = "raw";
+  import_template(backend, name, path, options);
 }
 
 inline ByteVector read_bytes(Volume& volume, uint32_t version, uint64_t offset, uint64_t length) {

@@ -1,63 +1,17 @@
 #include "export_file.h"
 
-#include <fcntl.h>
-#include <stdio.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <cerrno>
-#include <filesystem>
 #include <vector>
 
-#include "dir_path.h"
 #include "error.h"
 #include "image_sink.h"
+#include "published_file.h"
 
 namespace tplstore::tool {
 namespace {
 
 constexpr uint64_t kWindowBytes = uint64_t{1} << 30;  // of extents looked up at a time
-
-// A name in the target's folder that is removed again unless it was published.
-class TemporaryFile {
- public:
-  explicit TemporaryFile(std::string file) : file_(std::move(file)) {
-    const std::filesystem::path target = std::filesystem::absolute(file_);
-    folder_ = target.parent_path();
-    path_ = folder_ /
-            fmt::format(".tplstore-export-{}-{:08x}.part", ::getpid(), random_u64() & UINT32_MAX);
-    target_ = target;
-  }
-  ~TemporaryFile() {
-    if (!is_published_) ::unlink(path_.c_str());
-  }
-  TemporaryFile(const TemporaryFile&) = delete;
-  TemporaryFile& operator=(const TemporaryFile&) = delete;
-
-  const std::string& path() const { return path_; }
-
-  void publish(bool may_replace) {
-    int result = ::renameat2(AT_FDCWD, path_.c_str(), AT_FDCWD, target_.c_str(),
-                             may_replace ? 0 : RENAME_NOREPLACE);
-    // Some file systems, NFS for one, know no such flag.
-    if (result != 0 && (errno == EINVAL || errno == ENOSYS) && !may_replace) {
-      result = ::link(path_.c_str(), target_.c_str());
-      if (result == 0) ::unlink(path_.c_str());
-    }
-    if (result != 0) fail_errno(errno, file_, "giving the finished file its name");
-    is_published_ = true;
-    const FileDescriptor folder(::open(folder_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-    if (!folder || ::fsync(folder.get()) != 0) fail_errno(errno, file_, "syncing its folder");
-  }
-
- private:
-  std::string file_;
-  std::filesystem::path folder_;
-  std::string path_;
-  std::string target_;
-  bool is_published_ = false;
-};
 
 // Copies one run of data, without the zeroes in it; the number of bytes written.
 uint64_t copy_run(Disk& disk, ImageSink& sink, const Extent& run, const ExportOptions& options) {
@@ -112,27 +66,20 @@ uint64_t copy_disk(Disk& disk, ImageSink& sink, const ExportOptions& options) {
 }  // namespace
 
 void check_export_target(const std::string& file, const ExportOptions& options) {
-  struct stat status {};
-  if (::lstat(file.c_str(), &status) != 0) {
-    if (errno != ENOENT) fail_errno(errno, file, "looking for the file");
-    return;
-  }
-  if (!S_ISREG(status.st_mode))
-    fail(EEXIST, file, "it exists and is not a regular file: choose another name");
-  if (!options.may_replace) fail(EEXIST, file, "the file exists: use --force to replace it");
+  check_publish_target(file, options.may_replace);
 }
 
 uint64_t export_disk(Disk& disk, const std::string& file, const ExportOptions& options) {
   check_export_target(file, options);
-  TemporaryFile temporary(file);
+  PublishedFile target(file);
   const auto fail_interrupted = [&] {
     if (options.interrupted()) fail(EINTR, file, "interrupted: nothing was left behind");
   };
   uint64_t written = 0;
   try {
     const auto sink = options.format == ImageFormat::kRaw
-                          ? make_raw_sink(temporary.path(), disk.size_bytes(), file)
-                          : make_qcow2_sink(temporary.path(), disk.size_bytes(), file);
+                          ? make_raw_sink(target.path(), disk.size_bytes(), file)
+                          : make_qcow2_sink(target.path(), disk.size_bytes(), file);
     written = copy_disk(disk, *sink, options);
     fail_interrupted();
     sink->finish();
@@ -141,7 +88,7 @@ uint64_t export_disk(Disk& disk, const std::string& file, const ExportOptions& o
     fail_interrupted();
     throw;
   }
-  temporary.publish(options.may_replace);
+  target.publish(options.may_replace);
   return written;
 }
 

@@ -27,6 +27,7 @@
 #include "bytes.h"
 #include "dir_path.h"
 #include "disk.h"
+#include "volume_types.h"
 
 namespace tplstore {
 
@@ -97,15 +98,6 @@ static_assert(offsetof(IncrementTrailer, data_bytes) == 16);
 static_assert(offsetof(IncrementTrailer, zero_bytes) == 24);
 static_assert(offsetof(IncrementTrailer, chain) == 32);
 static_assert(offsetof(IncrementTrailer, checksum) == 40);
-
-// A version of a volume, in whatever store. Nil: none.
-struct VersionIdentity {
-  Uuid volume;
-  uint32_t number = 0;
-
-  bool is_nil() const { return volume.is_nil() && number == 0; }
-  bool operator==(const VersionIdentity&) const = default;
-};
 
 struct IncrementInfo {
   VersionIdentity base;     // nil: the file has a whole version

@@ -37,7 +37,7 @@ struct WriterInfo {
 struct VersionIdentity {
   Uuid volume;
   uint32_t number = 0;
-  bool is_nil() const { return number == 0; }
+  bool is_nil() const { return volume.is_nil() && number == 0; }
   bool operator==(const VersionIdentity&) const = default;
 };
 

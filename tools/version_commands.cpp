@@ -39,7 +39,7 @@ void create_version(const Context& context, const Arguments& arguments) {
   json request = {{"op", "version-create"}, {"volume", arguments.volume}};
   if (!arguments.version.empty()) request["name"] = arguments.version;
   const json version = change_volume(context, request, [&] {
-    return version_json(store->create_version(arguments.volume, arguments.version));
+    return version_json(store->create_version(arguments.volume, {arguments.version, "", {}}));
   });
   context.print(version, [&](const json& value) {
     return fmt::format("{}@{}{}\n", arguments.volume, plain(value["number"]),

@@ -76,7 +76,7 @@ class Script {
 
   size_t events() const { return backend_.event_count(); }
 
-  void check(MemoryBackend& after, uint64_t events) const {
+  void check(MemoryBackend& after, uint64_t events, bool removes_versions) const {
     size_t last = 0;
     while (last + 1 < states_.size() && states_[last + 1].events <= events) ++last;
     const Volumes& sure = states_[last].volumes;
@@ -86,6 +86,22 @@ class Script {
     store.remove_orphans();
     store.reclaim();
     check_all(store, sure, next);
+    check_space(after);
+    if (!removes_versions) return;
+    // What forks need stays when all versions go.
+    for (const VolumeInfo& info : store.list_volumes()) {
+      std::vector<std::string> numbers;
+      for (const VersionInfo& version : store.list_versions(info.name))
+        if (!version.is_current && !version.is_hidden)
+          numbers.push_back(std::to_string(version.number));
+      if (!numbers.empty()) store.remove_versions(info.name, numbers);
+    }
+    store.reclaim();
+    Volumes sure_without = sure;
+    Volumes next_without = next;
+    sure_without.versions.clear();
+    next_without.versions.clear();
+    check_all(store, sure_without, next_without);
     check_space(after);
   }
 
@@ -276,13 +292,14 @@ TEST_CASE("a crash while volumes are forked, flattened and removed loses and lea
       INFO("crash " << static_cast<int>(kind) << " behind event " << events << ": "
                     << (events == 0 ? "-" : backend->describe_event(events - 1)));
       const auto after = walker.crash(kind, random.below(UINT64_MAX));
-      script.check(*after, events);
+      const bool continues = random.chance(8);
+      script.check(*after, events, !continues && random.chance(2));
       ++states;
       // What was done after the crash may be lost by another one.
-      if (!random.chance(8)) continue;
+      if (!continues) continue;
       const auto again = after->crash(after->event_count(), kKinds[random.below(3)],
                                       random.below(UINT64_MAX));
-      script.check(*again, events);
+      script.check(*again, events, true);
     }
     if (walker.is_at_end()) break;
   }

@@ -679,6 +679,13 @@ class Model {
       INFO("file of removed version " << source);
       REQUIRE(blocks == file_blocks[source]);
     }
+    // Of files that a flattening has copied the cells are not counted.
+    if (!volume.was_flattened) {
+      for (const auto& [source, blocks] : file_blocks) {
+        INFO("file of version " << source);
+        REQUIRE((blocks == 0 || kept.contains(source) || removed.contains(source)));
+      }
+    }
     uint64_t shared = 0;
     for (const Block& block : volume.content.blocks)
       if (block.source != kFromZero && block.source != kFromTemplate && block.source <= volume.base)

@@ -544,7 +544,7 @@ def main():
     finally:
         for server in bench.servers:
             if server.process.poll() is None:
-                server.stop()
+                server.stop(signal.SIGKILL)
     with open(options.json, "w") as file:
         json.dump(bench.rows, file, indent=2)
     return 1 if bench.is_missed else 0

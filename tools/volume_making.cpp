@@ -27,25 +27,18 @@ std::string origin_text(const json& volume) {
 json create_fork(const Context& context, Store& store, const NewVolume& wanted,
                  uint64_t size_bytes) {
   const ExportName from = parse_export_name(wanted.from);
-  const auto refuse_current = [&] {
+  if (from.kind == ExportName::Kind::kTemplate)
+    fail(EINVAL, wanted.from, "that is a template: use --template {}", from.name);
+  if (from.kind == ExportName::Kind::kChanges)
+    fail(EINVAL, wanted.from, "a fork starts from one version, as in --from {}@{}", from.name,
+         from.version);
+  const json parent = find_volume(context, store, from.name);
+  if (from.kind == ExportName::Kind::kCurrent ||
+      find_version(parent, from.version)["current"].get<bool>())
     fail(EINVAL, "volume " + from.name,
          "a fork starts from a frozen version, as in --from {0}@VERSION: make one with "
          "`tplstore version create {0}`",
          from.name);
-  };
-  switch (from.kind) {
-    case ExportName::Kind::kVersion:
-      break;
-    case ExportName::Kind::kCurrent:
-      refuse_current();
-    case ExportName::Kind::kChanges:
-      fail(EINVAL, wanted.from, "a fork starts from one version, as in --from {}@{}", from.name,
-           from.version);
-    case ExportName::Kind::kTemplate:
-      fail(EINVAL, wanted.from, "that is a template: use --template {}", from.name);
-  }
-  const json parent = find_volume(context, store, from.name);
-  if (find_version(parent, from.version)["current"].get<bool>()) refuse_current();
   const json request = {{"op", "volume-fork"},
                         {"volume", from.name},
                         {"version", from.version},

@@ -97,16 +97,18 @@ void check_import(Store& store, const ImportArguments& arguments, const Incremen
     fail(EINVAL, arguments.file,
          "has a whole version, which makes a volume of its own: leave out --base, and give a name "
          "that is new");
-  if (arguments.base.empty() && info.base.is_nil()) return;
-
   std::optional<VolumeInfo> volume;
   try {
     volume = store.show_volume(arguments.name);
   } catch (const Error& error) {
     if (error.code() != ENOENT || !arguments.base.empty()) throw;
   }
+  if (info.base.is_nil()) {
+    if (volume) fail(EEXIST, object, "exists already: a whole version makes a new volume");
+    return;
+  }
   if (arguments.base.empty()) {
-    std::string hint = fmt::format("import {} first", base_text);
+    std::string hint = "import that version first, and name it with --base";
     if (volume)
       for (const VersionInfo& version : volume->versions)
         if (version.identity == info.base && !version.is_hidden)

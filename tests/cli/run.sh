@@ -62,8 +62,8 @@ is_let_go() {
 # read_version EXPORT...: somebody who reads these from the running server, until stop_reading.
 # shellcheck disable=SC2317
 read_version() {
-    local uris=() export
-    for export; do uris+=("$(uri "$export")"); done
+    local uris=() name
+    for name; do uris+=("$(uri "$name")"); done
     $python -c '
 import nbd, sys, signal
 clients = [nbd.NBD() for uri in sys.argv[1:]]
@@ -90,7 +90,7 @@ put() {
         name=writer
         start_nbdkit writer "$TPLSTORE_PLUGIN" "$store"
     fi
-    $python - "$(uri "$1" $name)" "$2" "$3" "${4-}" <<'END'
+    $python - "$(uri "$1" "$name")" "$2" "$3" "${4-}" <<'END'
 import nbd, sys
 uri, offset, length, character = sys.argv[1:]
 client = nbd.NBD()
@@ -102,7 +102,7 @@ else:
 client.flush()
 client.shutdown()
 END
-    [ $name = server ] || stop_nbdkit writer
+    [ "$name" = server ] || stop_nbdkit writer
     await 20 is_let_go "$1"
 }
 

@@ -50,7 +50,7 @@ await 20 is_free fork
 $python "$(dirname "$0")/wire_model.py" "$(uri fork)" 4000 1 >"$tmp/guest.out" 2>&1 &
 guest=$!
 on_exit kill -9 $guest
-await 20 eval '[ "$(tplstore volume show fork --json | jq .attached)" = true ]' || fail "no guest"
+await 20 is_attached fork || fail "no guest"
 tplstore volume flatten fork
 has_ended $guest && fail "the guest has ended already"
 equals "the fork's parent" "$(tplstore volume show fork --json | jq -c '[.parent, .shared_bytes]')" "[null,0]"
@@ -70,7 +70,7 @@ stop_nbdkit
 
 # Without the parent, and without anything of it.
 tplstore volume rm vm1
-equals "volumes" "$(ls "$store/volumes" | wc -l)" 1
+equals "volumes" "$(count_volumes)" 1
 serve
 nbdcopy "$(uri fork)" "$tmp/out.raw"
 same "$tmp/out.raw" "$tmp/fork.raw"
@@ -105,7 +105,7 @@ for volume in second third; do
     equals "the parent" "$(parent_of $volume)" null
 done
 tplstore volume rm fork
-equals "volumes" "$(ls "$store/volumes" | wc -l)" 2
+equals "volumes" "$(count_volumes)" 2
 for volume in second third; do
     tplstore volume export $volume "$tmp/out.raw" --force >/dev/null
     same "$tmp/out.raw" "$tmp/late.raw"

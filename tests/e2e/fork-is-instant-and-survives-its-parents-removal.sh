@@ -35,7 +35,7 @@ copy vm1@base "$tmp/base.raw"
 $python "$(dirname "$0")/wire_model.py" "$(uri vm1)" 2500 1 >"$tmp/guest.out" 2>&1 &
 guest=$!
 on_exit kill -9 $guest
-await 20 eval '[ "$(tplstore volume show vm1 --json | jq .attached)" = true ]' || fail "no guest"
+await 20 is_attached vm1 || fail "no guest"
 
 times_us=()
 for number in {1..7}; do
@@ -98,7 +98,7 @@ tplstore volume rm fork2
 tplstore volume rm fork1
 copy grandchild "$tmp/out.raw" && same "$tmp/out.raw" "$tmp/grandchild.raw"
 await 20 is_free grandchild
-equals "volumes kept for it" "$(ls "$store/volumes" | wc -l)" 3
+equals "volumes kept for it" "$(count_volumes)" 3
 tplstore volume rm grandchild
 equals "what is left" "$(ls "$store/volumes")" ""
 tplstore template rm golden

@@ -51,7 +51,7 @@ change 7
 $python "$(dirname "$0")/wire_model.py" "$(uri vm1)" 2000 1 >"$tmp/guest.out" 2>&1 &
 guest=$!
 on_exit kill -9 $guest
-await 20 eval '[ "$(tplstore volume show vm1 --json | jq .attached)" = true ]' || fail "no guest"
+await 20 is_attached vm1 || fail "no guest"
 tplstore version create vm1 >/dev/null
 # Version 5 is what the rollback froze: like version 4.
 equals "parents" "$(tplstore version list vm1 --json | jq -c 'map(.parent)')" "[null,1,2,3,4,2,6,7]"

@@ -27,7 +27,7 @@ sum_of() {
 $python "$(dirname "$0")/wire_model.py" "$(uri vm1)" "${OPERATIONS-6000}" "$seed" &
 model=$!
 on_exit kill -9 $model
-await 20 eval '[ "$(tplstore volume show vm1 --json | jq .attached)" = true ]' || fail "no guest"
+await 20 is_attached vm1 || fail "no guest"
 
 declare -A sums=()
 made=0 removed=0
@@ -52,7 +52,8 @@ while ! has_ended $model; do
 done
 wait $model || fail "the guest has read something else than it wrote"
 echo "$made versions made, $removed removed, versions ${!sums[*]} left"
-[ $made -ge 10 ] && [ $removed -ge 8 ] || fail "that is not much of a test"
+[ $made -ge 10 ] || fail "that is not much of a test"
+[ $removed -ge 8 ] || fail "that is not much of a test"
 
 for number in "${!sums[@]}"; do
     equals "version $number" "$(sum_of "vm1@$number")" "${sums[$number]}"
@@ -69,7 +70,8 @@ tplstore gc
 needed=$(data_bytes vm1)
 occupied=$(file_bytes)
 echo "the files occupied $before bytes, now $occupied, of which $needed are the disk's data"
-[ "$occupied" -ge "$needed" ] && [ "$occupied" -le $((needed + 131072)) ] ||
+[ "$occupied" -ge "$needed" ] || fail "$needed bytes of data are in files of $occupied bytes"
+[ "$occupied" -le $((needed + 131072)) ] ||
     fail "the data files occupy $occupied bytes for $needed bytes of data"
 equals "the disk" "$(sum_of vm1)" "$sum"
 stop_nbdkit

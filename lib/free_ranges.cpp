@@ -34,8 +34,8 @@ void join_free_ranges(std::vector<FreeRange>& ranges) {
 uint64_t encode_free_ranges(Encoder& to, uint64_t seed, uint32_t index, uint32_t version,
                             std::span<const FreeRange> ranges) {
   ensure(ranges.size() <= kFreeRangesPerNode, "free ranges fit a node");
-  const uint64_t start = begin_node(to, NodeKind::kFree, 0, static_cast<uint32_t>(ranges.size()),
-                                    index, version);
+  const uint64_t start =
+      begin_node(to, NodeKind::kFree, 0, static_cast<uint32_t>(ranges.size()), version);
   uint32_t source = 0;
   for (const FreeRange& range : ranges) {
     to.put_varint(range.source - source);
@@ -43,7 +43,7 @@ uint64_t encode_free_ranges(Encoder& to, uint64_t seed, uint32_t index, uint32_t
     to.put_varint(range.count);
     source = range.source;
   }
-  return end_node(to, start, seed);
+  return end_node(to, start, seed, index);
 }
 
 void decode_free_ranges(Bytes bytes, uint64_t seed, uint32_t index, const std::string& object,
@@ -52,7 +52,7 @@ void decode_free_ranges(Bytes bytes, uint64_t seed, uint32_t index, const std::s
   const auto impossible = [&] {
     fail(EIO, object, "damaged: a list of free ranges holds an impossible one");
   };
-  if (header.kind != static_cast<uint8_t>(NodeKind::kFree)) impossible();
+  if (header.kind != NodeKind::kFree) impossible();
   uint64_t source = 0;
   for (uint32_t i = 0; i < header.count; ++i) {
     source += body.take_varint();

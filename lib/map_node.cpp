@@ -70,7 +70,7 @@ bool Slot::from_disk(uint64_t word, uint32_t level, Slot& into) {
     const Interval interval = slot.interval();
     is_good = level == 0 && are_valid({&interval, 1}) && slot == of_interval(interval);
   } else if (slot.is_address()) {
-    is_good = slot.address().length() >= sizeof(NodeHeader) && (word & (uint64_t{3} << 60)) == 0;
+    is_good = slot.address().length() >= kNodeBytesMin && (word & (uint64_t{3} << 60)) == 0;
   }
   if (is_good) into = std::move(slot);
   return is_good;
@@ -135,19 +135,28 @@ void release(Node* node) {
 
 // --- bytes in the log
 
-uint64_t begin_node(Encoder& to, NodeKind kind, uint32_t level, uint32_t count, uint32_t index,
-                    uint32_t version) {
+namespace {
+
+uint64_t node_seed(uint64_t seed, uint32_t index) {
+  return seed + (uint64_t{index} + 1) * 0x9e3779b97f4a7c15;
+}
+
+}  // namespace
+
+uint64_t begin_node(Encoder& to, NodeKind kind, uint32_t level, uint32_t count, uint32_t version) {
   ensure(to.size() % 8 == 0, "nodes begin at multiples of 8 bytes");
   const uint64_t start = to.size();
   to.put(NodeHeader{0, static_cast<uint8_t>(kind), static_cast<uint8_t>(level),
-                    static_cast<uint16_t>(count), index, version});
+                    static_cast<uint16_t>(count)});
+  to.put_varint(version);
   return start;
 }
 
-uint64_t end_node(Encoder& to, uint64_t start, uint64_t seed) {
-  while (to.size() % 8 != 0) to.put(uint8_t{0});
+uint64_t end_node(Encoder& to, uint64_t start, uint64_t seed, uint32_t index) {
+  while (to.size() % 8 != 0 || to.size() - start < kNodeBytesMin) to.put(uint8_t{0});
   const Bytes node = Bytes(to.bytes()).subspan(start);
-  const auto sum = static_cast<uint32_t>(checksum(node.subspan(sizeof(uint32_t)), seed));
+  const auto sum =
+      static_cast<uint32_t>(checksum(node.subspan(sizeof(uint32_t)), node_seed(seed, index)));
   std::memcpy(to.bytes().data() + start, &sum, sizeof sum);
   return node.size();
 }
@@ -169,19 +178,31 @@ void put_intervals(Encoder& to, std::span<const Interval> intervals) {
 uint64_t encode_leaf(Encoder& to, uint64_t seed, uint32_t index, uint32_t version,
                      std::span<const Interval> intervals) {
   const uint64_t start =
-      begin_node(to, NodeKind::kLeaf, 0, static_cast<uint32_t>(intervals.size()), index, version);
+      begin_node(to, NodeKind::kLeaf, 0, static_cast<uint32_t>(intervals.size()), version);
   put_intervals(to, intervals);
-  return end_node(to, start, seed);
+  return end_node(to, start, seed, index);
 }
 
 uint64_t encode_delta(Encoder& to, uint64_t seed, uint32_t index, uint32_t version, uint32_t depth,
                       NodeAddress base, std::span<const Interval> changes) {
   const uint64_t start = begin_node(to, NodeKind::kLeafDelta, depth,
-                                    static_cast<uint32_t>(changes.size()), index, version);
-  to.put(base.word);
+                                    static_cast<uint32_t>(changes.size()), version);
+  to.put_varint(base.offset() / 8);
+  to.put_varint(base.length() / 8);
   put_intervals(to, changes);
-  return end_node(to, start, seed);
+  return end_node(to, start, seed, index);
 }
+
+namespace {
+
+constexpr uint64_t zigzag(int64_t value) {
+  return static_cast<uint64_t>(value) << 1 ^ static_cast<uint64_t>(value >> 63);
+}
+constexpr int64_t unzigzag(uint64_t value) {
+  return static_cast<int64_t>(value >> 1) ^ -static_cast<int64_t>(value & 1);
+}
+
+}  // namespace
 
 uint64_t encode_page(Encoder& to, uint64_t seed, uint32_t index, uint32_t version, uint32_t level,
                      std::span<const uint64_t, kPageSlots> slot_words) {
@@ -189,23 +210,47 @@ uint64_t encode_page(Encoder& to, uint64_t seed, uint32_t index, uint32_t versio
   for (uint32_t i = 0; i < kPageSlots; ++i)
     if (slot_words[i] != 0) present |= uint64_t{1} << i;
   const uint64_t start = begin_node(to, NodeKind::kPage, level,
-                                    static_cast<uint32_t>(std::popcount(present)), index, version);
+                                    static_cast<uint32_t>(std::popcount(present)), version);
   to.put(present);
-  for (const uint64_t word : slot_words)
-    if (word != 0) to.put(word);
-  return end_node(to, start, seed);
+  // Nodes that were written together follow each other, so each is looked for behind the last.
+  uint64_t expected = 0;
+  for (const uint64_t word : slot_words) {
+    if (word == 0) continue;
+    Slot slot;
+    ensure(Slot::from_disk(word, level - 1, slot), "a page's slots can be read");
+    if (slot.is_interval()) {
+      const Interval interval = slot.interval();
+      to.put_varint(uint64_t{interval.source} << 1 | 1);
+      to.put_varint(interval.first);
+      to.put_varint(interval.count - 1u);
+      continue;
+    }
+    const uint64_t offset = slot.address().offset() / 8;
+    const uint64_t length = slot.address().length() / 8;
+    to.put_varint(zigzag(static_cast<int64_t>(offset - expected)) << 1);
+    to.put_varint(length);
+    expected = offset + length;
+  }
+  return end_node(to, start, seed, index);
 }
 
-std::pair<NodeHeader, Decoder> open_node(Bytes bytes, uint64_t seed, uint32_t index,
-                                         const std::string& object) {
+std::pair<NodeInfo, Decoder> open_node(Bytes bytes, uint64_t seed, uint32_t index,
+                                       const std::string& object) {
   Decoder decoder(bytes, object);
   const auto header = decoder.take<NodeHeader>();
-  if (header.checksum != static_cast<uint32_t>(checksum(bytes.subspan(sizeof(uint32_t)), seed)) ||
-      header.index != index)
+  const auto damaged = [&] {
     fail(EIO, object,
          "damaged: a node of the map fails its checksum; restore the volume from a backup or "
          "export a version that is not affected");
-  return {header, decoder};
+  };
+  if (header.checksum !=
+      static_cast<uint32_t>(checksum(bytes.subspan(sizeof(uint32_t)), node_seed(seed, index))))
+    damaged();
+  const uint64_t version = decoder.take_varint();
+  if (version > UINT32_MAX) damaged();
+  return {{static_cast<NodeKind>(header.kind), header.level, header.count,
+           static_cast<uint32_t>(version)},
+          decoder};
 }
 
 std::vector<Interval> decode_intervals(Decoder& body, uint32_t count, bool allows_unmapped) {
@@ -232,13 +277,36 @@ std::vector<Interval> decode_intervals(Decoder& body, uint32_t count, bool allow
 
 void decode_page(Decoder& body, uint32_t count, Page& into) {
   const auto present = body.take<uint64_t>();
+  const auto impossible = [&body] {
+    fail(EIO, body.object(), "damaged: a page of the map holds an impossible slot");
+  };
   if (static_cast<uint32_t>(std::popcount(present)) != count)
     fail(EIO, body.object(), "damaged: a page of the map miscounts its slots");
+  uint64_t expected = 0;
   for (uint32_t i = 0; i < kPageSlots; ++i) {
     if ((present >> i & 1) == 0) continue;
-    if (!Slot::from_disk(body.take<uint64_t>(), into.level - 1u, into.slots[i]) ||
+    const uint64_t tagged = body.take_varint();
+    const uint64_t second = body.take_varint();
+    Slot slot;
+    if ((tagged & 1) != 0) {
+      const uint64_t blocks = body.take_varint() + 1;
+      const bool is_good = tagged >> 1 < kSourceUnmapped && second < kRegionBlocks &&
+                           blocks <= kRegionBlocks - second;
+      if (!is_good) impossible();
+      slot = Slot::of_interval({static_cast<uint16_t>(second), static_cast<uint16_t>(blocks),
+                                static_cast<uint32_t>(tagged >> 1)});
+    } else {
+      const uint64_t offset = expected + static_cast<uint64_t>(unzigzag(tagged >> 1));
+      const bool is_good = offset < uint64_t{1} << 48 && second < uint64_t{1} << 12 &&
+                           second * 8 >= kNodeBytesMin;
+      if (!is_good) impossible();
+      slot = Slot::of_address(NodeAddress::make(offset * 8, second * 8));
+      expected = offset + second;
+    }
+    // Checked like a word that was read.
+    if (!Slot::from_disk(slot.disk_word(), into.level - 1u, into.slots[i]) ||
         into.slots[i].is_empty())
-      fail(EIO, body.object(), "damaged: a page of the map holds an impossible slot");
+      impossible();
   }
 }
 

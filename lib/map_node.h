@@ -29,7 +29,7 @@ inline constexpr uint32_t kPageSlots = 64;
 inline constexpr uint32_t kPageLevels = 4;  // root is a page of level 4; leaves are level 0
 inline constexpr uint64_t kRegionsMax = uint64_t{1} << (6 * kPageLevels);
 inline constexpr uint64_t kVolumeBytesMax = kRegionsMax * kRegionBytes;  // 64 TiB
-inline constexpr uint32_t kLeafDeltasMax = 8;
+inline constexpr uint32_t kLeafDeltasMax = 12;
 
 // Where a node lies in the log: offset and length, both in units of 8 bytes.
 struct NodeAddress {
@@ -138,15 +138,24 @@ void release(Node* node);
 
 enum class NodeKind : uint8_t { kLeaf = 1, kLeafDelta = 2, kPage = 3, kVersions = 4, kFree = 5 };
 
+// Followed by the version that was current when the node was written, as a varint. Which region,
+// page of its level, group of versions or list of free ranges it is goes into the checksum.
 struct NodeHeader {
-  uint32_t checksum;  // low half of XXH3-64 of all that follows, seeded with the log's seed
+  uint32_t checksum;  // low half of XXH3-64 of all that follows
   uint8_t kind;
-  uint8_t level;   // of a page 1 to 4; of a leaf 0; of a delta its depth over the full leaf, 1 to 8
+  uint8_t level;   // of a page 1 to 4; of a leaf 0; of a delta its depth over the full leaf
   uint16_t count;  // intervals, slots, versions or free ranges in it
-  uint32_t index;  // which region, page of its level, group of versions, or list of free ranges
-  uint32_t version;  // that was current when it was written
 };
-static_assert(sizeof(NodeHeader) == 16 && offsetof(NodeHeader, version) == 12);
+static_assert(sizeof(NodeHeader) == 8);
+inline constexpr uint64_t kNodeBytesMin = 16;
+
+// What a node's header says.
+struct NodeInfo {
+  NodeKind kind;
+  uint32_t level;
+  uint32_t count;
+  uint32_t version;
+};
 
 // Appends a node, padded to 8 bytes; returns its length.
 uint64_t encode_leaf(Encoder& to, uint64_t seed, uint32_t index, uint32_t version,
@@ -156,13 +165,12 @@ uint64_t encode_delta(Encoder& to, uint64_t seed, uint32_t index, uint32_t versi
 uint64_t encode_page(Encoder& to, uint64_t seed, uint32_t index, uint32_t version, uint32_t level,
                      std::span<const uint64_t, kPageSlots> slot_words);
 // Starts and ends a node whose body the caller encodes in between.
-uint64_t begin_node(Encoder& to, NodeKind kind, uint32_t level, uint32_t count, uint32_t index,
-                    uint32_t version);
-uint64_t end_node(Encoder& to, uint64_t start, uint64_t seed);
+uint64_t begin_node(Encoder& to, NodeKind kind, uint32_t level, uint32_t count, uint32_t version);
+uint64_t end_node(Encoder& to, uint64_t start, uint64_t seed, uint32_t index);
 
 // Checks the header and the checksum, and returns the header and a decoder of the body. `object`
 // is for the Error(EIO) of damage.
-std::pair<NodeHeader, Decoder> open_node(Bytes bytes, uint64_t seed, uint32_t index,
+std::pair<NodeInfo, Decoder> open_node(Bytes bytes, uint64_t seed, uint32_t index,
                                          const std::string& object);
 // Bodies, checked.
 std::vector<Interval> decode_intervals(Decoder& body, uint32_t count, bool allows_unmapped);

@@ -30,11 +30,15 @@ StoredLeaf read_leaf(MapLog& log, NodeAddress address, uint32_t region) {
     const ByteVector bytes = read_bytes(log, address);
     auto [header, body] = open_node(bytes, log.seed(), region, log.name());
     if (deltas.empty()) leaf.version = header.version;
-    if (header.kind == static_cast<uint8_t>(NodeKind::kLeafDelta)) {
-      const bool fits = header.level >= 1 && header.level <= kLeafDeltasMax &&
+    if (header.kind == NodeKind::kLeafDelta) {
+      bool fits = header.level >= 1 && header.level <= kLeafDeltasMax &&
                         (deltas.empty() || header.level == expected_depth);
-      const NodeAddress base{body.take<uint64_t>()};
-      if (!fits || base.length() < sizeof(NodeHeader) || base.word >> 60 != 0) wrong_kind(log);
+      const uint64_t offset = body.take_varint();
+      const uint64_t length = body.take_varint();
+      fits = fits && offset < uint64_t{1} << 48 && length < uint64_t{1} << 12 &&
+             length * 8 >= kNodeBytesMin;
+      if (!fits) wrong_kind(log);
+      const NodeAddress base = NodeAddress::make(offset * 8, length * 8);
       if (deltas.empty()) leaf.depth = header.level;
       expected_depth = header.level - 1u;
       leaf.delta_bytes += bytes.size();
@@ -42,7 +46,7 @@ StoredLeaf read_leaf(MapLog& log, NodeAddress address, uint32_t region) {
       address = base;
       continue;
     }
-    if (header.kind != static_cast<uint8_t>(NodeKind::kLeaf) ||
+    if (header.kind != NodeKind::kLeaf ||
         (!deltas.empty() && expected_depth != 0))
       wrong_kind(log);
     leaf.full_bytes = bytes.size();
@@ -68,7 +72,7 @@ Node* read_node(MapLog& log, const MissingNode& missing) {
   }
   const ByteVector bytes = read_bytes(log, missing.address);
   auto [header, body] = open_node(bytes, log.seed(), missing.index, log.name());
-  if (header.kind != static_cast<uint8_t>(NodeKind::kPage) || header.level != missing.level)
+  if (header.kind != NodeKind::kPage || header.level != missing.level)
     wrong_kind(log);
   Slot holder = Slot::adopt(new_page(missing.level, header.version, missing.address, false));
   decode_page(body, header.count, *static_cast<Page*>(holder.node()));
@@ -129,7 +133,7 @@ void TreeWriter::add_leaf(Place place, uint32_t version, std::span<const Interva
       Encoder delta;
       const uint64_t delta_length =
           encode_delta(delta, log_.seed(), region, version, stored.depth + 1, base, changes);
-      if (stored.delta_bytes + delta_length <= std::min(stored.full_bytes, length) / 2) {
+      if (stored.delta_bytes + delta_length <= std::min(stored.full_bytes, length)) {
         leaf_bytes_.bytes().resize(offset);
         leaf_bytes_.put_bytes(delta.bytes());
         length = delta_length;

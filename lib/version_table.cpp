@@ -115,7 +115,7 @@ uint64_t encode_group(Encoder& to, uint64_t seed, uint32_t group, uint32_t curre
     ++end;
     ++count;
   }
-  const uint64_t start = begin_node(to, NodeKind::kVersions, 0, count, group, current);
+  const uint64_t start = begin_node(to, NodeKind::kVersions, 0, count, current);
   for (auto it = begin; it != end; ++it) {
     const VersionRecord& version = it->second;
     ensure(version.name.size() <= 128 && version.note.size() <= kNoteBytesMax,
@@ -132,13 +132,13 @@ uint64_t encode_group(Encoder& to, uint64_t seed, uint32_t group, uint32_t curre
     to.put(version.origin.volume);
     to.put(version.origin.number);
   }
-  return end_node(to, start, seed);
+  return end_node(to, start, seed, group);
 }
 
 void decode_group(Bytes bytes, uint64_t seed, uint32_t group, const std::string& object,
                   std::map<uint32_t, VersionRecord>& versions) {
   auto [header, body] = open_node(bytes, seed, group, object);
-  if (header.kind != static_cast<uint8_t>(NodeKind::kVersions))
+  if (header.kind != NodeKind::kVersions)
     fail(EIO, object, "damaged: the list of versions is not where it should be");
   for (uint32_t i = 0; i < header.count; ++i) {
     const auto row = body.take<VersionRow>();

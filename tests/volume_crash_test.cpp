@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <atomic>
 #include <map>
+#include <set>
 #include <thread>
 
 #include "forwarding_backend.h"
@@ -49,7 +50,7 @@ class Life {
        const std::map<uint32_t, Values>& versions, uint64_t& next_value)
       : backend_(backend), uuid_(uuid), next_value_(next_value) {
     for (const uint64_t value : values) history_.push_back({{0, value}});
-    for (const auto& [number, content] : versions) versions_[number] = {0, 0, content};
+    for (const auto& [number, content] : versions) versions_[number] = {0, 0, content, {}};
     flushes_.push_back({0, lengths()});
   }
 
@@ -63,7 +64,7 @@ class Life {
   void crash() { volume_.reset(); }  // without closing
 
   void step(Random& random) {
-    switch (random.below(24)) {
+    switch (random.below(28)) {
       case 0:
       case 1:
       case 2:
@@ -73,7 +74,8 @@ class Life {
         new_version(0);
         break;
       case 4:
-        if (!versions_.empty() && random.chance(2)) new_version(pick(random));
+        if (const uint32_t target = pick(random); target != 0 && random.chance(2))
+          new_version(target);
         break;
       case 5:
         if (random.chance(2)) volume_->checkpoint();
@@ -91,6 +93,13 @@ class Life {
       case 9:
       case 10:
         discard(random);
+        break;
+      case 11:
+      case 12:
+        remove_version(random);
+        break;
+      case 13:
+        if (random.chance(2)) volume_->reclaim_all();
         break;
       default:
         write(random);
@@ -122,6 +131,8 @@ class Life {
       REQUIRE(is_allowed);
     }
     check_versions(*volume, events, versions);
+    volume->reclaim_all();
+    check_space(*volume, after);
     return values;
   }
 
@@ -134,10 +145,15 @@ class Life {
     uint64_t events;              // when it was acknowledged
     std::vector<size_t> lengths;  // of the histories when it began
   };
+  struct Removal {
+    uint64_t begun = UINT64_MAX;
+    uint64_t acknowledged = UINT64_MAX;
+  };
   struct Version {
     uint64_t begun;
     uint64_t acknowledged;
     Values content;
+    Removal removal;
   };
 
   std::vector<size_t> lengths() const {
@@ -150,9 +166,12 @@ class Life {
     for (const auto& writes : history_) values.push_back(writes.back().value);
     return values;
   }
+  // A version that is there, or 0.
   uint32_t pick(Random& random) const {
-    return std::next(versions_.begin(), static_cast<ptrdiff_t>(random.below(versions_.size())))
-        ->first;
+    std::vector<uint32_t> numbers;
+    for (const auto& [number, version] : versions_)
+      if (version.removal.begun == UINT64_MAX) numbers.push_back(number);
+    return numbers.empty() ? 0 : numbers[random.below(numbers.size())];
   }
   void record(uint64_t sector, uint64_t value) {
     history_[sector].push_back({backend_.event_count(), value});
@@ -167,13 +186,45 @@ class Life {
         is_there = false;
       }
       INFO("version " << number);
-      if (version.acknowledged <= events) REQUIRE(is_there);
+      if (version.removal.acknowledged <= events) REQUIRE_FALSE(is_there);
+      const bool may_be_gone = version.removal.begun < events;
+      if (version.acknowledged <= events && !may_be_gone) REQUIRE(is_there);
       if (!is_there) continue;
       REQUIRE((version.begun == 0 || version.begun < events));
       for (uint64_t sector = 0; sector < kSectorCount; ++sector)
         REQUIRE(read_bytes(volume, number, offset_of(sector), kSectorBytes) ==
                 content_of(sector, version.content[sector]));
       seen[number] = version.content;
+    }
+  }
+
+  // What is allocated is mapped by some version, of those that are hidden as well.
+  void check_space(Volume& volume, MemoryBackend& after) const {
+    volume.flush();
+    const std::string folder = Volume::folder_of(uuid_);
+    const auto map = VolumeMap::open(after, folder, uuid_, Access::kRead);
+    std::set<std::pair<uint32_t, uint64_t>> mapped;
+    std::vector<uint32_t> numbers{0};
+    for (const VersionRecord& version : map->versions()) numbers.push_back(version.number);
+    for (const uint32_t number : numbers) {
+      RunList runs;
+      map->find(number, 0, kDiskBytes / kBlockBytes, runs);
+      for (size_t i = 0; i < runs.size(); ++i)
+        for (uint64_t b = runs[i].first; b < runs[i].first + runs[i].count; ++b)
+          mapped.insert({runs[i].source, b});
+    }
+    for (const std::string& part : after.list(folder)) {
+      if (!part.starts_with("data.")) continue;
+      const auto source = static_cast<uint32_t>(std::stoul(part.substr(5)));
+      const auto object = after.open(folder + "/" + part, Access::kRead);
+      for (auto data = object->find_data(0); data;
+           data = object->find_data(data->offset + data->length)) {
+        for (uint64_t b = data->offset / kBlockBytes; b < blocks_of(data->offset + data->length);
+             ++b) {
+          INFO("block " << b << " of " << part << " is a leak");
+          REQUIRE(mapped.contains({source, b}));
+        }
+      }
     }
   }
 
@@ -228,8 +279,18 @@ class Life {
     }
     const VersionInfo frozen =
         target == 0 ? volume_->create_version({}) : volume_->rollback(std::to_string(target));
-    versions_[frozen.number] = {begun == 0 ? 1 : begun, backend_.event_count(), content};
+    versions_[frozen.number] = {begun == 0 ? 1 : begun, backend_.event_count(), content, {}};
     flushes_.push_back({backend_.event_count(), before});
+  }
+  void remove_version(Random& random) {
+    const uint32_t number = pick(random);
+    if (number == 0) return;
+    const auto before = lengths();
+    Removal& removal = versions_.at(number).removal;
+    removal.begun = backend_.event_count();
+    volume_->remove_versions({std::to_string(number)});
+    removal.acknowledged = backend_.event_count();
+    flushes_.push_back({removal.acknowledged, before});
   }
 
   MemoryBackend& backend_;

@@ -298,9 +298,11 @@ TEST_CASE("threads that write parts of the same blocks never lose each other's b
       --running;
     });
   }
-  // Meanwhile: versions, checkpoints, compactions, eviction. A version holds, for each sector,
-  // nothing older than what had ended before it and nothing newer than what had begun after it.
+  // Meanwhile: versions, removals of others, holes, checkpoints, compactions, eviction. A version
+  // holds, for each sector, nothing older than what had ended before it and nothing newer than what
+  // had begun after it.
   Random random(seed + 100);
+  std::map<uint32_t, ByteVector> kept;
   while (running > 0) {
     std::vector<uint64_t> floor(kSectors);
     for (uint64_t s = 0; s < kSectors; ++s) floor[s] = ended[s] % kCountMax;
@@ -319,6 +321,15 @@ TEST_CASE("threads that write parts of the same blocks never lose each other's b
       if (!is_good) ++failures;
     }
     REQUIRE(bytes == read_bytes(*volume, version.number, 0, bytes.size()));
+    kept[version.number] = bytes;
+    while (kept.size() > 4) {
+      const auto gone = std::next(kept.begin(), static_cast<ptrdiff_t>(random.below(kept.size())));
+      volume->remove_versions({std::to_string(gone->first)});
+      kept.erase(gone);
+    }
+    volume->reclaim(std::chrono::milliseconds(5));
+    for (const auto& [number, content] : kept)
+      if (random.chance(4)) CHECK(read_bytes(*volume, number, 0, content.size()) == content);
     if (random.chance(3)) volume->checkpoint();
     if (random.chance(5)) volume->compact_log();
     volume->maintain(random.chance(2));
@@ -326,6 +337,8 @@ TEST_CASE("threads that write parts of the same blocks never lose each other's b
   }
   for (std::thread& thread : threads) thread.join();
   CHECK(failures == 0);
+  for (const auto& [number, content] : kept)
+    CHECK(read_bytes(*volume, number, 0, content.size()) == content);
   const ByteVector before = read_bytes(*volume, 0, 0, kSectors * kSectorBytes);
   for (uint64_t s = 0; s < kSectors; ++s) {
     const uint64_t count = ended[s];

@@ -1,0 +1,293 @@
+// What a crash may do while volumes are forked, flattened and removed, and versions with them.
+//
+// A script of steps is recorded, each acknowledged before the next begins. After a crash behind
+// any event, every volume and version is as after the last step that was acknowledged, or as after
+// the one that was under way. Then what nothing needs is given back, all is looked at again, and
+// no cell is allocated that no version of its volume maps.
+#include <algorithm>
+#include <functional>
+#include <map>
+#include <set>
+
+#include "forwarding_backend.h"
+#include "volume_testing.h"
+
+namespace tplstore {
+namespace {
+
+constexpr uint64_t kDiskBytes = 2 * kRegionBytes;
+constexpr uint64_t kBlocks[] = {0, 1, 2, 7, 1023, 1024, 1500, 2047};
+
+// Block to value; what is not there is zero.
+using Content = std::map<uint64_t, uint64_t>;
+
+struct Volumes {
+  std::map<std::string, Content> current;
+  std::map<std::string, Content> versions;  // "vm1@3"
+};
+
+ByteVector block_of(uint64_t value) {
+  ByteVector bytes(kBlockBytes);
+  if (value == 0) return bytes;
+  for (size_t i = 0; i < bytes.size(); i += sizeof value)
+    std::memcpy(bytes.data() + i, &value, sizeof value);
+  return bytes;
+}
+
+class Script {
+ public:
+  explicit Script(MemoryBackend& backend) : backend_(backend) {
+    store_ = std::make_unique<Store>(std::make_unique<ForwardingBackend>(backend), StoreOptions{});
+    states_.push_back({0, {}});
+  }
+
+  void run() {
+    create("vm1");
+    write("vm1", {0, 1, 2, 1023, 1500});
+    version("vm1");  // 1
+    write("vm1", {0, 1024});
+    version("vm1");  // 2
+    write("vm1", {1, 2047});
+    fork("vm2", "vm1", 1);
+    write("vm2", {0, 7});
+    version("vm2");  // 2
+    write("vm2", {2});
+    fork("vm3", "vm2", 2);
+    write("vm3", {1500});
+    remove_version("vm1", 1);  // a fork needs it
+    write("vm1", {0, 1, 2});
+    remove_version("vm1", 2);
+    step([&] { store_->rollback("vm2", "2"); },
+         [&](Volumes& v) {
+           v.versions["vm2@3"] = v.current["vm2"];
+           v.current["vm2"] = v.versions["vm2@2"];
+         });
+    remove_version("vm2", 2);  // a fork needs it, and two versions start from it
+    compact("vm2");
+    remove_volume("vm1");  // which vm2 needs
+    flatten("vm3");
+    write("vm3", {0, 1});
+    remove_version("vm2", 3);
+    flatten("vm2");
+    remove_volume("vm2");
+    write("vm3", {2047});
+    store_.reset();
+  }
+
+  size_t events() const { return backend_.event_count(); }
+
+  void check(MemoryBackend& after, uint64_t events) const {
+    size_t last = 0;
+    while (last + 1 < states_.size() && states_[last + 1].events <= events) ++last;
+    const Volumes& sure = states_[last].volumes;
+    const Volumes& next = states_[std::min(last + 1, states_.size() - 1)].volumes;
+    Store store(std::make_unique<ForwardingBackend>(after), StoreOptions{});
+    check_all(store, sure, next);
+    store.remove_orphans();
+    store.reclaim();
+    check_all(store, sure, next);
+    check_space(after);
+  }
+
+ private:
+  struct State {
+    uint64_t events;  // when it was acknowledged
+    Volumes volumes;
+  };
+
+  void step(const std::function<void()>& work, const std::function<void(Volumes&)>& model) {
+    work();
+    State state{backend_.event_count(), states_.back().volumes};
+    model(state.volumes);
+    states_.push_back(std::move(state));
+  }
+  void create(const std::string& name) {
+    step([&] { store_->create_volume(name, kDiskBytes, ""); },
+         [&](Volumes& v) { v.current[name]; });
+  }
+  void write(const std::string& name, const std::vector<uint64_t>& blocks) {
+    const uint64_t base = next_value_;
+    next_value_ += blocks.size();
+    step(
+        [&] {
+          const auto disk = store_->open_export(name, test_peer());
+          for (size_t i = 0; i < blocks.size(); ++i)
+            disk->write(blocks[i] * kBlockBytes, block_of(base + i), false);
+          disk->flush();
+        },
+        [&](Volumes& v) {
+          for (size_t i = 0; i < blocks.size(); ++i) v.current[name][blocks[i]] = base + i;
+        });
+  }
+  void version(const std::string& name) {
+    uint32_t number = 0;
+    step([&] { number = store_->create_version(name, {}).number; },
+         [&](Volumes& v) { v.versions[fmt::format("{}@{}", name, number)] = v.current[name]; });
+  }
+  void remove_version(const std::string& name, uint32_t number) {
+    step([&] { store_->remove_versions(name, {std::to_string(number)}); },
+         [&](Volumes& v) { v.versions.erase(fmt::format("{}@{}", name, number)); });
+  }
+  void fork(const std::string& name, const std::string& parent, uint32_t number) {
+    step([&] { store_->fork_volume(name, parent, std::to_string(number), 0); },
+         [&](Volumes& v) {
+           v.current[name] = v.versions.at(fmt::format("{}@{}", parent, number));
+         });
+  }
+  void flatten(const std::string& name) {
+    step([&] { store_->flatten_volume(name, [](uint64_t) {}); }, [](Volumes&) {});
+  }
+  void compact(const std::string& name) {
+    step(
+        [&] {
+          const auto disk = store_->open_export(name, test_peer());
+          store_->checkpoint(true);
+        },
+        [](Volumes&) {});
+  }
+  void remove_volume(const std::string& name) {
+    step([&] { store_->remove_volume(name); },
+         [&](Volumes& v) {
+           v.current.erase(name);
+           std::erase_if(v.versions,
+                         [&](const auto& entry) { return entry.first.starts_with(name + "@"); });
+         });
+  }
+
+  // Whether the export is there; when it is, each sector is as in one of the two.
+  bool check_export(Store& store, const std::string& name, const Content* sure,
+                    const Content* next) const {
+    std::unique_ptr<Disk> disk;
+    try {
+      disk = store.open_export(name, test_peer());
+    } catch (const Error& error) {
+      INFO(name << ": " << error.what());
+      REQUIRE(error.code() == ENOENT);
+      return false;
+    }
+    for (const uint64_t block : kBlocks) {
+      ByteVector bytes(kBlockBytes);
+      disk->read(block * kBlockBytes, bytes);
+      for (uint64_t offset = 0; offset < kBlockBytes; offset += kSectorBytes) {
+        const Bytes sector = Bytes(bytes).subspan(offset, kSectorBytes);
+        bool is_right = false;
+        for (const Content* content : {sure, next}) {
+          if (content == nullptr) continue;
+          const auto value = content->find(block);
+          const ByteVector wanted = block_of(value == content->end() ? 0 : value->second);
+          is_right = is_right || std::ranges::equal(sector, Bytes(wanted).first(kSectorBytes));
+        }
+        INFO(name << " block " << block << " sector " << offset / kSectorBytes);
+        REQUIRE(is_right);
+      }
+    }
+    return true;
+  }
+
+  void check_all(Store& store, const Volumes& sure, const Volumes& next) const {
+    const auto check_map = [&](const std::map<std::string, Content>& a,
+                               const std::map<std::string, Content>& b) {
+      std::set<std::string> names;
+      for (const auto& [name, content] : a) names.insert(name);
+      for (const auto& [name, content] : b) names.insert(name);
+      for (const std::string& name : names) {
+        const Content* const in_a = a.contains(name) ? &a.at(name) : nullptr;
+        const Content* const in_b = b.contains(name) ? &b.at(name) : nullptr;
+        const bool is_there = check_export(store, name, in_a, in_b);
+        INFO(name);
+        if (in_a != nullptr && in_b != nullptr) REQUIRE(is_there);
+      }
+    };
+    check_map(sure.current, next.current);
+    check_map(sure.versions, next.versions);
+  }
+
+  // Every folder is a volume that has a name or forks; what is allocated in it is mapped.
+  void check_space(MemoryBackend& after) const {
+    Store store(std::make_unique<ForwardingBackend>(after), StoreOptions{});
+    std::set<std::string> needed;
+    for (const VolumeInfo& info : store.list_volumes()) needed.insert(info.uuid.text());
+    const std::vector<std::string> folders = after.list("volumes");
+    for (size_t round = 0; round < folders.size(); ++round) {
+      for (const std::string& folder : folders) {
+        if (!needed.contains(folder)) continue;
+        const Uuid parent = read_header(after, "volumes/" + folder).parent;
+        if (!parent.is_nil()) needed.insert(parent.text());
+      }
+    }
+    for (const std::string& folder : folders) {
+      INFO("folder " << folder);
+      REQUIRE(needed.contains(folder));
+      check_folder(after, folder);
+    }
+  }
+
+  void check_folder(MemoryBackend& after, const std::string& name) const {
+    const std::string folder = "volumes/" + name;
+    Uuid uuid;
+    REQUIRE(parse_uuid(name, uuid));
+    const auto map = VolumeMap::open(after, folder, uuid, Access::kRead);
+    std::set<std::pair<uint32_t, uint64_t>> mapped;
+    std::vector<uint32_t> numbers{0};
+    for (const VersionRecord& version : map->versions()) numbers.push_back(version.number);
+    for (const uint32_t number : numbers) {
+      RunList runs;
+      map->find(number, 0, kDiskBytes / kBlockBytes, runs);
+      for (size_t i = 0; i < runs.size(); ++i)
+        for (uint64_t b = runs[i].first; b < runs[i].first + runs[i].count; ++b)
+          mapped.insert({runs[i].source, b});
+    }
+    for (const std::string& part : after.list(folder)) {
+      if (!part.starts_with("data.")) continue;
+      const auto source = static_cast<uint32_t>(std::stoul(part.substr(5)));
+      const auto object = after.open(folder + "/" + part, Access::kRead);
+      for (const uint64_t block : kBlocks) {
+        const auto data = object->find_data(block * kBlockBytes);
+        if (!data || data->offset >= (block + 1) * kBlockBytes) continue;
+        INFO("block " << block << " of " << part << " is a leak");
+        REQUIRE(mapped.contains({source, block}));
+      }
+    }
+  }
+
+  MemoryBackend& backend_;
+  std::unique_ptr<Store> store_;
+  std::vector<State> states_;
+  uint64_t next_value_ = 1;
+};
+
+}  // namespace
+
+TEST_CASE("a crash while volumes are forked, flattened and removed loses and leaks nothing") {
+  Random random(test_seed());
+  const auto backend = memory_store();
+  backend->set_recording(false);
+  backend->set_recording(true);
+  Script script(*backend);
+  script.run();
+  uint64_t states = 0;
+  constexpr MemoryBackend::Crash kKinds[] = {MemoryBackend::Crash::kKill,
+                                             MemoryBackend::Crash::kLoseUnsynced,
+                                             MemoryBackend::Crash::kRandom};
+  for (CrashWalker walker(*backend);; walker.advance()) {
+    for (const auto kind : kKinds) {
+      if (kIsSanitized && !random.chance(12)) continue;
+      const uint64_t events = walker.event_count();
+      INFO("crash " << static_cast<int>(kind) << " behind event " << events << ": "
+                    << (events == 0 ? "-" : backend->describe_event(events - 1)));
+      const auto after = walker.crash(kind, random.below(UINT64_MAX));
+      script.check(*after, events);
+      ++states;
+      // What was done after the crash may be lost by another one.
+      if (!random.chance(8)) continue;
+      const auto again = after->crash(after->event_count(), kKinds[random.below(3)],
+                                      random.below(UINT64_MAX));
+      script.check(*again, events);
+    }
+    if (walker.is_at_end()) break;
+  }
+  MESSAGE(states << " states");
+  CHECK(states > 150);
+}
+
+}  // namespace tplstore

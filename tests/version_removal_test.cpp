@@ -1,0 +1,311 @@
+// Removing versions, forks, flattening, importing: what the model test cannot bring about, each by
+// itself.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <future>
+#include <thread>
+
+#include "forwarding_backend.h"
+#include "volume_testing.h"
+
+namespace tplstore {
+namespace {
+
+ByteVector filled(uint64_t length, int value) {
+  return ByteVector(length, static_cast<std::byte>(value));
+}
+
+struct StoreFixture {
+  std::unique_ptr<MemoryBackend> memory = memory_store();
+  std::unique_ptr<Store> store =
+      std::make_unique<Store>(std::make_unique<ForwardingBackend>(*memory), StoreOptions{});
+
+  void write(const std::string& volume, uint64_t block, int value) {
+    const auto disk = store->open_export(volume, test_peer());
+    disk->write(block * kBlockBytes, filled(kBlockBytes, value), true);
+  }
+  ByteVector read(const std::string& name, uint64_t block) {
+    const auto disk = store->open_export(name, test_peer());
+    ByteVector bytes(kBlockBytes);
+    disk->read(block * kBlockBytes, bytes);
+    return bytes;
+  }
+  uint32_t version(const std::string& volume) { return store->create_version(volume, {}).number; }
+  uint64_t allocated(const std::string& uuid) {
+    uint64_t bytes = 0;
+    for (const std::string& part : memory->list("volumes/" + uuid))
+      if (part.starts_with("data."))
+        bytes += memory->open("volumes/" + uuid + "/" + part, Access::kRead)->allocated_bytes();
+    return bytes;
+  }
+};
+
+int code_of(const std::function<void()>& work) {
+  try {
+    work();
+  } catch (const Error& error) {
+    return error.code();
+  }
+  return 0;
+}
+
+}  // namespace
+
+TEST_CASE("a hole is not punched as long as a request may read what was there") {
+  const auto memory = memory_store();
+  ForwardingBackend backend(*memory);
+  const Uuid uuid = random_uuid();
+  Volume::create(backend, uuid, kRegionBytes, nullptr);
+  const auto volume = open_volume(backend, uuid);
+  volume->write(0, filled(kBlockBytes, 1), false);
+  volume->create_version({});
+  volume->remove_versions({"1"});
+  volume->reclaim_all();
+  // Version 1 is gone, and its block is current's alone. A read has found it, and is slow.
+  std::promise<void> reads;
+  std::promise<void> goes_on;
+  std::atomic<bool> is_first{true};
+  backend.on_read = [&](const std::string& name) {
+    if (!name.ends_with("data.1") || !is_first.exchange(false)) return;
+    reads.set_value();
+    goes_on.get_future().wait();
+  };
+  auto reader =
+      std::async(std::launch::async, [&] { return read_bytes(*volume, 0, 0, kBlockBytes); });
+  reads.get_future().wait();
+  volume->write(0, filled(kBlockBytes, 2), true);
+  auto reclaimer = std::async(std::launch::async, [&] { volume->reclaim_all(); });
+  CHECK(reclaimer.wait_for(std::chrono::milliseconds(100)) == std::future_status::timeout);
+  goes_on.set_value();
+  CHECK(reader.get() == filled(kBlockBytes, 1));
+  reclaimer.get();
+  backend.on_read = nullptr;
+  CHECK(memory->list(Volume::folder_of(uuid)) ==
+        std::vector<std::string>{"data.2", "header", "lock", "map", "map.1", "readers"});
+  volume->close();
+}
+
+TEST_CASE("a version that is being read is not removed, and one that was is not read") {
+  StoreFixture f;
+  f.store->create_volume("vm1", kRegionBytes, "");
+  f.write("vm1", 0, 1);
+  f.version("vm1");
+  f.version("vm1");
+  f.version("vm1");
+  {
+    const auto disk = f.store->open_export("vm1@1", test_peer());
+    CHECK(code_of([&] { f.store->remove_versions("vm1", {"1"}); }) == EBUSY);
+    // All or none.
+    CHECK(code_of([&] { f.store->remove_versions("vm1", {"2", "1"}); }) == EBUSY);
+    CHECK(f.read("vm1@2", 0) == filled(kBlockBytes, 1));
+    // Another process has a store of its own.
+    Store other(std::make_unique<ForwardingBackend>(*f.memory), StoreOptions{});
+    CHECK(code_of([&] { other.remove_versions("vm1", {"1"}); }) == EBUSY);
+  }
+  {
+    const auto disk = f.store->open_export("vm1@1..2", test_peer());
+    CHECK(code_of([&] { f.store->remove_versions("vm1", {"1"}); }) == EBUSY);
+    CHECK(code_of([&] { f.store->remove_versions("vm1", {"2"}); }) == EBUSY);
+  }
+  // The server has the volume open, and readers of its other versions; somebody else removes one.
+  const auto kept = f.store->open_export("vm1@2", test_peer());
+  f.store->remove_versions("vm1", {"1"});
+  CHECK(code_of([&] { f.store->open_export("vm1@1", test_peer()); }) == ENOENT);
+  CHECK(code_of([&] { f.store->remove_versions("vm1", {"1"}); }) == ENOENT);
+  CHECK(code_of([&] { f.store->remove_versions("vm1", {"4"}); }) == EBUSY);
+  f.store->reclaim();
+  CHECK(f.read("vm1@2", 0) == filled(kBlockBytes, 1));
+  CHECK(f.read("vm1", 0) == filled(kBlockBytes, 1));
+}
+
+TEST_CASE("a fork of a fork a hundred times over still reads with one lookup") {
+  StoreFixture f;
+  constexpr uint32_t kDepth = 100;
+  f.store->create_volume("f0", kRegionBytes, "");
+  f.write("f0", 0, 1);
+  for (uint32_t i = 1; i <= kDepth; ++i) {
+    const std::string parent = fmt::format("f{}", i - 1);
+    const uint32_t number = f.version(parent);
+    f.store->fork_volume(fmt::format("f{}", i), parent, std::to_string(number), 0);
+    f.write(fmt::format("f{}", i), i, static_cast<int>(i % 200 + 2));
+  }
+  const std::string last = fmt::format("f{}", kDepth);
+  // Without the volumes in between.
+  for (uint32_t i = 0; i < kDepth; ++i) f.store->remove_volume(fmt::format("f{}", i));
+  CHECK(f.store->list_volumes().size() == 1);
+  CHECK(f.memory->list("volumes").size() == kDepth + 1);
+  {
+    const auto disk = f.store->open_export(last, test_peer());
+    for (uint32_t i = 0; i <= kDepth; ++i) {
+      ByteVector bytes(kBlockBytes);
+      disk->read(i * kBlockBytes, bytes);
+      CHECK(bytes == filled(kBlockBytes, i == 0 ? 1 : static_cast<int>(i % 200 + 2)));
+    }
+    const StoreStats stats = f.store->stats();
+    CHECK(stats.volumes.at(0).data_file_reads == kDepth + 1);
+  }
+  CHECK(f.store->show_volume(last).shared_bytes == kDepth * kBlockBytes);
+  // Its own copy frees all the others, one after the other.
+  f.store->flatten_volume(last, [](uint64_t) {});
+  CHECK(f.memory->list("volumes").size() == 1);
+  CHECK(f.store->show_volume(last).shared_bytes == 0);
+  for (uint32_t i = 0; i <= kDepth; ++i)
+    CHECK(f.read(last, i) == filled(kBlockBytes, i == 0 ? 1 : static_cast<int>(i % 200 + 2)));
+}
+
+TEST_CASE("a volume that forks need keeps what they need, and nothing else") {
+  StoreFixture f;
+  const std::string uuid = f.store->create_volume("vm1", 4 * kRegionBytes, "").uuid.text();
+  for (uint64_t block = 0; block < 100; ++block) f.write("vm1", block, 1);
+  f.version("vm1");
+  for (uint64_t block = 50; block < 150; ++block) f.write("vm1", block, 2);
+  f.version("vm1");
+  for (uint64_t block = 100; block < 300; ++block) f.write("vm1", block, 3);
+  f.store->fork_volume("vm2", "vm1", "1", 0);
+  CHECK(code_of([&] { f.store->fork_volume("vm2", "vm1", "2", 0); }) == EEXIST);
+  CHECK(code_of([&] { f.store->fork_volume("vm3", "vm1", "7", 0); }) == ENOENT);
+  CHECK(code_of([&] { f.store->fork_volume("vm3", "vm1", "1", kRegionBytes); }) == EINVAL);
+  f.store->remove_versions("vm1", {"1"});
+  // It is hidden, and says for whom.
+  const VolumeInfo info = f.store->show_volume("vm1");
+  CHECK(info.versions.at(0).is_hidden);
+  CHECK(info.versions.at(0).forks == std::vector<std::string>{"vm2"});
+  CHECK(code_of([&] { f.store->open_export("vm1@1", test_peer()); }) == ENOENT);
+  CHECK(code_of([&] { f.store->fork_volume("vm3", "vm1", "1", 0); }) == ENOENT);
+  f.store->remove_volume("vm1");
+  CHECK(f.allocated(uuid) == 100 * kBlockBytes);
+  for (uint64_t block = 0; block < 100; ++block) CHECK(f.read("vm2", block) == filled(4096, 1));
+  CHECK(f.read("vm2", 100) == filled(kBlockBytes, 0));
+  // What the fork does not need any more is needed by its base all the same.
+  f.write("vm2", 0, 9);
+  f.store->reclaim();
+  CHECK(f.allocated(uuid) == 100 * kBlockBytes);
+  f.store->remove_volume("vm2");
+  CHECK(f.memory->list("volumes").empty());
+}
+
+TEST_CASE("a fork's readers keep the parent from going when it is flattened") {
+  StoreFixture f;
+  f.store->create_volume("vm1", kRegionBytes, "");
+  f.write("vm1", 0, 1);
+  f.version("vm1");
+  f.store->fork_volume("vm2", "vm1", "1", 0);
+  f.version("vm2");
+  f.store->remove_volume("vm1");
+  auto reader = f.store->open_export("vm2@2", test_peer());
+  CHECK(code_of([&] { f.store->flatten_volume("vm2", [](uint64_t) {}); }) == EBUSY);
+  f.store->reclaim();
+  ByteVector bytes(kBlockBytes);
+  reader->read(0, bytes);
+  CHECK(bytes == filled(kBlockBytes, 1));
+  reader.reset();
+  f.store->flatten_volume("vm2", [](uint64_t) {});
+  CHECK(code_of([&] { f.store->flatten_volume("vm2", [](uint64_t) {}); }) == EINVAL);
+  CHECK(f.memory->list("volumes").size() == 1);
+  CHECK(f.read("vm2@2", 0) == filled(kBlockBytes, 1));
+  CHECK(f.read("vm2", 0) == filled(kBlockBytes, 1));
+}
+
+TEST_CASE("on a full disk a version can be removed, and that makes room") {
+  StoreFixture f;
+  f.store->create_volume("vm1", 4 * kRegionBytes, "");
+  const auto disk = f.store->open_export("vm1", test_peer());
+  disk->write(0, filled(kRegionBytes, 1), true);
+  f.version("vm1");
+  disk->write(0, filled(kRegionBytes, 2), true);
+  f.memory->set_capacity_bytes(f.memory->allocated_bytes());
+  CHECK(code_of([&] { disk->write(kRegionBytes, filled(kRegionBytes, 3), true); }) == ENOSPC);
+  f.store->remove_versions("vm1", {"1"});
+  f.store->reclaim();
+  disk->write(kRegionBytes, filled(kRegionBytes / 2, 3), true);
+  CHECK(f.read("vm1", 0) == filled(kBlockBytes, 2));
+  CHECK(f.read("vm1", kRegionBlocks) == filled(kBlockBytes, 3));
+}
+
+TEST_CASE("an import that fails leaves the volume as it was") {
+  StoreFixture f;
+  f.store->create_volume("vm1", kRegionBytes, "");
+  f.write("vm1", 0, 1);
+  f.version("vm1");
+  f.write("vm1", 0, 2);
+  const auto breaks = [](Disk& disk) {
+    disk.write(kBlockBytes, filled(kBlockBytes, 3), false);
+    fail(EIO, "file", "breaks");
+  };
+  Store::ImportedVersion imported;
+  imported.base = "1";
+  imported.size_bytes = 2 * kRegionBytes;
+  CHECK(code_of([&] { f.store->import_version("vm1", imported, breaks); }) == EIO);
+  CHECK(f.read("vm1@1", 0) == filled(kBlockBytes, 1));
+  // What current was is kept as a version; now it is like version 1.
+  CHECK(f.read("vm1@2", 0) == filled(kBlockBytes, 2));
+  CHECK(f.read("vm1", 0) == filled(kBlockBytes, 1));
+  CHECK(f.read("vm1", 1) == filled(kBlockBytes, 0));
+  CHECK(f.store->show_volume("vm1").size_bytes == kRegionBytes);
+  imported.version = {"there", "from elsewhere", {random_uuid(), 7}};
+  const VersionInfo made = f.store->import_version("vm1", imported, [](Disk& disk) {
+    disk.write(kBlockBytes, filled(kBlockBytes, 3), false);
+  });
+  CHECK(made.name == "there");
+  CHECK(made.size_bytes == 2 * kRegionBytes);
+  CHECK(f.read("vm1@there", 0) == filled(kBlockBytes, 1));
+  CHECK(f.read("vm1@there", 1) == filled(kBlockBytes, 3));
+  // It is known as what it was there, and no other one passes for it.
+  imported.base = "there";
+  imported.base_identity = {random_uuid(), 7};
+  imported.version = {};
+  CHECK(code_of([&] { f.store->import_version("vm1", imported, [](Disk&) {}); }) == EINVAL);
+  imported.base_identity = made.identity;
+  CHECK(f.store->import_version("vm1", imported, [](Disk&) {}).parent == made.number);
+  // A new volume is not left half made.
+  imported = {};
+  imported.size_bytes = kRegionBytes;
+  CHECK(code_of([&] { f.store->import_version("vm2", imported, breaks); }) == EIO);
+  CHECK(f.store->list_volumes().size() == 1);
+}
+
+TEST_CASE("the log stays small while versions come and go") {
+  MemoryBackend backend;
+  const Uuid uuid = random_uuid();
+  VolumeMap::create(backend, "v", uuid, uint64_t{1} << 40);
+  const auto map = VolumeMap::open(backend, "v", uuid, Access::kWrite);
+  map->begin_life([] {}, [] {});
+  Random random(test_seed());
+  const auto write = [&](uint64_t block) {
+    uint64_t promised = 1;
+    map->promise(promised);
+    map->assign(block, 1, map->current(), promised);
+    map->withdraw(promised);
+  };
+  const auto upkeep = [&] {
+    map->commit();
+    if (map->wants_checkpoint()) map->checkpoint();
+    if (map->wants_compaction()) map->compact();
+    while (map->collect_one()) {
+    }
+    map->commit();
+    while (!map->take_free_ranges(1000).empty()) map->finish_free_ranges();
+  };
+  for (int i = 0; i < 20'000; ++i) write(random.below(64 * kRegionBlocks));
+  upkeep();
+  map->checkpoint();
+  map->compact();
+  const uint64_t base_bytes = map->stats().log_bytes;
+  uint64_t largest = 0;
+  for (int i = 0; i < 400; ++i) {
+    map->promise(VolumeMap::kFreezeRecords);
+    const uint32_t frozen = map->freeze({}).number;
+    for (int j = 0; j < 300; ++j) write(random.below(64 * kRegionBlocks));
+    map->promise(1, true);
+    map->hide(frozen);
+    if (i % 4 == 0) map->checkpoint();
+    upkeep();
+    largest = std::max(largest, map->stats().log_bytes);
+  }
+  CHECK(map->versions().size() <= 1);
+  CHECK(largest < 4 * base_bytes + (2 << 20));
+  CHECK_FALSE(map->has_outstanding());
+}
+
+}  // namespace tplstore

@@ -62,20 +62,16 @@ std::vector<std::string> ControlClient::find_sockets() const {
   return names;
 }
 
-std::optional<json> ControlClient::ask(const std::string& socket_name, const json& request) const {
-  const std::string server = "server " + socket_name;
-  const auto deadline = control::Clock::now() + timeout_;
-  const FileDescriptor folder = control::open_folder(store_directory_, false);
-  if (!folder) return std::nullopt;
-  const FileDescriptor socket = connect_or_remove(folder.get(), socket_name, deadline);
-  if (!socket) return std::nullopt;
+namespace {
 
-  control::LineChannel channel(socket.get(), control::kAnswerBytesMax);
+// Sends one request and waits for its answer.
+json exchange(control::LineChannel& channel, const std::string& server, const json& request,
+              control::Clock::time_point send_deadline, control::Clock::time_point deadline) {
   std::string line;
   auto result = control::LineChannel::Result::kClosed;
   try {
     // A server may refuse and close before it has read all: then there is an answer nevertheless.
-    channel.write_line(json_text(request), deadline);
+    channel.write_line(json_text(request), send_deadline);
     result = channel.read_line(line, deadline);
   } catch (const Error& error) {
     if (error.code() != ETIMEDOUT) throw;
@@ -95,12 +91,30 @@ std::optional<json> ControlClient::ask(const std::string& socket_name, const jso
   return answer;
 }
 
-std::optional<json> ControlClient::ask_owner(const json& request) const {
+}  // namespace
+
+std::optional<json> ControlClient::ask(const std::string& socket_name, const json& request,
+                                       Patience patience) const {
+  const std::string server = "server " + socket_name;
+  const auto deadline = control::Clock::now() + timeout_;
+  const FileDescriptor folder = control::open_folder(store_directory_, false);
+  if (!folder) return std::nullopt;
+  const FileDescriptor socket = connect_or_remove(folder.get(), socket_name, deadline);
+  if (!socket) return std::nullopt;
+
+  control::LineChannel channel(socket.get(), control::kAnswerBytesMax);
+  if (patience == Patience::kUsual) return exchange(channel, server, request, deadline, deadline);
+  json pong = exchange(channel, server, {{"op", "ping"}}, deadline, deadline);
+  if (!pong["ok"].get<bool>()) return pong;
+  return exchange(channel, server, request, deadline, control::Clock::time_point::max());
+}
+
+std::optional<json> ControlClient::ask_owner(const json& request, Patience patience) const {
   std::optional<Error> trouble;
   for (const std::string& name : find_sockets()) {
     std::optional<json> answer;
     try {
-      answer = ask(name, request);
+      answer = ask(name, request, patience);
     } catch (const Error& error) {
       trouble = error;
       continue;
@@ -111,11 +125,11 @@ std::optional<json> ControlClient::ask_owner(const json& request) const {
   return std::nullopt;
 }
 
-std::vector<json> ControlClient::ask_all(const json& request) const {
+std::vector<json> ControlClient::ask_all(const json& request, Patience patience) const {
   std::vector<json> results;
   for (const std::string& name : find_sockets()) {
     try {
-      if (std::optional<json> answer = ask(name, request))
+      if (std::optional<json> answer = ask(name, request, patience))
         results.push_back(result_of("server " + name, std::move(*answer)));
     } catch (const Error& error) {
       if (error.code() != ECONNRESET) throw;

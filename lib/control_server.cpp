@@ -86,10 +86,8 @@ json diff(Store& store, const std::string& volume, const json& request) {
 }
 
 const std::map<std::string_view, Operation> kOperations = {
-    {"volume-show",
-     [](Store& store, const std::string& volume, const json&) {
-       return volume_json(store.show_volume(volume), true);
-     }},
+    {"volume-show", [](Store& store, const std::string& volume,
+                       const json&) { return volume_json(store.show_volume(volume), true); }},
     {"volume-resize",
      [](Store& store, const std::string& volume, const json& request) {
        return volume_json(store.resize_volume(volume, size_of(request)), false);
@@ -109,10 +107,8 @@ const std::map<std::string_view, Operation> kOperations = {
        store.reclaim_volume(volume);
        return json::object();
      }},
-    {"version-list",
-     [](Store& store, const std::string& volume, const json&) {
-       return versions_json(store.list_versions(volume));
-     }},
+    {"version-list", [](Store& store, const std::string& volume,
+                        const json&) { return versions_json(store.list_versions(volume)); }},
     {"version-create",
      [](Store& store, const std::string& volume, const json& request) {
        return version_json(store.create_version(
@@ -146,8 +142,7 @@ json perform(Store& store, const json& request) {
     return answer(self);
   }
   const auto operation = kOperations.find(op);
-  if (operation == kOperations.end())
-    fail(EINVAL, "control request", "there is no such operation");
+  if (operation == kOperations.end()) fail(EINVAL, "control request", "there is no such operation");
 
   const std::string volume = text_of(request, "volume");
   check_name("volume", volume);

@@ -215,9 +215,11 @@ TEST_CASE("a server tells who it is, and nothing of volumes that it does not hav
   REQUIRE(pings.size() == 1);
   CHECK(pings[0]["pid"] == ::getpid());
   for (const char* op :
-       {"volume-show", "volume-resize", "version-list", "version-create", "version-rollback"}) {
+       {"volume-show", "volume-resize", "volume-fork", "volume-flatten", "volume-reclaim",
+        "version-list", "version-create", "version-rollback", "version-rm", "version-diff"}) {
     CAPTURE(op);
-    const json request = {{"op", op}, {"volume", "vm1"}, {"size", 2 << 20}, {"version", "1"}};
+    const json request = {{"op", op},      {"volume", "vm1"},   {"size", 2 << 20}, {"version", "1"},
+                          {"name", "vm2"}, {"versions", {"1"}}, {"from", "1"}};
     CHECK_FALSE(served.client().ask_owner(request).has_value());
     const json answer = RawClient(served.server->socket_path()).ask(request.dump());
     CHECK(answer["code"] == "ENOENT_OPEN");
@@ -392,6 +394,51 @@ TEST_CASE("a slow operation holds up nobody else, and stop() waits for it") {
   slow.join();
   stopping.join();
   CHECK(created["number"] == 1);
+}
+
+TEST_CASE("an operation that takes long is waited for, if the client says so") {
+  Served served;
+  served.store->create_volume("vm1", 1 << 20, "");
+  auto disk = served.store->open_export("vm1", kVm);
+  disk->write(0, as_bytes("something to commit"), false);
+  constexpr auto kShort = std::chrono::milliseconds(300);
+  const ControlClient client(served.directory, kShort);
+  const json request = {{"op", "version-create"}, {"volume", "vm1"}};
+
+  served.gate.close();
+  CHECK(code_of([&] { client.ask_owner(request); }) == ETIMEDOUT);
+  std::optional<json> created;
+  std::vector<json> reclaimed;
+  std::thread owner([&] { created = client.ask_owner(request, Patience::kEndless); });
+  std::thread all([&] { reclaimed = client.ask_all({{"op", "reclaim"}}, Patience::kEndless); });
+  std::this_thread::sleep_for(2 * kShort);
+  served.gate.open();
+  owner.join();
+  all.join();
+  CHECK(created.value()["number"] == 2);  // the first one was made too
+  CHECK(reclaimed.size() == 1);
+}
+
+TEST_CASE("however long it would wait, a client notices a server that hangs or refuses") {
+  TemporaryDirectory directory;
+  const ControlClient client(directory.path(), std::chrono::milliseconds(200));
+  std::filesystem::create_directory(directory.path() + "/control");
+  const FileDescriptor silent = listening_socket(directory.path() + "/control/1.sock");
+  const json request = {{"op", "volume-flatten"}, {"volume", "vm1"}};
+  CHECK(code_of([&] { client.ask_owner(request, Patience::kEndless); }) == ETIMEDOUT);
+  CHECK(code_of([&] { client.ask_all(request, Patience::kEndless); }) == ETIMEDOUT);
+  for (int i = 0; i < 2; ++i) FileDescriptor(::accept(silent.get(), nullptr, nullptr));
+
+  std::thread server([&] {
+    const FileDescriptor accepted(::accept(silent.get(), nullptr, nullptr));
+    constexpr std::string_view kRefusal =
+        R"({"ok":false,"errno":13,"code":"EACCES","object":"control socket","error":"no"})"
+        "\n";
+    CHECK(::send(accepted.get(), kRefusal.data(), kRefusal.size(), MSG_NOSIGNAL) > 0);
+  });
+  const ControlClient patient(directory.path(), kNotLong);
+  CHECK(code_of([&] { patient.ask_owner(request, Patience::kEndless); }) == EACCES);
+  server.join();
 }
 
 TEST_CASE("the socket is for one user, is removed at the end, and can be started again") {

@@ -137,6 +137,10 @@ server_is_ready_or_gone() {
     [ -s "$tmp/$1.pid" ] || has_ended "${nbdkit_pid[$1]}"
 }
 
+is_attached() {
+    [ "$(tplstore volume show "$1" --json | jq .attached)" = true ]
+}
+
 # A server closes a volume a moment after its last connection has gone.
 is_free() {
     [ "$(tplstore volume show "$1" --json | jq .attached)" = false ]
@@ -187,6 +191,11 @@ uri() {
 }
 
 # --- checks
+
+# How many volumes there are, with a name or kept for others.
+count_volumes() {
+    find "$store/volumes" -mindepth 1 -maxdepth 1 | wc -l
+}
 
 # refuses PATTERN COMMAND...: it must fail with status 1 and one clear line that matches.
 refuses() {

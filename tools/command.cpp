@@ -85,11 +85,12 @@ void add_new_size(CLI::App* command, std::string& into, const std::string& descr
       ->check(check_size_or_growth, "");
 }
 
-json change_volume(const Context& context, const json& request, const std::function<json()>& here) {
+json change_volume(const Context& context, const json& request, const std::function<json()>& here,
+                   Patience patience) {
   json result;
   retry_while_busy([&] {
     // The servers come first: `here` waits a while for a volume that is in use.
-    std::optional<json> answer = context.control().ask_owner(request);
+    std::optional<json> answer = context.control().ask_owner(request, patience);
     result = answer ? std::move(*answer) : here();
   });
   return result;
@@ -114,6 +115,33 @@ json find_volume(const Context& context, Store& store, const std::string& name) 
     if (std::optional<json> answer = context.control().ask_owner(request)) return *answer;
   }
   return volume_json(info, true);
+}
+
+const json& find_version(const json& volume, const std::string& version) {
+  const std::optional<uint32_t> number = parse_version_number(version);
+  for (const json& candidate : volume["versions"]) {
+    if (candidate["hidden"].get<bool>()) continue;
+    if (number ? candidate["number"] == *number : candidate["name"] == version) return candidate;
+  }
+  const std::string name = volume["name"];
+  fail(ENOENT, "volume " + name, "has no version '{}'; see 'tplstore version list {}'", version,
+       name);
+}
+
+void ask_to_reclaim(const Context& context, const std::string& volume) {
+  try {
+    context.control().ask_owner({{"op", "volume-reclaim"}, {"volume", volume}});
+  } catch (const Error&) {
+  }
+}
+
+void reclaim_if_closed(Store& store, const std::string& volume) {
+  if (store.show_volume(volume).is_attached) return;
+  try {
+    store.reclaim_volume(volume);
+  } catch (const Error& error) {
+    if (error.code() != EBUSY) throw;  // else a server has opened it just now
+  }
 }
 
 }  // namespace tplstore::tool

@@ -51,12 +51,21 @@ void add_new_size(CLI::App* command, std::string& into, const std::string& descr
 // Sends `request` to the server that has the volume open that it names, and does `here` when none
 // has. Neither can do it while a server opens or closes the volume, so it is tried for two seconds.
 nlohmann::json change_volume(const Context& context, const nlohmann::json& request,
-                             const std::function<nlohmann::json()>& here);
+                             const std::function<nlohmann::json()>& here,
+                             Patience patience = Patience::kUsual);
 // Does `work`, again and again for two seconds as long as it fails with EBUSY.
 void retry_while_busy(const std::function<void()>& work);
 
 // The volume as the server that has it open sees it, else as the store has it.
 nlohmann::json find_volume(const Context& context, Store& store, const std::string& name);
+// The version of a volume that find_volume() found, by number or name; ENOENT. Removed ones are not
+// found.
+const nlohmann::json& find_version(const nlohmann::json& volume, const std::string& version);
+// Has the server that has the volume open give back what a fork's end has freed, if there is one.
+// Whatever goes wrong, the server does it by itself some time later.
+void ask_to_reclaim(const Context& context, const std::string& volume);
+// Gives back the space of versions that were removed, if no server does that already.
+void reclaim_if_closed(Store& store, const std::string& volume);
 
 // One function per file of commands.
 void add_store_commands(CLI::App& app, Context& context);
@@ -64,5 +73,11 @@ void add_serve_command(CLI::App& app, Context& context);
 void add_template_commands(CLI::App& app, Context& context);
 void add_volume_commands(CLI::App& app, Context& context);
 void add_version_commands(CLI::App& app, Context& context);
+
+// And those that have a file within a group.
+void add_volume_making_commands(CLI::App& group, Context& context);    // create, flatten, rm
+void add_volume_transfer_commands(CLI::App& group, Context& context);  // export, import
+void add_diff_command(CLI::App& group, Context& context);
+void add_prune_command(CLI::App& group, Context& context);
 
 }  // namespace tplstore::tool

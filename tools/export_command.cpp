@@ -5,7 +5,9 @@
 #include <map>
 
 #include "export_file.h"
+#include "json_output.h"
 #include "progress.h"
+#include "published_file.h"
 #include "table.h"
 
 namespace tplstore::tool {
@@ -13,20 +15,18 @@ namespace {
 
 using nlohmann::json;
 
-struct Arguments {
-  std::string name;
-  std::string file;
-  std::string format = "raw";
-  bool is_forced = false;
-};
+constexpr const char* kIncrement = "increment";
 
-using Opener = std::function<std::unique_ptr<Disk>(Store& store, const std::string& name)>;
+bool is_increment(const ExportArguments& arguments) {
+  return arguments.format == kIncrement || !arguments.since.empty();
+}
 
-void run_export(const Context& context, const Arguments& arguments, const Opener& open) {
+void export_image(const Context& context, const ExportArguments& arguments,
+                  const Exported& exported) {
   Progress progress("exporting " + arguments.name);
   const InterruptGuard guard;
   ExportOptions options;
-  options.format = arguments.format == "raw" ? ImageFormat::kRaw : ImageFormat::kQcow2;
+  options.format = arguments.format == "qcow2" ? ImageFormat::kQcow2 : ImageFormat::kRaw;
   options.may_replace = arguments.is_forced;
   options.progress = [&](uint64_t done, uint64_t total) { progress.update(done, total); };
   options.interrupted = interrupted;
@@ -34,11 +34,11 @@ void run_export(const Context& context, const Arguments& arguments, const Opener
   check_export_target(arguments.file, options);
 
   const auto store = context.open_store();
-  const auto disk = open(*store, arguments.name);
+  const auto disk = exported.open(*store, arguments.name);
   const uint64_t written = export_disk(*disk, arguments.file, options);
   progress.clear();
   const json result = {{"file", arguments.file},
-                       {"format", arguments.format},
+                       {"format", arguments.format.empty() ? "raw" : arguments.format},
                        {"size", disk->size_bytes()},
                        {"data_bytes", written}};
   context.print(result, [](const json& value) {
@@ -47,19 +47,68 @@ void run_export(const Context& context, const Arguments& arguments, const Opener
   });
 }
 
+json identity_json(const VersionIdentity& identity) {
+  if (identity.is_nil()) return nullptr;
+  return fmt::format("{}@{}", identity.volume.text(), identity.number);
+}
+
+void export_increment(const Context& context, const ExportArguments& arguments,
+                      const Exported& exported) {
+  Progress progress("exporting " + arguments.name);
+  const InterruptGuard guard;
+  IncrementOptions options;
+  options.may_replace = arguments.is_forced;
+  options.progress = [&](uint64_t done, uint64_t total) { progress.update(done, total); };
+  options.interrupted = interrupted;
+  check_publish_target(arguments.file, options.may_replace);
+
+  const auto store = context.open_store();
+  const auto [data_bytes, info] = exported.write_increment(*store, arguments, options);
+  progress.clear();
+  const json result = {{"file", arguments.file},           {"format", kIncrement},
+                       {"size", info.size_bytes},          {"data_bytes", data_bytes},
+                       {"base", identity_json(info.base)}, {"origin", identity_json(info.version)}};
+  context.print(result, [&](const json& value) {
+    return fmt::format("{}: {}{}, {} of data\n", plain(value["file"]), arguments.name,
+                       arguments.since.empty() ? ", whole" : " since version " + arguments.since,
+                       size(value["data_bytes"]));
+  });
+}
+
 }  // namespace
 
-void add_export_command(CLI::App& group, Context& context, const std::string& what,
-                        const std::string& description, Opener open) {
-  auto arguments = std::make_shared<Arguments>();
-  CLI::App* command =
-      add_command(group, context, "export", description,
-                  [&context, arguments, open] { run_export(context, *arguments, open); });
-  command->add_option(what, arguments->name, "What to export")->required();
-  command->add_option("FILE", arguments->file, "The image file to write")->required();
-  command->add_option("--format", arguments->format, "raw (the default) or qcow2")
+void add_export_command(CLI::App& group, Context& context, const Exported& exported) {
+  auto arguments = std::make_shared<ExportArguments>();
+  const auto action = [&context, arguments, exported] {
+    (is_increment(*arguments) ? export_increment : export_image)(context, *arguments, exported);
+  };
+  CLI::App* command = add_command(group, context, "export", exported.description, action);
+  command->add_option(exported.what, arguments->name, "What to export")->required();
+  command->add_option("FILE", arguments->file, "The file to write")->required();
+  const bool has_increments = exported.write_increment != nullptr;
+  const std::set<std::string> formats = has_increments
+                                            ? std::set<std::string>{"raw", "qcow2", kIncrement}
+                                            : std::set<std::string>{"raw", "qcow2"};
+  command
+      ->add_option(
+          "--format", arguments->format,
+          has_increments ? "raw (the default), qcow2 or increment" : "raw (the default) or qcow2")
       ->type_name("FORMAT")
-      ->check(CLI::IsMember({"raw", "qcow2"}), "");
+      ->check(CLI::IsMember(formats), "");
+  if (has_increments) {
+    command
+        ->add_option("--since", arguments->since,
+                     "Write an incremental file: only what changed since this version")
+        ->type_name("VERSION");
+    command->callback([&context, arguments, action] {
+      if (!arguments->since.empty() && !arguments->format.empty() &&
+          arguments->format != kIncrement)
+        throw CLI::ParseError(
+            fmt::format("--since writes an incremental file, not --format {}", arguments->format),
+            CLI::ExitCodes::ExcludesError);
+      context.action = action;
+    });
+  }
   command->add_flag("--force", arguments->is_forced, "Replace the file if it exists");
   add_json_option(command, context);
 }

@@ -138,6 +138,11 @@ std::string prometheus_text(const json& stats) {
   add_metric(add_family("tplstore_map_cache_max_bytes", "What all maps may take together",
                         MetricType::Gauge),
              stats, "/map/max_bytes", {});
+  MetricFamily& space = add_family("tplstore_store_bytes",
+                                   "What the store occupies on its file system", MetricType::Gauge);
+  add_metric(space, stats, "/store/volume_bytes", {{"kind", "volumes"}});
+  add_metric(space, stats, "/store/template_bytes", {{"kind", "templates"}});
+  add_metric(space, stats, "/store/other_bytes", {{"kind", "other"}});
   for (const Family& wanted : volume_families()) {
     MetricFamily& family = add_family(wanted.name, wanted.help, wanted.type);
     for (const json& volume : stats["volumes"]) {

@@ -1,4 +1,5 @@
 // init, gc, stats, and lock.
+#include <algorithm>
 #include <filesystem>
 
 #include "command.h"
@@ -14,8 +15,15 @@ namespace {
 
 using nlohmann::json;
 
+std::string space_text(const json& space) {
+  return fmt::format("{}, of which volumes {}, templates {}", size(space["total_bytes"]),
+                     size(space["volume_bytes"]), size(space["template_bytes"]));
+}
+
 std::string stats_text(const json& stats) {
-  if (stats["servers"].empty()) return "no server has this store open\n";
+  const std::string space = space_text(stats["store"]);
+  if (stats["servers"].empty())
+    return "no server has this store open\n" + format_fields({{"store", space}});
   Table table({{"VOLUME", Align::kLeft},
                {"VERSION", Align::kRight},
                {"SIZE", Align::kRight},
@@ -40,15 +48,17 @@ std::string stats_text(const json& stats) {
   const json& log = stats["log"];
   return table.text() +
          format_fields(
-             {{"servers", std::to_string(stats["servers"].size())},
+             {{"store", space},
+              {"servers", std::to_string(stats["servers"].size())},
               {"map cache", fmt::format("{} of {}", size(map["bytes"]), size(map["max_bytes"]))},
               {"map logs", fmt::format("{}, of which garbage {}", size(log["bytes"]),
                                        size(log["garbage_bytes"]))}});
 }
 
 void show_stats(const Context& context, bool is_prometheus) {
-  context.open_store();  // a clear error when there is none
+  const auto store = context.open_store();
   json stats = merge_stats(context.control().ask_all({{"op", "stats"}}));
+  stats["store"] = space_json(store->space());
   if (is_prometheus)
     fmt::print("{}", prometheus_text(stats));
   else
@@ -75,11 +85,19 @@ void show_lock(const Context& context, const std::string& name) {
 void collect_garbage(const Context& context) {
   const auto store = context.open_store();
   json result = gc_json(gc(store->backend()));
+  const uint64_t before = store->space().volume_bytes;
   result["removed_volumes"] = store->remove_orphans();
+  store->reclaim();
+  context.control().ask_all({{"op", "reclaim"}}, Patience::kEndless);
+  // Guests go on writing meanwhile.
+  const uint64_t after = store->space().volume_bytes;
+  result["freed_volume_bytes"] = before - std::min(before, after);
   context.print(result, [](const json& value) {
-    return fmt::format("{} freed, {} segments removed, remains of {} volumes removed\n",
-                       size(value["freed_bytes"]), plain(value["removed_segments"]),
-                       plain(value["removed_volumes"]));
+    return fmt::format(
+        "{} of templates freed, {} segments removed\n"
+        "{} of volumes freed, remains of {} volumes removed\n",
+        size(value["freed_bytes"]), plain(value["removed_segments"]),
+        size(value["freed_volume_bytes"]), plain(value["removed_volumes"]));
   });
 }
 
@@ -99,8 +117,9 @@ void add_store_commands(CLI::App& app, Context& context) {
   add_json_option(collect, context);
 
   auto is_prometheus = std::make_shared<bool>(false);
-  CLI::App* stats = add_command(app, context, "stats", "Show what the store's servers count",
-                                [&context, is_prometheus] { show_stats(context, *is_prometheus); });
+  CLI::App* stats =
+      add_command(app, context, "stats", "Show what the store occupies, and what its servers count",
+                  [&context, is_prometheus] { show_stats(context, *is_prometheus); });
   add_json_option(stats, context);
   stats->add_flag("--prometheus", *is_prometheus, "Print the text format of Prometheus")
       ->excludes("--json");

@@ -180,10 +180,12 @@ void add_template_commands(CLI::App& app, Context& context) {
       });
   remove->add_option("NAME", *removed, "The template")->required();
 
-  add_export_command(*group, context, "NAME", "Write a template to an image file",
-                     [](Store& store, const std::string& name) {
-                       return store.open_export("template/" + name, tool_peer());
-                     });
+  add_export_command(*group, context,
+                     {"NAME", "Write a template to an image file",
+                      [](Store& store, const std::string& name) {
+                        return store.open_export("template/" + name, tool_peer());
+                      },
+                      nullptr});
 }
 
 }  // namespace tplstore::tool

@@ -1,68 +1,95 @@
-// version create, list, rollback.
+// version create, list, rollback, rm.
+#include <cerrno>
+
 #include "command.h"
 #include "json_output.h"
 #include "table.h"
 #include "version_text.h"
 
 namespace tplstore::tool {
+namespace {
 
 using nlohmann::json;
 
-std::string versions_text(const json& versions) {
-  Table table({{"VERSION", Align::kRight},
-               {"NAME", Align::kLeft},
-               {"PARENT", Align::kRight},
-               {"CREATED", Align::kLeft},
-               {"SIZE", Align::kRight},
-               {"OWN", Align::kRight},
-               {"", Align::kLeft}});
-  for (const json& version : versions) {
-    const char* note = version["current"].get<bool>()  ? "current"
-                       : version["hidden"].get<bool>() ? "hidden"
-                                                       : "";
-    table.add_row({plain(version["number"]), plain(version["name"]), plain(version["parent"]),
-                   plain(version["created"]), size(version["size"]), size(version["own_bytes"]),
-                   note});
-  }
-  return table.text();
-}
-
-namespace {
-
-struct Arguments {
-  std::string volume;
-  std::string version;  // or the new one's name
+struct NewArguments {
+  std::string volume, name, note;
 };
 
-void create_version(const Context& context, const Arguments& arguments) {
+void create_version(const Context& context, const NewArguments& arguments) {
   const auto store = context.open_store();
   json request = {{"op", "version-create"}, {"volume", arguments.volume}};
-  if (!arguments.version.empty()) request["name"] = arguments.version;
+  if (!arguments.name.empty()) request["name"] = arguments.name;
+  if (!arguments.note.empty()) request["note"] = arguments.note;
   const json version = change_volume(context, request, [&] {
-    return version_json(store->create_version(arguments.volume, {arguments.version, "", {}}));
+    return version_json(
+        store->create_version(arguments.volume, {arguments.name, arguments.note, {}}));
   });
-  context.print(version, [&](const json& value) {
-    return fmt::format("{}@{}{}\n", arguments.volume, plain(value["number"]),
-                       value["name"].is_null() ? "" : " (" + plain(value["name"]) + ")");
-  });
+  context.print(version,
+                [&](const json& value) { return version_title(arguments.volume, value) + "\n"; });
 }
 
-void roll_back(const Context& context, const Arguments& arguments) {
+void list_versions(const Context& context, const std::string& volume) {
   const auto store = context.open_store();
-  const json request = {
-      {"op", "version-rollback"}, {"volume", arguments.volume}, {"version", arguments.version}};
-  const json kept = change_volume(context, request, [&] {
-    return version_json(store->rollback(arguments.volume, arguments.version));
-  });
-  const json volume = find_volume(context, *store, arguments.volume);
+  const json versions = find_volume(context, *store, volume)["versions"];
+  context.print(context.is_json ? visible_versions(versions) : versions, history_text);
+}
+
+void roll_back(const Context& context, const std::string& volume, const std::string& version) {
+  const auto store = context.open_store();
+  const json request = {{"op", "version-rollback"}, {"volume", volume}, {"version", version}};
+  const json kept = change_volume(context, request,
+                                  [&] { return version_json(store->rollback(volume, version)); });
+  const json found = find_volume(context, *store, volume);
   json current;
-  for (const json& version : volume["versions"])
-    if (version["current"].get<bool>()) current = version;
+  for (const json& candidate : found["versions"])
+    if (candidate["current"].get<bool>()) current = candidate;
   context.print(current, [&](const json& value) {
     return fmt::format(
         "{}: current is version {}, which starts from version {}; version {} keeps "
         "what was current\n",
-        arguments.volume, plain(value["number"]), plain(value["parent"]), plain(kept["number"]));
+        volume, plain(value["number"]), plain(value["parent"]), plain(kept["number"]));
+  });
+}
+
+// What became of versions that were removed just now. One that nothing needs may still be waiting
+// to be taken out, or be gone already: that makes no difference to anybody.
+json removed_json(const json& removed, const json& volume) {
+  json result = json::array();
+  for (const json& version : removed) {
+    json now = version;
+    now["kept"] = false;
+    for (const json& left : volume["versions"]) {
+      if (left["number"] != version["number"]) continue;
+      now = left;
+      now["kept"] = !kept_for_text(left).empty();
+    }
+    result.push_back(std::move(now));
+  }
+  return result;
+}
+
+void remove_versions(const Context& context, const std::string& name,
+                     const std::vector<std::string>& versions) {
+  const auto store = context.open_store();
+  // This will not pass, so there is nothing to be tried for a while.
+  const json before = find_volume(context, *store, name);
+  for (const std::string& version : versions)
+    if (find_version(before, version)["current"].get<bool>())
+      fail(EBUSY, "volume " + name,
+           "version {} is current, and cannot be removed: roll back to another one first, or "
+           "remove the volume",
+           version);
+  const json request = {{"op", "version-rm"}, {"volume", name}, {"versions", versions}};
+  const json removed = change_volume(
+      context, request, [&] { return versions_json(store->remove_versions(name, versions)); });
+  reclaim_if_closed(*store, name);
+  const json after = find_volume(context, *store, name);
+  context.print(removed_json(removed, after), [&](const json& value) {
+    std::string text;
+    for (const json& version : value)
+      text += fmt::format("{}: removed{}\n", version_title(name, version),
+                          version["kept"].get<bool>() ? "; " + kept_for_text(version) : "");
+    return text;
   });
 }
 
@@ -71,31 +98,43 @@ void roll_back(const Context& context, const Arguments& arguments) {
 void add_version_commands(CLI::App& app, Context& context) {
   CLI::App* group = add_group(app, context, "version", "Points in a volume's history");
 
-  auto created = std::make_shared<Arguments>();
+  auto created = std::make_shared<NewArguments>();
   CLI::App* create = add_command(*group, context, "create", "Freeze what a volume contains now",
                                  [&context, created] { create_version(context, *created); });
   create->add_option("VOLUME", created->volume, "The volume")->required();
-  create->add_option("--name", created->version, "What to call the version, beside its number")
+  create->add_option("--name", created->name, "What to call the version, beside its number")
       ->type_name("NAME");
+  create->add_option("--note", created->note, "A line about it, of up to 512 bytes")
+      ->type_name("TEXT");
   add_json_option(create, context);
 
   auto listed = std::make_shared<std::string>();
-  CLI::App* list =
-      add_command(*group, context, "list", "List a volume's versions", [&context, listed] {
-        const auto store = context.open_store();
-        context.print(find_volume(context, *store, *listed)["versions"], versions_text);
-      });
+  CLI::App* list = add_command(*group, context, "list", "List a volume's versions",
+                               [&context, listed] { list_versions(context, *listed); });
   list->add_option("VOLUME", *listed, "The volume")->required();
   add_json_option(list, context);
 
-  auto rolled_back = std::make_shared<Arguments>();
-  CLI::App* rollback =
-      add_command(*group, context, "rollback",
-                  "Put a volume back to a version; what it contains now is kept as a version too",
-                  [&context, rolled_back] { roll_back(context, *rolled_back); });
-  rollback->add_option("VOLUME", rolled_back->volume, "The volume")->required();
-  rollback->add_option("VERSION", rolled_back->version, "The version's number or name")->required();
+  auto rolled_back = std::make_shared<std::pair<std::string, std::string>>();
+  CLI::App* rollback = add_command(
+      *group, context, "rollback",
+      "Put a volume back to a version; what it contains now is kept as a version too",
+      [&context, rolled_back] { roll_back(context, rolled_back->first, rolled_back->second); });
+  rollback->add_option("VOLUME", rolled_back->first, "The volume")->required();
+  rollback->add_option("VERSION", rolled_back->second, "The version's number or name")->required();
   add_json_option(rollback, context);
+
+  auto removed = std::make_shared<std::pair<std::string, std::vector<std::string>>>();
+  CLI::App* remove = add_command(
+      *group, context, "rm", "Remove versions, in any order",
+      [&context, removed] { remove_versions(context, removed->first, removed->second); });
+  remove->add_option("VOLUME", removed->first, "The volume")->required();
+  remove->add_option("VERSION", removed->second, "Their numbers or names")
+      ->required()
+      ->type_name("");
+  add_json_option(remove, context);
+
+  add_diff_command(*group, context);
+  add_prune_command(*group, context);
 }
 
 }  // namespace tplstore::tool

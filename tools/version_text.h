@@ -1,11 +1,34 @@
-// A volume's versions for people. Thread safety: pure function.
+// A volume's versions for people, as JSON has them.
+//
+// Thread safety: pure functions. They throw nothing but std::bad_alloc for JSON that has the keys
+// of json_output.h.
 #pragma once
 
+#include <cstdint>
 #include <nlohmann/json.hpp>
 #include <string>
 
 namespace tplstore::tool {
 
+// A table of them all, oldest first: of those that were removed it says what they are kept for.
 std::string versions_text(const nlohmann::json& versions);
+
+// The same without the removed ones. A history that is a line is such a table; any other one is
+// drawn as a tree, newest first, with the forks in it.
+std::string history_text(const nlohmann::json& versions);
+
+// Without the versions that were removed, whose children appear as those of the nearest ancestor
+// that is left.
+nlohmann::json visible_versions(const nlohmann::json& versions);
+
+// Why a version that was removed is still there: "kept for fork vm2", "versions 4 and 6 start from
+// it"; empty when it is only waiting to be taken out.
+std::string kept_for_text(const nlohmann::json& version);
+
+// "vm1@3", "vm1@3 (clean)".
+std::string version_title(const std::string& volume, const nlohmann::json& version);
+
+// When it was frozen, in nanoseconds since 1970, exact to a second.
+int64_t created_ns_of(const nlohmann::json& version);
 
 }  // namespace tplstore::tool

@@ -1,8 +1,7 @@
-// volume create, list, show, resize, rm, export.
+// volume list, show, resize. The other commands of the group have files of their own.
 #include <cerrno>
 
 #include "command.h"
-#include "export_command.h"
 #include "json_output.h"
 #include "names.h"
 #include "table.h"
@@ -27,11 +26,12 @@ std::string volumes_text(const json& volumes) {
                {"TEMPLATE", Align::kLeft},
                {"VERSION", Align::kRight},
                {"UNIQUE", Align::kRight},
+               {"SHARED", Align::kRight},
                {"ATTACHED", Align::kLeft}});
   for (const json& volume : volumes)
     table.add_row({plain(volume["name"]), size(volume["size"]), plain(volume["template"]),
                    plain(volume["current_version"]), size(volume["unique_bytes"]),
-                   writer_text(volume)});
+                   size(volume["shared_bytes"]), writer_text(volume)});
   return table.text();
 }
 
@@ -43,7 +43,8 @@ std::string volume_text(const json& volume) {
                                     {"parent", plain(volume["parent"])},
                                     {"current version", plain(volume["current_version"])},
                                     {"attached", writer_text(volume)},
-                                    {"unique", size(volume["unique_bytes"])}});
+                                    {"unique", size(volume["unique_bytes"])},
+                                    {"shared", size(volume["shared_bytes"])}});
   return text + "\n" + versions_text(volume["versions"]);
 }
 
@@ -78,61 +79,11 @@ void resize_volume(const Context& context, const std::string& name, const std::s
   });
 }
 
-std::unique_ptr<Disk> open_for_export(Store& store, const std::string& name) {
-  const ExportName parsed = parse_export_name(name);
-  if (parsed.kind == ExportName::Kind::kTemplate)
-    fail(EINVAL, name, "that is a template: use `tplstore template export`");
-  std::unique_ptr<Disk> disk;
-  try {
-    retry_while_busy([&] { disk = store.open_export(name, tool_peer()); });
-  } catch (const Error& error) {
-    if (error.code() != EBUSY || parsed.kind != ExportName::Kind::kCurrent) throw;
-    fail(EBUSY, "volume " + name,
-         "it is in use and cannot be exported while it changes: make a version with "
-         "`tplstore version create {}` and export that as {}@VERSION",
-         name, name);
-  }
-  return disk;
-}
-
-void add_create(CLI::App& group, Context& context) {
-  struct Arguments {
-    std::string name, size, template_name;
-  };
-  auto arguments = std::make_shared<Arguments>();
-  const auto action = [&context, arguments] {
-    const auto store = context.open_store();
-    const uint64_t size_bytes = arguments->size.empty() ? 0 : parse_size("--size", arguments->size);
-    if (!arguments->size.empty() && size_bytes == 0)
-      fail(EINVAL, "volume " + arguments->name, "a disk cannot have the size 0");
-    const VolumeInfo info =
-        store->create_volume(arguments->name, size_bytes, arguments->template_name);
-    context.print(volume_json(info, false), [](const json& value) {
-      return fmt::format(
-          "{}: {}, {}\n", plain(value["name"]), size(value["size"]),
-          value["template"].is_null() ? "empty" : "from " + plain(value["template"]));
-    });
-  };
-  CLI::App* command = add_command(group, context, "create", "Make a volume", action);
-  command->callback([&context, arguments, action] {
-    if (arguments->size.empty() && arguments->template_name.empty())
-      throw CLI::ParseError("a new volume needs --size or --template",
-                            CLI::ExitCodes::RequiredError);
-    context.action = action;
-  });
-  command->add_option("NAME", arguments->name, "What to call it")->required();
-  add_size_option(command, arguments->size,
-                  "Its size, like 10G; with --template the template's unless given");
-  command->add_option("--template", arguments->template_name, "The template it starts from")
-      ->type_name("NAME");
-  add_json_option(command, context);
-}
-
 }  // namespace
 
 void add_volume_commands(CLI::App& app, Context& context) {
   CLI::App* group = add_group(app, context, "volume", "Disks of VMs");
-  add_create(*group, context);
+  add_volume_making_commands(*group, context);
 
   CLI::App* list = add_command(*group, context, "list", "List the volumes",
                                [&context] { list_volumes(context); });
@@ -155,17 +106,7 @@ void add_volume_commands(CLI::App& app, Context& context) {
   add_new_size(resize, resized->second, "Its new size, or +SIZE for so much more");
   add_json_option(resize, context);
 
-  auto removed = std::make_shared<std::string>();
-  CLI::App* remove = add_command(*group, context, "rm", "Remove a volume with all its versions",
-                                 [&context, removed] {
-                                   const auto store = context.open_store();
-                                   retry_while_busy([&] { store->remove_volume(*removed); });
-                                 });
-  remove->add_option("NAME", *removed, "The volume")->required();
-
-  add_export_command(*group, context, "VOLUME",
-                     "Write a volume (VOLUME), or one of its versions (VOLUME@VERSION), to a file",
-                     open_for_export);
+  add_volume_transfer_commands(*group, context);
 }
 
 }  // namespace tplstore::tool

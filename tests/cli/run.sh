@@ -12,7 +12,8 @@
 # have a backslash before it. In what is expected, runs of blanks count
 # as one, a line "..." stands for any lines, and these for what differs from run to run:
 #
-#   <dir> the folder   <uuid>   <time>   <pid>   <host>   <size> as "1.5 MiB"   <n> a number
+#   <dir> the folder   <uuid>   <time>   <age> as "5s"   <pid>   <host>   <size> as "1.5 MiB"
+#   <n> a number
 #   <any> anything
 #
 # Commands can use what tests/functions.sh has, and what stands below. --rewrite writes what does
@@ -58,6 +59,53 @@ is_let_go() {
     [ "$(tplstore volume show "$1" --json | jq .attached)" = false ]
 }
 
+# read_version EXPORT...: somebody who reads these from the running server, until stop_reading.
+# shellcheck disable=SC2317
+read_version() {
+    local uris=() name
+    for name; do uris+=("$(uri "$name")"); done
+    $python -c '
+import nbd, sys, signal
+clients = [nbd.NBD() for uri in sys.argv[1:]]
+for client, uri in zip(clients, sys.argv[1:]):
+    client.connect_uri(uri)
+print("connected", flush=True)
+signal.pause()' "${uris[@]}" >"$tmp/reader.out" 2>&1 &
+    reader=$!
+    on_exit kill -9 "$reader"
+    await 20 grep -qs connected "$tmp/reader.out"
+}
+# shellcheck disable=SC2317
+stop_reading() {
+    kill -9 "$reader"
+    wait "$reader" 2>/dev/null || true
+}
+
+# put VOLUME OFFSET LENGTH [CHARACTER]: writes so many of these, or zeroes, through the server if one
+# runs, else through one of its own.
+# shellcheck disable=SC2317
+put() {
+    local name=server
+    if [ -z "${nbdkit_pid[server]-}" ]; then
+        name=writer
+        start_nbdkit writer "$TPLSTORE_PLUGIN" "$store"
+    fi
+    $python - "$(uri "$1" "$name")" "$2" "$3" "${4-}" <<'END'
+import nbd, sys
+uri, offset, length, character = sys.argv[1:]
+client = nbd.NBD()
+client.connect_uri(uri)
+if character:
+    client.pwrite(character.encode() * int(length), int(offset))
+else:
+    client.zero(int(length), int(offset))
+client.flush()
+client.shutdown()
+END
+    [ "$name" = server ] || stop_nbdkit writer
+    await 20 is_let_go "$1"
+}
+
 # --- the runner
 
 # What a line of a transcript looks like to `[[ =~ ]]`.
@@ -70,7 +118,8 @@ pattern_of() {
     sed -E -e 's/[][\\.*^$+?(){}|]/\\&/g' -e 's/ +/ +/g' \
         -e 's/<uuid>/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/g' \
         -e 's/<time>/[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}Z/g' \
-        -e 's/<(n|pid)>/[0-9]+/g' -e 's/<size>/[0-9.]+ [KMGTPE]?i?B/g' \
+        -e 's/<age>/[0-9]+[smhdy]/g' -e 's/<(n|pid)>/[0-9]+/g' \
+        -e 's/<size>/[0-9.]+ [KMGTPE]?i?B/g' \
         -e 's/<host>/[^ "]+/g' -e 's/<any>/[^\n]*/g' <<<"$line"
     printf x  # or $() drops the newline
 }

@@ -1,0 +1,79 @@
+// version diff: what differs between two versions of a volume.
+#include <cerrno>
+
+#include "command.h"
+#include "json_output.h"
+#include "table.h"
+
+namespace tplstore::tool {
+namespace {
+
+using nlohmann::json;
+
+constexpr const char* kCurrent = "current";
+
+struct Arguments {
+  std::string volume, from, to;
+};
+
+std::string diff_text(const json& diff) {
+  Table table({{"OFFSET", Align::kRight}, {"LENGTH", Align::kRight}, {"KIND", Align::kLeft}});
+  for (const json& range : diff["ranges"])
+    table.add_row({plain(range["offset"]), size(range["length"]),
+                   range["zero"].get<bool>() ? "zero" : "data"});
+  const size_t count = diff["ranges"].size();
+  return fmt::format("{}{}: from version {} to {}: {} of data and {} of zeroes in {} {}\n",
+                     count == 0 ? "" : table.text(), plain(diff["volume"]), plain(diff["from"]),
+                     diff["to"].is_null() ? kCurrent : plain(diff["to"]), size(diff["data_bytes"]),
+                     size(diff["zero_bytes"]), count, count == 1 ? "range" : "ranges");
+}
+
+json changes_of(Store& store, const Arguments& arguments, const std::string& to) {
+  std::vector<ChangedRange> changes;
+  store.diff_versions(arguments.volume, arguments.from, to,
+                      [&](const ChangedRange& change) { changes.push_back(change); });
+  return changes_json(changes);
+}
+
+void show_diff(const Context& context, const Arguments& arguments) {
+  const auto store = context.open_store();
+  const bool is_to_current = arguments.to == kCurrent;
+  const json volume = find_volume(context, *store, arguments.volume);
+  const json* from = arguments.from == kCurrent ? nullptr : &find_version(volume, arguments.from);
+  const json* to = is_to_current ? nullptr : &find_version(volume, arguments.to);
+  if (from == nullptr || (*from)["current"].get<bool>() ||
+      (to != nullptr && (*to)["current"].get<bool>()))
+    fail(EINVAL, "volume " + arguments.volume,
+         "its current version changes all the time: it can only be the later one, by the name "
+         "'{}'",
+         kCurrent);
+  json diff;
+  if (is_to_current) {
+    // Only who has the volume open knows what is in current.
+    const json request = {
+        {"op", "version-diff"}, {"volume", arguments.volume}, {"from", arguments.from}};
+    diff = change_volume(
+        context, request, [&] { return changes_of(*store, arguments, ""); }, Patience::kEndless);
+  } else {
+    retry_while_busy([&] { diff = changes_of(*store, arguments, arguments.to); });
+  }
+  diff["volume"] = arguments.volume;
+  diff["from"] = (*from)["number"];
+  diff["to"] = to == nullptr ? json(nullptr) : (*to)["number"];
+  context.print(diff, diff_text);
+}
+
+}  // namespace
+
+void add_diff_command(CLI::App& group, Context& context) {
+  auto arguments = std::make_shared<Arguments>();
+  CLI::App* command =
+      add_command(group, context, "diff", "Show where two versions of a volume differ",
+                  [&context, arguments] { show_diff(context, *arguments); });
+  command->add_option("VOLUME", arguments->volume, "The volume")->required();
+  command->add_option("FROM", arguments->from, "A version's number or name")->required();
+  command->add_option("TO", arguments->to, "Another one, or the word current")->required();
+  add_json_option(command, context);
+}
+
+}  // namespace tplstore::tool

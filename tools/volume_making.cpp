@@ -1,0 +1,188 @@
+// volume create, flatten, rm: how volumes begin and end, forks among them.
+#include <algorithm>
+#include <cerrno>
+
+#include "command.h"
+#include "json_output.h"
+#include "names.h"
+#include "progress.h"
+#include "table.h"
+
+namespace tplstore::tool {
+namespace {
+
+using nlohmann::json;
+
+// --- create
+
+struct NewVolume {
+  std::string name, size, template_name, from;
+};
+
+std::string origin_text(const json& volume) {
+  if (!volume["parent"].is_null()) return "fork of " + plain(volume["parent"]);
+  return volume["template"].is_null() ? "empty" : "from " + plain(volume["template"]);
+}
+
+json create_fork(const Context& context, Store& store, const NewVolume& wanted,
+                 uint64_t size_bytes) {
+  const ExportName from = parse_export_name(wanted.from);
+  if (from.kind == ExportName::Kind::kTemplate)
+    fail(EINVAL, wanted.from, "that is a template: use --template {}", from.name);
+  if (from.kind == ExportName::Kind::kChanges)
+    fail(EINVAL, wanted.from, "a fork starts from one version, as in --from {}@{}", from.name,
+         from.version);
+  const json parent = find_volume(context, store, from.name);
+  if (from.kind == ExportName::Kind::kCurrent ||
+      find_version(parent, from.version)["current"].get<bool>())
+    fail(EINVAL, "volume " + from.name,
+         "a fork starts from a frozen version, as in --from {0}@VERSION: make one with "
+         "`tplstore version create {0}`",
+         from.name);
+  const json request = {{"op", "volume-fork"},
+                        {"volume", from.name},
+                        {"version", from.version},
+                        {"name", wanted.name},
+                        {"size", size_bytes}};
+  return change_volume(
+      context, request,
+      [&] {
+        return volume_json(store.fork_volume(wanted.name, from.name, from.version, size_bytes),
+                           false);
+      },
+      Patience::kEndless);
+}
+
+void create_volume(const Context& context, const NewVolume& wanted) {
+  const auto store = context.open_store();
+  const uint64_t size_bytes = wanted.size.empty() ? 0 : parse_size("--size", wanted.size);
+  if (!wanted.size.empty() && size_bytes == 0)
+    fail(EINVAL, "volume " + wanted.name, "a disk cannot have the size 0");
+  const json volume =
+      wanted.from.empty()
+          ? volume_json(store->create_volume(wanted.name, size_bytes, wanted.template_name), false)
+          : create_fork(context, *store, wanted, size_bytes);
+  context.print(volume, [](const json& value) {
+    return fmt::format("{}: {}, {}\n", plain(value["name"]), size(value["size"]),
+                       origin_text(value));
+  });
+}
+
+void add_create(CLI::App& group, Context& context) {
+  auto wanted = std::make_shared<NewVolume>();
+  const auto action = [&context, wanted] { create_volume(context, *wanted); };
+  CLI::App* command = add_command(group, context, "create", "Make a volume", action);
+  command->callback([&context, wanted, action] {
+    if (wanted->size.empty() && wanted->template_name.empty() && wanted->from.empty())
+      throw CLI::ParseError("a new volume needs --size, --template or --from",
+                            CLI::ExitCodes::RequiredError);
+    context.action = action;
+  });
+  command->add_option("NAME", wanted->name, "What to call it")->required();
+  add_size_option(command, wanted->size,
+                  "Its size, like 10G; that of the template or the version unless given");
+  CLI::Option* base =
+      command->add_option("--template", wanted->template_name, "The template it starts from")
+          ->type_name("NAME");
+  command->add_option("--from", wanted->from, "The version of another volume that it starts from")
+      ->type_name("VOLUME@VERSION")
+      ->excludes(base);
+  add_json_option(command, context);
+}
+
+// --- flatten
+
+// The volume that another one was forked from; nothing when that has lost its name.
+std::optional<std::string> parent_name(const VolumeInfo& volume) {
+  const std::string name = volume.parent.substr(0, volume.parent.find('@'));
+  Uuid uuid;
+  if (name.empty() || parse_uuid(name, uuid)) return std::nullopt;
+  return name;
+}
+
+void flatten_volume(const Context& context, const std::string& name) {
+  const auto store = context.open_store();
+  const VolumeInfo before = store->show_volume(name);
+  Progress progress("flattening " + name);
+  json volume;
+  {
+    const InterruptGuard guard;
+    const auto show_progress = [&](uint64_t done) {
+      if (interrupted())
+        fail(EINTR, "volume " + name,
+             "interrupted: nothing is lost, `tplstore volume flatten {}` does the rest", name);
+      // Old versions may share more than the current one, of which the sum is known.
+      progress.update(done, std::max(done, before.shared_bytes));
+    };
+    volume = change_volume(
+        context, {{"op", "volume-flatten"}, {"volume", name}},
+        [&] { return volume_json(store->flatten_volume(name, show_progress), false); },
+        Patience::kEndless);
+  }
+  progress.clear();
+  if (const auto parent = parent_name(before)) ask_to_reclaim(context, *parent);
+  context.print(volume, [](const json& value) {
+    return fmt::format("{}: has its own copy of all its data now, {}\n", plain(value["name"]),
+                       size(value["unique_bytes"]));
+  });
+}
+
+// --- rm
+
+bool is_in(const std::vector<std::string>& list, const std::string& text) {
+  return std::find(list.begin(), list.end(), text) != list.end();
+}
+
+// The forks that something of a volume is kept for after its removal. Those that have lost their
+// names too go by their uuids.
+std::vector<std::string> forks_left(Store& store, const VolumeInfo& removed) {
+  const std::string folder(paths::kVolumes);
+  const std::vector<std::string> volumes = store.backend().list(folder);
+  std::vector<std::string> forks;
+  if (!is_in(volumes, removed.uuid.text())) return forks;
+  for (const VersionInfo& version : removed.versions) {
+    for (const std::string& fork : version.forks) {
+      Uuid uuid;
+      if (!parse_uuid(fork, uuid) || is_in(volumes, fork)) forks.push_back(fork);
+    }
+  }
+  return forks;
+}
+
+void remove_volume(const Context& context, const std::string& name) {
+  const auto store = context.open_store();
+  // One that is damaged can be removed as well.
+  VolumeInfo before;
+  try {
+    before = store->show_volume(name);
+  } catch (const Error&) {
+  }
+  retry_while_busy([&] { store->remove_volume(name); });
+  if (const auto parent = parent_name(before)) ask_to_reclaim(context, *parent);
+  const std::vector<std::string> forks = forks_left(*store, before);
+  if (!forks.empty())
+    fmt::print("{}: removed; what {} {} of it stays until {} gone or flattened\n", name,
+               fmt::join(forks, ", "), forks.size() == 1 ? "needs" : "need",
+               forks.size() == 1 ? "that is" : "they are");
+}
+
+}  // namespace
+
+void add_volume_making_commands(CLI::App& group, Context& context) {
+  add_create(group, context);
+
+  auto flattened = std::make_shared<std::string>();
+  CLI::App* flatten =
+      add_command(group, context, "flatten",
+                  "Give a fork its own copy of what it shares with the volume it started from",
+                  [&context, flattened] { flatten_volume(context, *flattened); });
+  flatten->add_option("NAME", *flattened, "The fork")->required();
+  add_json_option(flatten, context);
+
+  auto removed = std::make_shared<std::string>();
+  CLI::App* remove = add_command(group, context, "rm", "Remove a volume with all its versions",
+                                 [&context, removed] { remove_volume(context, *removed); });
+  remove->add_option("NAME", *removed, "The volume")->required();
+}
+
+}  // namespace tplstore::tool

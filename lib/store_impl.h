@@ -35,6 +35,7 @@ struct Store::Impl {
   bool has_forks(const Uuid& uuid);
   bool is_free(const Uuid& uuid);
   void remove_objects(const Uuid& uuid);
+  void sync_names();
   void release_parent(Uuid uuid);
   HeldVersion hold_version(const Uuid& uuid, const std::string& name, const std::string& version);
   void with_versions(const Uuid& uuid, const std::string& name,

@@ -162,21 +162,26 @@ std::vector<VolumeInfo> Store::list_volumes() {
   std::vector<VolumeInfo> list;
   const std::map<Uuid, std::string> names = impl_->volume_names();
   for (const auto& [uuid, name] : names) {
+    VolumeInfo info;
+    info.name = name;
     try {
-      VolumeInfo info = impl_->info_of(name, names);
-      impl_->with_versions(uuid, name, [&](Volume& volume) {
-        info.current_version = volume.current_version();
-        info.shared_bytes = volume.shared_bytes();
-      });
-      list.push_back(std::move(info));
+      info = impl_->info_of(name, names);
+      if (const auto open = impl_->registry.pin(uuid)) {
+        info.current_version = open->volume().current_version();
+        info.shared_bytes = open->volume().shared_bytes();
+      } else {
+        // Without the template, which whoever asks may have locked.
+        const auto map =
+            VolumeMap::open(*impl_->backend, Volume::folder_of(uuid), uuid, Access::kRead);
+        info.current_version = map->current();
+        info.shared_bytes = map->current_record().foreign_blocks * kBlockBytes;
+      }
     } catch (const Error& error) {
       if (error.code() == ENOENT) continue;  // removed since it was listed
-      // One that is damaged must not hide the others.
+      // One that is damaged must not hide the others, and is listed with what is known of it.
       impl_->options.log(fmt::format("volume {}: {}", name, error.what()));
-      VolumeInfo info;
-      info.name = name;
-      list.push_back(std::move(info));
     }
+    list.push_back(std::move(info));
   }
   std::sort(list.begin(), list.end(),
             [](const VolumeInfo& a, const VolumeInfo& b) { return a.name < b.name; });
@@ -245,6 +250,15 @@ void Store::Impl::remove_objects(const Uuid& uuid) {
   backend->remove_folder(folder);
 }
 
+// A name whose removal is in the page cache only must not come back when its volume is gone.
+void Store::Impl::sync_names() {
+  try {
+    backend->sync_folder(std::string(paths::kVolumeNames));
+  } catch (const Error& error) {
+    if (error.code() != ENOENT) throw;  // there never was one
+  }
+}
+
 // A fork of this volume has gone, so something of it may go too; all of it, when it has no name.
 void Store::Impl::release_parent(Uuid uuid) {
   while (!uuid.is_nil()) {
@@ -256,6 +270,7 @@ void Store::Impl::release_parent(Uuid uuid) {
         const std::string folder = Volume::folder_of(uuid);
         const auto lock = backend->try_lock(folder + "/lock", LockMode::kExclusive);
         if (!lock) return;  // somebody else is at it
+        sync_names();
         next = read_header(*backend, folder).parent;
         remove_objects(uuid);
       } else if (registry.is_open(uuid) || is_free(uuid)) {
@@ -319,6 +334,7 @@ uint64_t Store::remove_orphans() {
     fail(EBUSY, backend.describe(),
          "volumes are being created or templates imported; "
          "try again when that is done");
+  impl_->sync_names();
   const std::map<Uuid, std::string> names = impl_->volume_names();
   uint64_t count = 0;
   for (const Uuid& uuid : impl_->volume_folders()) {

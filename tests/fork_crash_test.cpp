@@ -231,8 +231,15 @@ class Script {
         if (!parent.is_nil()) needed.insert(parent.text());
       }
     }
+    std::string listing;
     for (const std::string& folder : folders) {
-      INFO("folder " << folder);
+      listing += "\n  " + folder;
+      for (const std::string& part : after.list("volumes/" + folder)) listing += " " + part;
+    }
+    for (const std::string& name : after.list("names"))
+      listing += "\n  " + name + " " + to_text(*after.get("names/" + name, 256));
+    for (const std::string& folder : folders) {
+      INFO("folder " << folder << " of" << listing);
       REQUIRE(needed.contains(folder));
       check_folder(after, folder);
     }

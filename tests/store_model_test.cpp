@@ -12,7 +12,9 @@
 #include <set>
 
 #include "forwarding_backend.h"
+#include "increment.h"
 #include "retention.h"
+#include "temporary_directory.h"
 #include "volume_testing.h"
 
 namespace tplstore {
@@ -137,6 +139,7 @@ class Model {
         if (random_.chance(12)) prune(volume);
         return;
       case 14:
+        if (random_.chance(10)) return carry(volume);
         return check_version(volume);
       case 15:
         if (random_.chance(20)) check_space();
@@ -564,6 +567,50 @@ class Model {
     if (volume.has_template) return;
     for (const uint64_t block : changed)
       REQUIRE(std::binary_search(kBlocks.begin(), kBlocks.end(), block));
+  }
+
+  // A version, and then what changed from it to another one, carried to a new volume by files.
+  void carry(ModelVolume& volume) {
+    const uint32_t first = pick_version(volume);
+    const uint32_t second = pick_version(volume);
+    if (first == 0 || volume.versions.at(second).content.size_bytes <
+                          volume.versions.at(first).content.size_bytes)
+      return;
+    const TemporaryDirectory directory;
+    std::map<uint32_t, VersionInfo> infos;
+    for (const VersionInfo& info : store_->list_versions(volume.name)) infos[info.number] = info;
+    const std::string copy = fmt::format("vm{}", ++next_name_);
+    VersionInfo made;
+    const auto carry_one = [&](const std::string& range, uint32_t base, uint32_t number) {
+      const std::string file = fmt::format("{}/{}", directory.path(), number + 1000 * base);
+      const auto disk =
+          store_->open_export(fmt::format("{}@{}{}", volume.name, range, number), test_peer());
+      IncrementInfo info;
+      if (base != 0) {
+        info.base = infos.at(base).identity;
+        info.base_size_bytes = infos.at(base).size_bytes;
+      }
+      info.version = infos.at(number).identity;
+      info.volume_name = volume.name;
+      info.created_ns = infos.at(number).created_ns;
+      info.size_bytes = disk->size_bytes();
+      write_increment(*disk, info, file, {});
+      const IncrementReader reader = IncrementReader::open(file);
+      reader.verify();
+      Store::ImportedVersion imported;
+      if (base != 0) imported.base = std::to_string(made.number);
+      imported.base_identity = reader.info().base;
+      imported.size_bytes = reader.info().size_bytes;
+      imported.version.origin = reader.info().version;
+      made = store_->import_version(copy, imported, [&](Disk& into) { reader.apply(into); });
+      REQUIRE(made.identity == infos.at(number).identity);
+      const auto shown =
+          store_->open_export(fmt::format("{}@{}", copy, made.number), test_peer());
+      check_content(*shown, volume.versions.at(number).content);
+    };
+    carry_one("", 0, first);
+    carry_one(fmt::format("{}..", first), first, second);
+    store_->remove_volume(copy);
   }
 
   // --- space

@@ -16,14 +16,15 @@ constexpr uint64_t kStepMax = kIsSanitized ? 24 : 1;
 constexpr uint64_t kStretches[] = {0, kRegionBytes - 8 * kBlockBytes};
 constexpr uint64_t kStretchBytes = 16 * kBlockBytes;
 
-// The bytes of all versions; 0 is current.
+// The bytes of all versions that somebody needs; 0 is current.
 using Content = std::map<uint32_t, ByteVector>;
 
 Content read_all(Volume& volume) {
   Content content;
   std::vector<uint32_t> numbers{0};
   for (const VersionInfo& version : volume.versions())
-    if (!version.is_current) numbers.push_back(version.number);
+    if (!version.is_current && (!version.is_hidden || !version.forks.empty()))
+      numbers.push_back(version.number);
   for (const uint32_t number : numbers)
     for (const uint64_t offset : kStretches) {
       const ByteVector bytes = read_bytes(volume, number, offset, kStretchBytes);
@@ -65,6 +66,12 @@ Victim make_victim(bool is_closed, Random& random) {
   }
   write(3);
   volume->zero(kStretches[1], 3 * kBlockBytes, true);
+  // A version that only a fork needs, and free ranges.
+  volume->create_fork("3", random_uuid());
+  if (is_closed) volume->checkpoint();
+  volume->remove_versions({"1", "3"});
+  write(2);
+  volume->flush();
   if (!is_closed) {
     victim.content_before_last_batch = read_all(*volume);
     victim.last_batch = volume->stats().log_bytes;
@@ -97,7 +104,11 @@ void check(const Victim& victim, MemoryBackend& damaged, bool may_lose_last_batc
       const bool is_right = content == victim.content ||
                             (may_lose_last_batch && content == victim.content_before_last_batch);
       REQUIRE(is_right);
-      if (writes) volume->close();
+      if (!writes) continue;
+      // Nothing that is needed is given back.
+      volume->reclaim_all();
+      REQUIRE(read_all(*volume) == content);
+      volume->close();
     } catch (const Error& error) {
       const bool is_clear = error.code() == EIO || error.code() == EINVAL;
       INFO(error.what());

@@ -6,7 +6,7 @@
 requires python-libnbd nbdcopy jq python3
 
 new_store
-tplstore volume create vm1 --size 64M
+tplstore volume create vm1 --size 32M
 serve
 
 fill() {
@@ -28,17 +28,17 @@ used() {
     tplstore volume show "$1" --json | jq .unique_bytes
 }
 
-fill vm1 one 400
+fill vm1 one 200
 tplstore version create vm1 --name base
-fill vm1 two 800  # most of what the fork needs is replaced in the parent
+fill vm1 two 400  # most of what the fork needs is replaced in the parent
 tplstore volume create fork --from vm1@base
-fill fork three 50
+fill fork three 25
 tplstore version create fork --name early
-fill fork four 50
+fill fork four 25
 nbdcopy "$(uri fork@early)" "$tmp/early.raw"
 nbdcopy "$(uri vm1)" "$tmp/parent.raw"
 shared=$(tplstore volume show fork --json | jq .shared_bytes)
-[ "$shared" -ge $((10 << 20)) ] || fail "the fork shares $shared bytes only"
+[ "$shared" -ge $((5 << 20)) ] || fail "the fork shares $shared bytes only"
 
 tplstore version rm vm1 base | grep 'kept for fork fork' || fail "it does not say what keeps it"
 equals "kept versions" "$(kept_of)" "[1]"
@@ -47,7 +47,7 @@ before=$(used vm1)
 
 # While a guest writes the fork. Readers of it must leave before the parent is let go.
 await 20 is_free fork
-$python "$(dirname "$0")/wire_model.py" "$(uri fork)" 4000 1 >"$tmp/guest.out" 2>&1 &
+$python "$(dirname "$0")/wire_model.py" "$(uri fork)" 3000 1 >"$tmp/guest.out" 2>&1 &
 guest=$!
 on_exit kill -9 $guest
 await 20 is_attached fork || fail "no guest"
@@ -62,7 +62,7 @@ refuses "no fork" tplstore volume flatten fork
 tplstore gc
 freed=$((before - $(used vm1)))
 echo "the parent has given back $freed bytes"
-[ $freed -ge $((8 << 20)) ] || fail "the parent has given back $freed bytes only"
+[ $freed -ge $((4 << 20)) ] || fail "the parent has given back $freed bytes only"
 nbdcopy "$(uri vm1)" "$tmp/out.raw"
 same "$tmp/out.raw" "$tmp/parent.raw"
 nbdcopy "$(uri fork)" "$tmp/fork.raw"
@@ -87,7 +87,7 @@ parent_of() {
     tplstore volume show "$1" --json | jq .parent
 }
 ended_early=0
-for moment in 0.004 0.008 0.012 0.016 0.024 0.032 0.048; do
+for moment in 0.004 0.010 0.016 0.024 0.040; do
     for signal in KILL INT; do
         volume=second
         [ $signal = KILL ] || volume=third

@@ -1,9 +1,9 @@
 // Cells that no version needs any more, from the decision to the punched hole.
 //
 // A decision is part of the change of the map that caused it: it counts from the commit that makes
-// that change durable. Until the hole is punched, durably, the range is *outstanding*: a checkpoint,
-// which puts an end to the replay of the change, lists it. Punching twice does no harm, since a
-// cell that is free stays so for ever.
+// that change durable. Until the hole is punched, durably, the range is *outstanding*: a
+// checkpoint, which puts an end to the replay of the change, lists it. Punching twice does no harm,
+// since a cell that is free stays so for ever.
 //
 // Thread safety: none; guarded by the map's lock. Errors: Error(EIO) for damage.
 #pragma once

@@ -185,8 +185,8 @@ uint64_t encode_leaf(Encoder& to, uint64_t seed, uint32_t index, uint32_t versio
 
 uint64_t encode_delta(Encoder& to, uint64_t seed, uint32_t index, uint32_t version, uint32_t depth,
                       NodeAddress base, std::span<const Interval> changes) {
-  const uint64_t start = begin_node(to, NodeKind::kLeafDelta, depth,
-                                    static_cast<uint32_t>(changes.size()), version);
+  const uint64_t start =
+      begin_node(to, NodeKind::kLeafDelta, depth, static_cast<uint32_t>(changes.size()), version);
   to.put_varint(base.offset() / 8);
   to.put_varint(base.length() / 8);
   put_intervals(to, changes);
@@ -297,8 +297,8 @@ void decode_page(Decoder& body, uint32_t count, Page& into) {
                                 static_cast<uint32_t>(tagged >> 1)});
     } else {
       const uint64_t offset = expected + static_cast<uint64_t>(unzigzag(tagged >> 1));
-      const bool is_good = offset < uint64_t{1} << 48 && second < uint64_t{1} << 12 &&
-                           second * 8 >= kNodeBytesMin;
+      const bool is_good =
+          offset < uint64_t{1} << 48 && second < uint64_t{1} << 12 && second * 8 >= kNodeBytesMin;
       if (!is_good) impossible();
       slot = Slot::of_address(NodeAddress::make(offset * 8, second * 8));
       expected = offset + second;

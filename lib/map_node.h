@@ -171,7 +171,7 @@ uint64_t end_node(Encoder& to, uint64_t start, uint64_t seed, uint32_t index);
 // Checks the header and the checksum, and returns the header and a decoder of the body. `object`
 // is for the Error(EIO) of damage.
 std::pair<NodeInfo, Decoder> open_node(Bytes bytes, uint64_t seed, uint32_t index,
-                                         const std::string& object);
+                                       const std::string& object);
 // Bodies, checked.
 std::vector<Interval> decode_intervals(Decoder& body, uint32_t count, bool allows_unmapped);
 void decode_page(Decoder& body, uint32_t count, Page& into);

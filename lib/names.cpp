@@ -60,7 +60,8 @@ std::optional<uint32_t> parse_version_number(std::string_view text) {
 ExportName parse_export_name(std::string_view text) {
   const auto refuse = [&]() {
     fail(EINVAL, fmt::format("export '{}'", printable(text)),
-         "no such form of name: use VOLUME, VOLUME@VERSION, VOLUME@VERSION..VERSION or template/NAME");
+         "no such form of name: use VOLUME, VOLUME@VERSION, VOLUME@VERSION..VERSION or "
+         "template/NAME");
   };
   constexpr std::string_view kTemplatePrefix = "template/";
   const auto version_in = [&](std::string_view part) {
@@ -75,11 +76,11 @@ ExportName parse_export_name(std::string_view text) {
     result.name = text.substr(0, at);
     const std::string_view versions = text.substr(at + 1);
     const size_t dots = versions.find("..");
-    result.kind = dots == std::string_view::npos ? ExportName::Kind::kVersion
-                                                 : ExportName::Kind::kChanges;
+    result.kind =
+        dots == std::string_view::npos ? ExportName::Kind::kVersion : ExportName::Kind::kChanges;
     if (dots != std::string_view::npos) result.since = version_in(versions.substr(0, dots));
-    result.version = version_in(dots == std::string_view::npos ? versions
-                                                               : versions.substr(dots + 2));
+    result.version =
+        version_in(dots == std::string_view::npos ? versions : versions.substr(dots + 2));
   } else {
     result.name = text;
   }

@@ -32,7 +32,7 @@ StoredLeaf read_leaf(MapLog& log, NodeAddress address, uint32_t region) {
     if (deltas.empty()) leaf.version = header.version;
     if (header.kind == NodeKind::kLeafDelta) {
       bool fits = header.level >= 1 && header.level <= kLeafDeltasMax &&
-                        (deltas.empty() || header.level == expected_depth);
+                  (deltas.empty() || header.level == expected_depth);
       const uint64_t offset = body.take_varint();
       const uint64_t length = body.take_varint();
       fits = fits && offset < uint64_t{1} << 48 && length < uint64_t{1} << 12 &&
@@ -46,9 +46,7 @@ StoredLeaf read_leaf(MapLog& log, NodeAddress address, uint32_t region) {
       address = base;
       continue;
     }
-    if (header.kind != NodeKind::kLeaf ||
-        (!deltas.empty() && expected_depth != 0))
-      wrong_kind(log);
+    if (header.kind != NodeKind::kLeaf || (!deltas.empty() && expected_depth != 0)) wrong_kind(log);
     leaf.full_bytes = bytes.size();
     leaf.intervals = decode_intervals(body, header.count, false);
     break;
@@ -72,8 +70,7 @@ Node* read_node(MapLog& log, const MissingNode& missing) {
   }
   const ByteVector bytes = read_bytes(log, missing.address);
   auto [header, body] = open_node(bytes, log.seed(), missing.index, log.name());
-  if (header.kind != NodeKind::kPage || header.level != missing.level)
-    wrong_kind(log);
+  if (header.kind != NodeKind::kPage || header.level != missing.level) wrong_kind(log);
   Slot holder = Slot::adopt(new_page(missing.level, header.version, missing.address, false));
   decode_page(body, header.count, *static_cast<Page*>(holder.node()));
   Node* node = holder.node();

@@ -152,7 +152,14 @@ std::vector<ExportInfo> Store::list_exports() {
                                       : fmt::format(" from template {}", volume.template_name),
                                   volume.is_attached ? ", in use" : "")});
     if (volume.current_version < 2) continue;
-    for (const VersionInfo& version : list_versions(volume.name)) {
+    std::vector<VersionInfo> versions;
+    try {
+      impl_->with_versions(volume.uuid, volume.name,
+                           [&](Volume& open) { versions = open.versions(false); });
+    } catch (const Error& error) {
+      impl_->options.log(error.what());
+    }
+    for (const VersionInfo& version : versions) {
       if (version.is_current || version.is_hidden || ++versions_listed > kListedVersionsMax)
         continue;
       exports.push_back({fmt::format("{}@{}", volume.name, version.number),
@@ -233,8 +240,7 @@ StoreSpace Store::space() {
   space.volume_bytes = allocated_below(backend, std::string(paths::kVolumes));
   space.template_bytes = allocated_below(backend, std::string(paths::kTemplates)) +
                          allocated_below(backend, std::string(paths::kSegments));
-  space.other_bytes =
-      allocated_below(backend, "") - space.volume_bytes - space.template_bytes;
+  space.other_bytes = allocated_below(backend, "") - space.volume_bytes - space.template_bytes;
   return space;
 }
 

@@ -18,9 +18,7 @@ Peer tool_peer();
 
 struct Store::Impl {
   Impl(std::unique_ptr<Backend> backend_of, const StoreOptions& options_of)
-      : backend(std::move(backend_of)),
-        options(options_of),
-        registry(environment()) {}
+      : backend(std::move(backend_of)), options(options_of), registry(environment()) {}
 
   std::shared_ptr<TemplateImage> open_template(const std::string& name);
   Uuid uuid_of(const std::string& volume);

@@ -68,8 +68,8 @@ class TreeReader {
   void remove_duplicates(std::vector<Slot>& slots) const;
   void walk_all(std::vector<Slot> slots, uint32_t level, uint32_t index, uint64_t begin,
                 uint64_t end, const VisitAll& visit);
-  void walk_difference(const Slot& a, const Slot& b, uint32_t level, uint32_t index,
-                       uint64_t begin, uint64_t end, const Visit& visit);
+  void walk_difference(const Slot& a, const Slot& b, uint32_t level, uint32_t index, uint64_t begin,
+                       uint64_t end, const Visit& visit);
   uint64_t walk_removal(const Slot& version, const Slot& successor, const Slot& ancestor,
                         uint32_t level, uint32_t index,
                         const std::function<void(const Removal&)>& visit);

@@ -1,6 +1,6 @@
-// The frozen versions of a volume, how they descend from each other, what is kept for whom, and what
-// of this stands in the map log: rows in groups, so that a checkpoint writes only the groups that
-// changed, and the checkpoint record that names them.
+// The frozen versions of a volume, how they descend from each other, what is kept for whom, and
+// what of this stands in the map log: rows in groups, so that a checkpoint writes only the groups
+// that changed, and the checkpoint record that names them.
 //
 // A version that was removed is *hidden*: nobody sees it, but its tree still counts until it can
 // be taken out (collected): when no fork is pinned to it and at most one version descends from it
@@ -31,8 +31,8 @@ struct VersionRecord {
   uint32_t parent = 0;     // the version that it started from; 0 for a volume's first
   int64_t created_ns = 0;  // frozen at; for current, begun at
   uint64_t size_bytes = 0;
-  uint64_t own_blocks = 0;   // cells that only this version keeps; see kVersionOwnKnown
-  uint64_t file_blocks = 0;  // cells of its own data file that are allocated
+  uint64_t own_blocks = 0;      // cells that only this version keeps; see kVersionOwnKnown
+  uint64_t file_blocks = 0;     // cells of its own data file that are allocated
   uint64_t foreign_blocks = 0;  // blocks that come from volumes that this one was forked from
   uint32_t flags = 0;
   std::string name;
@@ -46,10 +46,10 @@ struct VersionRecord {
   void set_own(std::optional<uint64_t> blocks);
 };
 
-inline constexpr uint32_t kVersionHidden = 1;    // removed, but something still needs it
-inline constexpr uint32_t kVersionOwnKnown = 2;  // own_blocks is exact, and kept so
-inline constexpr uint32_t kVersionImported = 4;  // an origin follows on disk
-inline constexpr uint32_t kVersionUnswept = 8;   // its file may have cells that a crash left
+inline constexpr uint32_t kVersionHidden = 1;      // removed, but something still needs it
+inline constexpr uint32_t kVersionOwnKnown = 2;    // own_blocks is exact, and kept so
+inline constexpr uint32_t kVersionImported = 4;    // an origin follows on disk
+inline constexpr uint32_t kVersionUnswept = 8;     // its file may have cells that a crash left
 inline constexpr uint32_t kVersionsPerGroup = 32;  // versions [32 g, 32 g + 32) are group g
 inline constexpr size_t kNoteBytesMax = 512;
 
@@ -102,10 +102,9 @@ class VersionTable {
   std::vector<SourceRow> sources;
   bool flattens = false;
   std::vector<Pin> pins;
-  // Cells that are still allocated in the data files of versions that are gone.
+  // Cells that are still allocated in the data files of versions that are gone; not of files that a
+  // flattening has copied from ancestors.
   std::map<uint32_t, uint64_t> removed_files;
-  // Stands for a number that is not known, in files that were copied from an ancestor's.
-  static constexpr uint64_t kUnknownBlocks = UINT64_MAX;
   uint32_t base() const { return sources.empty() ? 0 : sources.back().last; }
 
  private:

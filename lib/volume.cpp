@@ -232,13 +232,14 @@ VersionInfo Volume::info_of(const VersionRecord& record, bool is_current) {
   return info;
 }
 
-std::vector<VersionInfo> Volume::versions() {
+std::vector<VersionInfo> Volume::versions(bool with_own_bytes) {
   std::vector<VersionInfo> list;
   with_map([&](VolumeMap& map) {
     list.clear();
     for (const VersionRecord& record : map.versions()) list.push_back(info_of(record, false));
     list.push_back(info_of(map.current_record(), true));
-    for (VersionInfo& info : list) info.own_bytes = map.own_blocks(info.number) * kBlockBytes;
+    if (with_own_bytes)
+      for (VersionInfo& info : list) info.own_bytes = map.own_blocks(info.number) * kBlockBytes;
     for (const Pin& pin : map.pins()) {
       const auto at = std::lower_bound(
           list.begin(), list.end(), pin.version,

@@ -90,7 +90,8 @@ class Volume {
 
   // --- versions
   uint32_t current_version() { return map()->current(); }
-  std::vector<VersionInfo> versions();
+  // Without the own bytes it looks at nothing but the table.
+  std::vector<VersionInfo> versions(bool with_own_bytes = true);
   // By number or name; frozen versions only. ENOENT.
   VersionInfo version(const std::string& number_or_name);
   VersionInfo create_version(const NewVersion& request);
@@ -198,7 +199,7 @@ class Volume {
   std::atomic<DataFile*> current_file_{nullptr};
   std::atomic<uint64_t> size_bytes_{0};
 
-  std::mutex space_mutex_;  // one thread gives back space, or copies for flattening
+  std::mutex space_mutex_;         // one thread gives back space, or copies for flattening
   std::vector<uint32_t> unswept_;  // versions that are still to be swept
   uint64_t swept_bytes_ = 0;       // of the last one of these
   std::mutex punched_mutex_;       // guards the next

@@ -17,8 +17,7 @@ constexpr uint64_t kRegionsAtOnce = 1024;
 }  // namespace
 
 std::optional<VersionIdentity> Volume::parent() const {
-  const VolumeHeader header =
-      lock_ ? lock_->header() : read_header(backend_, folder_);
+  const VolumeHeader header = lock_ ? lock_->header() : read_header(backend_, folder_);
   if (header.parent.is_nil()) return std::nullopt;
   return VersionIdentity{header.parent, header.parent_version};
 }

@@ -167,8 +167,8 @@ void Volume::changes(uint32_t from, uint32_t to, uint64_t offset, uint64_t lengt
                           const bool is_zero = reads_as_hole(after);
                           if (is_zero && reads_as_hole(before)) return;
                           const uint64_t begin = std::max(after.first * kBlockBytes, offset);
-                          const uint64_t end = std::min((after.first + after.count) * kBlockBytes,
-                                                        offset + length);
+                          const uint64_t end =
+                              std::min((after.first + after.count) * kBlockBytes, offset + length);
                           if (!ranges.empty() && ranges.back().is_zero == is_zero &&
                               ranges.back().offset + ranges.back().length == begin) {
                             ranges.back().length += end - begin;

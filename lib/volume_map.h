@@ -13,8 +13,8 @@
 //               where a version's slot equals its parent's, it takes the parent's new word, so
 //               what was shared stays shared without a table of everything.
 //
-// A version that is removed is hidden at once. Later it is *collected*: a record takes it out of the
-// table, its tree is compared with its successor's, and what only it kept becomes free ranges
+// A version that is removed is hidden at once. Later it is *collected*: a record takes it out of
+// the table, its tree is compared with its successor's, and what only it kept becomes free ranges
 // (free_ranges.h). The comparison runs behind the record, on roots that were copied with it;
 // recovery repeats it. What current stops mapping is decided while it does.
 //
@@ -90,7 +90,8 @@ class VolumeMap {
   bool was_closed_cleanly() const { return was_closed_cleanly_; }
   // Makes what was replayed durable and starts a new life of the log. The data files of current
   // and of replayed_versions() have been synced before. `sync_data` is what commits call to make
-  // the data files durable, `sync_holes` is what checkpoints call to make the holes durable that were punched.
+  // the data files durable, `sync_holes` is what checkpoints call to make the holes durable that
+  // were punched.
   void begin_life(std::function<void()> sync_data, std::function<void()> sync_holes);
   // Commits, writes a checkpoint and marks the map as closed. Nothing may be in flight.
   void close();
@@ -101,8 +102,8 @@ class VolumeMap {
 
   // --- what is there
   uint32_t current() const;
-  uint64_t size_bytes() const;                  // of current
-  uint64_t size_of(uint32_t version) const;     // 0 when it is not there
+  uint64_t size_bytes() const;               // of current
+  uint64_t size_of(uint32_t version) const;  // 0 when it is not there
   bool is_flattening() const;
   VersionRecord current_record() const;         // without root
   std::vector<VersionRecord> versions() const;  // the frozen ones, without roots
@@ -159,7 +160,7 @@ class VolumeMap {
   bool counts_cells_of(uint32_t source) const;
 
   // --- forks; durable after the next commit
-  static constexpr uint64_t kPinRecords = 2;         // that pin() and unpin() need promised
+  static constexpr uint64_t kPinRecords = 2;     // that pin() and unpin() need promised
   void pin(uint32_t version, const Uuid& fork);  // ENOENT when it is not there or hidden
   void unpin(const Uuid& fork);
   std::vector<Pin> pins() const;

@@ -96,8 +96,8 @@ void VolumeMap::create_fork(uint32_t version, const std::string& folder, const U
   TreeCopy copy(reader, *fresh);
   const uint64_t word = copy.copy(root);
   snapshot.current.foreign_blocks = copy.blocks();
-  const uint64_t offset = write_checkpoint_frame(*fresh, snapshot, word, fresh->position(),
-                                                 copy.written_bytes(), {});
+  const uint64_t offset =
+      write_checkpoint_frame(*fresh, snapshot, word, fresh->position(), copy.written_bytes(), {});
   write_first_pointer(backend_, folder, fork, *fresh, offset);
 }
 

@@ -29,8 +29,8 @@ void VolumeMap::create(Backend& backend, const std::string& folder, const Uuid& 
 }
 
 // Makes a new map durable, but for its folder, and as if it had been closed.
-void VolumeMap::write_first_pointer(Backend& backend, const std::string& folder,
-                                    const Uuid& volume, MapLog& log, uint64_t checkpoint_offset) {
+void VolumeMap::write_first_pointer(Backend& backend, const std::string& folder, const Uuid& volume,
+                                    MapLog& log, uint64_t checkpoint_offset) {
   log.sync();
   MapPointer pointer{};
   pointer.volume = volume;
@@ -224,7 +224,8 @@ void VolumeMap::replay_freeze(uint32_t next, uint32_t parent, Decoder& decoder) 
     length += sizeof(Uuid) + sizeof(uint32_t);
   }
   decoder.take_bytes(round_up(length, kRecordBytes) - length);
-  const bool is_good = next == current_.number + 1 && body.flags <= (kFreezeHasOrigin | kFreezeUnswept) &&
+  const bool is_good = next == current_.number + 1 &&
+                       body.flags <= (kFreezeHasOrigin | kFreezeUnswept) &&
                        body.size_bytes <= kVolumeBytesMax && request.note.size() <= kNoteBytesMax &&
                        (request.name.empty() || is_valid_name(request.name)) &&
                        (parent == current_.number || table_.find(parent) != nullptr);

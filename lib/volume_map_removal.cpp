@@ -124,8 +124,8 @@ void free_lone_cells(const TreeReader::Removal& region, uint32_t floor,
     const bool is_shared = std::any_of(region.successor.begin(), region.successor.end(),
                                        [&](const Interval& i) { return i.source == source; });
     // Where nothing of a file is needed in all of the region, one long hole costs the least.
-    const FreeRange range = is_shared ? FreeRange{source, count, base + first}
-                                      : FreeRange{source, kRegionBlocks, base};
+    const FreeRange range =
+        is_shared ? FreeRange{source, count, base + first} : FreeRange{source, kRegionBlocks, base};
     if (ranges.empty() || ranges.back() != range) ranges.push_back(range);
   });
 }
@@ -147,14 +147,12 @@ void VolumeMap::run_removals() {
     std::vector<FreeRange> ranges;
     std::map<uint32_t, uint64_t> counts;
     TreeReader reader(*log, mutex_);
-    const uint64_t garbage_bytes =
-        reader.walk_removal(removal.root, removal.successor, removal.ancestor,
-                            [&](const TreeReader::Removal& region) {
-                              free_lone_cells(region, removal.floor, ranges, counts);
-                              if (ranges.size() > 2 * kFreeRangesPerNode &&
-                                  (ranges.size() & (ranges.size() - 1)) == 0)
-                                join_free_ranges(ranges);
-                            });
+    const uint64_t garbage_bytes = reader.walk_removal(
+        removal.root, removal.successor, removal.ancestor, [&](const TreeReader::Removal& region) {
+          free_lone_cells(region, removal.floor, ranges, counts);
+          if (ranges.size() > 2 * kFreeRangesPerNode && (ranges.size() & (ranges.size() - 1)) == 0)
+            join_free_ranges(ranges);
+        });
     join_free_ranges(ranges);
 
     const std::unique_lock guard(mutex_);
@@ -262,10 +260,9 @@ uint64_t VolumeMap::own_blocks(uint32_t version) {
   uint64_t cells = 0;
   TreeReader reader(*log, mutex_);
   try {
-    reader.walk_removal(removal.root, removal.successor, removal.ancestor,
-                        [&](const TreeReader::Removal& region) {
-                          cells += count_cells(region, removal.floor);
-                        });
+    reader.walk_removal(
+        removal.root, removal.successor, removal.ancestor,
+        [&](const TreeReader::Removal& region) { cells += count_cells(region, removal.floor); });
   } catch (...) {
     const std::unique_lock guard(mutex_);
     (version == current_.number ? current_ : *table_.find(version)).set_own(std::nullopt);

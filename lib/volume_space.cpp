@@ -103,7 +103,8 @@ bool Volume::punch_some() {
       const auto file = ranges[i].is_whole_file() ? nullptr : files_->open_for_punching(version);
       bool is_empty = ranges[i].is_whole_file();
       for (; i < ranges.size() && ranges[i].source == version; ++i)
-        if (file) file->punch(ranges[i].first * kBlockBytes, uint64_t{ranges[i].count} * kBlockBytes);
+        if (file)
+          file->punch(ranges[i].first * kBlockBytes, uint64_t{ranges[i].count} * kBlockBytes);
       if (file && !map_->counts_cells_of(version)) is_empty = file->allocated_bytes() == 0;
       if (is_empty) files_->remove(version);
     }

@@ -76,10 +76,10 @@ struct VolumeInfo {
   uint64_t size_bytes = 0;
   std::string template_name;  // empty when it has none
   uint32_t current_version = 0;
-  bool is_attached = false;           // somebody has it open for writing
-  std::optional<WriterInfo> writer;   // who that is, as far as the header tells
-  uint64_t unique_bytes = 0;          // what its files occupy
-  uint64_t shared_bytes = 0;          // what current reads of volumes it was forked from
+  bool is_attached = false;          // somebody has it open for writing
+  std::optional<WriterInfo> writer;  // who that is, as far as the header tells
+  uint64_t unique_bytes = 0;         // what its files occupy
+  uint64_t shared_bytes = 0;         // what current reads of volumes it was forked from
   std::string parent;  // "vm1@7", where it was forked from; empty when it was not, or is flattened
   std::vector<VersionInfo> versions;  // oldest first; filled by Store::show_volume only
 };

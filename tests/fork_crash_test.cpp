@@ -145,10 +145,9 @@ class Script {
          [&](Volumes& v) { v.versions.erase(fmt::format("{}@{}", name, number)); });
   }
   void fork(const std::string& name, const std::string& parent, uint32_t number) {
-    step([&] { store_->fork_volume(name, parent, std::to_string(number), 0); },
-         [&](Volumes& v) {
-           v.current[name] = v.versions.at(fmt::format("{}@{}", parent, number));
-         });
+    step(
+        [&] { store_->fork_volume(name, parent, std::to_string(number), 0); },
+        [&](Volumes& v) { v.current[name] = v.versions.at(fmt::format("{}@{}", parent, number)); });
   }
   void flatten(const std::string& name) {
     step([&] { store_->flatten_volume(name, [](uint64_t) {}); }, [](Volumes&) {});
@@ -304,8 +303,8 @@ TEST_CASE("a crash while volumes are forked, flattened and removed loses and lea
       ++states;
       // What was done after the crash may be lost by another one.
       if (!continues) continue;
-      const auto again = after->crash(after->event_count(), kKinds[random.below(3)],
-                                      random.below(UINT64_MAX));
+      const auto again =
+          after->crash(after->event_count(), kKinds[random.below(3)], random.below(UINT64_MAX));
       script.check(*again, events, true);
     }
     if (walker.is_at_end()) break;

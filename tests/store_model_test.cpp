@@ -2,10 +2,10 @@
 // order, rollbacks, forks of forks, flattening, removal of what has forks, differences, retention,
 // crashes.
 //
-// The model knows what each sector contains and where each block comes from. So it knows which cells
-// must be allocated: exactly those that a retained version of their own volume maps to. That is
-// compared with what is allocated, cell by cell, and with all the books: the own size of versions,
-// the cells of each file.
+// The model knows what each sector contains and where each block comes from. So it knows which
+// cells must be allocated: exactly those that a retained version of their own volume maps to. That
+// is compared with what is allocated, cell by cell, and with all the books: the own size of
+// versions, the cells of each file.
 #include <unistd.h>
 
 #include <algorithm>
@@ -206,7 +206,8 @@ class Model {
   }
 
   void open_store() {
-    store_ = std::make_unique<Store>(std::make_unique<ForwardingBackend>(*backend_), StoreOptions{});
+    store_ =
+        std::make_unique<Store>(std::make_unique<ForwardingBackend>(*backend_), StoreOptions{});
   }
 
   size_t volumes_named() const {
@@ -221,18 +222,14 @@ class Model {
   }
 
   // What was done in the name of the store is durable then.
-  static void note_flushed(ModelVolume& volume) {
-    volume.flushed = volume.content;
-  }
+  static void note_flushed(ModelVolume& volume) { volume.flushed = volume.content; }
 
   void create_volume() {
     auto volume = std::make_unique<ModelVolume>();
     volume->name = fmt::format("vm{}", ++next_name_);
     volume->has_template = random_.chance(2);
-    volume->uuid = store_
-                       ->create_volume(volume->name, kDiskBytes,
-                                       volume->has_template ? "golden" : "")
-                       .uuid;
+    volume->uuid =
+        store_->create_volume(volume->name, kDiskBytes, volume->has_template ? "golden" : "").uuid;
     if (volume->has_template) volume->content = template_;
     volume->content.size_bytes = kDiskBytes;
     note_flushed(*volume);
@@ -308,7 +305,8 @@ class Model {
       Block& block = volume.content.blocks[b];
       const size_t block_end = std::min((b + 1) * kSectorsPerBlock, end);
       // The last block of a disk counts as whole when all that is in the disk is meant.
-      const uint64_t last_sector = kBlocks[b] * kSectorsPerBlock + (block_end - 1) % kSectorsPerBlock;
+      const uint64_t last_sector =
+          kBlocks[b] * kSectorsPerBlock + (block_end - 1) % kSectorsPerBlock;
       const bool is_whole = i % kSectorsPerBlock == 0 &&
                             (block_end % kSectorsPerBlock == 0 || last_sector + 1 == disk_sectors);
       if (is_whole) {
@@ -527,8 +525,7 @@ class Model {
 
   void check_version(ModelVolume& volume, uint32_t number) {
     INFO("version " << number);
-    const auto disk =
-        store_->open_export(fmt::format("{}@{}", volume.name, number), vm_peer());
+    const auto disk = store_->open_export(fmt::format("{}@{}", volume.name, number), vm_peer());
     check_content(*disk, volume.versions.at(number).content);
     if (random_.chance(4))
       REQUIRE_THROWS_AS(store_->remove_versions(volume.name, {std::to_string(number)}), Error);
@@ -562,7 +559,8 @@ class Model {
       INFO("block " << kBlocks[i] << " from version " << from << " to " << to);
       REQUIRE(changed.contains(kBlocks[i]) == differs);
       if (!disk) continue;
-      ByteVector bytes(std::min<uint64_t>(kBlockBytes, after.size_bytes - kBlocks[i] * kBlockBytes));
+      ByteVector bytes(
+          std::min<uint64_t>(kBlockBytes, after.size_bytes - kBlocks[i] * kBlockBytes));
       disk->read(kBlocks[i] * kBlockBytes, bytes);
       for (size_t s = 0; s < bytes.size() / kSectorBytes; ++s) {
         const uint64_t value = differs ? after.blocks[i].sectors[s] : 0;
@@ -611,8 +609,7 @@ class Model {
       imported.version.origin = reader.info().version;
       made = store_->import_version(copy, imported, [&](Disk& into) { reader.apply(into); });
       REQUIRE(made.identity == infos.at(number).identity);
-      const auto shown =
-          store_->open_export(fmt::format("{}@{}", copy, made.number), vm_peer());
+      const auto shown = store_->open_export(fmt::format("{}@{}", copy, made.number), vm_peer());
       check_content(*shown, volume.versions.at(number).content);
     };
     carry_one("", 0, first);
@@ -668,7 +665,8 @@ class Model {
       const auto object = backend_->open(folder + "/" + part, Access::kRead);
       for (auto data = object->find_data(0); data;
            data = object->find_data(data->offset + data->length)) {
-        for (uint64_t b = data->offset / kBlockBytes; b < blocks_of(data->offset + data->length); ++b)
+        for (uint64_t b = data->offset / kBlockBytes; b < blocks_of(data->offset + data->length);
+             ++b)
           cells.insert({source, b});
       }
     }
@@ -795,8 +793,8 @@ class Model {
       // Behind a template, or without one, no interval means zeroes.
       const bool is_behind = !volume.has_template || kBlocks[i] >= blocks_of(kTemplateBytes);
       if (source == kSourceUnmapped && is_behind) source = kFromZero;
-      INFO("block " << kBlocks[i] << " comes from " << source << ", flushed from "
-                    << flushed.source << ", latest from " << latest.source);
+      INFO("block " << kBlocks[i] << " comes from " << source << ", flushed from " << flushed.source
+                    << ", latest from " << latest.source);
       REQUIRE((source == flushed.source || source == latest.source));
       ByteVector bytes(kBlockBytes);
       const uint64_t offset = kBlocks[i] * kBlockBytes;

@@ -244,9 +244,8 @@ TEST_CASE("an import that fails leaves the volume as it was") {
   CHECK(f.read("vm1", 1) == filled(kBlockBytes, 0));
   CHECK(f.store->show_volume("vm1").size_bytes == kRegionBytes);
   imported.version = {"there", "from elsewhere", {random_uuid(), 7}};
-  const VersionInfo made = f.store->import_version("vm1", imported, [](Disk& disk) {
-    disk.write(kBlockBytes, filled(kBlockBytes, 3), false);
-  });
+  const VersionInfo made = f.store->import_version(
+      "vm1", imported, [](Disk& disk) { disk.write(kBlockBytes, filled(kBlockBytes, 3), false); });
   CHECK(made.name == "there");
   CHECK(made.size_bytes == 2 * kRegionBytes);
   CHECK(f.read("vm1@there", 0) == filled(kBlockBytes, 1));

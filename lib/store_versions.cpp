@@ -1,0 +1,190 @@
+// What a store does with versions and forks of its volumes.
+#include <cerrno>
+
+#include "names.h"
+#include "store_impl.h"
+
+namespace tplstore {
+
+std::vector<VersionInfo> Store::list_versions(const std::string& volume) {
+  return show_volume(volume).versions;
+}
+
+VersionInfo Store::create_version(const std::string& volume, const NewVersion& request) {
+  VersionInfo info;
+  impl_->with_owner(volume, [&](Volume& open) { info = open.create_version(request); });
+  return info;
+}
+
+VersionInfo Store::rollback(const std::string& volume, const std::string& version) {
+  const Uuid uuid = impl_->uuid_of(volume);
+  // attach() refuses, naming the owner, while a writer is connected.
+  const auto attachment = impl_->registry.attach(uuid, volume, tool_peer());
+  return attachment->volume().rollback(version);
+}
+
+std::vector<VersionInfo> Store::remove_versions(const std::string& volume,
+                                                const std::vector<std::string>& versions) {
+  std::vector<VersionInfo> removed;
+  impl_->with_owner(volume, [&](Volume& open) { removed = open.remove_versions(versions); });
+  return removed;
+}
+
+HeldVersion Store::Impl::hold_version(const Uuid& uuid, const std::string& name,
+                                      const std::string& version) {
+  HeldVersion held;
+  held.volume = registry.reader(uuid, name, version);
+  held.version = held.volume->version(version);
+  held.hold = held.volume->hold_version(held.version.number);
+  // It may have been removed just before. Whoever has the volume open knows; else what is on disk
+  // now, since nobody can remove the version any more.
+  const std::string number = std::to_string(held.version.number);
+  if (const auto owner = registry.pin(uuid)) {
+    owner->volume().version(number);
+  } else {
+    held.volume = Volume::open_for_reading(environment(), uuid, name);
+    held.version = held.volume->version(number);
+  }
+  return held;
+}
+
+void Store::diff_versions(const std::string& volume, const std::string& from, const std::string& to,
+                          const std::function<void(const ChangedRange&)>& add) {
+  const Uuid uuid = impl_->uuid_of(volume);
+  const HeldVersion since = impl_->hold_version(uuid, volume, from);
+  if (!to.empty()) {
+    const HeldVersion until = impl_->hold_version(uuid, volume, to);
+    until.volume->changes(since.version.number, until.version.number, 0, until.version.size_bytes,
+                          add);
+    return;
+  }
+  impl_->with_versions(uuid, volume, [&](Volume& open) {
+    open.changes(since.version.number, 0, 0, open.size_bytes(), add);
+  });
+}
+
+// --- forks
+
+VolumeInfo Store::fork_volume(const std::string& name, const std::string& parent,
+                              const std::string& version, uint64_t size_bytes) {
+  check_name("volume", name);
+  const std::string object = fmt::format("volume {}", name);
+  Backend& backend = *impl_->backend;
+  if (backend.get(volume_name_object(name), 256)) fail(EEXIST, object, "exists already");
+  const auto gc_lock = impl_->share_gc_lock();
+  const Uuid uuid = random_uuid();
+  impl_->with_owner(parent, [&](Volume& volume) {
+    const VersionInfo base = volume.version(version);
+    if (size_bytes != 0 && size_bytes < base.size_bytes)
+      fail(EINVAL, object, "{} bytes are less than the {} of {}@{}", size_bytes, base.size_bytes,
+           parent, base.number);
+    volume.create_fork(version, uuid);
+    const std::string text = uuid.text();
+    if (backend.put_new(volume_name_object(name), as_bytes(text))) return;
+    impl_->remove_objects(uuid);
+    volume.drop_dead_pins();
+    fail(EEXIST, object, "exists already");
+  });
+  VolumeInfo info = show_volume(name);
+  return size_bytes > info.size_bytes ? resize_volume(name, size_bytes) : info;
+}
+
+VolumeInfo Store::flatten_volume(const std::string& name,
+                                 const std::function<void(uint64_t)>& progress) {
+  Uuid parent;
+  impl_->with_owner(name, [&](Volume& volume) {
+    if (const auto identity = volume.parent()) parent = identity->volume;
+    volume.flatten(progress);
+  });
+  impl_->release_parent(parent);
+  return show_volume(name);
+}
+
+// --- importing
+
+namespace {
+
+// Current of a volume that is open, for whoever fills it.
+class FilledDisk final : public Disk {
+ public:
+  explicit FilledDisk(Volume& volume) : volume_(volume) {}
+  uint64_t size_bytes() const override { return volume_.size_bytes(); }
+  bool is_writable() const override { return true; }
+  bool allows_multi_conn() const override { return false; }
+  void read(uint64_t offset, MutableBytes into) override { volume_.read(0, offset, into); }
+  void extents(uint64_t offset, uint64_t length,
+               const std::function<bool(const Extent&)>& add) override {
+    volume_.extents(0, offset, length, add);
+  }
+  void write(uint64_t offset, Bytes from, bool durable) override {
+    volume_.write(offset, from, durable);
+  }
+  void trim(uint64_t offset, uint64_t length, bool durable) override {
+    volume_.trim(offset, length, durable);
+  }
+  void zero(uint64_t offset, uint64_t length, bool durable) override {
+    volume_.zero(offset, length, durable);
+  }
+  void flush() override { volume_.flush(); }
+  void cache(uint64_t, uint64_t) override {}
+
+ private:
+  Volume& volume_;
+};
+
+// Whether current is what `base` is.
+bool is_current_like(Volume& volume, const VersionInfo& base) {
+  if (volume.size_bytes() != base.size_bytes) return false;
+  bool is_like = true;
+  volume.changes(base.number, 0, 0, base.size_bytes, [&](const ChangedRange&) { is_like = false; });
+  return is_like;
+}
+
+void check_base(const std::string& object, const VersionInfo& base, const VersionIdentity& wanted,
+                const Uuid& volume) {
+  // A version that was written here may be the same as another one elsewhere: nobody can know.
+  const bool is_known = base.identity.volume != volume || wanted.volume == volume;
+  if (is_known && base.identity != wanted)
+    fail(EINVAL, object, "version {} is not the one that the changes are based on: that is {}@{}",
+         base.number, wanted.volume.text(), wanted.number);
+}
+
+}  // namespace
+
+VersionInfo Store::import_version(const std::string& name, const ImportedVersion& imported,
+                                  const std::function<void(Disk&)>& fill) {
+  const std::string object = fmt::format("volume {}", name);
+  const bool is_new = imported.base.empty();
+  if (is_new) create_volume(name, imported.size_bytes, "");
+  const Uuid uuid = impl_->uuid_of(name);
+  try {
+    const auto attachment = impl_->registry.attach(uuid, name, tool_peer());
+    Volume& volume = attachment->volume();
+    std::optional<VersionInfo> base;
+    if (!is_new) {
+      base = volume.version(imported.base);
+      check_base(object, *base, imported.base_identity, uuid);
+      if (imported.size_bytes < base->size_bytes)
+        fail(EINVAL, object, "{} bytes are less than the {} of version {}", imported.size_bytes,
+             base->size_bytes, base->number);
+      if (!is_current_like(volume, *base)) volume.rollback(imported.base);
+    }
+    try {
+      if (imported.size_bytes > volume.size_bytes()) volume.resize(imported.size_bytes);
+      FilledDisk disk(volume);
+      fill(disk);
+      return volume.create_version(imported.version);
+    } catch (const Error&) {
+      if (base) {
+        const VersionInfo remains = volume.rollback(std::to_string(base->number));
+        volume.remove_versions({std::to_string(remains.number)});
+      }
+      throw;
+    }
+  } catch (const Error&) {
+    if (is_new) remove_volume(name);
+    throw;
+  }
+}
+
+}  // namespace tplstore

@@ -85,14 +85,25 @@ void add_new_size(CLI::App* command, std::string& into, const std::string& descr
       ->check(check_size_or_growth, "");
 }
 
+json change_volume_once(const Context& context, const json& request,
+                        const std::function<json()>& here, Patience patience) {
+  // The servers come first: `here` waits a while for a volume that is in use.
+  if (std::optional<json> answer = context.control().ask_owner(request, patience)) return *answer;
+  try {
+    return here();
+  } catch (const Error& error) {
+    if (error.code() != EBUSY) throw;
+    // It was a server that was opening the volume when it was asked, if one has it open now.
+    std::optional<json> answer = context.control().ask_owner(request, patience);
+    if (!answer) throw;
+    return *answer;
+  }
+}
+
 json change_volume(const Context& context, const json& request, const std::function<json()>& here,
                    Patience patience) {
   json result;
-  retry_while_busy([&] {
-    // The servers come first: `here` waits a while for a volume that is in use.
-    std::optional<json> answer = context.control().ask_owner(request, patience);
-    result = answer ? std::move(*answer) : here();
-  });
+  retry_while_busy([&] { result = change_volume_once(context, request, here, patience); });
   return result;
 }
 

@@ -49,7 +49,12 @@ void add_size_option(CLI::App* command, std::string& into, const std::string& de
 void add_new_size(CLI::App* command, std::string& into, const std::string& description);
 
 // Sends `request` to the server that has the volume open that it names, and does `here` when none
-// has. Neither can do it while a server opens or closes the volume, so it is tried for two seconds.
+// has.
+nlohmann::json change_volume_once(const Context& context, const nlohmann::json& request,
+                                  const std::function<nlohmann::json()>& here,
+                                  Patience patience = Patience::kUsual);
+// The same for two seconds as long as it fails with EBUSY: while a server opens or closes the
+// volume neither can do it.
 nlohmann::json change_volume(const Context& context, const nlohmann::json& request,
                              const std::function<nlohmann::json()>& here,
                              Patience patience = Patience::kUsual);

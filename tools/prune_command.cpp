@@ -28,7 +28,8 @@ void remove_all(const Context& context, Store& store, const std::string& volume,
                 std::span<const std::string> versions) {
   const std::vector<std::string> list(versions.begin(), versions.end());
   const json request = {{"op", "version-rm"}, {"volume", volume}, {"versions", list}};
-  if (!context.control().ask_owner(request)) store.remove_versions(volume, list);
+  change_volume_once(context, request,
+                     [&] { return versions_json(store.remove_versions(volume, list)); });
 }
 
 // Removes what can be removed and tells `report_busy` what is being read: halves at a time, since

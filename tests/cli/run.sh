@@ -35,6 +35,7 @@ fi
 # hold VOLUME: a VM that has the volume of the running server, until let_go.
 # shellcheck disable=SC2317
 hold() {
+    rm -f "$tmp/held.out"
     $python -c '
 import nbd, sys, signal
 client = nbd.NBD()
@@ -64,6 +65,7 @@ is_let_go() {
 read_version() {
     local uris=() name
     for name; do uris+=("$(uri "$name")"); done
+    rm -f "$tmp/reader.out"
     $python -c '
 import nbd, sys, signal
 clients = [nbd.NBD() for uri in sys.argv[1:]]

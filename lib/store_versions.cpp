@@ -71,8 +71,6 @@ VolumeInfo Store::fork_volume(const std::string& name, const std::string& parent
   const std::string object = fmt::format("volume {}", name);
   Backend& backend = *impl_->backend;
   if (backend.get(volume_name_object(name), 256)) fail(EEXIST, object, "exists already");
-  if (size_bytes % kSectorBytes != 0)
-    fail(EINVAL, object, "{} bytes are not a multiple of {}", size_bytes, kSectorBytes);
   const auto gc_lock = impl_->share_gc_lock();
   const Uuid uuid = random_uuid();
   impl_->with_owner(parent, [&](Volume& volume) {
@@ -87,14 +85,8 @@ VolumeInfo Store::fork_volume(const std::string& name, const std::string& parent
     volume.drop_dead_pins();
     fail(EEXIST, object, "exists already");
   });
-  const VolumeInfo info = show_volume(name);
-  if (size_bytes <= info.size_bytes) return info;
-  try {
-    return resize_volume(name, size_bytes);
-  } catch (const Error&) {
-    remove_volume(name);
-    throw;
-  }
+  VolumeInfo info = show_volume(name);
+  return size_bytes > info.size_bytes ? resize_volume(name, size_bytes) : info;
 }
 
 VolumeInfo Store::flatten_volume(const std::string& name,

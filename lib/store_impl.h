@@ -15,6 +15,10 @@ namespace tplstore {
 
 std::string volume_name_object(const std::string& volume);
 Peer tool_peer();
+// Throws EINVAL or EFBIG for what no disk can have.
+void check_volume_size(const std::string& object, uint64_t size_bytes);
+// Throws EFBIG for what the store's file system cannot hold.
+[[noreturn]] void fail_too_large(Backend& backend, const std::string& object, uint64_t size_bytes);
 
 struct Store::Impl {
   Impl(std::unique_ptr<Backend> backend_of, const StoreOptions& options_of)
@@ -32,6 +36,10 @@ struct Store::Impl {
                   const std::function<void(Volume&)>& body);
   bool has_forks(const Uuid& uuid);
   bool is_free(const Uuid& uuid);
+  // The objects of a volume that has no name yet, and that name: false when somebody has taken it.
+  void make_objects(const std::string& object, const Uuid& uuid, uint64_t size_bytes,
+                    const TemplateImage* base);
+  bool publish(const std::string& volume, const Uuid& uuid);
   void remove_objects(const Uuid& uuid);
   void sync_names();
   void release_parent(Uuid uuid);

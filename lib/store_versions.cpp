@@ -71,6 +71,7 @@ VolumeInfo Store::fork_volume(const std::string& name, const std::string& parent
   const std::string object = fmt::format("volume {}", name);
   Backend& backend = *impl_->backend;
   if (backend.get(volume_name_object(name), 256)) fail(EEXIST, object, "exists already");
+  if (size_bytes != 0) check_volume_size(object, size_bytes);
   const auto gc_lock = impl_->share_gc_lock();
   const Uuid uuid = random_uuid();
   impl_->with_owner(parent, [&](Volume& volume) {
@@ -79,14 +80,20 @@ VolumeInfo Store::fork_volume(const std::string& name, const std::string& parent
       fail(EINVAL, object, "{} bytes are less than the {} of {}@{}", size_bytes, base.size_bytes,
            parent, base.number);
     volume.create_fork(version, uuid);
-    const std::string text = uuid.text();
-    if (backend.put_new(volume_name_object(name), as_bytes(text))) return;
+    if (impl_->publish(name, uuid)) return;
     impl_->remove_objects(uuid);
     volume.drop_dead_pins();
     fail(EEXIST, object, "exists already");
   });
   VolumeInfo info = show_volume(name);
-  return size_bytes > info.size_bytes ? resize_volume(name, size_bytes) : info;
+  if (size_bytes <= info.size_bytes) return info;
+  try {
+    return resize_volume(name, size_bytes);
+  } catch (const Error& error) {
+    remove_volume(name);
+    if (error.code() != EFBIG) throw;
+    fail_too_large(backend, object, size_bytes);
+  }
 }
 
 VolumeInfo Store::flatten_volume(const std::string& name,
@@ -155,8 +162,15 @@ VersionInfo Store::import_version(const std::string& name, const ImportedVersion
                                   const std::function<void(Disk&)>& fill) {
   const std::string object = fmt::format("volume {}", name);
   const bool is_new = imported.base.empty();
-  if (is_new) create_volume(name, imported.size_bytes, "");
-  const Uuid uuid = impl_->uuid_of(name);
+  // A new volume has its name once it is whole; until then gc must not take it for a remnant.
+  const auto gc_lock = is_new ? impl_->share_gc_lock() : nullptr;
+  if (is_new) {
+    check_name("volume", name);
+    if (impl_->backend->get(volume_name_object(name), 256)) fail(EEXIST, object, "exists already");
+    check_volume_size(object, imported.size_bytes);
+  }
+  const Uuid uuid = is_new ? random_uuid() : impl_->uuid_of(name);
+  if (is_new) impl_->make_objects(object, uuid, imported.size_bytes, nullptr);
   try {
     const auto attachment = impl_->registry.attach(uuid, name, tool_peer());
     Volume& volume = attachment->volume();
@@ -173,7 +187,9 @@ VersionInfo Store::import_version(const std::string& name, const ImportedVersion
       if (imported.size_bytes > volume.size_bytes()) volume.resize(imported.size_bytes);
       FilledDisk disk(volume);
       fill(disk);
-      return volume.create_version(imported.version);
+      const VersionInfo made = volume.create_version(imported.version);
+      if (is_new && !impl_->publish(name, uuid)) fail(EEXIST, object, "exists already");
+      return made;
     } catch (const Error&) {
       if (base) {
         const VersionInfo remains = volume.rollback(std::to_string(base->number));
@@ -182,7 +198,7 @@ VersionInfo Store::import_version(const std::string& name, const ImportedVersion
       throw;
     }
   } catch (const Error&) {
-    if (is_new) remove_volume(name);
+    if (is_new) impl_->remove_objects(uuid);
     throw;
   }
 }

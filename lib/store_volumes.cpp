@@ -78,6 +78,39 @@ std::unique_ptr<HeldLock> Store::Impl::share_gc_lock() {
   }
 }
 
+void check_volume_size(const std::string& object, uint64_t size_bytes) {
+  if (size_bytes == 0 || size_bytes % kSectorBytes != 0)
+    fail(EINVAL, object,
+         "{} bytes are no size of a disk; it must be a multiple of {}, and more "
+         "than 0",
+         size_bytes, kSectorBytes);
+  if (size_bytes > kVolumeBytesMax)
+    fail(EFBIG, object, "{} bytes are more than the most, {}", size_bytes, kVolumeBytesMax);
+}
+
+void fail_too_large(Backend& backend, const std::string& object, uint64_t size_bytes) {
+  fail(EFBIG, object,
+       "the file system of {} holds no file of {} bytes; use a smaller size, or "
+       "a file system like XFS",
+       backend.describe(), size_bytes);
+}
+
+void Store::Impl::make_objects(const std::string& object, const Uuid& uuid, uint64_t size_bytes,
+                               const TemplateImage* base) {
+  try {
+    Volume::create(*backend, uuid, size_bytes, base);
+  } catch (const Error& error) {
+    backend->remove_folder(Volume::folder_of(uuid));
+    if (error.code() != EFBIG) throw;
+    fail_too_large(*backend, object, size_bytes);
+  }
+}
+
+bool Store::Impl::publish(const std::string& volume, const Uuid& uuid) {
+  const std::string text = uuid.text();
+  return backend->put_new(volume_name_object(volume), as_bytes(text));
+}
+
 VolumeInfo Store::create_volume(const std::string& name, uint64_t size_bytes,
                                 const std::string& template_name) {
   check_name("volume", name);
@@ -94,27 +127,13 @@ VolumeInfo Store::create_volume(const std::string& name, uint64_t size_bytes,
       fail(EINVAL, object, "{} bytes are less than the {} of template {}", size_bytes,
            base->size_bytes(), template_name);
   }
-  if (size_bytes == 0 || size_bytes % kSectorBytes != 0)
-    fail(EINVAL, object,
-         "{} bytes are no size of a disk; it must be a multiple of {}, and more "
-         "than 0",
-         size_bytes, kSectorBytes);
-  if (size_bytes > kVolumeBytesMax)
-    fail(EFBIG, object, "{} bytes are more than the most, {}", size_bytes, kVolumeBytesMax);
+  check_volume_size(object, size_bytes);
 
   const Uuid uuid = random_uuid();
-  try {
-    Volume::create(backend, uuid, size_bytes, base.get());
-    const std::string text = uuid.text();
-    if (!backend.put_new(volume_name_object(name), as_bytes(text)))
-      fail(EEXIST, object, "exists already");
-  } catch (const Error& error) {
-    backend.remove_folder(Volume::folder_of(uuid));
-    if (error.code() != EFBIG) throw;
-    fail(EFBIG, object,
-         "the file system of {} holds no file of {} bytes; use a smaller size, or "
-         "a file system like XFS",
-         backend.describe(), size_bytes);
+  impl_->make_objects(object, uuid, size_bytes, base.get());
+  if (!impl_->publish(name, uuid)) {
+    impl_->remove_objects(uuid);
+    fail(EEXIST, object, "exists already");
   }
   VolumeInfo info;
   info.name = name;

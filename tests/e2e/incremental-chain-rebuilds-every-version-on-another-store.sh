@@ -125,6 +125,31 @@ done
 refuses "not the one" tplstore volume import copy "$tmp/2.part" --base "$last"
 unchanged "after damaged files"
 
+# A whole version whose import is killed leaves no volume.
+$python - "$tmp/large" <<'END'
+import random, sys
+open(sys.argv[1], "wb").write(random.Random(1).randbytes(64 << 20))
+END
+tplstore template import large "$tmp/large" >/dev/null
+tplstore volume create large --template large >/dev/null
+tplstore version create large >/dev/null
+tplstore volume export large@1 "$tmp/large.full" --format increment >/dev/null
+interrupted=0
+for moment in 0.005 0.010 0.015 0.020 0.025 0.030 0.040 0.050; do
+    timeout --foreground --signal=KILL $moment "$TPLSTORE" volume import whole "$tmp/large.full" \
+        >/dev/null 2>&1 || interrupted=$((interrupted + 1))
+    # It is there when it is whole, and not before.
+    if tplstore volume show whole >/dev/null 2>&1; then
+        tplstore volume export whole@1 "$tmp/out.raw" --force >/dev/null
+        same "$tmp/out.raw" "$tmp/large"
+        tplstore volume rm whole
+    fi
+done
+echo "$interrupted imports of a whole version were killed"
+[ $interrupted -gt 0 ] || fail "no import was killed"
+tplstore gc
+equals "remnants" "$(count_volumes)" "$(tplstore volume list --json | jq length)"
+
 # Killed at some moment of the import: the next import of the same file does it.
 killed=0
 for moment in 0.004 0.008 0.012 0.016 0.020 0.030; do

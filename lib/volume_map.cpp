@@ -279,6 +279,7 @@ void VolumeMap::account(const RunList& before, uint32_t source, uint32_t count) 
       release(run.source, run.first, static_cast<uint32_t>(run.count));
     } else if (parent_ != nullptr && run.source > parent_floor_) {
       parent_->own_blocks += run.count;
+      if (std::exchange(is_parent_dirty_, true)) continue;
       dirty_groups_.insert(VersionTable::group_of(parent_->number));
     }
   }
@@ -291,6 +292,7 @@ void VolumeMap::refresh_floor() {
   floor_ = table_.floor_of(current_);
   parent_ = table_.find(current_.parent);
   parent_floor_ = parent_ == nullptr ? 0 : table_.floor_of(*parent_);
+  is_parent_dirty_ = false;
 }
 
 // Appends a record to the pending ones, under the lock.
@@ -455,6 +457,7 @@ void VolumeMap::commit_cut(const std::function<void()>& at_cut) {
   const std::unique_lock guard(mutex_);
   bytes_since_checkpoint_ += cut.size();
   free_.commit();
+  free_waiting_.store(free_.waiting(), std::memory_order_relaxed);
   ++stats_.commits;
 }
 

@@ -152,7 +152,7 @@ class VolumeMap {
   std::vector<FreeRange> take_free_ranges(size_t max);
   void finish_free_ranges();
   void give_back_free_ranges();
-  size_t free_ranges_waiting() const;
+  size_t free_ranges_waiting() const { return free_waiting_.load(std::memory_order_relaxed); }
   bool wants_to_free() const;  // something is free that no commit covers yet
   // Whether something is free and not punched, or could be collected.
   bool has_outstanding() const;
@@ -301,7 +301,9 @@ class VolumeMap {
   uint32_t parent_floor_ = 0;
   std::vector<Removal> removals_;  // not compared yet
   FreeRanges free_;
-  bool has_punched_ = false;  // some of what the last checkpoint lists as free
+  std::atomic<size_t> free_waiting_{0};  // may be read without the lock
+  bool is_parent_dirty_ = false;         // its group is among the dirty ones
+  bool has_punched_ = false;             // some of what the last checkpoint lists as free
   std::set<uint32_t> dirty_groups_;
   std::vector<uint32_t> unwritten_versions_;  // frozen since the last checkpoint
   ByteVector pending_;                        // records that are not in the log yet

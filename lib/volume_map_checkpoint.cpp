@@ -18,6 +18,7 @@ VolumeMap::Snapshot VolumeMap::take_snapshot() {
   for (const uint32_t number : unwritten_versions_)
     snapshot.unwritten[number] = table_.all().at(number);
   snapshot.dirty_groups = std::exchange(dirty_groups_, {});
+  is_parent_dirty_ = false;
   unwritten_versions_.clear();
   snapshot.dirty_leaves = std::exchange(dirty_leaves_, 0);
   // Copied here and not later: what is counted from the cut on is replayed.

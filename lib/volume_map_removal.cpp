@@ -188,7 +188,9 @@ void VolumeMap::release(uint32_t source, uint64_t first, uint32_t count) {
 
 std::vector<FreeRange> VolumeMap::take_free_ranges(size_t max) {
   const std::unique_lock guard(mutex_);
-  return free_.take(max);
+  std::vector<FreeRange> ranges = free_.take(max);
+  free_waiting_.store(free_.waiting(), std::memory_order_relaxed);
+  return ranges;
 }
 
 void VolumeMap::finish_free_ranges() {
@@ -210,11 +212,6 @@ void VolumeMap::sync_holes() {
   const std::unique_lock guard(mutex_);
   free_.end_sync();
   has_punched_ = true;
-}
-
-size_t VolumeMap::free_ranges_waiting() const {
-  const std::shared_lock guard(mutex_);
-  return free_.waiting();
 }
 
 bool VolumeMap::wants_to_free() const {

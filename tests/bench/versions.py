@@ -325,7 +325,7 @@ class Bench:
         volume = "load"
         self.tool("volume", "create", volume, "--size", "1G")
         self.fill(volume, server, 1024 * MIB // BLOCK // 4, 1)
-        seconds = self.scaled(15, 4)
+        seconds = self.scaled(45, 4)
         percentiles = {}
         creates = []
         for name in ("without", "with"):

@@ -111,34 +111,6 @@ VolumeInfo Store::flatten_volume(const std::string& name,
 
 namespace {
 
-// Current of a volume that is open, for whoever fills it.
-class FilledDisk final : public Disk {
- public:
-  explicit FilledDisk(Volume& volume) : volume_(volume) {}
-  uint64_t size_bytes() const override { return volume_.size_bytes(); }
-  bool is_writable() const override { return true; }
-  bool allows_multi_conn() const override { return false; }
-  void read(uint64_t offset, MutableBytes into) override { volume_.read(0, offset, into); }
-  void extents(uint64_t offset, uint64_t length,
-               const std::function<bool(const Extent&)>& add) override {
-    volume_.extents(0, offset, length, add);
-  }
-  void write(uint64_t offset, Bytes from, bool durable) override {
-    volume_.write(offset, from, durable);
-  }
-  void trim(uint64_t offset, uint64_t length, bool durable) override {
-    volume_.trim(offset, length, durable);
-  }
-  void zero(uint64_t offset, uint64_t length, bool durable) override {
-    volume_.zero(offset, length, durable);
-  }
-  void flush() override { volume_.flush(); }
-  void cache(uint64_t, uint64_t) override {}
-
- private:
-  Volume& volume_;
-};
-
 // Whether current is what `base` is.
 bool is_current_like(Volume& volume, const VersionInfo& base) {
   if (volume.size_bytes() != base.size_bytes) return false;
@@ -172,8 +144,9 @@ VersionInfo Store::import_version(const std::string& name, const ImportedVersion
   const Uuid uuid = is_new ? random_uuid() : impl_->uuid_of(name);
   if (is_new) impl_->make_objects(object, uuid, imported.size_bytes, nullptr);
   try {
-    const auto attachment = impl_->registry.attach(uuid, name, tool_peer());
+    auto attachment = impl_->registry.attach(uuid, name, tool_peer());
     Volume& volume = attachment->volume();
+    CurrentDisk disk(std::move(attachment), false);
     std::optional<VersionInfo> base;
     if (!is_new) {
       base = volume.version(imported.base);
@@ -185,7 +158,6 @@ VersionInfo Store::import_version(const std::string& name, const ImportedVersion
     }
     try {
       if (imported.size_bytes > volume.size_bytes()) volume.resize(imported.size_bytes);
-      FilledDisk disk(volume);
       fill(disk);
       const VersionInfo made = volume.create_version(imported.version);
       if (is_new && !impl_->publish(name, uuid)) fail(EEXIST, object, "exists already");

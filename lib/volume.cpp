@@ -28,13 +28,17 @@ std::string Volume::folder_of(const Uuid& volume) {
 
 namespace {
 
-VolumeHeader new_header(const Uuid& volume, uint64_t size_bytes) {
+VolumeHeader new_header(const Uuid& volume, uint64_t size_bytes, const TemplateImage* base) {
   VolumeHeader header{};
   header.format = kHeaderFormat;
   header.block_bytes = kBlockBytes;
   header.region_blocks = kRegionBlocks;
   header.volume = volume;
   header.size_bytes = size_bytes;
+  if (base != nullptr) {
+    header.template_uuid = base->uuid();
+    put_text(header.template_name, sizeof header.template_name, base->name());
+  }
   return header;
 }
 
@@ -56,12 +60,7 @@ void create_objects(Backend& backend, const std::string& folder, uint32_t curren
 void Volume::create(Backend& backend, const Uuid& volume, uint64_t size_bytes,
                     const TemplateImage* base) {
   VolumeMap::create(backend, folder_of(volume), volume, size_bytes);
-  VolumeHeader header = new_header(volume, size_bytes);
-  if (base != nullptr) {
-    header.template_uuid = base->uuid();
-    put_text(header.template_name, sizeof header.template_name, base->name());
-  }
-  create_objects(backend, folder_of(volume), 1, header);
+  create_objects(backend, folder_of(volume), 1, new_header(volume, size_bytes, base));
 }
 
 void Volume::create_fork(const std::string& number_or_name, const Uuid& fork) {
@@ -80,14 +79,10 @@ void Volume::create_fork(const std::string& number_or_name, const Uuid& fork) {
     map_->commit();
     const std::string folder = folder_of(fork);
     map_->create_fork(base.number, folder, fork);
-    VolumeHeader header = new_header(fork, base.size_bytes);
+    VolumeHeader header = new_header(fork, base.size_bytes, template_.get());
     header.incompatible_features = kFeatureFork;
     header.parent = uuid_;
     header.parent_version = base.number;
-    if (template_) {
-      header.template_uuid = template_->uuid();
-      put_text(header.template_name, sizeof header.template_name, template_name_);
-    }
     create_objects(backend_, folder, base.number + 1, header);
   } catch (const Error&) {
     backend_.remove_folder(folder_of(fork));

@@ -86,6 +86,10 @@ Slot* VolumeMap::root_of(uint32_t version) {
   return it == table_.all().end() ? nullptr : &it->second.root;
 }
 
+VersionRecord* VolumeMap::record_of(uint32_t version) {
+  return version == current_.number ? &current_ : table_.find(version);
+}
+
 void VolumeMap::load(const MissingNode& missing, uint32_t version,
                      const std::shared_ptr<MapLog>& log) {
   Slot node = Slot::adopt(read_node(*log, missing));
@@ -133,7 +137,7 @@ std::vector<uint32_t> VolumeMap::unswept_versions() const {
 
 void VolumeMap::note_swept(uint32_t version) {
   const std::unique_lock guard(mutex_);
-  VersionRecord* record = version == current_.number ? &current_ : table_.find(version);
+  VersionRecord* record = record_of(version);
   if (record == nullptr) return;
   record->flags &= ~kVersionUnswept;
   if (record != &current_) dirty_groups_.insert(VersionTable::group_of(version));

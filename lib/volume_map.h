@@ -226,6 +226,7 @@ class VolumeMap {
   // volume_map.cpp
   void load(const MissingNode& missing, uint32_t version, const std::shared_ptr<MapLog>& log);
   Slot* root_of(uint32_t version);
+  VersionRecord* record_of(uint32_t version);  // current's too; nullptr when it is not there
   void assign_in_region(uint64_t region, uint32_t first, uint32_t count, uint32_t source,
                         bool is_replay);
   void put_pending_update(uint64_t first, uint32_t count, uint32_t source);
@@ -244,6 +245,7 @@ class VolumeMap {
   void apply_collect(uint32_t version);
   void run_removals();
   void release(uint32_t source, uint64_t first, uint32_t count);
+  bool release_cells(uint32_t source, uint64_t count);
   void sync_holes();
   Removal removal_of(const VersionRecord& version);
   static uint64_t count_cells(const TreeReader::Removal& region, uint32_t floor);

@@ -156,14 +156,8 @@ void VolumeMap::run_removals() {
     join_free_ranges(ranges);
 
     const std::unique_lock guard(mutex_);
-    for (const auto& [source, count] : counts) {
-      const auto file = table_.removed_files.find(source);
-      if (file == table_.removed_files.end()) continue;
-      file->second -= std::min(file->second, count);
-      if (file->second > 0) continue;
-      table_.removed_files.erase(file);
-      ranges.push_back({source, 0, 0});
-    }
+    for (const auto& [source, count] : counts)
+      if (release_cells(source, count)) ranges.push_back({source, 0, 0});
     for (const FreeRange& range : ranges) free_.add(range);
     live_bytes_ -= std::min(live_bytes_, garbage_bytes);
     removals_.erase(removals_.begin());
@@ -172,16 +166,18 @@ void VolumeMap::run_removals() {
 
 // Current has stopped mapping cells that nothing else maps.
 void VolumeMap::release(uint32_t source, uint64_t first, uint32_t count) {
+  const bool is_last = release_cells(source, count);
+  free_.add(is_last ? FreeRange{source, 0, 0} : FreeRange{source, count, first});
+}
+
+// Takes cells off a removed version's file; whether it has none left.
+bool VolumeMap::release_cells(uint32_t source, uint64_t count) {
   const auto file = table_.removed_files.find(source);
-  if (file != table_.removed_files.end()) {
-    file->second -= std::min<uint64_t>(file->second, count);
-    if (file->second == 0) {
-      table_.removed_files.erase(file);
-      free_.add({source, 0, 0});
-      return;
-    }
-  }
-  free_.add({source, count, first});
+  if (file == table_.removed_files.end()) return false;
+  file->second -= std::min(file->second, count);
+  if (file->second > 0) return false;
+  table_.removed_files.erase(file);
+  return true;
 }
 
 // --- free ranges
@@ -236,7 +232,7 @@ uint64_t VolumeMap::count_cells(const TreeReader::Removal& region, uint32_t floo
 uint64_t VolumeMap::own_blocks(uint32_t version) {
   {
     const std::shared_lock guard(mutex_);
-    const VersionRecord* record = version == current_.number ? &current_ : table_.find(version);
+    const VersionRecord* record = record_of(version);
     if (record == nullptr || record->children.size() > 1 || table_.is_pinned(version)) return 0;
     if (record->is_own_known()) return record->own_blocks;
   }
@@ -246,7 +242,7 @@ uint64_t VolumeMap::own_blocks(uint32_t version) {
   std::shared_ptr<MapLog> log;
   {
     const std::unique_lock guard(mutex_);
-    VersionRecord* record = version == current_.number ? &current_ : table_.find(version);
+    VersionRecord* record = record_of(version);
     if (record == nullptr || record->children.size() > 1) return 0;
     if (record->is_own_known()) return record->own_blocks;
     removal = removal_of(*record);
@@ -262,11 +258,11 @@ uint64_t VolumeMap::own_blocks(uint32_t version) {
         [&](const TreeReader::Removal& region) { cells += count_cells(region, removal.floor); });
   } catch (...) {
     const std::unique_lock guard(mutex_);
-    (version == current_.number ? current_ : *table_.find(version)).set_own(std::nullopt);
+    record_of(version)->set_own(std::nullopt);
     throw;
   }
   const std::unique_lock guard(mutex_);
-  VersionRecord* record = version == current_.number ? &current_ : table_.find(version);
+  VersionRecord* record = record_of(version);
   record->own_blocks += cells;
   if (version != current_.number) dirty_groups_.insert(VersionTable::group_of(version));
   return record->own_blocks;

@@ -240,35 +240,9 @@ class Script {
     for (const std::string& folder : folders) {
       INFO("folder " << folder << " of" << listing);
       REQUIRE(needed.contains(folder));
-      check_folder(after, folder);
-    }
-  }
-
-  void check_folder(MemoryBackend& after, const std::string& name) const {
-    const std::string folder = "volumes/" + name;
-    Uuid uuid;
-    REQUIRE(parse_uuid(name, uuid));
-    const auto map = VolumeMap::open(after, folder, uuid, Access::kRead);
-    std::set<std::pair<uint32_t, uint64_t>> mapped;
-    std::vector<uint32_t> numbers{0};
-    for (const VersionRecord& version : map->versions()) numbers.push_back(version.number);
-    for (const uint32_t number : numbers) {
-      RunList runs;
-      map->find(number, 0, kDiskBytes / kBlockBytes, runs);
-      for (size_t i = 0; i < runs.size(); ++i)
-        for (uint64_t b = runs[i].first; b < runs[i].first + runs[i].count; ++b)
-          mapped.insert({runs[i].source, b});
-    }
-    for (const std::string& part : after.list(folder)) {
-      if (!part.starts_with("data.")) continue;
-      const auto source = static_cast<uint32_t>(std::stoul(part.substr(5)));
-      const auto object = after.open(folder + "/" + part, Access::kRead);
-      for (const uint64_t block : kBlocks) {
-        const auto data = object->find_data(block * kBlockBytes);
-        if (!data || data->offset >= (block + 1) * kBlockBytes) continue;
-        INFO("block " << block << " of " << part << " is a leak");
-        REQUIRE(mapped.contains({source, block}));
-      }
+      Uuid uuid;
+      REQUIRE(parse_uuid(folder, uuid));
+      check_no_leak(after, uuid, kDiskBytes);
     }
   }
 

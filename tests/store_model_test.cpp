@@ -95,8 +95,6 @@ struct ModelVolume {
   std::unique_ptr<Disk> disk;  // when a VM has it
 };
 
-using Cell = std::pair<uint32_t, uint64_t>;  // source, block
-
 class Model {
  public:
   explicit Model(Random& random) : random_(random) {
@@ -656,23 +654,6 @@ class Model {
     return cells;
   }
 
-  std::set<Cell> allocated_cells(const ModelVolume& volume) const {
-    std::set<Cell> cells;
-    const std::string folder = Volume::folder_of(volume.uuid);
-    for (const std::string& part : backend_->list(folder)) {
-      if (!part.starts_with("data.")) continue;
-      const auto source = static_cast<uint32_t>(std::stoul(part.substr(5)));
-      const auto object = backend_->open(folder + "/" + part, Access::kRead);
-      for (auto data = object->find_data(0); data;
-           data = object->find_data(data->offset + data->length)) {
-        for (uint64_t b = data->offset / kBlockBytes; b < blocks_of(data->offset + data->length);
-             ++b)
-          cells.insert({source, b});
-      }
-    }
-    return cells;
-  }
-
   void check_space() {
     // Forks that are gone are noticed by who looks.
     flush_all();
@@ -703,7 +684,7 @@ class Model {
         user[cell] = number;
       }
     }
-    const std::set<Cell> allocated = allocated_cells(volume);
+    const std::set<Cell> allocated = allocated_cells(*backend_, volume.uuid);
     for (const Cell& cell : allocated) {
       INFO("cell of version " << cell.first << ", block " << cell.second << " is a leak");
       REQUIRE(users.contains(cell));

@@ -7,7 +7,9 @@
 #include <fstream>
 #include <memory>
 #include <random>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "importer.h"
@@ -85,6 +87,44 @@ inline void import_test_template(Backend& backend, const std::string& name, Byte
   ImportOptions options;
   options.format = "raw";
   import_template(backend, name, path, options);
+}
+
+// A block of a version's data file.
+using Cell = std::pair<uint32_t, uint64_t>;
+
+// The cells of a volume that occupy space.
+inline std::set<Cell> allocated_cells(Backend& backend, const Uuid& uuid) {
+  std::set<Cell> cells;
+  const std::string folder = Volume::folder_of(uuid);
+  for (const std::string& part : backend.list(folder)) {
+    if (!part.starts_with("data.")) continue;
+    const auto source = static_cast<uint32_t>(std::stoul(part.substr(5)));
+    const auto object = backend.open(folder + "/" + part, Access::kRead);
+    for (auto data = object->find_data(0); data;
+         data = object->find_data(data->offset + data->length))
+      for (uint64_t b = data->offset / kBlockBytes; b < blocks_of(data->offset + data->length); ++b)
+        cells.insert({source, b});
+  }
+  return cells;
+}
+
+// Every cell that occupies space is mapped by some version, of those that are hidden as well.
+inline void check_no_leak(Backend& backend, const Uuid& uuid, uint64_t disk_bytes) {
+  const auto map = VolumeMap::open(backend, Volume::folder_of(uuid), uuid, Access::kRead);
+  std::set<Cell> mapped;
+  std::vector<uint32_t> numbers{0};
+  for (const VersionRecord& version : map->versions()) numbers.push_back(version.number);
+  for (const uint32_t number : numbers) {
+    RunList runs;
+    map->find(number, 0, disk_bytes / kBlockBytes, runs);
+    for (size_t i = 0; i < runs.size(); ++i)
+      for (uint64_t b = runs[i].first; b < runs[i].first + runs[i].count; ++b)
+        mapped.insert({runs[i].source, b});
+  }
+  for (const auto& [source, block] : allocated_cells(backend, uuid)) {
+    INFO("block " << block << " of data." << source << " is a leak");
+    REQUIRE(mapped.contains({source, block}));
+  }
 }
 
 inline ByteVector read_bytes(Volume& volume, uint32_t version, uint64_t offset, uint64_t length) {

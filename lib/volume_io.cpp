@@ -269,10 +269,11 @@ bool Volume::try_first_write(uint64_t offset, Bytes from, Edge& head, Edge& tail
   const StretchLocks::Exclusive hold(stretches_, first, count);
   const uint32_t current = current_.load(std::memory_order_relaxed);
   DataFile& file = *current_file_.load(std::memory_order_relaxed);
+  // Where the blocks come from matters when some of their bytes stay, or when the write fails.
   RunList runs;
-  map_->find(0, first, count, runs);
-  const uint32_t head_source = runs[0].source;
-  const uint32_t tail_source = runs[runs.size() - 1].source;
+  const auto find_runs = [&] {
+    if (runs.size() == 0) map_->find(0, first, count, runs);
+  };
 
   // Each split block becomes a whole one with the rest that was read; or, when it is current's
   // already, only the part that the request covers is written.
@@ -280,8 +281,10 @@ bool Volume::try_first_write(uint64_t offset, Bytes from, Edge& head, Edge& tail
   size_t piece_count = 0;
   uint64_t middle_begin = offset;
   uint64_t middle_end = end;
-  const auto merge = [&](Edge& edge, uint32_t source) {
+  const auto merge = [&](Edge& edge) {
     if (!edge.is_split) return true;
+    find_runs();
+    const uint32_t source = runs[&edge == &head ? 0 : runs.size() - 1].source;
     const uint64_t begin = edge.block * kBlockBytes;
     if (source == current) {
       if (write_alignment_ == 1) return true;
@@ -298,7 +301,7 @@ bool Volume::try_first_write(uint64_t offset, Bytes from, Edge& head, Edge& tail
     if (to_byte == end) middle_end = std::max(middle_begin, from_byte);
     return true;
   };
-  if (!merge(head, head_source) || !merge(tail, tail_source)) return false;
+  if (!merge(head) || !merge(tail)) return false;
   if (middle_begin < middle_end)
     pieces[piece_count++] = {file.object.get(), middle_begin,
                              from.subspan(middle_begin - offset, middle_end - middle_begin)};
@@ -310,6 +313,7 @@ bool Volume::try_first_write(uint64_t offset, Bytes from, Edge& head, Edge& tail
     }
   } catch (...) {
     // What was written of blocks that are not current's belongs to nobody.
+    find_runs();
     for (size_t i = 0; i < runs.size(); ++i)
       if (runs[i].source != current)
         file.object->punch(runs[i].first * kBlockBytes, runs[i].count * kBlockBytes);

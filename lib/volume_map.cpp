@@ -13,6 +13,7 @@ constexpr uint64_t kPendingBytesMax = 8 << 20;
 constexpr uint64_t kCheckpointBytes = 16 << 20;
 constexpr uint64_t kCheckpointLeaves = 4096;
 constexpr uint64_t kCompactionBytesMin = 1 << 20;
+constexpr uint64_t kSmallBytes = 4 << 20;
 constexpr uint32_t kEvictPages = 64;
 
 }  // namespace
@@ -519,6 +520,11 @@ bool VolumeMap::wants_compaction() const {
   // How much of the log removed versions leave behind is only estimated: when it has doubled, a
   // compaction finds out.
   return has_removed_ && tail > 2 * compacted_bytes_ + kCompactionBytesMin;
+}
+
+bool VolumeMap::is_small() const {
+  const std::shared_lock guard(mutex_);
+  return live_bytes_ <= kSmallBytes;
 }
 
 bool VolumeMap::evict_some() {

@@ -93,7 +93,8 @@ class VolumeMap {
   // the data files durable, `sync_holes` is what checkpoints call to make the holes durable that
   // were punched.
   void begin_life(std::function<void()> sync_data, std::function<void()> sync_holes);
-  // Commits, writes a checkpoint and marks the map as closed. Nothing may be in flight.
+  // Commits, writes a checkpoint, compacts a small map if it wants that, and marks the map as
+  // closed. Nothing may be in flight.
   void close();
 
   // Versions whose files may have cells that are not mapped, since a crash; until they are swept.
@@ -272,6 +273,8 @@ class VolumeMap {
 
   // volume_map_compaction.cpp
   class Compaction;
+  void compact_locked();
+  bool is_small() const;  // so that a compaction is a matter of milliseconds
 
   Backend& backend_;
   const std::string folder_;

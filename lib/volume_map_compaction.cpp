@@ -253,6 +253,10 @@ Slot VolumeMap::Compaction::relocate(Slot slot, const Slot& base, uint64_t base_
 
 void VolumeMap::compact() {
   const std::lock_guard maintenance(maintenance_mutex_);
+  compact_locked();
+}
+
+void VolumeMap::compact_locked() {
   check_usable();
   run_removals();
   sync_holes();

@@ -266,6 +266,13 @@ void VolumeMap::write_pointer(uint64_t checkpoint_offset, uint64_t clean_sequenc
 void VolumeMap::close() {
   const std::lock_guard maintenance(maintenance_mutex_);
   checkpoint_locked();
+  if (is_small() && wants_compaction()) {
+    try {
+      compact_locked();
+    } catch (const Error&) {
+      check_usable();  // or it is as it was
+    }
+  }
   write_pointer(checkpoint_offset_, log_->position().sequence);
 }
 

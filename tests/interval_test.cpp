@@ -23,9 +23,10 @@ void splice(std::vector<Interval>& intervals, const Splice& splice) {
   intervals.insert(at, splice.fresh.begin(), splice.fresh.begin() + splice.fresh_count);
 }
 
-Interval random_range(Random& random) {
-  const auto first = static_cast<uint16_t>(random.below(kRegionBlocks));
-  const uint64_t most = random.chance(4) ? kRegionBlocks : 8;
+// Ranges that begin below `stop`, of single blocks only if the arrays shall become long.
+Interval random_range(Random& random, uint32_t stop, bool is_dense) {
+  const auto first = static_cast<uint16_t>(random.below(stop));
+  const uint64_t most = is_dense ? 1 : random.chance(4) ? kRegionBlocks : 8;
   const auto count =
       static_cast<uint16_t>(std::min<uint64_t>(1 + random.below(most), kRegionBlocks - first));
   const uint32_t source =
@@ -40,8 +41,10 @@ TEST_CASE("splices do to intervals what assignments do to an array of blocks") {
   for (int round = 0; round < 50; ++round) {
     std::vector<Interval> intervals;
     Sources sources(kRegionBlocks, kSourceUnmapped);
-    for (int i = 0; i < 200; ++i) {
-      const Interval range = random_range(random);
+    const bool is_dense = random.chance(3);
+    const auto stop = static_cast<uint32_t>(kRegionBlocks / (1 + random.below(8)));
+    for (int i = 0; i < (is_dense ? 2000 : 200); ++i) {
+      const Interval range = random_range(random, stop, is_dense);
       const uint32_t probe = static_cast<uint32_t>(random.below(4));
       CHECK(count_blocks(intervals, range.first, range.count, probe) ==
             std::count(sources.begin() + range.first, sources.begin() + range.end(), probe));
@@ -50,7 +53,7 @@ TEST_CASE("splices do to intervals what assignments do to an array of blocks") {
       REQUIRE(are_valid(intervals));
       REQUIRE(expand(intervals) == sources);
 
-      const Interval look = random_range(random);
+      const Interval look = random_range(random, kRegionBlocks, false);
       RunList runs;
       find_runs(intervals, 5 * kRegionBlocks, look.first, look.count, runs);
       uint64_t next = 5 * kRegionBlocks + look.first;
@@ -71,12 +74,12 @@ TEST_CASE("a difference turns one array into the other") {
     std::vector<Interval> base;
     std::vector<Interval> target;
     for (int i = 0; i < 30; ++i) {
-      const Interval range = random_range(random);
+      const Interval range = random_range(random, kRegionBlocks, false);
       splice(base, splice_for(base, range.first, range.count, range.source));
     }
     target = base;
     for (uint64_t i = random.below(10); i > 0; --i) {
-      const Interval range = random_range(random);
+      const Interval range = random_range(random, kRegionBlocks, false);
       splice(target, splice_for(target, range.first, range.count, range.source));
     }
     std::vector<Interval> result = base;

@@ -139,6 +139,21 @@ TEST_CASE("a log whose updates are checkpointed wants compaction, and shrinks") 
   CHECK(map.backend().list("v") == std::vector<std::string>{"map", "map.2"});
 }
 
+TEST_CASE("a small map leaves a small log when it is closed") {
+  MapUnderTest map(kTiB);
+  Random random(test_seed());
+  for (int i = 0; i < 200'000; ++i) map.write(random.below(256 * kRegionBlocks));
+  map->commit();
+  const uint32_t probe = map.source_of(0, 12345);
+  map.reopen();
+  CHECK(map->stats().log_generation == 2);
+  CHECK(map->stats().log_bytes < 1 << 20);
+  CHECK(map->was_closed_cleanly());
+  CHECK(map.source_of(0, 12345) == probe);
+  map.reopen();
+  CHECK(map->stats().log_generation == 2);
+}
+
 TEST_CASE("recovery replays no more than a checkpoint's worth") {
   MapUnderTest map(kTiB);
   Random random(test_seed());

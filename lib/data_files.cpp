@@ -46,17 +46,11 @@ std::shared_ptr<DataFile> DataFiles::open(uint32_t version, Access access) {
     }
     const std::unique_lock guard(mutex_);
     // A copy may have taken its place meanwhile; or somebody else has opened it.
-    if (file_of(version) == name) return files_.try_emplace(version, std::move(file)).first->second;
+    if (file_of(version) != name) continue;
+    const auto [it, is_new] = files_.try_emplace(version, std::move(file));
+    if (is_new) objects_.put(version, it->second->object.get());
+    return it->second;
   }
-}
-
-DataFile& DataFiles::get(uint32_t version) {
-  {
-    const std::shared_lock guard(mutex_);
-    const auto it = files_.find(version);
-    if (it != files_.end()) return *it->second;
-  }
-  return *open(version, Access::kRead);
 }
 
 void DataFiles::remove_above(uint32_t current) {
@@ -86,7 +80,7 @@ void DataFiles::prepare(uint32_t version, uint64_t disk_bytes) {
   const std::lock_guard guard(written_mutex_);
   if (prepared_ == version) {
     // It may have been made for a smaller disk.
-    get(version).object->stretch(round_up(disk_bytes, kBlockBytes));
+    get(version).stretch(round_up(disk_bytes, kBlockBytes));
     return;
   }
   create(backend_, folder_, version, disk_bytes);
@@ -108,6 +102,7 @@ void DataFiles::remove(uint32_t version) {
   }
   {
     const std::unique_lock guard(mutex_);
+    objects_.put(version, nullptr);
     files_.erase(version);
   }
   // Readers of other versions may have it open: without its blocks that costs nothing.
@@ -132,8 +127,9 @@ void DataFiles::remove_prepared() {
 }
 
 void DataFiles::stretch(uint32_t version, uint64_t disk_bytes) {
-  get(version).object->stretch(round_up(disk_bytes, kBlockBytes));
-  get(version).note_write();
+  const auto file = open(version, Access::kWrite);
+  file->object->stretch(round_up(disk_bytes, kBlockBytes));
+  file->note_write();
 }
 
 void DataFiles::sync_written() {
@@ -155,7 +151,7 @@ void DataFiles::sync_written() {
 Object& DataFiles::copy_of(uint32_t version) {
   std::unique_ptr<Object>& copy = copies_[version];
   if (!copy) copy = open_for_punching(version);
-  if (!copy) copy = backend_.create(own_name(version), get(version).object->size_bytes());
+  if (!copy) copy = backend_.create(own_name(version), get(version).size_bytes());
   return *copy;
 }
 
@@ -173,6 +169,7 @@ std::vector<std::shared_ptr<DataFile>> DataFiles::end_copies() {
       ++it;
       continue;
     }
+    objects_.put(it->first, nullptr);
     replaced.push_back(std::move(it->second));
     it = files_.erase(it);
   }

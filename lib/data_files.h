@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "backend.h"
+#include "pointer_table.h"
 
 namespace tplstore {
 
@@ -54,7 +55,11 @@ class DataFiles {
   void set_ancestors(std::vector<Ancestor> ancestors);
 
   // The file of a frozen version or of current, open at least for reading; EIO when it is missing.
-  DataFile& get(uint32_t version);
+  Object& get(uint32_t version) {
+    if (Object* object = objects_.find(version)) [[likely]]
+      return *object;
+    return *open(version, Access::kRead)->object;
+  }
 
   // For the owner of the volume. Removes files above `current`, which a crash left behind.
   void remove_above(uint32_t current);
@@ -89,10 +94,11 @@ class DataFiles {
 
   Backend& backend_;
   const std::string folder_;
-  std::shared_mutex mutex_;  // guards the next two
+  std::shared_mutex mutex_;  // guards the next two, and changes of the third
   std::unordered_map<uint32_t, std::shared_ptr<DataFile>> files_;
   std::vector<Ancestor> ancestors_;
-  std::mutex written_mutex_;  // guards all below
+  PointerTable<Object> objects_;  // of files_
+  std::mutex written_mutex_;      // guards all below
   std::vector<std::shared_ptr<DataFile>> written_;
   uint32_t prepared_ = 0;
   std::map<uint32_t, std::unique_ptr<Object>> copies_;  // one thread uses these

@@ -20,10 +20,12 @@ constexpr size_t kDescriptorCapMin = 16;
 constexpr size_t kDescriptorCapMax = 65536;
 constexpr std::string_view kTemporaryPrefix = ".tmp-";  // no object's name starts with a dot
 
-size_t half_of_descriptor_limit() {
+// The rest is for connections and whatever else the process opens.
+size_t most_of_descriptor_limit() {
   rlimit limit{};
   if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return kDescriptorCapMin;
-  return std::clamp<size_t>(limit.rlim_cur / 2, kDescriptorCapMin, kDescriptorCapMax);
+  return std::clamp<size_t>(limit.rlim_cur - limit.rlim_cur / 4, kDescriptorCapMin,
+                            kDescriptorCapMax);
 }
 
 // A lock of the open file description of its own descriptor: closing that releases it, a fork does
@@ -65,7 +67,7 @@ DirBackend::DirBackend(const std::string& directory, bool direct,
                        std::function<void(const std::string&)> log, const DirOptions& options)
     : storage_(
           directory, FileDescriptor(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)),
-          options.descriptor_cap != 0 ? options.descriptor_cap : half_of_descriptor_limit(), log),
+          options.descriptor_cap != 0 ? options.descriptor_cap : most_of_descriptor_limit(), log),
       rings_(std::move(log)),
       has_tmpfile_(!options.without_tmpfile) {
   if (!storage_.root) fail_at(errno, "", "opening the directory");
@@ -76,7 +78,7 @@ DirBackend::DirBackend(const std::string& directory, bool direct,
   // unnamed file cannot be made; then the first data object gives it.
   const FileDescriptor probe(
       openat(storage_.root.get(), ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
-  if (probe) storage_.make_direct(probe.get(), "data.probe");
+  if (probe) storage_.set_mode(probe.get(), "data.probe");
 }
 
 DirBackend::~DirBackend() = default;
@@ -99,14 +101,12 @@ uint64_t DirBackend::ring_batches() const { return rings_.ring_batches(); }
 
 std::unique_ptr<Object> DirBackend::open(const std::string& name, Access access) {
   check_object_name(name);
-  // Without O_NONBLOCK a FIFO put here by mistake would hang us; it is taken off again below.
+  // Without O_NONBLOCK a FIFO put here by mistake would hang us; the object takes it off again.
   FileDescriptor fd =
       storage_.open(name, (access == Access::kWrite ? O_RDWR : O_RDONLY) | O_NONBLOCK | O_NOCTTY);
   if (!fd) fail_at(is_absent(errno) ? ENOENT : errno, name, "opening it");
   struct stat status;
-  if (fstat(fd.get(), &status) != 0 || fcntl(fd.get(), F_SETFL, 0) != 0) {
-    fail_at(errno, name, "opening it");
-  }
+  if (fstat(fd.get(), &status) != 0) fail_at(errno, name, "opening it");
   if (!S_ISREG(status.st_mode)) fail(EISDIR, storage_.describe(name), "not a regular file");
   return std::make_unique<DirObject>(storage_, name, access, std::move(fd), status);
 }

@@ -31,8 +31,8 @@ namespace tplstore {
 
 // What only tests change.
 struct DirOptions {
-  size_t descriptor_cap = 0;     // open objects kept; 0: half of what the process may open
-  bool without_tmpfile = false;  // as on a file system without O_TMPFILE
+  size_t descriptor_cap = 0;  // open objects kept; 0: three quarters of what the process may open
+  bool without_tmpfile = false;            // as on a file system without O_TMPFILE
   std::function<int(int)> fdatasync = {};  // empty: the system's
 };
 

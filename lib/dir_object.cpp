@@ -19,6 +19,11 @@ bool wants_direct(std::string_view name) {
   return last_part_of(name).starts_with("data.") || is_beneath(name, "segments");
 }
 
+// O_NOATIME where we may: a read shall cost no look at the file's times, and change none.
+bool set_flags(int fd, int flags) {
+  return fcntl(fd, F_SETFL, flags | O_NOATIME) == 0 || fcntl(fd, F_SETFL, flags) == 0;
+}
+
 }  // namespace
 
 // --- DescriptorCache
@@ -101,13 +106,15 @@ std::string DirStorage::describe(std::string_view name) const {
   return name.empty() ? directory : fmt::format("{}/{}", directory, name);
 }
 
-bool DirStorage::make_direct(int fd, std::string_view name) {
-  if (!is_direct.load(std::memory_order_relaxed) || !wants_direct(name)) return false;
-  if (fcntl(fd, F_SETFL, O_DIRECT) == 0) return true;
-  if (is_direct.exchange(false) && log) {
-    log(fmt::format("{}: the file system refuses O_DIRECT ({}); using the page cache", directory,
-                    std::strerror(errno)));
+bool DirStorage::set_mode(int fd, std::string_view name) {
+  if (is_direct.load(std::memory_order_relaxed) && wants_direct(name)) {
+    if (set_flags(fd, O_DIRECT)) return true;
+    if (is_direct.exchange(false) && log) {
+      log(fmt::format("{}: the file system refuses O_DIRECT ({}); using the page cache", directory,
+                      std::strerror(errno)));
+    }
   }
+  set_flags(fd, 0);
   return false;
 }
 
@@ -147,14 +154,14 @@ class DirObject::Alone {
 
 DirObject::DirObject(DirStorage& storage, std::string name, Access access, FileDescriptor fd,
                      const struct stat& status)
-    : storage_(storage),
-      name_(std::move(name)),
-      access_(access),
-      is_direct_(storage.make_direct(fd.get(), name_)),
-      device_(status.st_dev),
-      inode_(status.st_ino),
+    : access_(access),
+      is_direct_(storage.set_mode(fd.get(), name)),
       fd_(fd.release()),
-      size_floor_bytes_(static_cast<uint64_t>(status.st_size)) {
+      size_floor_bytes_(static_cast<uint64_t>(status.st_size)),
+      storage_(storage),
+      name_(std::move(name)),
+      device_(status.st_dev),
+      inode_(status.st_ino) {
   storage_.cache.add(*this);
 }
 
@@ -194,8 +201,8 @@ void DirObject::open_again() {
   if (now.st_dev != device_ || now.st_ino != inode_) {
     fail(ENOENT, storage_.describe(name_), "the file was removed and another has its name");
   }
-  if (is_direct_ && fcntl(fd.get(), F_SETFL, O_DIRECT) != 0) {
-    fail_here(errno, "opening it again with O_DIRECT");
+  if (!set_flags(fd.get(), is_direct_ ? O_DIRECT : 0)) {
+    fail_here(errno, "opening it again");
   }
   fd_ = fd.release();
   state_.fetch_or(kOpen, std::memory_order_release);

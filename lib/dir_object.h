@@ -95,8 +95,9 @@ struct DirStorage {
   FileDescriptor open(const std::string& name, int flags) {
     return open_with_room([&] { return open_beneath(root.get(), name, flags); });
   }
-  // Puts a data object's descriptor into O_DIRECT mode, if that is wanted and possible.
-  bool make_direct(int fd, std::string_view name);
+  // Sets the mode that an object's descriptor works in; true when that is O_DIRECT, which data
+  // objects get if it is wanted and possible.
+  bool set_mode(int fd, std::string_view name);
 
   const std::string directory;
   const FileDescriptor root;
@@ -106,7 +107,7 @@ struct DirStorage {
   std::atomic<bool> is_direct{false};
 };
 
-class DirObject final : public Object {
+class alignas(64) DirObject final : public Object {
  public:
   // `status` is the file's, `fd` is open with the access.
   DirObject(DirStorage& storage, std::string name, Access access, FileDescriptor fd,
@@ -157,19 +158,18 @@ class DirObject final : public Object {
   static constexpr uint32_t kFailed = 1u << 28;    // a sync failed
   static constexpr uint32_t kPins = kFailed - 1;
 
-  DirStorage& storage_;
-  const std::string name_;
+  // What every transfer looks at is in one cache line, for there may be very many objects.
   const Access access_;
   const bool is_direct_;
-  const dev_t device_;
-  const ino_t inode_;
-
   std::atomic<uint32_t> state_{kOpen | kUsed};
-  int fd_;                 // written with the cache's mutex held, read by who has it pinned
-  size_t cache_slot_ = 0;  // the cache's
-
+  int fd_;  // written with the cache's mutex held, read by who has it pinned
   // The file is at least this long: writes below it need not be alone.
   std::atomic<uint64_t> size_floor_bytes_;
+  DirStorage& storage_;
+  size_t cache_slot_ = 0;  // the cache's
+  const std::string name_;
+  const dev_t device_;
+  const ino_t inode_;
   TransferGate gate_;
   std::mutex sync_mutex_;  // one sync at a time, for the kernel tells a failure to one of them only
 };

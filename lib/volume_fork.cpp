@@ -120,7 +120,7 @@ void Volume::copy_foreign_cells(const std::function<void(uint64_t)>& progress) {
     join_free_ranges(cells);
     for (const FreeRange& range : cells) {
       const RequestEpochs::Request request(epochs_);
-      Object& from = *files_->get(range.source).object;
+      Object& from = files_->get(range.source);
       Object& to = files_->copy_of(range.source);
       const uint64_t end = (range.first + range.count) * kBlockBytes;
       for (uint64_t offset = range.first * kBlockBytes; offset < end;) {

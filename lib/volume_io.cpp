@@ -99,9 +99,7 @@ void Volume::read_range(uint32_t version, uint64_t offset, MutableBytes into) {
       template_pieces += pieces.size() - before;
       if (pieces.size() > before) template_bytes += part.size();
     } else {
-      DataFile* file = current_file_.load(std::memory_order_acquire);
-      if (file == nullptr || file->version != run.source) file = &files_->get(run.source);
-      pieces.add({file->object.get(), begin, part});
+      pieces.add({&files_->get(run.source), begin, part});
       own_bytes += part.size();
     }
   }

@@ -6,8 +6,8 @@ namespace tplstore {
 namespace {
 
 // The first interval that ends after `block`. Where there are many they are spread rather evenly:
-// the search starts where it would end if they were, and widens from there, so that it reads two
-// or three cache lines of a large leaf.
+// the search starts where it would end if they were, and widens from there, so that it reads one
+// to three cache lines of a large leaf.
 size_t first_ending_after(std::span<const Interval> intervals, uint32_t block) {
   const auto is_before = [&](size_t i) { return intervals[i].end() <= block; };
   // All below `low` end before the block, none from `high` on does.
@@ -15,7 +15,7 @@ size_t first_ending_after(std::span<const Interval> intervals, uint32_t block) {
   size_t high = intervals.size();
   if (high == 0) return 0;
   const size_t guess = std::min(high - 1, block * high / kRegionBlocks);
-  size_t step = 8;
+  size_t step = 1;
   if (is_before(guess)) {
     low = guess + 1;
     for (; low + step < high && is_before(low + step); step *= 2) low += step + 1;

@@ -274,6 +274,7 @@ class VolumeMap {
   // volume_map_compaction.cpp
   class Compaction;
   void compact_locked();
+  uint64_t frame_bytes() const;
   bool is_small() const;  // so that a compaction is a matter of milliseconds
 
   Backend& backend_;

@@ -139,6 +139,26 @@ TEST_CASE("a log whose updates are checkpointed wants compaction, and shrinks") 
   CHECK(map.backend().list("v") == std::vector<std::string>{"map", "map.2"});
 }
 
+TEST_CASE("after a compaction a log wants none, however many versions it has") {
+  MapUnderTest map(kTiB);
+  for (int i = 0; i < 3000; ++i) {
+    map.write(i);
+    map.freeze();
+    map->commit();
+    if (map->wants_checkpoint()) map->checkpoint();
+    while (map->wants_compaction()) {
+      const uint64_t before = map->stats().log_bytes;
+      map->compact();
+      REQUIRE(map->stats().log_bytes < before);
+    }
+  }
+  CHECK(map->stats().compactions <= 4);
+  map->compact();
+  CHECK_FALSE(map->wants_compaction());
+  map.reopen();
+  CHECK_FALSE(map->wants_compaction());
+}
+
 TEST_CASE("a small map leaves a small log when it is closed") {
   MapUnderTest map(kTiB);
   Random random(test_seed());

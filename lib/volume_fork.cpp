@@ -58,7 +58,9 @@ void Volume::keep_pinned_only() {
   uint32_t pinned = 0;
   for (const Pin& pin : map_->pins()) pinned = std::max(pinned, pin.version);
   const VersionRecord current = map_->current_record();
-  if (current.parent != pinned || current.file_blocks > 0) freeze({"", "", {}, pinned, true});
+  // Also when it wrote nothing itself, current may have cells of versions that are gone.
+  if (current.parent != pinned || map_->own_blocks(current.number) > 0)
+    freeze({"", "", {}, pinned, true});
   {
     const std::lock_guard guard(map_->version_mutex());
     for (const VersionRecord& version : map_->versions()) {

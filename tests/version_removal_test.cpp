@@ -185,6 +185,24 @@ TEST_CASE("a volume that forks need keeps what they need, and nothing else") {
   CHECK(f.memory->list("volumes").empty());
 }
 
+TEST_CASE("a volume that forks need lets go of what current has of removed versions") {
+  StoreFixture f;
+  const std::string uuid = f.store->create_volume("vm1", 4 * kRegionBytes, "").uuid.text();
+  f.write("vm1", 0, 1);
+  f.version("vm1");
+  f.store->fork_volume("vm2", "vm1", "1", 0);
+  for (uint64_t block = 0; block < 100; ++block) f.write("vm1", block, 2);
+  f.version("vm1");
+  // Current starts from the version that is pinned then, and has written nothing.
+  f.store->remove_versions("vm1", {"2"});
+  f.store->reclaim();
+  CHECK(f.allocated(uuid) == 101 * kBlockBytes);
+  f.store->remove_volume("vm1");
+  f.store->reclaim();
+  CHECK(f.allocated(uuid) == kBlockBytes);
+  CHECK(f.read("vm2", 0) == filled(kBlockBytes, 1));
+}
+
 TEST_CASE("a fork's readers keep the parent from going when it is flattened") {
   StoreFixture f;
   f.store->create_volume("vm1", kRegionBytes, "");

@@ -127,9 +127,10 @@ void DataFiles::remove_prepared() {
 }
 
 void DataFiles::stretch(uint32_t version, uint64_t disk_bytes) {
-  const auto file = open(version, Access::kWrite);
-  file->object->stretch(round_up(disk_bytes, kBlockBytes));
-  file->note_write();
+  const std::shared_lock guard(mutex_);
+  DataFile& file = *files_.at(version);
+  file.object->stretch(round_up(disk_bytes, kBlockBytes));
+  file.note_write();
 }
 
 void DataFiles::sync_written() {

@@ -78,7 +78,7 @@ class DataFiles {
   std::unique_ptr<Object> open_for_punching(uint32_t version);
   // Removes the file that was made ahead, at a clean close.
   void remove_prepared();
-  void stretch(uint32_t version, uint64_t disk_bytes);
+  void stretch(uint32_t version, uint64_t disk_bytes);  // of a file that is open for writing
   void sync_written();
 
   // Own copies of ancestors' files, which take their places at the end.

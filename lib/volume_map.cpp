@@ -517,17 +517,17 @@ bool VolumeMap::wants_compaction() const {
   const uint64_t tail = log_->position().offset;
   // Whatever the estimates say, a compaction comes after some growth.
   if (tail <= compacted_bytes_ + kCompactionBytesMin) return false;
-  const uint64_t needed = live_bytes_ + bytes_since_checkpoint_ + frame_bytes();
-  if (tail > needed + std::max(tail / 2, kCompactionBytesMin)) return true;
+  if (tail > needed_bytes() + std::max(tail / 2, kCompactionBytesMin)) return true;
   // How much of the log removed versions leave behind is only estimated: when it has doubled, a
   // compaction finds out.
   return has_removed_ && tail > 2 * compacted_bytes_ + kCompactionBytesMin;
 }
 
-// What nodes take beyond their own bytes once they are compacted, at most: each version has frames
-// of its own then, one for each level.
-uint64_t VolumeMap::frame_bytes() const {
-  return table_.all().size() * (kPageLevels + 1) * kSectorBytes;
+// Of the log's bytes. Once compacted, each version has frames of its own, one for each level, which
+// take that much beyond the nodes in them at most.
+uint64_t VolumeMap::needed_bytes() const {
+  return live_bytes_ + bytes_since_checkpoint_ +
+         table_.all().size() * (kPageLevels + 1) * kSectorBytes;
 }
 
 bool VolumeMap::is_small() const {
@@ -551,8 +551,7 @@ MapStats VolumeMap::stats() const {
   const std::shared_lock guard(mutex_);
   MapStats stats = stats_;
   stats.log_bytes = log_->position().offset;
-  const uint64_t needed = live_bytes_ + bytes_since_checkpoint_ + frame_bytes();
-  stats.log_garbage_bytes = stats.log_bytes - std::min(stats.log_bytes, needed);
+  stats.log_garbage_bytes = stats.log_bytes - std::min(stats.log_bytes, needed_bytes());
   stats.log_generation = log_->generation();
   stats.memory_bytes = loaded_bytes(root_);
   return stats;

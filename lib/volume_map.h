@@ -274,7 +274,7 @@ class VolumeMap {
   // volume_map_compaction.cpp
   class Compaction;
   void compact_locked();
-  uint64_t frame_bytes() const;
+  uint64_t needed_bytes() const;
   bool is_small() const;  // so that a compaction is a matter of milliseconds
 
   Backend& backend_;

@@ -37,12 +37,25 @@ class RequestEpochs {
   // waited for, one after the other, each while new requests go to the other one. What such a late
   // one looks up it looks up after the caller's change.
   void wait_for_requests() {
-    const std::lock_guard guard(mutex_);
+    wait_for_requests_until(std::chrono::steady_clock::time_point::max());
+  }
+  // Likewise; false when one of them has not ended by then.
+  bool wait_for_requests_until(std::chrono::steady_clock::time_point deadline) {
+    const auto await = [deadline](const auto& condition) {
+      while (!condition()) {
+        if (std::chrono::steady_clock::now() >= deadline) return false;
+        std::this_thread::sleep_for(std::chrono::microseconds(200));
+      }
+      return true;
+    };
+    std::unique_lock guard(mutex_, std::defer_lock);
+    if (!await([&] { return guard.try_lock(); })) return false;
     for (int round = 0; round < 2; ++round) {
       const uint32_t old = set_.load();
       set_.store(old ^ 1);
-      while (has_active(old)) std::this_thread::sleep_for(std::chrono::microseconds(200));
+      if (!await([&] { return !has_active(old); })) return false;
     }
+    return true;
   }
 
  private:

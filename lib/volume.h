@@ -87,6 +87,9 @@ class Volume {
   void trim(uint64_t offset, uint64_t length, bool durable);
   void zero(uint64_t offset, uint64_t length, bool durable);
   void flush();
+  // Returns when the writes, trims and zeroes that had begun before this call have ended; false
+  // when one of them has not by then.
+  bool wait_for_changes(std::chrono::steady_clock::time_point deadline);
 
   // --- versions
   uint32_t current_version() { return map()->current(); }
@@ -162,6 +165,8 @@ class Volume {
   template <typename Operation>
   void counted(std::atomic<uint64_t>& requests, std::atomic<uint64_t>* bytes, uint64_t length,
                Operation operation);
+  template <typename Operation>
+  void change(bool durable, Operation operation);
   void with_map(const std::function<void(VolumeMap&)>& body);
   void find(uint32_t version, uint64_t first, uint64_t count, RunList& runs);
   void read_range(uint32_t version, uint64_t offset, MutableBytes into);
@@ -191,7 +196,8 @@ class Volume {
   std::unique_ptr<DataFiles> files_;
   Gate gate_;
   StretchLocks stretches_;
-  RequestEpochs epochs_;
+  RequestEpochs epochs_;   // of what has looked up cells, and may read them
+  RequestEpochs changes_;  // of requests that change something, from beginning to end
   uint32_t write_alignment_ = 1;
 
   // Changed only while the gate is closed.

@@ -194,12 +194,24 @@ void Volume::flush() {
   });
 }
 
-void Volume::write(uint64_t offset, Bytes from, bool durable) {
-  counted(counters_->writes, &counters_->write_bytes, from.size(), [&] {
+// What a change does first and last; `operation` is the change.
+template <typename Operation>
+void Volume::change(bool durable, Operation operation) {
+  {
+    const RequestEpochs::Request request(changes_);
     map_->check_usable();
-    write_range(offset, from);
-    if (durable) map_->commit();
-  });
+    operation();
+  }
+  if (durable) map_->commit();
+}
+
+bool Volume::wait_for_changes(std::chrono::steady_clock::time_point deadline) {
+  return changes_.wait_for_requests_until(deadline);
+}
+
+void Volume::write(uint64_t offset, Bytes from, bool durable) {
+  counted(counters_->writes, &counters_->write_bytes, from.size(),
+          [&] { change(durable, [&] { write_range(offset, from); }); });
 }
 
 void Volume::write_range(uint64_t offset, Bytes from) {
@@ -327,19 +339,13 @@ bool Volume::try_first_write(uint64_t offset, Bytes from, Edge& head, Edge& tail
 // --- trimming and zeroing
 
 void Volume::trim(uint64_t offset, uint64_t length, bool durable) {
-  counted(counters_->trims, &counters_->trim_bytes, length, [&] {
-    map_->check_usable();
-    discard(offset, length);
-    if (durable) map_->commit();
-  });
+  counted(counters_->trims, &counters_->trim_bytes, length,
+          [&] { change(durable, [&] { discard(offset, length); }); });
 }
 
 void Volume::zero(uint64_t offset, uint64_t length, bool durable) {
-  counted(counters_->zeroes, &counters_->zero_bytes, length, [&] {
-    map_->check_usable();
-    discard(offset, length);
-    if (durable) map_->commit();
-  });
+  counted(counters_->zeroes, &counters_->zero_bytes, length,
+          [&] { change(durable, [&] { discard(offset, length); }); });
 }
 
 void Volume::discard(uint64_t offset, uint64_t length) {

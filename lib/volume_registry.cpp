@@ -13,11 +13,23 @@ namespace {
 // How long a connection waits for the one before it to be gone: closing writes a checkpoint.
 constexpr std::chrono::seconds kClosingWaitMax{30};
 constexpr std::chrono::milliseconds kLookAgain{20};
+// How long a connection waits for what other connections of its VM have begun to change.
+constexpr std::chrono::seconds kChangesWaitMax{10};
 
 // Whether the peer's process has ended, though its connection may not have noticed yet. Of a peer
 // without a pid that cannot be told.
 bool may_have_left(const Peer& peer) {
   return peer.pid == 0 || process_start_time(peer.pid) != peer.start_time;
+}
+
+// One of the VM's connections may be gone, given up while the storage was slow, and the server
+// still at work on what it asked for. That must not land over what the VM writes from here on.
+void wait_for_changes(Volume& volume) {
+  if (!volume.wait_for_changes(std::chrono::steady_clock::now() + kChangesWaitMax))
+    fail(EBUSY, fmt::format("volume {}", volume.name()),
+         "a write that another connection of this VM began more than {} s ago has not ended; "
+         "connect again when the storage answers",
+         kChangesWaitMax.count());
 }
 
 }  // namespace
@@ -39,7 +51,10 @@ std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::attach(const Uuid& u
     if (entry.state == State::kOpen && entry.writers > 0) {
       if (peer.is_same_vm(entry.peer)) {
         ++entry.writers;
-        return std::unique_ptr<Attachment>(new Attachment(*this, uuid, entry.volume, true));
+        std::unique_ptr<Attachment> attachment(new Attachment(*this, uuid, entry.volume, true));
+        guard.unlock();
+        wait_for_changes(attachment->volume());
+        return attachment;
       }
       const bool waits = may_have_left(entry.peer) && Clock::now() - start < WriterLock::kWaitMax;
       if (!waits)

@@ -2,7 +2,8 @@
 // for all readers of its frozen versions.
 //
 // An Attachment keeps a volume open. The one that goes last closes it, cleanly. Attaching waits
-// for a volume that is being opened or closed; it is refused while another VM has the volume.
+// for a volume that is being opened or closed; it is refused while another VM has the volume. A
+// connection that joins others of its VM waits until what they have begun to change has ended.
 //
 // Thread safety: all methods. Errors: EBUSY naming the owner, and what opening throws.
 #pragma once

@@ -1,5 +1,5 @@
 // A backend in front of another one that the test keeps: for handing a backend to a Store while
-// still reaching it, and for doing something at the moment when an object is read.
+// still reaching it, and for doing something at the moment when an object is read or written.
 #pragma once
 
 #include <functional>
@@ -17,6 +17,8 @@ class ForwardingBackend final : public Backend {
 
   // Called with an object's name before it is read. Not to be changed while others read.
   std::function<void(const std::string& name)> on_read;
+  // Likewise, before it is written.
+  std::function<void(const std::string& name)> on_write;
 
   std::unique_ptr<Object> open(const std::string& name, Access access) override {
     return std::make_unique<Hooked>(*this, name, to_.open(name, access));
@@ -57,7 +59,10 @@ class ForwardingBackend final : public Backend {
       if (backend_.on_read) backend_.on_read(name_);
       to_->read(offset, into);
     }
-    void write(uint64_t offset, Bytes from) override { to_->write(offset, from); }
+    void write(uint64_t offset, Bytes from) override {
+      if (backend_.on_write) backend_.on_write(name_);
+      to_->write(offset, from);
+    }
     void punch(uint64_t offset, uint64_t length) override { to_->punch(offset, length); }
     void stretch(uint64_t size_bytes) override { to_->stretch(size_bytes); }
     void sync() override { to_->sync(); }

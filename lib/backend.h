@@ -116,13 +116,17 @@ class Backend {
   virtual void sync_folder(const std::string& folder) = 0;
 
   // Nothing when somebody else holds it. The object must exist (ENOENT); EINVAL for a slot past
-  // kLockSlotMax.
+  // kLockSlotMax. A lock that is given is of the object that has this name then: never of one that
+  // was removed since it was looked for, while others may lock a new one of that name.
   virtual std::unique_ptr<HeldLock> try_lock(const std::string& name, LockMode mode,
                                              uint64_t slot) = 0;
   // The lock of an object that has just one: slot 0.
   std::unique_ptr<HeldLock> try_lock(const std::string& name, LockMode mode) {
     return try_lock(name, mode, 0);
   }
+  // Whether anybody holds the lock of that object, in either mode. Takes nothing, so that asking
+  // is in nobody's way. ENOENT.
+  virtual bool is_locked(const std::string& name) = 0;
 
   // Writes and their offsets must be multiples of this many bytes, or cost a read first:
   // 1, or kBlockBytes where the page cache is bypassed.

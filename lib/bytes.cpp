@@ -105,6 +105,11 @@ bool parse_uuid(std::string_view text, Uuid& into) {
   return true;
 }
 
+void fail_of_another(const std::string& object, const Uuid& found, const Uuid& wanted) {
+  fail(EIO, object, "damaged: it is that of volume {}, and lies where that of volume {} belongs",
+       found.text(), wanted.text());
+}
+
 uint64_t random_u64() {
   uint64_t value;
   random_bytes(&value, sizeof value);

@@ -117,6 +117,8 @@ struct Uuid {
 static_assert(sizeof(Uuid) == 16);
 Uuid random_uuid();
 bool parse_uuid(std::string_view text, Uuid& into);  // false unless in the form of text()
+// Throws Error(EIO): an object of volume `found` lies where one of volume `wanted` belongs.
+[[noreturn]] void fail_of_another(const std::string& object, const Uuid& found, const Uuid& wanted);
 uint64_t random_u64();
 
 }  // namespace tplstore

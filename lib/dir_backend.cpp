@@ -69,7 +69,8 @@ DirBackend::DirBackend(const std::string& directory, bool direct,
           directory, FileDescriptor(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)),
           options.descriptor_cap != 0 ? options.descriptor_cap : most_of_descriptor_limit(), log),
       rings_(std::move(log)),
-      has_tmpfile_(!options.without_tmpfile) {
+      has_tmpfile_(!options.without_tmpfile),
+      before_locking_(options.before_locking) {
   if (!storage_.root) fail_at(errno, "", "opening the directory");
   storage_.fdatasync = options.fdatasync ? options.fdatasync : ::fdatasync;
   if (!direct) return;
@@ -393,27 +394,59 @@ void DirBackend::sync_path(const std::string& folder) {
 
 // --- locks
 
+FileDescriptor DirBackend::open_to_lock(const std::string& name, bool is_shared) {
+  FileDescriptor fd = storage_.open(name, O_RDWR | O_NONBLOCK | O_NOCTTY);
+  const bool may_not_write = !fd && (errno == EACCES || errno == EPERM || errno == EROFS);
+  if (may_not_write && is_shared) fd = storage_.open(name, O_RDONLY | O_NONBLOCK | O_NOCTTY);
+  if (!fd) fail_at(is_absent(errno) ? ENOENT : errno, name, "opening it to lock it");
+  return fd;
+}
+
+// Whether the open file is the one that has the name.
+bool DirBackend::is_still(const std::string& name, int fd) {
+  const FileDescriptor named = storage_.open(name, O_PATH);
+  if (!named && !is_absent(errno)) fail_at(errno, name, "locking it");
+  struct stat opened;
+  struct stat found;
+  return named && fstat(fd, &opened) == 0 && fstat(named.get(), &found) == 0 &&
+         opened.st_dev == found.st_dev && opened.st_ino == found.st_ino;
+}
+
 std::unique_ptr<HeldLock> DirBackend::try_lock(const std::string& name, LockMode mode,
                                                uint64_t slot) {
   check_object_name(name);
   if (slot > kLockSlotMax) fail(EINVAL, storage_.describe(name), "has no lock slot {}", slot);
-  FileDescriptor fd = storage_.open(name, O_RDWR | O_NONBLOCK | O_NOCTTY);
-  const bool may_not_write = !fd && (errno == EACCES || errno == EPERM || errno == EROFS);
-  if (may_not_write && mode == LockMode::kShared) {
-    fd = storage_.open(name, O_RDONLY | O_NONBLOCK | O_NOCTTY);
-  }
-  if (!fd) fail_at(is_absent(errno) ? ENOENT : errno, name, "opening it to lock it");
+  const bool is_shared = mode == LockMode::kShared;
   struct flock wanted {};
-  wanted.l_type = mode == LockMode::kShared ? F_RDLCK : F_WRLCK;
+  wanted.l_type = is_shared ? F_RDLCK : F_WRLCK;
   // A byte may be locked whether or not the file is that long.
   wanted.l_whence = SEEK_SET;
   wanted.l_start = static_cast<off_t>(slot);
   wanted.l_len = 1;
-  while (fcntl(fd.get(), F_OFD_SETLK, &wanted) != 0) {
-    if (errno == EAGAIN || errno == EACCES) return nullptr;
-    if (errno != EINTR) fail_at(errno, name, "locking it");
+  for (;;) {
+    FileDescriptor fd = open_to_lock(name, is_shared);
+    if (before_locking_) before_locking_();
+    while (fcntl(fd.get(), F_OFD_SETLK, &wanted) != 0) {
+      if (errno == EAGAIN || errno == EACCES) return nullptr;
+      if (errno != EINTR) fail_at(errno, name, "locking it");
+    }
+    // Else it was removed after it was opened, and the next one to come locks another file.
+    if (is_still(name, fd.get())) return std::make_unique<FileLock>(std::move(fd));
   }
-  return std::make_unique<FileLock>(std::move(fd));
+}
+
+bool DirBackend::is_locked(const std::string& name) {
+  check_object_name(name);
+  const FileDescriptor fd = storage_.open(name, O_RDONLY | O_NONBLOCK | O_NOCTTY);
+  if (!fd) fail_at(is_absent(errno) ? ENOENT : errno, name, "asking for its lock");
+  struct flock asked {};
+  asked.l_type = F_WRLCK;
+  asked.l_whence = SEEK_SET;
+  asked.l_len = 1;
+  while (fcntl(fd.get(), F_OFD_GETLK, &asked) != 0) {
+    if (errno != EINTR) fail_at(errno, name, "asking for its lock");
+  }
+  return asked.l_type != F_UNLCK;
 }
 
 }  // namespace tplstore

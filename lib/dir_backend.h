@@ -32,8 +32,9 @@ namespace tplstore {
 // What only tests change.
 struct DirOptions {
   size_t descriptor_cap = 0;  // open objects kept; 0: three quarters of what the process may open
-  bool without_tmpfile = false;            // as on a file system without O_TMPFILE
-  std::function<int(int)> fdatasync = {};  // empty: the system's
+  bool without_tmpfile = false;               // as on a file system without O_TMPFILE
+  std::function<int(int)> fdatasync = {};     // empty: the system's
+  std::function<void()> before_locking = {};  // called when an object is open to be locked
 };
 
 class DirBackend final : public Backend {
@@ -56,6 +57,7 @@ class DirBackend final : public Backend {
   using Backend::try_lock;
   std::unique_ptr<HeldLock> try_lock(const std::string& name, LockMode mode,
                                      uint64_t slot) override;
+  bool is_locked(const std::string& name) override;
   uint32_t write_alignment_bytes() const override;
   std::string describe() const override;
 
@@ -70,6 +72,8 @@ class DirBackend final : public Backend {
   bool publish_named(const std::string& name, int folder_fd, Bytes content);
   void write_and_sync(int fd, const std::string& name, Bytes content);
   void sync_path(const std::string& folder);
+  FileDescriptor open_to_lock(const std::string& name, bool is_shared);
+  bool is_still(const std::string& name, int fd);
   void read_some(std::span<const ReadPiece> pieces);
   void write_some(std::span<const WritePiece> pieces);
   [[noreturn]] void fail_at(int code, std::string_view name, std::string_view action) const;
@@ -77,6 +81,7 @@ class DirBackend final : public Backend {
   DirStorage storage_;
   IoRingPool rings_;
   bool has_tmpfile_;
+  const std::function<void()> before_locking_;
 
   std::mutex mutex_;
   std::unordered_set<std::string> durable_folders_;  // their own names are durable

@@ -83,9 +83,11 @@ std::unique_ptr<MapLog> MapLog::open(Backend& backend, const std::string& folder
   auto object = backend.open(name, access);
   LogHeader header;
   object->read(0, std::as_writable_bytes(std::span<LogHeader, 1>(&header, 1)));
-  if (header.magic != kLogMagic || header.checksum != header_sum(header) ||
-      header.volume != volume || header.generation != generation)
-    fail(EIO, name, "damaged: the header of the map log is not this volume's");
+  if (header.magic != kLogMagic || header.checksum != header_sum(header))
+    fail(EIO, name, "damaged: the header of the map log fails its checksum");
+  if (header.volume != volume) fail_of_another(name, header.volume, volume);
+  if (header.generation != generation)
+    fail(EIO, name, "damaged: it is the map log of generation {}", header.generation);
   return std::unique_ptr<MapLog>(new MapLog(std::move(object), name, volume, generation));
 }
 

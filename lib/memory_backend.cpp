@@ -22,7 +22,7 @@ struct MemoryBackend::LockTable {
     bool is_exclusive = false;
   };
   std::mutex mutex;
-  std::map<std::pair<std::string, uint64_t>, State> held;  // by name and slot
+  std::map<std::pair<uint64_t, uint64_t>, State> held;  // by object and slot
 };
 
 namespace {
@@ -314,9 +314,8 @@ std::unique_ptr<HeldLock> MemoryBackend::try_lock(const std::string& name, LockM
   check_object_name(name);
   if (slot > kLockSlotMax) fail(EINVAL, name, "has no lock slot {}", slot);
   std::lock_guard lock(mutex_);
-  must_find(name);
+  const std::pair key(must_find(name), slot);
   std::lock_guard table_lock(locks_->mutex);
-  const std::pair key(name, slot);
   LockTable::State& state = locks_->held[key];
   if (state.is_exclusive) return nullptr;
   const bool is_shared = mode == LockMode::kShared;
@@ -336,6 +335,16 @@ std::unique_ptr<HeldLock> MemoryBackend::try_lock(const std::string& name, LockM
     }
     if (held.shared_count == 0) locks->held.erase(key);
   });
+}
+
+bool MemoryBackend::is_locked(const std::string& name) {
+  check_object_name(name);
+  std::lock_guard lock(mutex_);
+  const std::pair key(must_find(name), uint64_t{0});
+  std::lock_guard table_lock(locks_->mutex);
+  const auto found = locks_->held.find(key);
+  return found != locks_->held.end() &&
+         (found->second.is_exclusive || found->second.shared_count > 0);
 }
 
 // --- the trace

@@ -54,6 +54,7 @@ class MemoryBackend final : public Backend {
   using Backend::try_lock;
   std::unique_ptr<HeldLock> try_lock(const std::string& name, LockMode mode,
                                      uint64_t slot) override;
+  bool is_locked(const std::string& name) override;
   uint32_t write_alignment_bytes() const override { return 1; }
   std::string describe() const override { return "memory"; }
 

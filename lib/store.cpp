@@ -181,9 +181,13 @@ std::unique_ptr<Disk> Store::open_export(std::string_view export_name, const Pee
   if (name.kind == ExportName::Kind::kTemplate)
     return std::make_unique<TemplateDisk>(impl_->open_template(name.name));
   const Uuid uuid = impl_->uuid_of(name.name);
-  if (name.kind == ExportName::Kind::kCurrent)
-    return std::make_unique<CurrentDisk>(impl_->registry.attach(uuid, name.name, peer),
-                                         peer.pid != 0);
+  if (name.kind == ExportName::Kind::kCurrent) {
+    auto attachment = impl_->registry.attach(uuid, name.name, peer);
+    // While it waited for the volume that may have been removed, but for what its forks need.
+    if (impl_->uuid_of(name.name) != uuid)
+      fail(EBUSY, fmt::format("volume {}", name.name), "was removed and made again; try again");
+    return std::make_unique<CurrentDisk>(std::move(attachment), peer.pid != 0);
+  }
   HeldVersion version = impl_->hold_version(uuid, name.name, name.version);
   if (name.kind == ExportName::Kind::kVersion)
     return std::make_unique<VersionDisk>(std::move(version));

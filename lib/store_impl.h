@@ -36,11 +36,13 @@ struct Store::Impl {
                   const std::function<void(Volume&)>& body);
   bool has_forks(const Uuid& uuid);
   bool is_free(const Uuid& uuid);
+  std::optional<VolumeHeader> header_if_readable(const Uuid& uuid);
   // The objects of a volume that has no name yet, and that name: false when somebody has taken it.
   void make_objects(const std::string& object, const Uuid& uuid, uint64_t size_bytes,
                     const TemplateImage* base);
   bool publish(const std::string& volume, const Uuid& uuid);
   void remove_objects(const Uuid& uuid);
+  Uuid remove_unneeded(const Uuid& uuid, const std::string& name);
   void sync_names();
   void release_parent(Uuid uuid);
   HeldVersion hold_version(const Uuid& uuid, const std::string& name, const std::string& version);

@@ -81,7 +81,7 @@ VolumeInfo Store::fork_volume(const std::string& name, const std::string& parent
            parent, base.number);
     volume.create_fork(version, uuid);
     if (impl_->publish(name, uuid)) return;
-    impl_->remove_objects(uuid);
+    impl_->remove_unneeded(uuid, name);
     volume.drop_dead_pins();
     fail(EEXIST, object, "exists already");
   });
@@ -170,7 +170,7 @@ VersionInfo Store::import_version(const std::string& name, const ImportedVersion
       throw;
     }
   } catch (const Error&) {
-    if (is_new) impl_->remove_objects(uuid);
+    if (is_new) impl_->remove_unneeded(uuid, name);
     throw;
   }
 }

@@ -69,13 +69,10 @@ std::vector<Uuid> Store::Impl::volume_folders() {
 
 // Keeps gc and the removal of templates out.
 std::unique_ptr<HeldLock> Store::Impl::share_gc_lock() {
-  const auto deadline = std::chrono::steady_clock::now() + kGcWaitMax;
-  while (true) {
-    if (auto lock = backend->try_lock(std::string(paths::kGcLock), LockMode::kShared)) return lock;
-    if (std::chrono::steady_clock::now() >= deadline)
-      fail(EBUSY, backend->describe(), "a template is being removed or gc is running; try again");
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
-  }
+  auto lock = try_lock_for(*backend, std::string(paths::kGcLock), LockMode::kShared, kGcWaitMax);
+  if (!lock)
+    fail(EBUSY, backend->describe(), "a template is being removed or gc is running; try again");
+  return lock;
 }
 
 void check_volume_size(const std::string& object, uint64_t size_bytes) {
@@ -132,7 +129,7 @@ VolumeInfo Store::create_volume(const std::string& name, uint64_t size_bytes,
   const Uuid uuid = random_uuid();
   impl_->make_objects(object, uuid, size_bytes, base.get());
   if (!impl_->publish(name, uuid)) {
-    impl_->remove_objects(uuid);
+    impl_->remove_unneeded(uuid, name);
     fail(EEXIST, object, "exists already");
   }
   VolumeInfo info;
@@ -149,7 +146,7 @@ VolumeInfo Store::Impl::info_of(const std::string& name, const std::map<Uuid, st
   info.name = name;
   info.uuid = uuid_of(name);
   const std::string folder = Volume::folder_of(info.uuid);
-  const VolumeHeader header = read_header(*backend, folder);
+  const VolumeHeader header = read_header(*backend, folder, info.uuid);
   info.size_bytes = disk_size(header);
   info.template_name = template_of(header);
   if (!header.parent.is_nil()) {
@@ -159,7 +156,7 @@ VolumeInfo Store::Impl::info_of(const std::string& name, const std::map<Uuid, st
                     header.parent_version);
   }
   // The header of a volume whose server died says "taken" too; the lock tells the truth.
-  info.is_attached = backend->try_lock(folder + "/lock", LockMode::kShared) == nullptr;
+  info.is_attached = backend->is_locked(lock_name(folder));
   if (info.is_attached) info.writer = writer_of(header);
   for (const std::string& part : backend->list(folder)) {
     try {
@@ -197,7 +194,9 @@ std::vector<VolumeInfo> Store::list_volumes() {
         info.shared_bytes = map->current_record().foreign_blocks * kBlockBytes;
       }
     } catch (const Error& error) {
-      if (error.code() == ENOENT) continue;  // removed since it was listed
+      const bool is_gone =
+          error.code() == ENOENT && !impl_->backend->get(volume_name_object(name), 256);
+      if (is_gone) continue;  // removed since it was listed
       // One that is damaged must not hide the others, and is listed with what is known of it.
       impl_->options.log(fmt::format("volume {}: {}", name, error.what()));
     }
@@ -259,15 +258,39 @@ bool Store::Impl::has_forks(const Uuid& uuid) {
 
 // Whether nobody has the volume open for writing.
 bool Store::Impl::is_free(const Uuid& uuid) {
-  return backend->try_lock(Volume::folder_of(uuid) + "/lock", LockMode::kExclusive) != nullptr;
+  return !backend->is_locked(lock_name(Volume::folder_of(uuid)));
 }
 
-// The header goes first: without it a folder is no volume.
+// Nothing where there is none, and where there is nothing that could be read.
+std::optional<VolumeHeader> Store::Impl::header_if_readable(const Uuid& uuid) {
+  try {
+    return read_header(*backend, Volume::folder_of(uuid), uuid);
+  } catch (const Error& error) {
+    if (error.code() != ENOENT && error.code() != EIO) throw;
+    if (error.code() == EIO) options.log(error.what());
+    return std::nullopt;
+  }
+}
+
+// With the volume's locks held. The header goes first: without it a folder is no volume. The lock
+// goes last, so that as long as anything is left there is just one that it can be held by.
 void Store::Impl::remove_objects(const Uuid& uuid) {
   const std::string folder = Volume::folder_of(uuid);
-  backend->remove(header_name(folder));
-  backend->sync_folder(folder);
+  if (backend->remove(header_name(folder))) backend->sync_folder(folder);
+  for (const std::string& part : backend->list(folder)) {
+    const std::string object = fmt::format("{}/{}", folder, part);
+    if (object != lock_name(folder)) backend->remove(object);
+  }
+  backend->remove(lock_name(folder));
   backend->remove_folder(folder);
+}
+
+// Removes a volume that has no forks, nor a name; the parent that it had. EBUSY.
+Uuid Store::Impl::remove_unneeded(const Uuid& uuid, const std::string& name) {
+  const RemovalLocks locks = lock_for_removal(*backend, Volume::folder_of(uuid), uuid, name);
+  const std::optional<VolumeHeader> header = header_if_readable(uuid);
+  remove_objects(uuid);
+  return header ? header->parent : Uuid{};
 }
 
 // A name whose removal is in the page cache only must not come back when its volume is gone.
@@ -287,12 +310,8 @@ void Store::Impl::release_parent(Uuid uuid) {
     Uuid next;
     try {
       if (name == names.end() && !has_forks(uuid)) {
-        const std::string folder = Volume::folder_of(uuid);
-        const auto lock = backend->try_lock(folder + "/lock", LockMode::kExclusive);
-        if (!lock) return;  // somebody else is at it
         sync_names();
-        next = read_header(*backend, folder).parent;
-        remove_objects(uuid);
+        next = remove_unneeded(uuid, uuid.text());
       } else if (registry.is_open(uuid) || is_free(uuid)) {
         with_owner(uuid, name == names.end() ? uuid.text() : name->second, [&](Volume& volume) {
           volume.drop_dead_pins();
@@ -310,29 +329,13 @@ void Store::Impl::release_parent(Uuid uuid) {
 
 void Store::remove_volume(const std::string& name) {
   const Uuid uuid = impl_->uuid_of(name);
-  const std::string object = fmt::format("volume {}", name);
-  const std::string folder = Volume::folder_of(uuid);
   Backend& backend = *impl_->backend;
-  Uuid parent;
+  std::optional<VolumeHeader> header;
   bool has_forks = false;
   {
-    std::unique_ptr<HeldLock> lock;
-    std::unique_ptr<HeldLock> readers;
-    try {
-      lock = backend.try_lock(folder + "/lock", LockMode::kExclusive);
-      readers = backend.try_lock(folder + "/readers", LockMode::kExclusive);
-      if (!lock) {
-        const auto writer = writer_of(read_header(backend, folder));
-        fail(EBUSY, object, "in use by {}; disconnect that first",
-             writer ? describe(*writer) : "another process");
-      }
-      if (!readers) fail(EBUSY, object, "one of its versions is being read; disconnect that first");
-      parent = read_header(backend, folder).parent;
-    } catch (const Error& error) {
-      // An earlier removal came this far; or there is nothing that could be read, and no reason to
-      // keep it.
-      if (error.code() != ENOENT && error.code() != EIO) throw;
-    }
+    const RemovalLocks locks = lock_for_removal(backend, Volume::folder_of(uuid), uuid, name);
+    // There may be nothing that could be read, and then no reason to keep it.
+    header = impl_->header_if_readable(uuid);
     has_forks = impl_->has_forks(uuid);
     // Without its name nobody can open the volume any more; what is left is only space.
     backend.remove(volume_name_object(name));
@@ -340,7 +343,7 @@ void Store::remove_volume(const std::string& name) {
     if (!has_forks) impl_->remove_objects(uuid);
   }
   if (!has_forks) {
-    impl_->release_parent(parent);
+    if (header) impl_->release_parent(header->parent);
     return;
   }
   impl_->with_owner(uuid, name, [](Volume& volume) { volume.keep_pinned_only(); });
@@ -359,19 +362,17 @@ uint64_t Store::remove_orphans() {
   for (const Uuid& uuid : impl_->volume_folders()) {
     if (names.contains(uuid)) continue;
     // One that forks need, or what a creation or a removal has left.
-    std::optional<VolumeHeader> header;
     try {
-      header = read_header(backend, Volume::folder_of(uuid));
+      if (impl_->has_forks(uuid)) {
+        if (impl_->header_if_readable(uuid)) impl_->release_parent(uuid);
+        continue;
+      }
+      const Uuid parent = impl_->remove_unneeded(uuid, uuid.text());
+      ++count;
+      impl_->release_parent(parent);
     } catch (const Error& error) {
-      if (error.code() != ENOENT) impl_->options.log(error.what());
+      impl_->options.log(fmt::format("not collected: {}", error.what()));
     }
-    if (impl_->has_forks(uuid)) {
-      if (header) impl_->release_parent(uuid);
-      continue;
-    }
-    impl_->remove_objects(uuid);
-    ++count;
-    if (header) impl_->release_parent(header->parent);
   }
   return count;
 }

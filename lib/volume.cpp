@@ -42,13 +42,15 @@ VolumeHeader new_header(const Uuid& volume, uint64_t size_bytes, const TemplateI
   return header;
 }
 
-// The objects of a volume whose map is there. The header comes last: without it there is none.
+// The objects of a volume whose map is there. The header comes last: without it there is none, and
+// where it is, all others are, whatever a crash left of their making or removal.
 void create_objects(Backend& backend, const std::string& folder, uint32_t current,
                     const VolumeHeader& header) {
   backend.create(DataFiles::name_of(folder, current), round_up(header.size_bytes, kBlockBytes))
       ->sync();
-  backend.create(folder + "/lock", 0);
-  backend.create(folder + "/readers", 0);
+  backend.create(lock_name(folder), 0);
+  backend.create(readers_name(folder), 0);
+  backend.sync_folder(folder);
   const auto object = backend.create(header_name(folder), 0);
   object->write(0, HeaderSlots(kHeaderMagic).initial(header));
   object->sync();
@@ -119,7 +121,7 @@ std::unique_ptr<Volume> Volume::open_for_writing(const VolumeEnvironment& enviro
                                                  const Peer& peer) {
   std::unique_ptr<Volume> volume(new Volume(environment, uuid, name));
   volume->lock_ =
-      WriterLock::acquire(volume->backend_, volume->folder_, name, peer, environment.log);
+      WriterLock::acquire(volume->backend_, volume->folder_, uuid, name, peer, environment.log);
   const uint64_t size_before = volume->lock_->header().true_size_bytes;
   try {
     volume->open_template(volume->lock_->header());
@@ -153,9 +155,9 @@ void Volume::recover() {
 std::unique_ptr<Volume> Volume::open_for_reading(const VolumeEnvironment& environment,
                                                  const Uuid& uuid, const std::string& name) {
   std::unique_ptr<Volume> volume(new Volume(environment, uuid, name));
-  volume->readers_ = volume->backend_.try_lock(volume->folder_ + "/readers", LockMode::kShared);
+  volume->readers_ = volume->backend_.try_lock(readers_name(volume->folder_), LockMode::kShared);
   if (!volume->readers_) fail(EBUSY, fmt::format("volume {}", name), "is being removed");
-  volume->open_template(read_header(volume->backend_, volume->folder_));
+  volume->open_template(read_header(volume->backend_, volume->folder_, uuid));
   volume->map_ = VolumeMap::open(volume->backend_, volume->folder_, uuid, Access::kRead);
   volume->size_bytes_ = volume->map_->size_bytes();
   volume->use_sources();
@@ -309,7 +311,7 @@ std::vector<VersionInfo> Volume::remove_versions(const std::vector<std::string>&
         return v.number == info.number;
       });
       if (is_twice) continue;
-      auto hold = backend_.try_lock(folder_ + "/readers", LockMode::kExclusive, info.number);
+      auto hold = backend_.try_lock(readers_name(folder_), LockMode::kExclusive, info.number);
       if (!hold)
         fail(EBUSY, object, "version {} is being read; disconnect that first", number_or_name);
       holds.push_back(std::move(hold));
@@ -326,7 +328,7 @@ std::vector<VersionInfo> Volume::remove_versions(const std::vector<std::string>&
 }
 
 std::unique_ptr<HeldLock> Volume::hold_version(uint32_t version) {
-  auto hold = backend_.try_lock(folder_ + "/readers", LockMode::kShared, version);
+  auto hold = backend_.try_lock(readers_name(folder_), LockMode::kShared, version);
   if (!hold) fail(EBUSY, fmt::format("{}@{}", name_, version), "is being removed");
   return hold;
 }

@@ -17,7 +17,7 @@ constexpr uint64_t kRegionsAtOnce = 1024;
 }  // namespace
 
 std::optional<VersionIdentity> Volume::parent() const {
-  const VolumeHeader header = lock_ ? lock_->header() : read_header(backend_, folder_);
+  const VolumeHeader header = lock_ ? lock_->header() : read_header(backend_, folder_, uuid_);
   if (header.parent.is_nil()) return std::nullopt;
   return VersionIdentity{header.parent, header.parent_version};
 }
@@ -26,7 +26,7 @@ uint64_t Volume::shared_bytes() { return map()->current_record().foreign_blocks 
 
 bool Volume::is_fork_of(Backend& backend, const Uuid& fork, const Uuid& parent) {
   try {
-    return read_header(backend, folder_of(fork)).parent == parent;
+    return read_header(backend, folder_of(fork), fork).parent == parent;
   } catch (const Error& error) {
     if (error.code() == ENOENT) return false;
   }
@@ -99,7 +99,7 @@ void Volume::flatten(const std::function<void(uint64_t)>& progress) {
   const auto replaced = files_->end_copies();
   epochs_.wait_for_requests();
   // Those who opened the volume before read its ancestors' files still.
-  const auto readers = backend_.try_lock(folder_ + "/readers", LockMode::kExclusive);
+  const auto readers = backend_.try_lock(readers_name(folder_), LockMode::kExclusive);
   if (!readers)
     fail(EBUSY, object,
          "has its own copy now, but readers that began before still use the parent; flatten it "

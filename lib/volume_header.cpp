@@ -18,8 +18,12 @@ std::string get_text(const char (&field)[N]) {
 }  // namespace
 
 std::string header_name(const std::string& folder) { return folder + "/header"; }
+std::string lock_name(const std::string& folder) { return folder + "/lock"; }
+std::string readers_name(const std::string& folder) { return folder + "/readers"; }
 
-VolumeHeader read_header(Object& object, const std::string& name, HeaderSlots& slots) {
+VolumeHeader read_header(Object& object, const std::string& folder, const Uuid& volume,
+                         HeaderSlots& slots) {
+  const std::string name = header_name(folder);
   const std::optional<VolumeHeader> header = slots.read(object);
   if (!header) fail(EIO, name, "damaged: neither of its two slots passes its checksum");
   if (header->format != kHeaderFormat || (header->incompatible_features & ~kFeatureFork) != 0)
@@ -33,13 +37,14 @@ VolumeHeader read_header(Object& object, const std::string& name, HeaderSlots& s
                        disk_size(*header) % kSectorBytes == 0 &&
                        (template_name.empty() || is_valid_name(template_name));
   if (!is_good) fail(EIO, name, "damaged: it holds impossible values");
+  if (header->volume != volume) fail_of_another(name, header->volume, volume);
   return *header;
 }
 
-VolumeHeader read_header(Backend& backend, const std::string& folder) {
+VolumeHeader read_header(Backend& backend, const std::string& folder, const Uuid& volume) {
   const auto object = backend.open(header_name(folder), Access::kRead);
   HeaderSlots slots(kHeaderMagic);
-  return read_header(*object, header_name(folder), slots);
+  return read_header(*object, folder, volume, slots);
 }
 
 uint64_t disk_size(const VolumeHeader& header) {

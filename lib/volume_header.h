@@ -4,7 +4,8 @@
 // record: a program that does not know the protocol sees an empty disk and leaves it alone. The
 // header changes only under the volume's held lock (writer_lock.h), after being read again.
 //
-// Thread safety: pure functions. Errors: Error(EIO) for damage, EINVAL for a newer format.
+// Thread safety: pure functions. Errors: Error(EIO) for damage and for another volume's header,
+// EINVAL for a newer format.
 #pragma once
 
 #include <cstdint>
@@ -59,9 +60,12 @@ inline constexpr uint64_t kFeatureFork = 1;
 using HeaderSlots = SlotPair<VolumeHeader>;
 
 std::string header_name(const std::string& folder);
-// Reads and checks the header of the volume in `folder`.
-VolumeHeader read_header(Object& object, const std::string& name, HeaderSlots& slots);
-VolumeHeader read_header(Backend& backend, const std::string& folder);
+std::string lock_name(const std::string& folder);     // held by who has the volume for writing
+std::string readers_name(const std::string& folder);  // held, shared, by who reads versions of it
+// Reads and checks the header of the volume `volume`, which is in `folder`.
+VolumeHeader read_header(Object& object, const std::string& folder, const Uuid& volume,
+                         HeaderSlots& slots);
+VolumeHeader read_header(Backend& backend, const std::string& folder, const Uuid& volume);
 
 uint64_t disk_size(const VolumeHeader& header);  // whether taken or not
 std::optional<WriterInfo> writer_of(const VolumeHeader& header);

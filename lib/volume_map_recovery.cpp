@@ -66,8 +66,7 @@ void VolumeMap::recover() {
   const std::optional<MapPointer> pointer = pointer_slots_.read(*pointer_object_);
   if (!pointer)
     fail(EIO, pointer_name(folder_), "damaged: neither of its two slots passes its checksum");
-  if (pointer->volume != volume_)
-    fail(EIO, pointer_name(folder_), "damaged: it belongs to another volume");
+  if (pointer->volume != volume_) fail_of_another(pointer_name(folder_), pointer->volume, volume_);
   log_ = MapLog::open(backend_, folder_, volume_, pointer->generation, access_);
   checkpoint_offset_ = pointer->checkpoint_offset;
 

@@ -2,11 +2,13 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <thread>
 
 #include "host.h"
 #include "names.h"
+#include "object_name.h"
 
 namespace tplstore {
 namespace {
@@ -20,21 +22,96 @@ std::string describe(const WriterInfo& writer) {
                      writer.host_name);
 }
 
-std::unique_ptr<WriterLock> WriterLock::acquire(
-    Backend& backend, const std::string& folder, const std::string& name, const Peer& peer,
-    const std::function<void(const std::string&)>& log) {
-  std::unique_ptr<WriterLock> lock(new WriterLock());
-  const auto deadline = std::chrono::steady_clock::now() + kWaitMax;
-  while (!(lock->lock_ = backend.try_lock(folder + "/lock", LockMode::kExclusive))) {
-    if (std::chrono::steady_clock::now() >= deadline) {
-      const auto writer = writer_of(read_header(backend, folder));
-      fail(EBUSY, fmt::format("volume {}", name), "in use by {}; disconnect that first",
-           writer ? describe(*writer) : "another process that is opening or closing it");
-    }
+std::unique_ptr<HeldLock> try_lock_for(Backend& backend, const std::string& object, LockMode mode,
+                                       std::chrono::milliseconds wait) {
+  const auto deadline = std::chrono::steady_clock::now() + wait;
+  while (true) {
+    if (auto lock = backend.try_lock(object, mode)) return lock;
+    if (std::chrono::steady_clock::now() >= deadline) return nullptr;
     std::this_thread::sleep_for(kRetryInterval);
   }
+}
+
+namespace {
+
+// Names who has the volume, as far as its header can be read.
+[[noreturn]] void fail_in_use(Backend& backend, const std::string& folder, const Uuid& volume,
+                              const std::string& name) {
+  std::string owner;
+  try {
+    const auto writer = writer_of(read_header(backend, folder, volume));
+    owner = writer ? describe(*writer) : "another process that is opening or closing it";
+  } catch (const Error& error) {
+    owner = fmt::format("another process, which cannot be named ({})", error.what());
+  }
+  fail(EBUSY, fmt::format("volume {}", name), "in use by {}; disconnect that first", owner);
+}
+
+bool has_header(Backend& backend, const std::string& folder) {
+  const std::vector<std::string> parts = backend.list(folder);
+  return std::find(parts.begin(), parts.end(), last_part_of(header_name(folder))) != parts.end();
+}
+
+[[noreturn]] void fail_missing(const std::string& object) {
+  fail(EIO, object,
+       "is missing, so nobody can tell whether a server has the volume; if none has, make an empty "
+       "file of that name and try again");
+}
+
+// Takes a lock of a volume that is to be removed; nothing when others hold it for that long. One
+// that is missing is made anew if the header is gone too, for then a removal came this far, or a
+// creation no further. Whether anything is left to be locked is in `is_there`.
+std::unique_ptr<HeldLock> lock_or_make(Backend& backend, const std::string& folder,
+                                       const std::string& object, std::chrono::milliseconds wait,
+                                       bool& is_there) {
+  while (true) {
+    try {
+      return try_lock_for(backend, object, LockMode::kExclusive, wait);
+    } catch (const Error& error) {
+      if (error.code() != ENOENT) throw;
+    }
+    if (has_header(backend, folder)) fail_missing(object);
+    is_there = !backend.list(folder).empty();
+    if (!is_there) return nullptr;
+    try {
+      backend.create(object, 0);
+    } catch (const Error& error) {
+      if (error.code() != EEXIST) throw;  // somebody else is at it too
+    }
+  }
+}
+
+}  // namespace
+
+RemovalLocks lock_for_removal(Backend& backend, const std::string& folder, const Uuid& volume,
+                              const std::string& name) {
+  RemovalLocks locks;
+  bool is_there = true;
+  locks.lock = lock_or_make(backend, folder, lock_name(folder), {}, is_there);
+  if (!is_there) return locks;
+  if (!locks.lock) fail_in_use(backend, folder, volume, name);
+  // Some read for a moment only, to show something.
+  locks.readers =
+      lock_or_make(backend, folder, readers_name(folder), WriterLock::kWaitMax, is_there);
+  if (!locks.readers)
+    fail(EBUSY, fmt::format("volume {}", name),
+         "one of its versions is being read; disconnect that first");
+  return locks;
+}
+
+std::unique_ptr<WriterLock> WriterLock::acquire(
+    Backend& backend, const std::string& folder, const Uuid& volume, const std::string& name,
+    const Peer& peer, const std::function<void(const std::string&)>& log) {
+  std::unique_ptr<WriterLock> lock(new WriterLock());
+  try {
+    lock->lock_ = try_lock_for(backend, lock_name(folder), LockMode::kExclusive, kWaitMax);
+  } catch (const Error& error) {
+    if (error.code() == ENOENT && has_header(backend, folder)) fail_missing(lock_name(folder));
+    throw;
+  }
+  if (!lock->lock_) fail_in_use(backend, folder, volume, name);
   lock->object_ = backend.open(header_name(folder), Access::kWrite);
-  lock->header_ = read_header(*lock->object_, header_name(folder), lock->slots_);
+  lock->header_ = read_header(*lock->object_, folder, volume, lock->slots_);
 
   VolumeHeader& header = lock->header_;
   if (const auto writer = writer_of(header)) {

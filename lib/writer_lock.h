@@ -5,6 +5,11 @@
 // getting it proves that no previous owner lives, and is enough to take over. The header's writer
 // record is for people and for other hosts.
 //
+// Whoever removes a volume holds the lock too, whatever else of it is there or damaged. The object
+// "lock" is never replaced while a volume has a header: it is made and durable before the header
+// is, and removed after it. So where it is missing beside a header nobody can tell whether the
+// volume is in use, and it is left alone.
+//
 // Thread safety: none; the volume's owner uses it from one thread at a time.
 // Errors: EBUSY naming the owner; what reading and writing the header throws.
 #pragma once
@@ -26,7 +31,8 @@ class WriterLock {
   // Takes the lock and marks the header as taken by `peer`. `name` is the volume's, for messages;
   // `log` gets a line when the volume is taken over from an owner that died.
   static std::unique_ptr<WriterLock> acquire(Backend& backend, const std::string& folder,
-                                             const std::string& name, const Peer& peer,
+                                             const Uuid& volume, const std::string& name,
+                                             const Peer& peer,
                                              const std::function<void(const std::string&)>& log);
   // Releases the lock only; the header goes on saying "taken", as after a crash.
   ~WriterLock() = default;
@@ -50,6 +56,21 @@ class WriterLock {
   VolumeHeader header_{};
   bool took_over_ = false;
 };
+
+// What keeps everybody else out of a volume while it is removed. Both are nothing where not even a
+// folder is left.
+struct RemovalLocks {
+  std::unique_ptr<HeldLock> lock;
+  std::unique_ptr<HeldLock> readers;
+};
+// EBUSY while somebody has the volume or, for longer than a moment, reads one of its versions. EIO,
+// saying what to do, when "lock" or "readers" is missing beside a header.
+RemovalLocks lock_for_removal(Backend& backend, const std::string& folder, const Uuid& volume,
+                              const std::string& name);
+
+// As Backend::try_lock, trying for so long.
+std::unique_ptr<HeldLock> try_lock_for(Backend& backend, const std::string& object, LockMode mode,
+                                       std::chrono::milliseconds wait);
 
 // "in use by unix socket, pid 12 (server pid 4711 on host kvm1)", for messages.
 std::string describe(const WriterInfo& writer);

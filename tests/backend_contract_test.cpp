@@ -426,6 +426,36 @@ ON_EVERY_BACKEND("locks exclude each other within one backend", Fixture) {
   CHECK_FALSE(backend.try_lock("lock", LockMode::kShared));
 }
 
+ON_EVERY_BACKEND("whether an object is locked is told without locking it", Fixture) {
+  Fixture fixture;
+  Backend& backend = fixture.backend;
+  CHECK(error_code([&] { backend.is_locked("lock"); }) == ENOENT);
+  backend.create("lock", 0);
+  CHECK_FALSE(backend.is_locked("lock"));
+  for (const LockMode mode : {LockMode::kShared, LockMode::kExclusive}) {
+    const auto held = backend.try_lock("lock", mode);
+    CHECK(backend.is_locked("lock"));
+  }
+  const auto other_slot = backend.try_lock("lock", LockMode::kExclusive, 1);
+  CHECK_FALSE(backend.is_locked("lock"));
+  CHECK(error_code([&] { backend.is_locked("../lock"); }) == EINVAL);
+}
+
+ON_EVERY_BACKEND("the lock of an object is not that of a later one of its name", Fixture) {
+  Fixture fixture;
+  Backend& backend = fixture.backend;
+  backend.create("lock", 0);
+  auto first = backend.try_lock("lock", LockMode::kExclusive);
+  backend.remove("lock");
+  CHECK(error_code([&] { backend.try_lock("lock", LockMode::kExclusive); }) == ENOENT);
+  backend.create("lock", 0);
+  CHECK_FALSE(backend.is_locked("lock"));
+  const auto second = backend.try_lock("lock", LockMode::kExclusive);
+  CHECK(second);
+  first.reset();
+  CHECK(backend.is_locked("lock"));
+}
+
 ON_EVERY_BACKEND("the locks of an object's slots do not touch each other", Fixture) {
   Fixture fixture;
   Backend& backend = fixture.backend;

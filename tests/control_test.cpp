@@ -113,6 +113,7 @@ class GatedBackend final : public Backend {
                                      uint64_t slot) override {
     return inner_.try_lock(name, mode, slot);
   }
+  bool is_locked(const std::string& name) override { return inner_.is_locked(name); }
   uint32_t write_alignment_bytes() const override { return 1; }
   std::string describe() const override { return "memory behind a gate"; }
 

@@ -403,6 +403,29 @@ TEST_CASE("nothing is left of a put_new that lost, with or without unnamed files
   }
 }
 
+TEST_CASE("a lock is never of a file that lost its name before it was taken") {
+  TemporaryDirectory directory;
+  DirBackend other(directory.path(), false, no_log);
+  other.create("lock", 0);
+  int opened = 0;
+  DirOptions options;
+  options.before_locking = [&] {
+    if (++opened > 1) return;
+    other.remove("lock");
+    other.create("lock", 0);
+  };
+  DirBackend backend(directory.path(), false, no_log, options);
+  auto lock = backend.try_lock("lock", LockMode::kExclusive);
+  REQUIRE(lock);
+  CHECK(opened == 2);
+  CHECK_FALSE(other.try_lock("lock", LockMode::kExclusive));
+  lock.reset();
+
+  options.before_locking = [&] { other.remove("lock"); };
+  DirBackend late(directory.path(), false, no_log, options);
+  CHECK_THROWS_AS(late.try_lock("lock", LockMode::kShared), Error);
+}
+
 TEST_CASE("locks exclude other backends and other processes, and die with their process") {
   TemporaryDirectory directory;
   DirBackend backend(directory.path(), false, no_log);

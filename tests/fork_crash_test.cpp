@@ -226,7 +226,9 @@ class Script {
     for (size_t round = 0; round < folders.size(); ++round) {
       for (const std::string& folder : folders) {
         if (!needed.contains(folder)) continue;
-        const Uuid parent = read_header(after, "volumes/" + folder).parent;
+        Uuid fork;
+        REQUIRE(parse_uuid(folder, fork));
+        const Uuid parent = read_header(after, "volumes/" + folder, fork).parent;
         if (!parent.is_nil()) needed.insert(parent.text());
       }
     }

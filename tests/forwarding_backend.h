@@ -1,5 +1,6 @@
 // A backend in front of another one that the test keeps: for handing a backend to a Store while
-// still reaching it, and for doing something at the moment when an object is read or written.
+// still reaching it, and for doing something at the moment when an object is read, written,
+// locked or removed.
 #pragma once
 
 #include <functional>
@@ -19,6 +20,10 @@ class ForwardingBackend final : public Backend {
   std::function<void(const std::string& name)> on_read;
   // Likewise, before it is written.
   std::function<void(const std::string& name)> on_write;
+  // Called with an object's name after somebody tried to lock it, and whether that got the lock.
+  std::function<void(const std::string& name, bool is_ours)> on_lock;
+  // Called with the name of an object or a folder after it was removed.
+  std::function<void(const std::string& name)> on_remove;
 
   std::unique_ptr<Object> open(const std::string& name, Access access) override {
     return std::make_unique<Hooked>(*this, name, to_.open(name, access));
@@ -39,14 +44,24 @@ class ForwardingBackend final : public Backend {
     return to_.get(name, max_bytes);
   }
   std::vector<std::string> list(const std::string& folder) override { return to_.list(folder); }
-  bool remove(const std::string& name) override { return to_.remove(name); }
-  void remove_folder(const std::string& folder) override { to_.remove_folder(folder); }
+  bool remove(const std::string& name) override {
+    const bool is_gone = to_.remove(name);
+    if (on_remove) on_remove(name);
+    return is_gone;
+  }
+  void remove_folder(const std::string& folder) override {
+    to_.remove_folder(folder);
+    if (on_remove) on_remove(folder);
+  }
   void sync_folder(const std::string& folder) override { to_.sync_folder(folder); }
   using Backend::try_lock;
   std::unique_ptr<HeldLock> try_lock(const std::string& name, LockMode mode,
                                      uint64_t slot) override {
-    return to_.try_lock(name, mode, slot);
+    auto lock = to_.try_lock(name, mode, slot);
+    if (on_lock) on_lock(name, lock != nullptr);
+    return lock;
   }
+  bool is_locked(const std::string& name) override { return to_.is_locked(name); }
   uint32_t write_alignment_bytes() const override { return to_.write_alignment_bytes(); }
   std::string describe() const override { return to_.describe(); }
 

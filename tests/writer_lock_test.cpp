@@ -76,13 +76,13 @@ TEST_CASE("the header's size is 0 while a writer has the volume, and true otherw
   TwoServers s;
   const VolumeInfo info = s.one->create_volume("vm", 3 << 20, "");
   const std::string folder = Volume::folder_of(info.uuid);
-  CHECK(read_header(*s.memory, folder).size_bytes == 3 << 20);
+  CHECK(read_header(*s.memory, folder, info.uuid).size_bytes == 3 << 20);
   {
     const auto disk = s.one->open_export("vm", living_peer());
-    CHECK(read_header(*s.memory, folder).size_bytes == 0);
-    CHECK(disk_size(read_header(*s.memory, folder)) == 3 << 20);
+    CHECK(read_header(*s.memory, folder, info.uuid).size_bytes == 0);
+    CHECK(disk_size(read_header(*s.memory, folder, info.uuid)) == 3 << 20);
   }
-  const VolumeHeader header = read_header(*s.memory, folder);
+  const VolumeHeader header = read_header(*s.memory, folder, info.uuid);
   CHECK(header.size_bytes == 3 << 20);
   CHECK(header.is_taken == 0);
   CHECK(header.epoch == 1);
@@ -127,7 +127,7 @@ TEST_CASE("an opening that fails gives the volume back") {
   const ByteVector map = s.memory->content(folder + "/map");
   s.memory->set_content(folder + "/map", ByteVector(map.size()));
   CHECK_THROWS_AS(s.one->open_export("vm", living_peer()), Error);
-  CHECK(read_header(*s.memory, folder).size_bytes == 1 << 20);
+  CHECK(read_header(*s.memory, folder, info.uuid).size_bytes == 1 << 20);
   s.memory->set_content(folder + "/map", map);
   CHECK(s.two->open_export("vm", other_peer()) != nullptr);
 }

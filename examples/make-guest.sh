@@ -2,7 +2,7 @@
 # Makes a small Debian guest: examples/make-guest.sh OUTDIR
 #
 # Afterwards OUTDIR has
-#   disk.raw   an ext4 file system with Debian 12 (systemd, udev), 1 GiB, sparse
+#   disk.raw   an ext4 file system with Debian (systemd, udev), 1 GiB, sparse
 #   vmlinuz    Debian's kernel for virtual machines
 #   initrd     loads the virtio disk's and ext4's modules and mounts the root file system
 #   version    which version of this script made them; with it there, nothing is done
@@ -11,7 +11,8 @@
 # "write TEXT" (keeps TEXT in /marker; answers "GUEST wrote TEXT") and "poweroff".
 # guest.sh has the functions to boot it and to talk with it.
 #
-# Takes half a minute and about 100 MB of downloads from Debian's package registry.
+# The guest is of the Debian release that this host is of, since the kernel comes from the host's
+# own package lists. Takes half a minute and about 100 MB of downloads from Debian's package registry.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=SCRIPTDIR/packages.sh
@@ -35,13 +36,15 @@ chmod 755 "$work"
 root=$work/root
 
 echo "Installing Debian into a folder (half a minute)"
+suite=$(. /etc/os-release && echo "${VERSION_CODENAME-}")
+[ -n "$suite" ] || { echo "/etc/os-release names no release of Debian" >&2; exit 1; }
 # shellcheck disable=SC2016  # they are apt's variables
 mirror=$(apt-get indextargets --format '$(ORIGIN) $(CODENAME) $(REPO_URI)' 'Created-By: Packages' |
-    sed -n 's/^Debian bookworm //p' | head -n 1)
+    sed -n "s/^Debian $suite //p" | head -n 1)
 as_root mmdebstrap --quiet --variant=minbase --include=systemd-sysv,udev,kmod \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
     --dpkgopt='path-exclude=/usr/share/locale/*' \
-    bookworm "$root" ${mirror:+"$mirror"} >"$work/log" 2>&1 </dev/null ||
+    "$suite" "$root" ${mirror:+"$mirror"} >"$work/log" 2>&1 </dev/null ||
     { tail -n 30 "$work/log" >&2; exit 1; }
 
 as_root tee "$root/usr/local/sbin/talk" >/dev/null <<'END'
@@ -82,21 +85,36 @@ kernel=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/ *Depends: //p' |
 (cd "$work" && apt-get -q download "$kernel" >"$work/log" 2>&1) ||
     { tail -n 30 "$work/log" >&2; exit 1; }
 dpkg-deb -x "$work"/linux-image-*.deb "$work/kernel"
-# The modules go into the guest too, for whoever wants to try more in it.
-as_root cp -a "$work/kernel/lib/modules" "$root/usr/lib/"
-release=$(basename "$work"/kernel/lib/modules/*)
+# In /lib until Debian 12, in /usr/lib from 13 on.
+shopt -s nullglob
+modules=("$work"/kernel/{,usr/}lib/modules/*)
+shopt -u nullglob
+if [ ${#modules[@]} != 1 ]; then
+    echo "The package $kernel has its modules in a place where they are not looked for." >&2
+    exit 1
+fi
+release=$(basename "${modules[0]}")
+# They go into the guest too, for whoever wants to try more in it.
+as_root mkdir -p "$root/usr/lib/modules"
+as_root cp -a "${modules[0]}" "$root/usr/lib/modules/"
 as_root depmod -b "$root" "$release"
 
 mkdir -p "$work/initrd"/{bin,dev,proc,sys,root}
 cp /bin/busybox "$work/initrd/bin/busybox"
 loads=
-# In the order in which they need each other; what is built into the kernel is not there.
-for module in virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk \
-    crc16 crc32c_generic libcrc32c mbcache jbd2 ext4; do
-    file=$(find "$work/kernel/lib/modules" -name "$module.ko")
-    [ -n "$file" ] || continue
-    cp "$file" "$work/initrd/"
-    loads+="insmod /$module.ko"$'\n'
+# Loads a module after those that it needs; one that is built into the kernel has no file.
+for wanted in virtio_pci virtio_blk ext4; do
+    while read -r verb file _; do
+        [ "$verb" = insmod ] || continue
+        module=$(basename "$file")
+        module=${module%%.ko*}.ko
+        [ ! -e "$work/initrd/$module" ] || continue
+        case $file in
+        *.xz) busybox xzcat "$file" >"$work/initrd/$module" ;;
+        *) cp "$file" "$work/initrd/$module" ;;
+        esac
+        loads+="insmod /$module"$'\n'
+    done < <(/sbin/modprobe -d "$root" -S "$release" --show-depends "$wanted")
 done
 cat >"$work/initrd/init" <<END
 #!/bin/busybox sh

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # From nothing to a guest with versions: examples/quickstart.sh [IMAGE]
 #
-# On a bare Debian 12, as root or with sudo: installs packages, builds tplstore, makes a small
-# Debian image (or takes yours: any format qemu knows), and goes the whole way with it. Changes
+# On a bare Debian 12 or 13, as root or with sudo: installs packages, builds tplstore, makes a
+# small Debian image (or takes yours: any format qemu knows), and goes the whole way with it. Changes
 # nothing outside of build/, ~/.cache/tplstore and one new folder in /var/tmp, but for packages.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

@@ -5,6 +5,8 @@
 #   --case REGEX  only the cases whose names match
 #   --quick       smaller disks and shorter runs: for trying, not for judging
 #   --json FILE   where the results go (build/bench.json)
+#   --before DIR  measure also what another build has made (DIR has its tools/ and plugin/), in the
+#                 same runs, and what we are in relation to it; 0.97 of it is required of each case
 #   --self        nbdkit file in the place of tplstore: how far from 1 this machine's noise goes
 #   --keep        keep the files
 #
@@ -18,6 +20,8 @@ runs=5
 only=
 json=$checkout/build/bench.json
 self=
+before=
+before_required=0.97
 size_mib=1024
 seconds=4
 while [ $# -gt 0 ]; do
@@ -26,6 +30,7 @@ while [ $# -gt 0 ]; do
     --case) only=$2; shift ;;
     --json) json=$2; shift ;;
     --quick) size_mib=256 seconds=1 ;;
+    --before) before=$(cd "$2" && pwd); shift ;;
     --self) self=1 ;;
     --keep) export KEEP=1 ;;
     *) sed -n '2,/^#.*--keep/s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
@@ -92,9 +97,10 @@ prepare_file() {
 }
 
 make_large() {
-    [ -e "$image-large" ] && return
-    dd if=/dev/urandom of="$image-large" bs=1M count=$((4 * size_mib)) status=none
-    tplstore template import large "$image-large" >/dev/null
+    [ -e "$image-large" ] ||
+        dd if=/dev/urandom of="$image-large" bs=1M count=$((4 * size_mib)) status=none
+    tplstore template show large >/dev/null 2>&1 ||
+        tplstore template import large "$image-large" >/dev/null
 }
 
 # measure() runs in a subshell: what it starts is known by its pid file only.
@@ -119,8 +125,9 @@ prepare_qcow2() {
     target=$(uri "" qcow2)
 }
 
+# prepare_tplstore KIND SERVER, where the environment says which build and which store it is.
 prepare_tplstore() {
-    target=$(uri "$1")
+    target=$(uri "$1" "$2")
     case $1 in
     template) volume_exists template || tplstore volume create template --template golden ;;
     own)
@@ -156,7 +163,11 @@ measure() {
     local side=$1 kind=$2 metric=$3
     shift 3
     case $side in
-    ours) if [ -n "$self" ]; then prepare_file "$kind" ours; else prepare_tplstore "$kind"; fi ;;
+    ours)
+        if [ -n "$self" ]; then prepare_file "$kind" ours; else prepare_tplstore "$kind" server; fi ;;
+    before)
+        use_before
+        prepare_tplstore "$kind" before ;;
     file) prepare_file "$kind" peer ;;
     qcow2) prepare_qcow2 ;;
     esac
@@ -169,6 +180,12 @@ measure() {
     iops) jq '.jobs[0] | .read.iops + .write.iops | round' "$tmp/fio.json" ;;
     latency) jq '.jobs[0].read.clat_ns.percentile["50.000000"]' "$tmp/fio.json" ;;
     esac
+}
+
+# Makes `tplstore` that of the other build, on its own store. measure() runs in a subshell.
+use_before() {
+    TPLSTORE=$before/tools/tplstore
+    export TPLSTORE_STORE=$tmp/store-before
 }
 
 median() {
@@ -185,12 +202,20 @@ if [ -z "$self" ]; then
     tplstore template import golden "$image" >/dev/null
     start_nbdkit server "$TPLSTORE_PLUGIN" "$store"
 fi
+if [ -n "$before" ]; then
+    (
+        use_before
+        tplstore init "$TPLSTORE_STORE" >/dev/null
+        tplstore template import golden "$image" >/dev/null
+    )
+    start_nbdkit before "$before/plugin/nbdkit-tplstore-plugin.so" "$tmp/store-before"
+fi
 
 # --- the table
 
-format="%-34s %-16s %12s %12s %7s %9s  %s\n"
+format="%-34s %-16s %12s %12s %7s %9s  %-7s%s\n"
 # shellcheck disable=SC2059
-printf "$format" case against ours peer ratio required verdict
+printf "$format" case against ours peer ratio required verdict "${before:+before}"
 declare -A peer_names=([file]="nbdkit file" [qcow2]="qemu-nbd qcow2")
 missed=0
 results=()
@@ -202,29 +227,38 @@ while IFS='|' read -r name peer metric required ours theirs options; do
     [ -z "$self" ] || ours=$theirs
     # shellcheck disable=SC2206  # they are words
     options=($options)
-    of_ours=() of_peer=()
+    of_ours=() of_peer=() of_before=()
     # Run 0 is a rehearsal: it finds files, memory and processors cold.
     for ((run = 0; run <= runs; run++)); do
         # Who goes first alternates too.
-        for side in $( ((run % 2)) && echo "$peer ours" || echo "ours $peer"); do
-            if [ "$side" = ours ]; then
-                of_ours[run]=$(measure ours "$ours" "$metric" "${options[@]}")
-            else
-                of_peer[run]=$(measure "$peer" "$theirs" "$metric" "${options[@]}")
-            fi
+        for side in $( ((run % 2)) && echo "$peer ours ${before:+before}" ||
+            echo "${before:+before} ours $peer"); do
+            case $side in
+            ours) of_ours[run]=$(measure ours "$ours" "$metric" "${options[@]}") ;;
+            before) of_before[run]=$(measure before "$ours" "$metric" "${options[@]}") ;;
+            *) of_peer[run]=$(measure "$peer" "$theirs" "$metric" "${options[@]}") ;;
+            esac
         done
     done
-    unset 'of_ours[0]' 'of_peer[0]'
+    unset 'of_ours[0]' 'of_peer[0]' 'of_before[0]'
     row=$(jq -n --arg case "$name" --arg peer "$peer" --arg metric "$metric" \
         --argjson required "${required/#-/null}" \
         --argjson ours "$(median "${of_ours[@]}")" --argjson theirs "$(median "${of_peer[@]}")" \
         --argjson of_ours "$(printf '%s\n' "${of_ours[@]}" | jq -s .)" \
-        --argjson of_peer "$(printf '%s\n' "${of_peer[@]}" | jq -s .)" '
+        --argjson of_peer "$(printf '%s\n' "${of_peer[@]}" | jq -s .)" \
+        --argjson before "$(if [ -n "$before" ]; then median "${of_before[@]}"; else echo null; fi)" \
+        --argjson of_before "$(printf '%s\n' "${of_before[@]}" | jq -s .)" \
+        --argjson before_required "$before_required" '
         ($ours / $theirs) as $ratio |
+        (if $before == null then null
+         elif $metric == "latency" then $before / $ours else $ours / $before end) as $of_before_ratio |
         {case: $case, peer: $peer, unit: (if $metric == "latency" then "ns" else "iops" end),
          ours: $ours, theirs: $theirs, ratio: ($ratio * 1000 | round / 1000), required: $required,
          ok: (if $required == null then true elif $metric == "latency" then $ratio <= $required else $ratio >= $required end),
-         of_ours: $of_ours, of_peer: $of_peer}')
+         of_ours: $of_ours, of_peer: $of_peer} +
+        (if $before == null then {}
+         else {before: $before, before_ratio: ($of_before_ratio * 1000 | round / 1000),
+               of_before: $of_before, ok_before: ($of_before_ratio >= $before_required)} end)')
     results+=("$row")
     # shellcheck disable=SC2059,SC2046
     printf "$format" "$name" "${peer_names[$peer]}" $(jq -r '
@@ -232,8 +266,11 @@ while IFS='|' read -r name peer metric required ours theirs options; do
         if .required == null then "- -"
         else (if .unit == "ns" then "<=" else ">=" end) + "\(.required) " +
              (if .ok then "ok" else "MISSED" end)
+        end +
+        if .before == null then "" else
+            " \(.before_ratio)" + (if .ok_before then "" else "_MISSED" end)
         end' <<<"$row")
-    jq -e .ok <<<"$row" >/dev/null || missed=1
+    jq -e '.ok and .ok_before != false' <<<"$row" >/dev/null || missed=1
 done <<<"$cases"
 
 printf '%s\n' "${results[@]}" | jq -s --arg kernel "$(uname -r)" --arg nbdkit "$(nbdkit --version)" \

@@ -122,6 +122,7 @@ std::unique_ptr<Object> DirBackend::create(const std::string& name, uint64_t siz
   });
   if (!fd) fail_at(errno, name, "creating it");
   try {
+    storage_.give_to_owner(fd.get());
     struct stat status;
     const auto size = static_cast<off_t>(size_bytes);
     if (size < 0) fail_at(EFBIG, name, "creating it");
@@ -261,6 +262,7 @@ bool DirBackend::publish(const std::string& name, int folder_fd, Bytes content) 
       fail_at(errno, name, "creating it");
     return publish_named(name, folder_fd, content);
   }
+  storage_.give_to_owner(fd.get());
   write_and_sync(fd.get(), name, content);
   const std::string last(last_part_of(name));
   const std::string link_source = fmt::format("/proc/self/fd/{}", fd.get());
@@ -281,6 +283,7 @@ bool DirBackend::publish_named(const std::string& name, int folder_fd, Bytes con
   if (!fd) fail_at(errno, name, "creating it");
   int code = 0;
   try {
+    storage_.give_to_owner(fd.get());
     write_and_sync(fd.get(), name, content);
     const std::string last(last_part_of(name));
     if (linkat(folder_fd, temporary.c_str(), folder_fd, last.c_str(), 0) != 0) code = errno;

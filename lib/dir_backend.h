@@ -8,6 +8,8 @@
 // Names reach files beneath the directory only: see object_name.h and dir_path.h. Files that are
 // not objects (of any other form of name, e.g. ".tmp-…" of put_new) are not listed.
 //
+// What root makes in a directory of somebody else's is given to the owner of the directory.
+//
 // Objects named "data.…" and those in "segments/" bypass the page cache when that is asked for and
 // the file system can do it; all others never do. Descriptors: see dir_object.h.
 //

@@ -118,6 +118,14 @@ bool DirStorage::set_mode(int fd, std::string_view name) {
   return false;
 }
 
+void DirStorage::give_to_owner(int fd) {
+  if (give_to_owner_of(root.get(), fd) == 0 || has_kept_files.exchange(true) || !log) return;
+  log(fmt::format(
+      "{}: files that are made here cannot be given to the owner of the directory ({}); "
+      "servers of that user may not be able to open them",
+      directory, std::strerror(errno)));
+}
+
 // --- DirObject
 
 class DirObject::Pin {

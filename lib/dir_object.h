@@ -99,12 +99,16 @@ struct DirStorage {
   // objects get if it is wanted and possible.
   bool set_mode(int fd, std::string_view name);
 
+  // Gives a file that was just made to the owner of the directory, if root made it.
+  void give_to_owner(int fd);
+
   const std::string directory;
   const FileDescriptor root;
   DescriptorCache cache;
   const std::function<void(const std::string&)> log;
   std::function<int(int)> fdatasync;
   std::atomic<bool> is_direct{false};
+  std::atomic<bool> has_kept_files{false};  // that could not be given to the owner
 };
 
 class alignas(64) DirObject final : public Object {

@@ -102,6 +102,17 @@ FileDescriptor open_beneath(int directory_fd, const std::string& path, int flags
   }
 }
 
+int give_to_owner_of(int directory_fd, int made_fd) {
+  if (geteuid() != 0) return 0;
+  struct stat directory;
+  struct stat made;
+  if (fstat(directory_fd, &directory) != 0 || fstat(made_fd, &made) != 0) return -1;
+  const bool is_ours_to_give = made.st_uid == geteuid();
+  const bool is_theirs = made.st_uid == directory.st_uid && made.st_gid == directory.st_gid;
+  if (!is_ours_to_give || is_theirs) return 0;
+  return fchown(made_fd, directory.st_uid, directory.st_gid);
+}
+
 FileDescriptor open_or_make_folder(int directory_fd, const std::string& folder) {
   constexpr int kFlags = O_RDONLY | O_DIRECTORY;
   FileDescriptor fd = open_beneath(directory_fd, folder, kFlags);
@@ -112,8 +123,12 @@ FileDescriptor open_or_make_folder(int directory_fd, const std::string& folder) 
       open_or_make_folder(directory_fd, is_top ? std::string() : folder.substr(0, slash));
   if (!parent) return {};
   const std::string last = is_top ? folder : folder.substr(slash + 1);
-  if (mkdirat(parent.get(), last.c_str(), kFolderMode) != 0 && errno != EEXIST) return {};
-  return open_beneath(parent.get(), last, kFlags);
+  const bool is_made = mkdirat(parent.get(), last.c_str(), kFolderMode) == 0;
+  if (!is_made && errno != EEXIST) return {};
+  fd = open_beneath(parent.get(), last, kFlags);
+  // Where owners cannot be changed the folder is as good as before.
+  if (fd && is_made) (void)give_to_owner_of(directory_fd, fd.get());
+  return fd;
 }
 
 int read_folder(FileDescriptor folder, std::vector<std::string>& names) {

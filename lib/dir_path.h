@@ -43,7 +43,12 @@ class FileDescriptor {
 // Opens `path` beneath `directory_fd`; the empty path is that directory itself.
 FileDescriptor open_beneath(int directory_fd, const std::string& path, int flags, mode_t mode = 0);
 
-// The same for a folder and its missing parents, which are made.
+// What root has just made in a directory of somebody else's is given to that one, who could not use
+// it otherwise. Nothing happens where it is theirs already, or where we are not root. 0 or -1.
+int give_to_owner_of(int directory_fd, int made_fd);
+
+// The same as open_beneath() for a folder and its missing parents, which are made, and given to the
+// owner of the directory.
 FileDescriptor open_or_make_folder(int directory_fd, const std::string& folder);
 
 // The names in an open folder other than "." and "..", in no order. 0 or -1.

@@ -466,6 +466,45 @@ TEST_CASE("locks exclude other backends and other processes, and die with their 
   close(ready[1]);
 }
 
+TEST_CASE("what root makes belongs to the owner of the directory") {
+  if (geteuid() != 0) {
+    MESSAGE("skipped: not root");
+    return;
+  }
+  constexpr uid_t kUser = 65534;
+  constexpr gid_t kGroup = 12345;
+  for (const bool without_tmpfile : {false, true}) {
+    TemporaryDirectory directory;
+    REQUIRE(chown(directory.path().c_str(), kUser, kGroup) == 0);
+    DirOptions options;
+    options.without_tmpfile = without_tmpfile;
+    DirBackend backend(directory.path(), false, no_log, options);
+    backend.create("one", 5);
+    backend.create("deep/down/two", 0);
+    backend.put_new("three", pattern(10, 1));
+    backend.put_new("another/four", pattern(10, 1));
+    size_t count = 0;
+    for (const auto& entry : fs::recursive_directory_iterator(directory.path())) {
+      INFO(entry.path());
+      struct stat status;
+      REQUIRE(lstat(entry.path().c_str(), &status) == 0);
+      CHECK(status.st_uid == kUser);
+      CHECK(status.st_gid == kGroup);
+      ++count;
+    }
+    CHECK(count == 7);
+    // What was there stays whose it was, and nothing is given away through a link.
+    std::ofstream(directory.path() + "/another/mine") << "x";
+    fs::create_symlink("/", directory.path() + "/link");
+    CHECK_THROWS_AS(backend.create("link/five", 0), Error);
+    CHECK_THROWS_AS(backend.create("another/mine", 0), Error);
+    CHECK_FALSE(backend.put_new("another/mine", pattern(1, 1)));
+    struct stat status;
+    REQUIRE(lstat((directory.path() + "/another/mine").c_str(), &status) == 0);
+    CHECK(status.st_uid == 0);
+  }
+}
+
 TEST_CASE("every descriptor closes on exec") {
   TemporaryDirectory directory;
   DirBackend backend(directory.path(), true, no_log);

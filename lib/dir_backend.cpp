@@ -28,14 +28,30 @@ size_t most_of_descriptor_limit() {
                             kDescriptorCapMax);
 }
 
-// A lock of the open file description of its own descriptor: closing that releases it, a fork does
-// not, and two of one process exclude each other.
+// A lock of the open file description of its own descriptor: the end of the process releases it, a
+// fork does not, and two of one process exclude each other. One that is exclusive lasts until what
+// was being written through rings when the process was killed has ended.
 class FileLock final : public HeldLock {
  public:
-  explicit FileLock(FileDescriptor fd) : fd_(std::move(fd)) {}
+  FileLock(FileDescriptor fd, LockMode mode, std::shared_ptr<KeptFiles> kept)
+      : fd_(std::move(fd)), kept_(mode == LockMode::kExclusive ? std::move(kept) : nullptr) {
+    if (kept_) kept_->add(fd_.get());
+  }
+  ~FileLock() override {
+    if (kept_) kept_->remove(fd_.get());
+    // Rings may have the file open still. In a child it is the parent's lock.
+    if (owner_ != getpid()) return;
+    struct flock all {};
+    all.l_type = F_UNLCK;
+    all.l_whence = SEEK_SET;
+    while (fcntl(fd_.get(), F_OFD_SETLK, &all) != 0 && errno == EINTR) {
+    }
+  }
 
  private:
-  FileDescriptor fd_;
+  const FileDescriptor fd_;
+  const std::shared_ptr<KeptFiles> kept_;
+  const pid_t owner_ = getpid();
 };
 
 // Runs what may throw for each piece of a batch, and throws the first error when all are done.
@@ -434,7 +450,8 @@ std::unique_ptr<HeldLock> DirBackend::try_lock(const std::string& name, LockMode
       if (errno != EINTR) fail_at(errno, name, "locking it");
     }
     // Else it was removed after it was opened, and the next one to come locks another file.
-    if (is_still(name, fd.get())) return std::make_unique<FileLock>(std::move(fd));
+    if (is_still(name, fd.get()))
+      return std::make_unique<FileLock>(std::move(fd), mode, rings_.kept_files());
   }
 }
 

@@ -8,6 +8,10 @@
 // Names reach files beneath the directory only: see object_name.h and dir_path.h. Files that are
 // not objects (of any other form of name, e.g. ".tmp-…" of put_new) are not listed.
 //
+// A write may be on its way to the disk still when its process has been killed and its descriptors
+// are closed. An exclusive lock is held until such writes have ended: those of plain calls keep the
+// dying process, and so its descriptors; rings have the locks' files registered (io_ring.h).
+//
 // What root makes in a directory of somebody else's is given to the owner of the directory.
 //
 // Objects named "data.…" and those in "segments/" bypass the page cache when that is asked for and

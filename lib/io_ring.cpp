@@ -66,6 +66,8 @@ bool settle(IoOp& op, int64_t result) noexcept {
 // ring hands each to a worker thread first (measured on ext4: 3 to 20 times slower).
 bool is_worth_a_ring(const IoOp& op) { return op.kind == IoOp::Kind::kRead || op.is_direct; }
 
+bool is_ring_write(const IoOp& op) { return op.kind == IoOp::Kind::kWrite && is_worth_a_ring(op); }
+
 bool is_plain_forced() {
   const char* value = std::getenv("TPLSTORE_NO_IO_URING");
   return value != nullptr && std::strcmp(value, "1") == 0;
@@ -85,12 +87,26 @@ void run_plain(IoOp& op) noexcept {
   }
 }
 
+void KeptFiles::add(int fd) {
+  const std::lock_guard lock(mutex_);
+  fds_.push_back(fd);
+  changes_.fetch_add(1, std::memory_order_release);
+}
+
+void KeptFiles::remove(int fd) noexcept {
+  const std::lock_guard lock(mutex_);
+  std::erase(fds_, fd);
+  changes_.fetch_add(1, std::memory_order_release);
+}
+
 // One ring, used by one thread at a time.
 struct IoRingPool::Ring {
   io_uring ring{};
   pid_t owner = 0;
   bool is_made = false;
   bool is_broken = false;  // holds entries that must never be submitted: drop it
+  bool has_kept_files = false;
+  uint64_t kept_changes = 0;  // of the files that are registered now
 
   Ring() = default;
   Ring(const Ring&) = delete;
@@ -123,6 +139,20 @@ struct IoRingPool::Ring {
   }
 
   void run(std::span<IoOp> ops) noexcept;
+
+  // Registers the files to be kept, while nothing is in flight. False when the kernel refuses to.
+  bool keep(KeptFiles& files) noexcept {
+    if (files.changes_.load(std::memory_order_acquire) == kept_changes) [[likely]]
+      return true;
+    const std::lock_guard lock(files.mutex_);
+    if (has_kept_files && io_uring_unregister_files(&ring) < 0) return false;
+    has_kept_files = false;
+    const auto count = static_cast<unsigned>(files.fds_.size());
+    if (count > 0 && io_uring_register_files(&ring, files.fds_.data(), count) < 0) return false;
+    has_kept_files = count > 0;
+    kept_changes = files.changes_.load(std::memory_order_relaxed);
+    return true;
+  }
 
  private:
   bool queue(IoOp& op) noexcept {
@@ -215,9 +245,10 @@ IoRingPool::~IoRingPool() = default;
 void IoRingPool::run_batch(std::span<IoOp> ops) noexcept {
   if (!is_forbidden_ && std::ranges::count_if(ops, is_worth_a_ring) > 1) {
     if (std::unique_ptr<Ring> ring = take_ring()) {
-      ring->run(ops);
-      give_back(std::move(ring));
-      return;
+      const bool may_run = std::ranges::none_of(ops, is_ring_write) || ring->keep(*kept_);
+      if (may_run) ring->run(ops);
+      give_back(std::move(ring), may_run);
+      if (may_run) return;
     }
   }
   for (IoOp& op : ops) run_plain(op);
@@ -258,9 +289,9 @@ std::unique_ptr<IoRingPool::Ring> IoRingPool::make_ring() noexcept {
   return nullptr;
 }
 
-void IoRingPool::give_back(std::unique_ptr<Ring> ring) {
+void IoRingPool::give_back(std::unique_ptr<Ring> ring, bool has_run) {
   std::lock_guard lock(mutex_);
-  ++ring_batches_;
+  if (has_run) ++ring_batches_;
   if (ring->is_broken) {
     --rings_made_;
   } else {

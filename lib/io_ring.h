@@ -10,12 +10,15 @@
 // dropped unused.
 //
 // Invariant: no operation is in flight when a call returns, whatever failed, because the buffers
-// may stand on the caller's stack.
+// may stand on the caller's stack. Only the death of the process cuts a call off: then writes may
+// be under way still, and as long as they are, the ring keeps the files of KeptFiles open.
 //
-// Thread safety: all methods. Errors: none is thrown; each operation carries its own result. The
-// environment variable TPLSTORE_NO_IO_URING=1, read at construction, forces plain calls.
+// Thread safety: all methods. Errors: but for KeptFiles::add() none is thrown; each operation
+// carries its own result. The environment variable TPLSTORE_NO_IO_URING=1, read at construction,
+// forces plain calls.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -58,6 +61,26 @@ struct IoOp {
 // Runs one operation as plain pread or pwrite calls, to its end.
 void run_plain(IoOp& op) noexcept;
 
+// Files that stay open until every write that a ring was given has ended, whoever dies meanwhile:
+// those whose locks say that nobody else writes now. Of a process that is killed the kernel closes
+// the descriptors at once, and so lets go of its locks, while asynchronous writes of it still land;
+// files that are registered in the ring go with the ring, after its last request.
+class KeptFiles {
+ public:
+  // Throws std::bad_alloc.
+  void add(int fd);
+  // Before the descriptor is closed. A ring may keep the file open until its next write, so whoever
+  // lets go of a lock unlocks the file.
+  void remove(int fd) noexcept;
+
+ private:
+  friend class IoRingPool;
+
+  std::mutex mutex_;  // guards fds_; held while a ring registers them
+  std::vector<int> fds_;
+  std::atomic<uint64_t> changes_{0};
+};
+
 class IoRingPool {
  public:
   // `log` gets at most one line: that io_uring cannot be used here, and why.
@@ -70,6 +93,9 @@ class IoRingPool {
   // failed, the others are carried out.
   void run_batch(std::span<IoOp> ops) noexcept;
 
+  // What all rings of this pool keep open. May outlive it.
+  const std::shared_ptr<KeptFiles>& kept_files() const { return kept_; }
+
   // How many batches went through a ring; what tests look at.
   uint64_t ring_batches() const;
 
@@ -78,10 +104,11 @@ class IoRingPool {
 
   std::unique_ptr<Ring> take_ring();
   std::unique_ptr<Ring> make_ring() noexcept;
-  void give_back(std::unique_ptr<Ring> ring);
+  void give_back(std::unique_ptr<Ring> ring, bool has_run);
 
   const std::function<void(const std::string&)> log_;
   const bool is_forbidden_;
+  const std::shared_ptr<KeptFiles> kept_ = std::make_shared<KeptFiles>();
 
   mutable std::mutex mutex_;
   std::vector<std::unique_ptr<Ring>> free_;

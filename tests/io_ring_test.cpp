@@ -2,10 +2,12 @@
 
 #include <doctest/doctest.h>
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstdlib>
 #include <random>
@@ -68,6 +70,25 @@ bool reads_right(IoRingPool& pool, const FilledFile& file, uint64_t seed) {
     return op.error == 0 && op.done == op.length &&
            std::equal(op.data, op.data + op.length, file.content.begin() + op.offset);
   });
+}
+
+// Whether somebody has the file locked; as one who has nothing to do with us sees it.
+bool is_locked(const std::string& path) {
+  const FileDescriptor fd(open(path.c_str(), O_RDWR | O_CLOEXEC));
+  struct flock asked {};
+  asked.l_type = F_WRLCK;
+  asked.l_whence = SEEK_SET;
+  REQUIRE(fcntl(fd.get(), F_OFD_GETLK, &asked) == 0);
+  return asked.l_type != F_UNLCK;
+}
+
+// Returns when nobody has the file locked.
+void wait_for_unlock(const std::string& path) {
+  const FileDescriptor fd(open(path.c_str(), O_RDWR | O_CLOEXEC));
+  struct flock wanted {};
+  wanted.l_type = F_WRLCK;
+  wanted.l_whence = SEEK_SET;
+  REQUIRE(fcntl(fd.get(), F_OFD_SETLKW, &wanted) == 0);
 }
 
 bool has_io_uring() {
@@ -267,4 +288,60 @@ TEST_CASE("a child does not use the rings of its parent") {
           return pool.ring_batches() == 6 ? 0 : 2;
         }) == 0);
   CHECK(reads_right(pool, file, 2));
+}
+
+TEST_CASE("a ring that writes keeps the locks that are held, until it is gone or they are let go") {
+  if (!has_io_uring()) {
+    MESSAGE("skipped: no io_uring here");
+    return;
+  }
+  TemporaryDirectory directory;
+  const auto path_of = [&](int i) { return fmt::format("{}/lock{}", directory.path(), i); };
+  FileDescriptor locks[3];
+  for (int i = 0; i < 3; ++i) {
+    locks[i] = FileDescriptor(open(path_of(i).c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+    struct flock wanted {};
+    wanted.l_type = F_WRLCK;
+    wanted.l_whence = SEEK_SET;
+    REQUIRE(fcntl(locks[i].get(), F_OFD_SETLK, &wanted) == 0);
+  }
+  const FileDescriptor data(
+      open((directory.path() + "/data").c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_DIRECT, 0600));
+  if (!data) {
+    MESSAGE("skipped: no O_DIRECT here");
+    return;
+  }
+  AlignedPages pages(2);
+  const auto write_two = [&](IoRingPool& pool) {
+    std::array<IoOp, 2> ops = {
+        IoOp::write(data.get(), 0, pages.bytes.first(kBlockBytes), true),
+        IoOp::write(data.get(), kBlockBytes, pages.bytes.last(kBlockBytes), true)};
+    pool.run_batch(ops);
+    for (const IoOp& op : ops) CHECK(op.error == 0);
+  };
+  {
+    IoRingPool pool(no_log);
+    pool.kept_files()->add(locks[0].get());
+    write_two(pool);
+    // And one that was taken when the ring was there already.
+    pool.kept_files()->add(locks[1].get());
+    write_two(pool);
+    CHECK(pool.ring_batches() == 2);
+    // As the kernel does when the process is killed: nobody says a word to the pool.
+    for (int i = 0; i < 2; ++i) {
+      locks[i].reset();
+      CHECK(is_locked(path_of(i)));
+    }
+  }
+  // The kernel takes a ring apart in the background.
+  for (int i = 0; i < 2; ++i) wait_for_unlock(path_of(i));
+
+  IoRingPool pool(no_log);
+  pool.kept_files()->add(locks[2].get());
+  write_two(pool);
+  pool.kept_files()->remove(locks[2].get());
+  write_two(pool);
+  CHECK(is_locked(path_of(2)));
+  locks[2].reset();
+  wait_for_unlock(path_of(2));
 }

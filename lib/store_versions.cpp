@@ -19,7 +19,8 @@ VersionInfo Store::create_version(const std::string& volume, const NewVersion& r
 VersionInfo Store::rollback(const std::string& volume, const std::string& version) {
   const Uuid uuid = impl_->uuid_of(volume);
   // attach() refuses, naming the owner, while a writer is connected.
-  const auto attachment = impl_->registry.attach(uuid, volume, tool_peer());
+  const auto attachment =
+      impl_->registry.attach(uuid, volume, tool_peer(), VolumeRegistry::Use::kAlone);
   return attachment->volume().rollback(version);
 }
 
@@ -144,7 +145,7 @@ VersionInfo Store::import_version(const std::string& name, const ImportedVersion
   const Uuid uuid = is_new ? random_uuid() : impl_->uuid_of(name);
   if (is_new) impl_->make_objects(object, uuid, imported.size_bytes, nullptr);
   try {
-    auto attachment = impl_->registry.attach(uuid, name, tool_peer());
+    auto attachment = impl_->registry.attach(uuid, name, tool_peer(), VolumeRegistry::Use::kAlone);
     Volume& volume = attachment->volume();
     CurrentDisk disk(std::move(attachment), false);
     std::optional<VersionInfo> base;

@@ -232,9 +232,7 @@ void Store::Impl::with_owner(const std::string& name, const std::function<void(V
 
 void Store::Impl::with_owner(const Uuid& uuid, const std::string& name,
                              const std::function<void(Volume&)>& body) {
-  auto attachment = registry.pin(uuid);
-  if (!attachment) attachment = registry.attach(uuid, name, tool_peer());
-  body(attachment->volume());
+  body(registry.attach_for_upkeep(uuid, name, tool_peer())->volume());
 }
 
 VolumeInfo Store::resize_volume(const std::string& name, uint64_t size_bytes) {

@@ -70,6 +70,10 @@ class Volume {
   static std::unique_ptr<Volume> open_for_reading(const VolumeEnvironment& environment,
                                                   const Uuid& volume, const std::string& name);
   ~Volume();
+  // The volume is another peer's from here on: what was open for nobody, or for one that has left.
+  void hand_to(const Peer& peer) { lock_->hand_to(peer); }
+  // Whether it must be closed and opened again before it serves anything.
+  bool has_failed() const { return map_->has_failed(); }
   // Commits, writes a checkpoint, frees the header and the lock. What fails is logged and leaves
   // the volume as after a crash.
   void close();

@@ -190,6 +190,9 @@ class VolumeMap {
   // Throws when an earlier failure has made the volume unusable until it is opened again.
   void check_usable() const;
 
+  // After an error that leaves open what is durable: everything throws until it is opened again.
+  bool has_failed() const { return has_failed_.load(std::memory_order_acquire); }
+
  private:
   VolumeMap(Backend& backend, std::string folder, const Uuid& volume, Access access);
 

@@ -13,6 +13,7 @@ namespace {
 // How long a connection waits for the one before it to be gone: closing writes a checkpoint.
 constexpr std::chrono::seconds kClosingWaitMax{30};
 constexpr std::chrono::milliseconds kLookAgain{20};
+using Clock = std::chrono::steady_clock;
 // How long a connection waits for what other connections of its VM have begun to change.
 constexpr std::chrono::seconds kChangesWaitMax{10};
 
@@ -40,8 +41,7 @@ VolumeRegistry::Attachment::~Attachment() {
 
 std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::attach(const Uuid& uuid,
                                                                    const std::string& name,
-                                                                   const Peer& peer) {
-  using Clock = std::chrono::steady_clock;
+                                                                   const Peer& peer, Use use) {
   const auto start = Clock::now();
   std::unique_lock guard(mutex_);
   while (true) {
@@ -56,25 +56,62 @@ std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::attach(const Uuid& u
         wait_for_changes(attachment->volume());
         return attachment;
       }
-      const bool waits = may_have_left(entry.peer) && Clock::now() - start < WriterLock::kWaitMax;
+      const bool waits = (entry.is_alone || may_have_left(entry.peer)) &&
+                         Clock::now() - start < WriterLock::kWaitMax;
       if (!waits)
         fail(EBUSY, fmt::format("volume {}", name),
              "in use by {} (server pid {} on host {}); "
              "disconnect that first",
              entry.peer.address, getpid(), this_host().host_name);
+    } else if (entry.state == State::kOpen && use == Use::kVm && !entry.volume->has_failed()) {
+      entry.peer = peer;
+      entry.writers = 1;
+      entry.is_alone = false;
+      std::unique_ptr<Attachment> attachment(new Attachment(*this, uuid, entry.volume, true));
+      guard.unlock();
+      attachment->volume().hand_to(peer);
+      return attachment;
     } else if (Clock::now() - start >= kClosingWaitMax) {
       fail(EBUSY, fmt::format("volume {}", name), "is still being opened or closed; try again");
     }
     changed_.wait_for(guard, kLookAgain);
   }
-  Entry& entry = entries_[uuid];
+  Entry entry;
   entry.peer = peer;
   entry.writers = 1;
+  entry.is_alone = use == Use::kAlone;
+  return open(guard, uuid, name, entry);
+}
+
+std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::attach_for_upkeep(
+    const Uuid& uuid, const std::string& name, const Peer& peer) {
+  const auto start = Clock::now();
+  std::unique_lock guard(mutex_);
+  for (auto it = entries_.find(uuid); it != entries_.end(); it = entries_.find(uuid)) {
+    if (it->second.state == State::kOpen) {
+      ++it->second.pins;
+      return std::unique_ptr<Attachment>(new Attachment(*this, uuid, it->second.volume, false));
+    }
+    if (Clock::now() - start >= kClosingWaitMax)
+      fail(EBUSY, fmt::format("volume {}", name), "is still being opened or closed; try again");
+    changed_.wait_for(guard, kLookAgain);
+  }
+  Entry entry;
+  entry.peer = peer;
+  entry.pins = 1;
+  return open(guard, uuid, name, entry);
+}
+
+std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::open(
+    std::unique_lock<std::mutex>& guard, const Uuid& uuid, const std::string& name,
+    const Entry& as) {
+  Entry& entry = entries_[uuid];
+  entry = as;
   guard.unlock();
 
   std::shared_ptr<Volume> volume;
   try {
-    volume = Volume::open_for_writing(environment_, uuid, name, peer);
+    volume = Volume::open_for_writing(environment_, uuid, name, as.peer);
   } catch (...) {
     guard.lock();
     entries_.erase(uuid);
@@ -85,7 +122,8 @@ std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::attach(const Uuid& u
   entry.volume = volume;
   entry.state = State::kOpen;
   changed_.notify_all();
-  return std::unique_ptr<Attachment>(new Attachment(*this, uuid, std::move(volume), true));
+  return std::unique_ptr<Attachment>(
+      new Attachment(*this, uuid, std::move(volume), as.writers > 0));
 }
 
 std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::pin(const Uuid& uuid) {

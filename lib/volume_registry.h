@@ -4,6 +4,8 @@
 // An Attachment keeps a volume open. The one that goes last closes it, cleanly. Attaching waits
 // for a volume that is being opened or closed; it is refused while another VM has the volume. A
 // connection that joins others of its VM waits until what they have begun to change has ended.
+// What the store does itself is in no VM's way: it works beside a VM; a VM takes over a volume that
+// is open for nothing else, and waits a moment for work that must be alone.
 //
 // Thread safety: all methods. Errors: EBUSY naming the owner, and what opening throws.
 #pragma once
@@ -42,8 +44,15 @@ class VolumeRegistry {
 
   explicit VolumeRegistry(VolumeEnvironment environment) : environment_(std::move(environment)) {}
 
-  // Opens the volume for this peer, or joins the peer's other connections.
-  std::unique_ptr<Attachment> attach(const Uuid& uuid, const std::string& name, const Peer& peer);
+  enum class Use { kVm, kAlone };
+
+  // Opens the volume for this peer, or joins the peer's other connections. kAlone: for the store's
+  // own work that no VM may be connected for.
+  std::unique_ptr<Attachment> attach(const Uuid& uuid, const std::string& name, const Peer& peer,
+                                     Use use = Use::kVm);
+  // Keeps the volume open for work beside a VM, if there is one; opened for that if it is not open.
+  std::unique_ptr<Attachment> attach_for_upkeep(const Uuid& uuid, const std::string& name,
+                                                const Peer& peer);
   // Keeps a volume open that is open for writing; nothing when it is not, or is being closed.
   std::unique_ptr<Attachment> pin(const Uuid& uuid);
   // The volume for reading frozen versions; opened anew when it does not know `version` yet.
@@ -64,7 +73,12 @@ class VolumeRegistry {
     Peer peer;
     uint32_t writers = 0;
     uint32_t pins = 0;
+    bool is_alone = false;
   };
+
+  // With `guard` on mutex_, and no entry of the volume; the new one begins as `as`.
+  std::unique_ptr<Attachment> open(std::unique_lock<std::mutex>& guard, const Uuid& uuid,
+                                   const std::string& name, const Entry& as);
 
   void detach(const Uuid& uuid, std::shared_ptr<Volume> volume, bool is_writer);
 

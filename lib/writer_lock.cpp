@@ -118,23 +118,39 @@ std::unique_ptr<WriterLock> WriterLock::acquire(
     log(fmt::format("volume {}: taking over from {}, which has died", name, describe(*writer)));
     lock->took_over_ = true;
   }
-  const HostIdentity& host = this_host();
   header.true_size_bytes = disk_size(header);
   header.size_bytes = 0;
   header.is_taken = 1;
-  ++header.epoch;
-  header.taken_at_ns = now_unix_ns();
-  header.host_id = host.host_id;
-  header.boot_id = host.boot_id;
-  header.server_pid = static_cast<uint32_t>(getpid());
-  header.server_start_time = process_start_time(getpid());
-  put_text(header.host_name, sizeof header.host_name, host.host_name);
-  put_text(header.peer, sizeof header.peer, peer.address);
-  lock->slots_.write(*lock->object_, header);
+  const std::lock_guard guard(lock->mutex_);
+  lock->take(peer);
   return lock;
 }
 
+void WriterLock::take(const Peer& peer) {
+  const HostIdentity& host = this_host();
+  ++header_.epoch;
+  header_.taken_at_ns = now_unix_ns();
+  header_.host_id = host.host_id;
+  header_.boot_id = host.boot_id;
+  header_.server_pid = static_cast<uint32_t>(getpid());
+  header_.server_start_time = process_start_time(getpid());
+  put_text(header_.host_name, sizeof header_.host_name, host.host_name);
+  put_text(header_.peer, sizeof header_.peer, peer.address);
+  slots_.write(*object_, header_);
+}
+
+VolumeHeader WriterLock::header() const {
+  const std::lock_guard guard(mutex_);
+  return header_;
+}
+
+void WriterLock::hand_to(const Peer& peer) {
+  const std::lock_guard guard(mutex_);
+  take(peer);
+}
+
 void WriterLock::restore(uint64_t size_bytes) {
+  const std::lock_guard guard(mutex_);
   header_.size_bytes = size_bytes;
   header_.true_size_bytes = 0;
   header_.is_taken = 0;
@@ -142,11 +158,13 @@ void WriterLock::restore(uint64_t size_bytes) {
 }
 
 void WriterLock::resize(uint64_t size_bytes) {
+  const std::lock_guard guard(mutex_);
   header_.true_size_bytes = size_bytes;
   slots_.write(*object_, header_);
 }
 
 void WriterLock::forget_parent() {
+  const std::lock_guard guard(mutex_);
   header_.parent = Uuid{};
   header_.parent_version = 0;
   header_.incompatible_features &= ~kFeatureFork;

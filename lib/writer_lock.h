@@ -10,13 +10,14 @@
 // is, and removed after it. So where it is missing beside a header nobody can tell whether the
 // volume is in use, and it is left alone.
 //
-// Thread safety: none; the volume's owner uses it from one thread at a time.
+// Thread safety: all methods.
 // Errors: EBUSY naming the owner; what reading and writing the header throws.
 #pragma once
 
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 
 #include "volume_header.h"
@@ -39,18 +40,23 @@ class WriterLock {
 
   // Marks the header as free, with this size, before the lock is released.
   void restore(uint64_t size_bytes);
+  // Marks the volume, which stays taken, as taken by another peer.
+  void hand_to(const Peer& peer);
   // Records a new size while the volume stays taken.
   void resize(uint64_t size_bytes);
   // Records that the volume does not need its parent any more.
   void forget_parent();
 
-  const VolumeHeader& header() const { return header_; }
+  VolumeHeader header() const;
   bool took_over() const { return took_over_; }
 
  private:
   WriterLock() = default;
 
+  void take(const Peer& peer);  // with mutex_ held
+
   std::unique_ptr<HeldLock> lock_;
+  mutable std::mutex mutex_;  // guards all below
   std::unique_ptr<Object> object_;
   HeaderSlots slots_{kHeaderMagic};
   VolumeHeader header_{};

@@ -99,4 +99,95 @@ TEST_CASE("zeroing that was given up does not zero newer bytes") {
   CHECK(f.read(0, 2 * kBlockBytes) == filled(2 * kBlockBytes, 3));
 }
 
+TEST_CASE("a VM gets a volume at once that is open for the store's own work") {
+  Fixture f;
+  f.store->open_export("vm1", test_peer())->write(0, filled(kBlockBytes, 1), true);
+  f.store->create_version("vm1", {});
+  f.store->fork_volume("fork", "vm1", "1", 0);
+  const Peer vm{"the VM", 1, 1};
+  std::unique_ptr<Disk> disk;
+  f.store->flatten_volume("fork", [&](uint64_t) {
+    if (disk) return;
+    const auto start = std::chrono::steady_clock::now();
+    disk = f.store->open_export("fork", vm);
+    CHECK(std::chrono::steady_clock::now() - start < std::chrono::seconds(1));
+    disk->write(kBlockBytes, filled(kBlockBytes, 2), true);
+  });
+  REQUIRE(disk);
+  // It is the VM's from then on.
+  const VolumeInfo info = f.store->show_volume("fork");
+  REQUIRE(info.writer);
+  CHECK(info.writer->peer == "the VM");
+  CHECK(info.writer->epoch == 2);
+  CHECK_THROWS_AS(f.store->open_export("fork", {"another", 2, 2}), Error);
+  ByteVector bytes(2 * kBlockBytes);
+  disk->read(0, bytes);
+  ByteVector wanted = filled(kBlockBytes, 1);
+  wanted.resize(2 * kBlockBytes, std::byte{2});
+  CHECK(bytes == wanted);
+  disk.reset();
+  CHECK_FALSE(f.store->is_open("fork"));
+}
+
+TEST_CASE("a VM gets a volume at once that another one has left while the store works on it") {
+  Fixture f;
+  f.store->open_export("vm1", test_peer())->write(0, filled(kBlockBytes, 1), true);
+  f.store->create_version("vm1", {});
+  f.store->fork_volume("fork", "vm1", "1", 0);
+  auto disk = f.store->open_export("fork", {"the first", 1, 1});
+  bool is_second = false;
+  f.store->flatten_volume("fork", [&](uint64_t) {
+    if (std::exchange(is_second, true)) return;
+    disk->write(kBlockBytes, filled(kBlockBytes, 2), true);
+    disk.reset();
+    disk = f.store->open_export("fork", {"the second", 2, 2});
+  });
+  CHECK(f.store->show_volume("fork").writer->peer == "the second");
+  ByteVector bytes(kBlockBytes);
+  disk->read(kBlockBytes, bytes);
+  CHECK(bytes == filled(kBlockBytes, 2));
+}
+
+TEST_CASE("a volume that has failed is opened again for the next VM, whatever else has it open") {
+  Fixture f;
+  f.store->open_export("vm1", test_peer())->write(0, filled(kBlockBytes, 1), true);
+  f.store->create_version("vm1", {});
+  const VolumeInfo fork = f.store->fork_volume("fork", "vm1", "1", 0);
+  auto disk = f.store->open_export("fork", {"the first", 1, 1});
+  std::future<std::unique_ptr<Disk>> next;
+  try {
+    f.store->flatten_volume("fork", [&](uint64_t) {
+      if (!disk) return;
+      disk->write(kBlockBytes, filled(kBlockBytes, 2), false);
+      f.memory->fail_next_sync(Volume::folder_of(fork.uuid) + "/data.2", EIO);
+      CHECK_THROWS_AS(disk->flush(), Error);
+      disk.reset();
+      next = std::async(std::launch::async, [&] {
+        return f.store->open_export("fork", {"the second", 2, 2});
+      });
+    });
+  } catch (const Error& error) {
+    CHECK(error.code() == EIO);
+  }
+  REQUIRE(next.valid());
+  disk = next.get();
+  disk->write(kBlockBytes, filled(kBlockBytes, 3), true);
+}
+
+TEST_CASE("a VM waits for what the store does alone with the volume") {
+  Fixture f;
+  f.store->open_export("vm1", test_peer())->write(0, filled(kBlockBytes, 1), true);
+  f.store->create_version("vm1", {});
+  std::future<std::unique_ptr<Disk>> vm;
+  f.backend->on_write = [&](const std::string& name) {
+    if (vm.valid() || !name.ends_with("/map.1")) return;
+    vm = std::async(std::launch::async, [&] { return f.store->open_export("vm1", test_peer()); });
+    // One that is refused is so by then.
+    vm.wait_for(kStall);
+  };
+  f.store->rollback("vm1", "1");
+  REQUIRE(vm.valid());
+  CHECK(vm.get() != nullptr);
+}
+
 }  // namespace tplstore

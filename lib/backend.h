@@ -50,8 +50,13 @@ class Object {
   virtual void punch(uint64_t offset, uint64_t length) = 0;
   // Stretches a sparse object; never shrinks it. EFBIG when the storage cannot hold that size.
   virtual void stretch(uint64_t size_bytes) = 0;
-  // Makes what was written, punched and stretched before the call durable.
+  // Makes what was written, punched and stretched before the call durable. Throws when that
+  // failed, now or since this Object was opened: what should have become durable may be lost then,
+  // though reads go on showing it and a later sync, of another Object, says nothing.
   virtual void sync() = 0;
+  // Lets go of what is kept in memory of the content, but for what was written since the last sync:
+  // reads show what the storage has, also where a sync failed. Does nothing where nothing is kept.
+  virtual void drop_cached() = 0;
 
   virtual uint64_t size_bytes() = 0;
   virtual uint64_t allocated_bytes() = 0;
@@ -62,6 +67,13 @@ class Object {
   // seen or not.
   virtual std::optional<DataRange> find_data(uint64_t offset) = 0;
 };
+
+// Makes what an earlier life left of an object durable, as far as it can be, and what is read of it
+// from now on that which is durable.
+inline void settle(Object& object) {
+  object.sync();
+  object.drop_cached();
+}
 
 struct ReadPiece {
   Object* object;

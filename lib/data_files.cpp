@@ -69,11 +69,11 @@ DataFile& DataFiles::begin(uint32_t current) {
 }
 
 void DataFiles::sync_existing(uint32_t version) {
-  try {
-    backend_.open(own_name(version), Access::kWrite)->sync();
-  } catch (const Error& error) {
-    if (error.code() != ENOENT) throw;
-  }
+  if (const auto object = open_for_punching(version)) object->sync();
+}
+
+void DataFiles::settle_existing(uint32_t version) {
+  if (const auto object = open_for_punching(version)) settle(*object);
 }
 
 void DataFiles::prepare(uint32_t version, uint64_t disk_bytes) {

@@ -67,6 +67,9 @@ class DataFiles {
   DataFile& begin(uint32_t current);
   // Syncs the volume's own file of a version, if there is one, whatever is known of its writes.
   void sync_existing(uint32_t version);
+  // Likewise, and reads of it show what is on the disk from then on: for what an earlier life
+  // wrote.
+  void settle_existing(uint32_t version);
   // Makes the file of the next version ahead of time, if it is not there yet; durably.
   void prepare(uint32_t version, uint64_t disk_bytes);
   // The prepared file becomes the one that is written.

@@ -402,6 +402,12 @@ void DirObject::sync() {
   }
 }
 
+void DirObject::drop_cached() {
+  Pin pinned(*this);
+  const int code = posix_fadvise(pinned.fd(), 0, 0, POSIX_FADV_DONTNEED);
+  if (code != 0) fail_here(code, "dropping its cached pages");
+}
+
 struct stat DirObject::status() {
   Pin pinned(*this);
   struct stat now;

@@ -123,6 +123,7 @@ class alignas(64) DirObject final : public Object {
   void punch(uint64_t offset, uint64_t length) override;
   void stretch(uint64_t size_bytes) override;
   void sync() override;
+  void drop_cached() override;
   uint64_t size_bytes() override;
   uint64_t allocated_bytes() override;
   std::optional<DataRange> find_data(uint64_t offset) override;

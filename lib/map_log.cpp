@@ -81,6 +81,7 @@ std::unique_ptr<MapLog> MapLog::open(Backend& backend, const std::string& folder
                                      const Uuid& volume, uint64_t generation, Access access) {
   const std::string name = object_name(folder, generation);
   auto object = backend.open(name, access);
+  if (access == Access::kWrite) settle(*object);
   LogHeader header;
   object->read(0, std::as_writable_bytes(std::span<LogHeader, 1>(&header, 1)));
   if (header.magic != kLogMagic || header.checksum != header_sum(header))

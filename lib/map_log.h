@@ -72,7 +72,7 @@ class MapLog {
   // Makes a log that must not exist; durable after the caller syncs the folder and the log.
   static std::unique_ptr<MapLog> create(Backend& backend, const std::string& folder,
                                         const Uuid& volume, uint64_t generation);
-  // ENOENT when there is none; EIO when it is not this volume's.
+  // ENOENT when there is none; EIO when it is not this volume's. For writing it is settled first.
   static std::unique_ptr<MapLog> open(Backend& backend, const std::string& folder,
                                       const Uuid& volume, uint64_t generation, Access access);
 

@@ -42,7 +42,11 @@ class CountedLock final : public HeldLock {
 class MemoryObject final : public Object {
  public:
   MemoryObject(MemoryBackend& backend, std::string name, uint64_t object, Access access)
-      : backend_(backend), name_(std::move(name)), object_(object), access_(access) {}
+      : backend_(backend),
+        name_(std::move(name)),
+        object_(object),
+        access_(access),
+        failures_seen_(backend.failed_syncs_[object]) {}
   ~MemoryObject() override { backend_.object_closed(object_); }
 
   void read(uint64_t offset, MutableBytes into) override {
@@ -89,16 +93,23 @@ class MemoryObject final : public Object {
   void sync() override {
     std::lock_guard lock(backend_.mutex_);
     check_not_failed();
-    auto& faults = backend_.sync_faults_;
-    const auto fault = std::ranges::find_if(
-        faults, [&](const auto& entry) { return name_.starts_with(entry.first); });
-    if (fault != faults.end()) {
-      const int code = fault->second;
-      faults.erase(fault);
+    if (const int code = backend_.take_sync_fault(name_)) {
       has_failed_ = true;
+      ++backend_.failed_syncs_[object_];
+      backend_.record({.kind = Kind::kFailSync, .name = name_, .object = object_});
       fail_errno(code, name_, "syncing it");
     }
+    if (failures_seen_ != backend_.failed_syncs_[object_]) {
+      has_failed_ = true;
+      fail_errno(EIO, name_, "syncing it");
+    }
     backend_.record({.kind = Kind::kSync, .name = name_, .object = object_});
+  }
+
+  void drop_cached() override {
+    std::lock_guard lock(backend_.mutex_);
+    if (backend_.now_.has_lost(object_))
+      backend_.record({.kind = Kind::kDropCached, .name = name_, .object = object_});
   }
 
   uint64_t size_bytes() override {
@@ -139,6 +150,7 @@ class MemoryObject final : public Object {
   const std::string name_;
   const uint64_t object_;
   const Access access_;
+  const uint64_t failures_seen_;  // of the object, when it was opened
   bool has_failed_ = false;
 };
 
@@ -187,6 +199,21 @@ void MemoryBackend::check_readable(const std::string& name) const {
   for (const auto& [prefix, code] : read_faults_) {
     if (name.starts_with(prefix)) fail_errno(code, name, "reading it");
   }
+}
+
+// What a sync of this object fails with, or 0.
+int MemoryBackend::take_sync_fault(const std::string& name) {
+  for (auto fault = sync_faults_.begin(); fault != sync_faults_.end(); ++fault) {
+    if (!name.starts_with(fault->name_prefix)) continue;
+    if (fault->skipped > 0) {
+      --fault->skipped;
+      continue;
+    }
+    const int code = fault->code;
+    sync_faults_.erase(fault);
+    return code;
+  }
+  return 0;
 }
 
 uint64_t MemoryBackend::object_opened(uint64_t object) {
@@ -412,9 +439,14 @@ uint64_t MemoryBackend::allocated_bytes() const {
   return now_.allocated_bytes();
 }
 
-void MemoryBackend::fail_next_sync(const std::string& name_prefix, int code) {
+void MemoryBackend::fail_next_sync(const std::string& name_prefix, int code, uint64_t skipped) {
   std::lock_guard lock(mutex_);
-  sync_faults_.emplace_back(name_prefix, code);
+  if (code != 0) {
+    sync_faults_.push_back({name_prefix, code, skipped});
+  } else {
+    std::erase_if(sync_faults_,
+                  [&](const SyncFault& fault) { return fault.name_prefix == name_prefix; });
+  }
 }
 
 void MemoryBackend::fail_reads(const std::string& name_prefix, int code) {

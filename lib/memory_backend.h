@@ -74,9 +74,12 @@ class MemoryBackend final : public Backend {
   // stays with what crash() and clone() return.
   void set_capacity_bytes(uint64_t capacity_bytes);
   uint64_t allocated_bytes() const;
-  // The next sync of an object whose name starts so throws; after that its Object's write() and
-  // sync() throw EIO. What was unsynced stays unsynced.
-  void fail_next_sync(const std::string& name_prefix, int code);
+  // The next sync of an object whose name starts so throws, or the one after `skipped` others; with
+  // code 0 it does not after all. From then on write() and sync() of its Object throw EIO, and so
+  // does the next sync of others that are open. As with Linux, the writes that were to become
+  // durable go on being seen, until drop_cached() or a power cut, and syncs of Objects that are
+  // opened later succeed without them; while nothing is recorded they are not lost.
+  void fail_next_sync(const std::string& name_prefix, int code, uint64_t skipped = 0);
   // Every read of objects whose names start so throws, until called with 0.
   void fail_reads(const std::string& name_prefix, int code);
 
@@ -99,6 +102,7 @@ class MemoryBackend final : public Backend {
   void check_creatable(const std::string& name) const;
   void check_space(uint64_t more_bytes, const std::string& name) const;
   void check_readable(const std::string& name) const;
+  int take_sync_fault(const std::string& name);
   void object_closed(uint64_t object);
   uint64_t object_opened(uint64_t object);
 
@@ -113,7 +117,13 @@ class MemoryBackend final : public Backend {
   mutable size_t replayed_count_ = 0;
 
   uint64_t capacity_bytes_ = UINT64_MAX;
-  std::vector<std::pair<std::string, int>> sync_faults_;
+  struct SyncFault {
+    std::string name_prefix;
+    int code;
+    uint64_t skipped;
+  };
+  std::vector<SyncFault> sync_faults_;
+  std::map<uint64_t, uint64_t> failed_syncs_;  // per object
   std::map<std::string, int> read_faults_;
   std::map<uint64_t, uint64_t> open_counts_;  // Objects per object
   std::shared_ptr<LockTable> locks_;

@@ -125,6 +125,10 @@ std::string MemoryEvent::describe() const {
       return fmt::format("stretch {}: to {} bytes", name, length);
     case Kind::kSync:
       return fmt::format("sync {}", name);
+    case Kind::kFailSync:
+      return fmt::format("failed sync {}", name);
+    case Kind::kDropCached:
+      return fmt::format("drop_cached {}", name);
     case Kind::kPutNew:
       return fmt::format("put_new {}: {} bytes", name, data.size());
     case Kind::kSetContent:
@@ -169,6 +173,8 @@ const MemoryImage& MemoryState::image(uint64_t object) const {
   return objects_.at(object)->current;
 }
 
+bool MemoryState::has_lost(uint64_t object) const { return objects_.at(object)->has_lost; }
+
 uint64_t MemoryState::allocated_bytes() const {
   uint64_t bytes = 0;
   for (const auto& [name, history] : names_) {
@@ -191,6 +197,7 @@ void MemoryState::set_keeps_history(bool keeps_history) {
     Content& content = writable(number);
     content.durable = keeps_history ? content.current : MemoryImage();
     content.unsynced.clear();
+    content.has_lost = false;
   }
 }
 
@@ -279,6 +286,32 @@ void MemoryState::change(const MemoryEventPtr& event) {
   if (keeps_history_) content.unsynced.push_back(event);
 }
 
+void MemoryState::sync(Content& content) const {
+  if (!content.has_lost) {
+    content.durable = content.current;
+  } else {
+    for (const MemoryEventPtr& event : content.unsynced) change_image(content.durable, *event);
+  }
+  content.unsynced.clear();
+}
+
+void MemoryState::fail_sync(Content& content, const MemoryEvent& failure) {
+  std::erase_if(content.unsynced,
+                [](const MemoryEventPtr& event) { return event->kind == Kind::kWrite; });
+  // By which the writes made it longer.
+  MemoryEvent growth = failure;
+  growth.kind = Kind::kStretch;
+  growth.length = content.current.size_bytes();
+  content.unsynced.push_back(std::make_shared<const MemoryEvent>(std::move(growth)));
+  content.has_lost = true;
+}
+
+void MemoryState::drop_cached(Content& content) {
+  content.current = content.durable;
+  for (const MemoryEventPtr& event : content.unsynced) change_image(content.current, *event);
+  content.has_lost = false;
+}
+
 void MemoryState::apply(const MemoryEventPtr& event) {
   ++event_;
   const std::string& name = event->name;
@@ -304,17 +337,23 @@ void MemoryState::apply(const MemoryEventPtr& event) {
     case Kind::kSyncFolder:
       return sync_folder(name);
     case Kind::kSync:
-      break;
+      if (keeps_history_) sync(writable(event->object));
+      return;
+    case Kind::kFailSync:
+      if (keeps_history_) fail_sync(writable(event->object), *event);
+      return;
+    case Kind::kDropCached:
+      if (has_lost(event->object)) drop_cached(writable(event->object));
+      return;
   }
   if (event->kind == Kind::kCreate) return change(event);
   Content& content = writable(event->object);
-  if (event->kind != Kind::kSync) {
-    content.current.set_size(0);
-    content.current.write(0, event->data);
-    settle(names_, name, event_);
-    settle_folders_of(name);
-  }
+  content.current.set_size(0);
+  content.current.write(0, event->data);
+  settle(names_, name, event_);
+  settle_folders_of(name);
   content.unsynced.clear();
+  content.has_lost = false;
   if (keeps_history_) content.durable = content.current;
 }
 

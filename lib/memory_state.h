@@ -2,9 +2,12 @@
 // between. It is driven by events only, so playing a trace again gives the same state.
 //
 // Durable is what backend.h promises and nothing more. Of an object: its content at its last sync,
-// then the list of unsynced changes. Of a name: the history of what it stood for, the first entry
-// being durable and the last one current. A folder is a name too; syncing a folder makes it and
-// all above it durable, and with the durable removal of a folder all goes that was in it.
+// then the list of unsynced changes. A failed sync takes the writes off that list, as Linux does
+// with pages that it could not write: they can be seen until what is cached is dropped, and no
+// later sync makes them durable. Sizes and holes are the file system's own matter and stay on it.
+// Of a name: the history of what it stood for, the first entry being durable and the last one
+// current. A folder is a name too; syncing a folder makes it and all above it durable, and with the
+// durable removal of a folder all goes that was in it.
 //
 // Copies are cheap: objects are shared until one copy changes them.
 //
@@ -32,6 +35,8 @@ struct MemoryEvent {
     kPunch,         // name, object, offset, length
     kStretch,       // name, object, length = size
     kSync,          // name, object
+    kFailSync,      // name, object
+    kDropCached,    // name, object
     kPutNew,        // name, object, data
     kSetContent,    // name, object (one more than all before, if the name is new), data
     kRemove,        // name
@@ -62,6 +67,7 @@ class MemoryState {
   bool has_folder(const std::string& folder) const;  // the empty name is always there
   std::vector<std::string> list(const std::string& folder) const;
   const MemoryImage& image(uint64_t object) const;
+  bool has_lost(uint64_t object) const;  // whether dropping what is cached would show that
   uint64_t next_object() const { return last_object_ + 1; }
   uint64_t allocated_bytes() const;  // of all objects that have a name
 
@@ -79,6 +85,7 @@ class MemoryState {
     MemoryImage current;
     MemoryImage durable;
     std::vector<MemoryEventPtr> unsynced;
+    bool has_lost = false;  // shows writes that are neither durable nor unsynced
   };
   struct Step {
     uint64_t event;   // the number of the event that made it
@@ -98,6 +105,9 @@ class MemoryState {
   void sync_folder(const std::string& folder);
   void remove_folder(const std::string& folder);
   void change(const MemoryEventPtr& event);
+  void sync(Content& content) const;
+  static void fail_sync(Content& content, const MemoryEvent& event);
+  static void drop_cached(Content& content);
   Content& writable(uint64_t object);
   void keep(MemoryState& into, const std::string& name, uint64_t object, MemoryImage image) const;
 

@@ -136,14 +136,14 @@ std::unique_ptr<Volume> Volume::open_for_writing(const VolumeEnvironment& enviro
 
 void Volume::recover() {
   map_ = VolumeMap::open(backend_, folder_, uuid_, Access::kWrite);
-  // What the last life wrote may be in the page cache only: it must not go away again after it
-  // has been served.
+  // What the last life wrote may be in the page cache only, and after a failed sync it stays there
+  // for good: it must not go away again after it has been served.
   const uint32_t current = map_->current();
   files_->remove_above(current);
   if (!map_->was_closed_cleanly()) {
     environment_.log(fmt::format("volume {}: was not closed, recovered it", name_));
-    for (const uint32_t version : map_->replayed_versions()) files_->sync_existing(version);
-    files_->sync_existing(current);
+    for (const uint32_t version : map_->replayed_versions()) files_->settle_existing(version);
+    files_->settle_existing(current);
   }
   unswept_ = map_->unswept_versions();
   use_sources();

@@ -18,6 +18,9 @@
 // (free_ranges.h). The comparison runs behind the record, on roots that were copied with it;
 // recovery repeats it. What current stops mapping is decided while it does.
 //
+// Opened for writing, what is read is on the disk: objects are synced before they are read, since a
+// process that was killed may have left them in the page cache only, and what is cached of them is
+// dropped, since after a failed sync it may differ from what is on the disk, for good.
 // Opened for reading, nothing is changed on disk, and versions are as of the last commit then.
 //
 // Thread safety: all methods, except where said. Lock order: maintenance_mutex_, version_mutex_,
@@ -88,8 +91,8 @@ class VolumeMap {
   // Frozen versions whose data files may not be durable, since their freezing was replayed.
   const std::vector<uint32_t>& replayed_versions() const { return replayed_versions_; }
   bool was_closed_cleanly() const { return was_closed_cleanly_; }
-  // Makes what was replayed durable and starts a new life of the log. The data files of current
-  // and of replayed_versions() have been synced before. `sync_data` is what commits call to make
+  // Starts a new life of the log. The data files of current and of replayed_versions() have been
+  // settled before. `sync_data` is what commits call to make
   // the data files durable, `sync_holes` is what checkpoints call to make the holes durable that
   // were punched.
   void begin_life(std::function<void()> sync_data, std::function<void()> sync_holes);
@@ -331,6 +334,7 @@ class VolumeMap {
   std::unique_ptr<Object> pointer_object_;  // "map"
   SlotPair<MapPointer> pointer_slots_{kMapPointerMagic};
   uint64_t checkpoint_offset_ = 0;
+  uint64_t clean_sequence_ = 0;  // that the pointer had when it was read
   std::vector<uint32_t> replayed_versions_;
   bool was_closed_cleanly_ = false;
   LogPosition recovered_to_{};

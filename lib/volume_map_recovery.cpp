@@ -63,12 +63,14 @@ std::unique_ptr<VolumeMap> VolumeMap::open(Backend& backend, const std::string& 
 
 void VolumeMap::recover() {
   pointer_object_ = backend_.open(pointer_name(folder_), access_);
+  if (access_ == Access::kWrite) settle(*pointer_object_);
   const std::optional<MapPointer> pointer = pointer_slots_.read(*pointer_object_);
   if (!pointer)
     fail(EIO, pointer_name(folder_), "damaged: neither of its two slots passes its checksum");
   if (pointer->volume != volume_) fail_of_another(pointer_name(folder_), pointer->volume, volume_);
   log_ = MapLog::open(backend_, folder_, volume_, pointer->generation, access_);
   checkpoint_offset_ = pointer->checkpoint_offset;
+  clean_sequence_ = pointer->clean_sequence;
 
   LogPosition replay_from;
   const uint64_t checkpoint_sequence = load_checkpoint(pointer->checkpoint_offset, replay_from);
@@ -240,9 +242,9 @@ void VolumeMap::begin_life(std::function<void()> sync_data, std::function<void()
   // What was decided in the replay is as durable as the records are in a moment.
   free_.cut();
   free_.commit();
-  // A process that was killed may have left the pointer in the page cache only: it must not fall
-  // back to a log that is about to be removed.
-  pointer_object_->sync();
+  // It must not fall back to a log that is about to be removed, whatever became of it in an earlier
+  // life: a slot that was not synced, or one whose sync failed.
+  write_pointer(checkpoint_offset_, clean_sequence_);
   // Logs of other generations are what an interrupted compaction left.
   constexpr std::string_view kPrefix = "map.";
   for (const std::string& name : backend_.list(folder_)) {

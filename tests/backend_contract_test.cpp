@@ -105,6 +105,22 @@ ON_EVERY_BACKEND("what was written is read back, at any offset and length", Fixt
   CHECK(read_all(*fixture.backend.open("volumes/v/data.1", Access::kRead), 0, kSize) == model);
 }
 
+ON_EVERY_BACKEND("dropping what is cached loses nothing, synced or not", Fixture) {
+  Fixture fixture;
+  constexpr size_t kSize = 100'000;
+  for (const std::string name : {"a/data.1", "a/log"}) {
+    auto object = fixture.backend.create(name, kSize);
+    const ByteVector bytes = pattern(kSize, 1);
+    object->write(0, bytes);
+    object->drop_cached();
+    CHECK(read_all(*object, 0, kSize) == bytes);
+    object->sync();
+    object->drop_cached();
+    CHECK(read_all(*object, 0, kSize) == bytes);
+    fixture.backend.open(name, Access::kRead)->drop_cached();
+  }
+}
+
 ON_EVERY_BACKEND("an object has the size of its last byte, and reads as zeroes behind it",
                  Fixture) {
   Fixture fixture;

@@ -73,6 +73,7 @@ class GatedObject final : public Object {
     gate_.pass();
     inner_->sync();
   }
+  void drop_cached() override { inner_->drop_cached(); }
   uint64_t size_bytes() override { return inner_->size_bytes(); }
   uint64_t allocated_bytes() override { return inner_->allocated_bytes(); }
   std::optional<DataRange> find_data(uint64_t offset) override { return inner_->find_data(offset); }

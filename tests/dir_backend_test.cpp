@@ -4,6 +4,7 @@
 #include <doctest/doctest.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -63,7 +64,40 @@ int flags_of_open_file(const std::string& path) {
   return -1;
 }
 
+// Of a file's pages, how many are in the page cache.
+size_t cached_pages(const std::string& path) {
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  const size_t size = fs::file_size(path);
+  void* map = mmap(nullptr, size, PROT_READ, MAP_SHARED, fd, 0);
+  std::vector<unsigned char> pages((size + 4095) / 4096);
+  REQUIRE(mincore(map, size, pages.data()) == 0);
+  munmap(map, size);
+  close(fd);
+  return static_cast<size_t>(std::ranges::count_if(pages, [](auto page) { return page & 1; }));
+}
+
 }  // namespace
+
+TEST_CASE("what is synced can be dropped from the page cache") {
+  TemporaryDirectory directory;
+  DirBackend backend(directory.path(), false, no_log);
+  const std::string path = directory.path() + "/v/data.1";
+  auto object = backend.create("v/data.1", 0);
+  object->write(0, pattern(100'000, 1));
+  object->sync();
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+  close(fd);
+  if (cached_pages(path) > 0) {
+    MESSAGE("skipped: this file system keeps all in memory");
+    return;
+  }
+  CHECK(read_all(*object, 0, 100'000) == pattern(100'000, 1));
+  CHECK(cached_pages(path) > 0);
+  object->drop_cached();
+  CHECK(cached_pages(path) == 0);
+  CHECK(read_all(*object, 0, 100'000) == pattern(100'000, 1));
+}
 
 TEST_CASE("a directory that is not there is an error") {
   TemporaryDirectory directory;

@@ -20,6 +20,8 @@ class ForwardingBackend final : public Backend {
   std::function<void(const std::string& name)> on_read;
   // Likewise, before it is written.
   std::function<void(const std::string& name)> on_write;
+  // Likewise, before a hole is punched in it.
+  std::function<void(const std::string& name)> on_punch;
   // Called with an object's name after somebody tried to lock it, and whether that got the lock.
   std::function<void(const std::string& name, bool is_ours)> on_lock;
   // Called with the name of an object or a folder after it was removed.
@@ -78,9 +80,13 @@ class ForwardingBackend final : public Backend {
       if (backend_.on_write) backend_.on_write(name_);
       to_->write(offset, from);
     }
-    void punch(uint64_t offset, uint64_t length) override { to_->punch(offset, length); }
+    void punch(uint64_t offset, uint64_t length) override {
+      if (backend_.on_punch) backend_.on_punch(name_);
+      to_->punch(offset, length);
+    }
     void stretch(uint64_t size_bytes) override { to_->stretch(size_bytes); }
     void sync() override { to_->sync(); }
+    void drop_cached() override { to_->drop_cached(); }
     uint64_t size_bytes() override { return to_->size_bytes(); }
     uint64_t allocated_bytes() override { return to_->allocated_bytes(); }
     std::optional<DataRange> find_data(uint64_t offset) override { return to_->find_data(offset); }

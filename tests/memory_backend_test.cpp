@@ -411,10 +411,6 @@ TEST_CASE("syncs and reads fail when told to") {
   CHECK(error_code([&] { object->sync(); }) == EIO);
   CHECK(error_code([&] { object->sync(); }) == EIO);
   CHECK(error_code([&] { object->write(0, filled(1, 1)); }) == EIO);
-  CHECK(crash_at_end(backend, Crash::kLoseUnsynced)->content("v/x").empty());
-  backend.open("v/x", Access::kWrite)->sync();
-  CHECK(crash_at_end(backend, Crash::kLoseUnsynced)->content("v/x") == filled(10, 1));
-
   backend.fail_reads("v/", EIO);
   CHECK(error_code([&] { read_all(*object, 0, 1); }) == EIO);
   CHECK(error_code([&] { backend.get("v/x", 100); }) == EIO);
@@ -423,6 +419,63 @@ TEST_CASE("syncs and reads fail when told to") {
   CHECK(error_code([&] { backend.read_batch(pieces); }) == EIO);
   backend.fail_reads("v/", 0);
   CHECK(backend.get("v/x", 100) == filled(10, 1));
+}
+
+TEST_CASE(
+    "a failed sync loses what it should have made durable, and only a look at the disk tells") {
+  MemoryBackend backend;
+  auto object = backend.create("v/x", 8192);
+  object->write(0, filled(512, 1));
+  object->sync();
+  backend.sync_folder("v");
+  auto other = backend.open("v/x", Access::kWrite);
+  object->write(0, filled(1024, 2));
+  object->write(9000, filled(10, 2));
+  object->punch(4096, 4096);
+  backend.fail_next_sync("v/x", EIO, 0);
+  CHECK(error_code([&] { object->sync(); }) == EIO);
+  CHECK(error_code([&] { object->write(0, filled(1, 1)); }) == EIO);
+  // Who had it open is told too; who opens it later is not.
+  CHECK(error_code([&] { other->sync(); }) == EIO);
+  auto later = backend.open("v/x", Access::kWrite);
+  later->write(1024, filled(512, 3));
+  later->sync();
+  CHECK(read_all(*later, 0, 1024) == filled(1024, 2));
+
+  const auto check_disk = [](MemoryBackend& at) {
+    const auto look = at.open("v/x", Access::kRead);
+    CHECK(read_all(*look, 0, 512) == filled(512, 1));
+    CHECK(read_all(*look, 512, 512) == filled(512, 0));
+    CHECK(read_all(*look, 1024, 512) == filled(512, 3));
+    CHECK(look->size_bytes() == 9010);
+    CHECK(read_all(*look, 9000, 10) == filled(10, 0));
+  };
+  check_disk(*crash_at_end(backend, Crash::kLoseUnsynced));
+  check_disk(*crash_at_end(backend, Crash::kRandom));
+  // The process that is killed leaves the pages behind.
+  const auto killed = crash_at_end(backend, Crash::kKill);
+  CHECK(read_all(*killed->open("v/x", Access::kRead), 0, 1024) == filled(1024, 2));
+  check_disk(*crash_at_end(*killed, Crash::kLoseUnsynced));
+
+  later->write(2048, filled(512, 4));
+  later->drop_cached();
+  CHECK(read_all(*later, 2048, 512) == filled(512, 4));
+  check_disk(backend);
+  check_disk(*backend.clone());
+  later->sync();
+  check_disk(*crash_at_end(backend, Crash::kLoseUnsynced));
+}
+
+TEST_CASE("a sync fails after as many others as was asked for, or not at all") {
+  MemoryBackend backend;
+  auto object = backend.create("v/x", 0);
+  backend.fail_next_sync("v/", EIO, 2);
+  object->sync();
+  object->sync();
+  CHECK(error_code([&] { object->sync(); }) == EIO);
+  backend.fail_next_sync("v/", EIO);
+  backend.fail_next_sync("v/", 0);
+  backend.open("v/x", Access::kWrite)->sync();
 }
 
 TEST_CASE("damage is durable and seen by open objects") {

@@ -159,7 +159,7 @@ void VolumeMap::replay(const LogFrame& frame) {
       case RecordKind::kUpdate: {
         uint64_t first = record.number();
         uint64_t count = record.count;
-        const bool is_good = count > 0 && first + count <= kRegionsMax * kRegionBlocks &&
+        const bool is_good = count > 0 && first + count <= blocks_of(current_.size_bytes) &&
                              (record.source == kSourceUnmapped || record.source <= current_.number);
         if (!is_good) impossible();
         while (count > 0) {

@@ -216,4 +216,38 @@ TEST_CASE("after a failed sync nothing more is accepted") {
   CHECK_THROWS_AS(map->promise(1), Error);
 }
 
+TEST_CASE("an update beyond the end of the disk, as large as it is then, is damage") {
+  constexpr uint64_t kBlocks = 8;
+  MapUnderTest map(kBlocks * kBlockBytes - kSectorBytes);
+  const auto reopens = [&] {
+    map->commit();
+    try {
+      map.open();
+    } catch (const Error& error) {
+      CHECK(error.code() == EIO);
+      return false;
+    }
+    return true;
+  };
+  const auto resize = [&](uint64_t blocks) {
+    map->promise(1);
+    map->resize(blocks * kBlockBytes);
+  };
+  map.write(kBlocks - 1);
+  CHECK(reopens());
+  const uint32_t small = map.freeze();
+  resize(2 * kBlocks);
+  map.write(kBlocks, kBlocks);
+  CHECK(reopens());
+  SUBCASE("before it was rolled back") { map.write(2 * kBlocks - 1, 2); }
+  SUBCASE("after it was rolled back to when it was smaller") {
+    FreezeRequest request;
+    request.parent = small;
+    map->promise(VolumeMap::kFreezeRecords);
+    map->freeze(request);
+    map.write(kBlocks);
+  }
+  CHECK_FALSE(reopens());
+}
+
 }  // namespace tplstore

@@ -96,10 +96,6 @@ bool Volume::punch_some() {
     epochs_.wait_for_requests();
     for (size_t i = 0; i < ranges.size();) {
       const uint32_t version = ranges[i].source;
-      {
-        const std::lock_guard guard(punched_mutex_);
-        punched_.insert(version);
-      }
       const auto file = ranges[i].is_whole_file() ? nullptr : files_->open_for_punching(version);
       bool is_empty = ranges[i].is_whole_file();
       for (; i < ranges.size() && ranges[i].source == version; ++i)
@@ -107,6 +103,9 @@ bool Volume::punch_some() {
           file->punch(ranges[i].first * kBlockBytes, uint64_t{ranges[i].count} * kBlockBytes);
       if (file && !map_->counts_cells_of(version)) is_empty = file->allocated_bytes() == 0;
       if (is_empty) files_->remove(version);
+      // Not earlier: a checkpoint may come in between, and sync the file as it is then.
+      const std::lock_guard guard(punched_mutex_);
+      punched_.insert(version);
     }
   } catch (...) {
     map_->give_back_free_ranges();

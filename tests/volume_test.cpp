@@ -217,4 +217,32 @@ TEST_CASE("version names are unique and are not numbers") {
   CHECK(f.volume->versions().size() == 2);
 }
 
+TEST_CASE("a hole is not forgotten before it is durable, whenever a checkpoint comes") {
+  Fixture f;
+  f.volume->write(0, filled(8 * kBlockBytes, 1), false);
+  f.volume->create_version({});
+  f.volume->write(0, filled(4 * kBlockBytes, 2), false);
+  f.volume->create_version({});
+  f.volume->write(4 * kBlockBytes, filled(2 * kBlockBytes, 3), false);
+  f.volume->create_version({});
+  // Of one file, a hole that is made and a hole that is about to be.
+  f.volume->remove_versions({"1"});
+  f.volume->reclaim_all();
+  f.volume->remove_versions({"2"});
+  unsigned times = 0;
+  f.backend.on_punch = [&](const std::string& name) {
+    if (name.ends_with("data.1") && times++ == 0) f.volume->checkpoint();
+  };
+  f.volume->reclaim_all();
+  f.backend.on_punch = nullptr;
+  REQUIRE(times > 0);
+  f.volume->checkpoint();
+  f.volume.reset();
+  const auto after =
+      f.memory->crash(f.memory->event_count(), MemoryBackend::Crash::kLoseUnsynced, 0);
+  const auto volume = open_volume(*after, f.uuid);
+  volume->reclaim_all();
+  check_no_leak(*after, f.uuid, kRegionBytes);
+}
+
 }  // namespace tplstore

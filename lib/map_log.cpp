@@ -184,7 +184,7 @@ void MapLog::begin_life(const LogPosition& at) {
 // Sets what can be promised without making room. Promises made meanwhile are not lost: both sides
 // of the difference are added to, not set.
 void MapLog::count_room() {
-  const uint64_t fixed = tail_.offset + frame_cost(0) + kDeletionReserveBytes + kSectorBytes;
+  const uint64_t fixed = tail_.offset + frame_cost(0) + kReserveBytes + kSectorBytes;
   const int64_t total = static_cast<int64_t>(zeroed_end_) - static_cast<int64_t>(fixed);
   room_ += total - total_room_;
   total_room_ = total;
@@ -192,7 +192,7 @@ void MapLog::count_room() {
 
 void MapLog::make_room(uint64_t bytes) {
   const uint64_t needed =
-      tail_.offset + bytes + frame_cost(reserved_) + kDeletionReserveBytes + kSectorBytes;
+      tail_.offset + bytes + frame_cost(reserved_) + kReserveBytes + kSectorBytes;
   if (needed <= zeroed_end_) return;
   const uint64_t step = std::clamp(tail_.offset / 8, kZeroStepBytes, kZeroStepBytesMax);
   const uint64_t end = round_up(needed, kSectorBytes) + step;
@@ -214,7 +214,7 @@ void MapLog::make_room(uint64_t bytes) {
   count_room();
 }
 
-void MapLog::reserve(uint64_t bytes, bool is_deletion) {
+void MapLog::reserve(uint64_t bytes, Reserve draws_on) {
   reserved_ += bytes;
   if (room_.fetch_sub(static_cast<int64_t>(bytes)) >= static_cast<int64_t>(bytes)) return;
   const std::lock_guard guard(mutex_);
@@ -222,8 +222,9 @@ void MapLog::reserve(uint64_t bytes, bool is_deletion) {
     make_room(0);
   } catch (...) {
     // What makes room must not fail for want of it.
-    constexpr auto kForDeletions = static_cast<int64_t>(kDeletionReserveBytes - 2 * kProofBytes);
-    if (is_deletion && room_ + kForDeletions >= 0) return;
+    constexpr uint64_t kDrawable[] = {0, kTrimReserveBytes, kReserveBytes - 2 * kProofBytes};
+    const auto drawable = static_cast<int64_t>(kDrawable[static_cast<size_t>(draws_on)]);
+    if (drawable > 0 && room_ + drawable >= 0) return;
     unreserve(bytes);
     throw;
   }

@@ -9,7 +9,9 @@
 //
 // The log is written ahead with zeroes, so that appending changes no file size (fdatasync stays
 // cheap) and cannot run out of space: reserve() promises space for an update before the write that
-// causes it is accepted, and kDeletionReserveBytes stay free beyond that.
+// causes it is accepted, and kReserveBytes stay free beyond that. On a full disk, what frees cells
+// may draw on them: trims only on the first kTrimReserveBytes, so that whatever guests do the rest
+// is there for removing versions and forks, and for the open frame.
 //
 // Recovery reads until the first frame that is not valid. Anything that proves it had been durable
 // makes that damage (Error EIO), not the end of the log: a later frame that says so, a clean close
@@ -30,6 +32,9 @@
 #include "bytes.h"
 
 namespace tplstore {
+
+// How far a promise may draw on the log's reserve when the disk is full.
+enum class Reserve { kNone, kTrims, kDeletions };
 
 enum class FrameKind : uint16_t { kOpen = 1, kUpdates = 2, kNodes = 3, kCheckpoint = 4 };
 
@@ -65,7 +70,8 @@ struct LogFrame {
 class MapLog {
  public:
   static constexpr uint64_t kFirstFrameOffset = 4096;  // behind the log's own header
-  static constexpr uint64_t kDeletionReserveBytes = 64 << 10;
+  static constexpr uint64_t kReserveBytes = 64 << 10;
+  static constexpr uint64_t kTrimReserveBytes = 16 << 10;
   static constexpr uint64_t kProofBytes = 4096;
 
   static std::string object_name(const std::string& folder, uint64_t generation);
@@ -91,9 +97,8 @@ class MapLog {
   // and makes it and all before it durable.
   void begin_life(const LogPosition& at);
 
-  // Promises that `bytes` more of update records can be appended; ENOSPC. What gives space back
-  // (`is_deletion`) may draw on the reserve.
-  void reserve(uint64_t bytes, bool is_deletion);
+  // Promises that `bytes` more of update records can be appended; ENOSPC.
+  void reserve(uint64_t bytes, Reserve draws_on);
   void unreserve(uint64_t bytes);
   uint64_t reserved_bytes() const;
   // Appends a frame; `reserved` bytes of promises end with it. Returns the payload's offset.

@@ -88,7 +88,7 @@ void Volume::create_fork(const std::string& number_or_name, const Uuid& fork) {
     create_objects(backend_, folder, base.number + 1, header);
   } catch (const Error&) {
     backend_.remove_folder(folder_of(fork));
-    map_->promise(VolumeMap::kPinRecords, true);
+    map_->promise(VolumeMap::kPinRecords, Reserve::kDeletions);
     map_->unpin(fork);
     throw;
   }
@@ -317,7 +317,7 @@ std::vector<VersionInfo> Volume::remove_versions(const std::vector<std::string>&
       holds.push_back(std::move(hold));
       removed.push_back(std::move(info));
     }
-    map_->promise(removed.size(), true);
+    map_->promise(removed.size(), Reserve::kDeletions);
     for (const VersionInfo& info : removed) map_->hide(info.number);
   }
   // Who opens one of them after this finds it gone.

@@ -47,7 +47,7 @@ bool Volume::drop_dead_pins() {
     const bool is_alive = is_fork_of(backend_, pin.fork, uuid_);
     is_any_left = is_any_left || is_alive;
     if (is_alive) continue;
-    map_->promise(VolumeMap::kPinRecords, true);
+    map_->promise(VolumeMap::kPinRecords, Reserve::kDeletions);
     map_->unpin(pin.fork);
   }
   return is_any_left;
@@ -65,7 +65,7 @@ void Volume::keep_pinned_only() {
     const std::lock_guard guard(map_->version_mutex());
     for (const VersionRecord& version : map_->versions()) {
       if (version.is_hidden()) continue;
-      map_->promise(1, true);
+      map_->promise(1, Reserve::kDeletions);
       map_->hide(version.number);
     }
   }

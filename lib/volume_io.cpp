@@ -392,7 +392,7 @@ void Volume::discard_blocks(uint64_t first, uint64_t count) {
   if (map_->must_commit()) map_->commit();
 
   uint64_t promised = 1;
-  map_->promise(promised, true);
+  map_->promise(promised, map_->frees_cells(before) ? Reserve::kTrims : Reserve::kNone);
   try {
     const Gate::Pass pass(gate_);
     const StretchLocks::Exclusive hold(stretches_, first, count);

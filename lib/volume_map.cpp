@@ -215,17 +215,24 @@ uint64_t VolumeMap::records_for(uint64_t first, uint64_t count) {
   return count == 0 ? 0 : (first + count - 1) / kRegionBlocks - first / kRegionBlocks + 1;
 }
 
-void VolumeMap::promise(uint64_t records, bool is_deletion) {
+void VolumeMap::promise(uint64_t records, Reserve draws_on) {
   check_usable();
   // The lock keeps the log from being exchanged meanwhile.
   const std::shared_lock guard(mutex_);
-  log_->reserve(records * kRecordBytes, is_deletion);
+  log_->reserve(records * kRecordBytes, draws_on);
 }
 
 void VolumeMap::withdraw(uint64_t records) {
   if (records == 0) return;
   const std::shared_lock guard(mutex_);
   log_->unreserve(records * kRecordBytes);
+}
+
+bool VolumeMap::frees_cells(const RunList& runs) const {
+  const std::shared_lock guard(mutex_);
+  for (size_t i = 0; i < runs.size(); ++i)
+    if (runs[i].source != kSourceUnmapped && runs[i].source > floor_) return true;
+  return false;
 }
 
 void VolumeMap::assign(uint64_t first, uint64_t count, uint32_t source, uint64_t& promised) {

@@ -132,11 +132,12 @@ class VolumeMap {
   // Gives the blocks to `source`, after their data has been written. Uses up promised records, one
   // for each region, and takes them off `promised`.
   void assign(uint64_t first, uint64_t count, uint32_t source, uint64_t& promised);
-  // Promises log space for `records` records, ENOSPC; withdraw() what was not used. A deletion may
-  // draw on the log's reserve.
-  void promise(uint64_t records, bool is_deletion = false);
+  // Promises log space for `records` records, ENOSPC; withdraw() what was not used.
+  void promise(uint64_t records, Reserve draws_on = Reserve::kNone);
   void withdraw(uint64_t records);
   static uint64_t records_for(uint64_t first, uint64_t count);
+  // Whether cells become free when current stops mapping these runs.
+  bool frees_cells(const RunList& runs) const;
 
   // Freezes current and starts the next version. No write is in flight, version_mutex() is held,
   // and the records are promised. Durable after the next commit.

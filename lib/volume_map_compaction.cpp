@@ -190,7 +190,7 @@ void VolumeMap::Compaction::switch_over() {
   try {
     offset = write_checkpoint(snapshot, groups);
     promised = old_->reserved_bytes() + (64 << 10);
-    fresh_->reserve(promised, false);
+    fresh_->reserve(promised, Reserve::kNone);
     fresh_->sync();
     map_.backend_.sync_folder(map_.folder_);
   } catch (const Error&) {
@@ -207,7 +207,7 @@ void VolumeMap::Compaction::switch_over() {
     const std::unique_lock guard(map_.mutex_);
     map_.root_ = relocate(std::move(map_.root_), current_.root, current_.word, kPageLevels, 0);
     const uint64_t outstanding = old_->reserved_bytes();
-    if (outstanding > promised) fresh_->reserve(outstanding - promised, false);
+    if (outstanding > promised) fresh_->reserve(outstanding - promised, Reserve::kNone);
     if (outstanding < promised) fresh_->unreserve(promised - outstanding);
     for (auto& [number, version] : map_.table_.all())
       version.root = slot_of_word(versions_.at(number).word, kPageLevels);

@@ -314,7 +314,7 @@ TEST_CASE("the log stays small while versions come and go") {
     map->promise(VolumeMap::kFreezeRecords);
     const uint32_t frozen = map->freeze({}).number;
     for (int j = 0; j < 300; ++j) write(random.below(64 * kRegionBlocks));
-    map->promise(1, true);
+    map->promise(1, Reserve::kDeletions);
     map->hide(frozen);
     if (i % 4 == 0) map->checkpoint();
     upkeep();

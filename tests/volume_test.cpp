@@ -245,4 +245,60 @@ TEST_CASE("a hole is not forgotten before it is durable, whenever a checkpoint c
   check_no_leak(*after, f.uuid, kRegionBytes);
 }
 
+namespace {
+
+// The error of a request, or 0.
+template <typename F>
+int error_code(F f) {
+  try {
+    f();
+  } catch (const Error& error) {
+    return error.code();
+  }
+  return 0;
+}
+
+}  // namespace
+
+TEST_CASE("on a full disk trims that free nothing end, and deletions and openings go on") {
+  Fixture f;
+  constexpr unsigned kVersions = 16;
+  f.volume->write(0, filled(kRegionBytes, 1), false);
+  for (unsigned i = 0; i < kVersions; ++i) f.volume->create_version({});
+  f.memory->set_capacity_bytes(f.memory->allocated_bytes());
+  int code = 0;
+  for (uint64_t block = 0; block < kRegionBlocks && code == 0; ++block)
+    code = error_code([&] { f.volume->trim(block * kBlockBytes, kBlockBytes, true); });
+  CHECK(code == ENOSPC);
+  // Removing these frees nothing, since the last version has all there is.
+  for (unsigned version = 1; version < kVersions; ++version) {
+    INFO("version " << version);
+    CHECK(error_code([&] { f.volume->remove_versions({std::to_string(version)}); }) == 0);
+    CHECK(error_code([&] { f.volume->reclaim_all(); }) == 0);
+    if (version % 8 != 0) continue;
+    f.volume.reset();
+    REQUIRE(error_code([&] { f.volume = open_volume(f.backend, f.uuid); }) == 0);
+  }
+  CHECK(f.volume->versions().size() == 2);
+  f.memory->set_capacity_bytes(UINT64_MAX);
+}
+
+TEST_CASE("on a full disk trims that free cells go on") {
+  Fixture f;
+  f.volume->write(0, filled(kRegionBytes, 1), false);
+  f.volume->create_version({});
+  SUBCASE("current's own") { f.volume->write(0, filled(kRegionBytes, 2), true); }
+  SUBCASE("of a version that was removed") {
+    f.volume->remove_versions({"1"});
+    f.volume->reclaim_all();
+  }
+  f.memory->set_capacity_bytes(f.memory->allocated_bytes());
+  for (uint64_t block = 0; block < kRegionBlocks; ++block) {
+    INFO("block " << block);
+    REQUIRE(error_code([&] { f.volume->trim(block * kBlockBytes, kBlockBytes, true); }) == 0);
+    f.volume->reclaim_all();
+  }
+  f.memory->set_capacity_bytes(UINT64_MAX);
+}
+
 }  // namespace tplstore

@@ -22,6 +22,8 @@ class ForwardingBackend final : public Backend {
   std::function<void(const std::string& name)> on_write;
   // Likewise, before a hole is punched in it.
   std::function<void(const std::string& name)> on_punch;
+  // Likewise, after it was synced.
+  std::function<void(const std::string& name)> on_synced;
   // Called with an object's name after somebody tried to lock it, and whether that got the lock.
   std::function<void(const std::string& name, bool is_ours)> on_lock;
   // Called with the name of an object or a folder after it was removed.
@@ -85,7 +87,10 @@ class ForwardingBackend final : public Backend {
       to_->punch(offset, length);
     }
     void stretch(uint64_t size_bytes) override { to_->stretch(size_bytes); }
-    void sync() override { to_->sync(); }
+    void sync() override {
+      to_->sync();
+      if (backend_.on_synced) backend_.on_synced(name_);
+    }
     void drop_cached() override { to_->drop_cached(); }
     uint64_t size_bytes() override { return to_->size_bytes(); }
     uint64_t allocated_bytes() override { return to_->allocated_bytes(); }

@@ -486,6 +486,35 @@ TEST_CASE("whatever sync fails, what the volume shows when it is opened again is
   CHECK(failed_count > 25);
 }
 
+TEST_CASE("what is served after a kill outlives a power cut") {
+  // The process may be killed anywhere: what it wrote is in the page cache only. The next one
+  // serves that, and a flush which has nothing to write says that it is durable.
+  const auto backend = memory_store();
+  const Uuid uuid = random_uuid();
+  Volume::create(*backend, uuid, kDiskBytes, nullptr);
+  backend->set_recording(false);
+  backend->set_recording(true);
+  ScriptedLife life(*backend, uuid);
+  life.run();
+  for (CrashWalker walker(*backend);; walker.advance()) {
+    INFO("killed behind event " << walker.event_count());
+    const auto killed = walker.crash(MemoryBackend::Crash::kKill, 0);
+    const auto content = [&](MemoryBackend& at) {
+      const auto volume = open_volume(at, uuid);
+      const ByteVector bytes = read_bytes(*volume, 0, 0, 4 * kBlockBytes);
+      volume->flush();
+      // Makes it durable, too, which logs are there.
+      at.sync_folder(Volume::folder_of(uuid));
+      return bytes;
+    };
+    const ByteVector served = content(*killed);
+    const auto after = killed->crash(killed->event_count(), MemoryBackend::Crash::kLoseUnsynced, 0);
+    const ByteVector shown = content(*after);
+    REQUIRE(shown == served);
+    if (walker.is_at_end()) break;
+  }
+}
+
 TEST_CASE("a crash under many writers loses nothing that any of them flushed") {
   // Sector s belongs to thread s % kThreads, so the threads meet in every block. What each has
   // noted of its own sectors holds whatever the others do.

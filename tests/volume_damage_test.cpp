@@ -186,4 +186,28 @@ TEST_CASE("a missing object of a volume is a clear error") {
   }
 }
 
+TEST_CASE("of the header and of the map's pointer either slot may be lost") {
+  Random random(test_seed());
+  for (const bool is_closed : {true, false}) {
+    const Victim victim = make_victim(is_closed, random);
+    for (const std::string& name : {header_name(victim.folder()), victim.folder() + "/map"}) {
+      const ByteVector content = victim.backend->content(name);
+      REQUIRE(content.size() == 2 * kSlotBytes);
+      for (uint64_t slot = 0; slot < 2; ++slot) {
+        INFO(name << ", slot " << slot << (is_closed ? ", closed" : ", not closed"));
+        ByteVector bytes = content;
+        std::fill_n(bytes.begin() + static_cast<ptrdiff_t>(slot * kSlotBytes), kSlotBytes,
+                    std::byte{0xee});
+        const auto damaged = victim.backend->clone();
+        damaged->set_content(name, bytes);
+        const Content shown = read_all(*open_volume(*damaged, victim.uuid));
+        CHECK(shown == victim.content);
+      }
+      // And each says the same.
+      CHECK(
+          std::equal(content.begin(), content.begin() + kSlotBytes, content.begin() + kSlotBytes));
+    }
+  }
+}
+
 }  // namespace tplstore

@@ -245,6 +245,50 @@ TEST_CASE("a hole is not forgotten before it is durable, whenever a checkpoint c
   check_no_leak(*after, f.uuid, kRegionBytes);
 }
 
+TEST_CASE("a hole that is made while a checkpoint syncs others is listed by that checkpoint") {
+  Fixture f;
+  f.volume->write(0, filled(8 * kBlockBytes, 1), false);
+  f.volume->create_version({});
+  f.volume->remove_versions({"1"});
+  f.volume->reclaim_all();
+  // Of the removed version's file current has all; what it replaces becomes free at once.
+  f.volume->write(0, filled(kBlockBytes, 2), false);
+  f.volume->reclaim_all();
+  f.volume->write(4 * kBlockBytes, filled(kBlockBytes, 2), false);
+  unsigned times = 0;
+  f.backend.on_synced = [&](const std::string& name) {
+    if (name.ends_with("data.1") && times++ == 0) f.volume->reclaim_all();
+  };
+  f.volume->checkpoint();
+  f.backend.on_synced = nullptr;
+  REQUIRE(times > 0);
+  f.volume.reset();
+  const auto after =
+      f.memory->crash(f.memory->event_count(), MemoryBackend::Crash::kLoseUnsynced, 0);
+  REQUIRE(allocated_cells(*after, f.uuid).contains({1, 4}));
+  const auto volume = open_volume(*after, f.uuid);
+  volume->reclaim_all();
+  check_no_leak(*after, f.uuid, kRegionBytes);
+}
+
+TEST_CASE("a write that lands while a flush syncs its file is not taken for synced") {
+  Fixture f;
+  f.volume->write(0, filled(kBlockBytes, 1), true);
+  f.volume->write(0, filled(kBlockBytes, 2), false);
+  unsigned times = 0;
+  f.backend.on_synced = [&](const std::string& name) {
+    if (name.ends_with("data.1") && times++ == 0) f.volume->write(0, filled(kBlockBytes, 3), false);
+  };
+  f.volume->flush();
+  f.backend.on_synced = nullptr;
+  REQUIRE(times > 0);
+  f.volume->flush();
+  f.volume.reset();
+  const auto after =
+      f.memory->crash(f.memory->event_count(), MemoryBackend::Crash::kLoseUnsynced, 0);
+  CHECK(read_bytes(*open_volume(*after, f.uuid), 0, 0, kBlockBytes) == filled(kBlockBytes, 3));
+}
+
 namespace {
 
 // The error of a request, or 0.

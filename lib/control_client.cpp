@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 
+#include "control_protocol.h"
 #include "control_socket.h"
 #include "dir_path.h"
 #include "error.h"
@@ -32,21 +33,19 @@ FileDescriptor connect_or_remove(int folder, const std::string& name,
   return socket;
 }
 
-std::string text_in(const json& object, const char* key) {
-  const auto found = object.find(key);
-  return found != object.end() && found->is_string() ? found->get<std::string>() : "";
+bool is_not_open(const json& answer) {
+  return answer["ok"] == false && answer["code"] == control::kCodeNotOpen;
 }
 
-bool is_not_open(const json& answer) { return text_in(answer, "code") == control::kCodeNotOpen; }
-
 // The result in an answer, or what went wrong as it was thrown there.
-json result_of(const std::string& server, json answer) {
-  if (answer["ok"].get<bool>()) return std::move(answer["result"]);
-  const std::string object = text_in(answer, "object");
-  std::string message = text_in(answer, "error");
+json result_of(const std::string& server, const json& request, json answer) {
+  if (answer["ok"] == true) {
+    control::check_result(server, request, answer["result"]);
+    return std::move(answer["result"]);
+  }
+  const std::string object = answer["object"];
+  std::string message = answer["error"];
   if (message.starts_with(object + ": ")) message.erase(0, object.size() + 2);
-  if (message.empty() || !answer.contains("errno") || !answer["errno"].is_number_integer())
-    fail(EPROTO, server, "the server's answer makes no sense");
   throw Error(answer["errno"].get<int>(), object.empty() ? server : object, message);
 }
 
@@ -64,14 +63,21 @@ std::vector<std::string> ControlClient::find_sockets() const {
 
 namespace {
 
-// Sends one request and waits for its answer.
-json exchange(control::LineChannel& channel, const std::string& server, const json& request,
-              control::Clock::time_point send_deadline, control::Clock::time_point deadline) {
+// Sends one request on a connection of its own and waits for the answer; nothing when there is no
+// such server any more.
+std::optional<json> exchange(int folder, const std::string& socket_name, const std::string& server,
+                             const json& request, control::Clock::time_point send_deadline,
+                             control::Clock::time_point deadline) {
+  const FileDescriptor socket = connect_or_remove(folder, socket_name, send_deadline);
+  if (!socket) return std::nullopt;
+  control::LineChannel channel(socket.get(), control::kAnswerBytesMax);
   std::string line;
   auto result = control::LineChannel::Result::kClosed;
   try {
     // A server may refuse and close before it has read all: then there is an answer nevertheless.
-    channel.write_line(json_text(request), send_deadline);
+    json line_to_send = request;
+    line_to_send["protocol"] = control::kProtocol;
+    channel.write_line(json_text(line_to_send), send_deadline);
     result = channel.read_line(line, deadline);
   } catch (const Error& error) {
     if (error.code() != ETIMEDOUT) throw;
@@ -85,10 +91,7 @@ json exchange(control::LineChannel& channel, const std::string& server, const js
     case control::LineChannel::Result::kClosed:
       fail(ECONNRESET, server, "it ended before it answered; look what was done, and try again");
   }
-  json answer = json::parse(line, nullptr, /*allow_exceptions=*/false);
-  if (!answer.is_object() || !answer.contains("ok") || !answer["ok"].is_boolean())
-    fail(EPROTO, server, "its answer makes no sense");
-  return answer;
+  return control::parse_answer(server, line);
 }
 
 }  // namespace
@@ -99,14 +102,13 @@ std::optional<json> ControlClient::ask(const std::string& socket_name, const jso
   const auto deadline = control::Clock::now() + timeout_;
   const FileDescriptor folder = control::open_folder(store_directory_, false);
   if (!folder) return std::nullopt;
-  const FileDescriptor socket = connect_or_remove(folder.get(), socket_name, deadline);
-  if (!socket) return std::nullopt;
-
-  control::LineChannel channel(socket.get(), control::kAnswerBytesMax);
-  if (patience == Patience::kUsual) return exchange(channel, server, request, deadline, deadline);
-  json pong = exchange(channel, server, {{"op", "ping"}}, deadline, deadline);
-  if (!pong["ok"].get<bool>()) return pong;
-  return exchange(channel, server, request, deadline, control::Clock::time_point::max());
+  if (patience == Patience::kUsual)
+    return exchange(folder.get(), socket_name, server, request, deadline, deadline);
+  const json ping = {{"op", "ping"}};
+  std::optional<json> pong = exchange(folder.get(), socket_name, server, ping, deadline, deadline);
+  if (!pong || (*pong)["ok"] == false) return pong;
+  return exchange(folder.get(), socket_name, server, request, deadline,
+                  control::Clock::time_point::max());
 }
 
 std::optional<json> ControlClient::ask_owner(const json& request, Patience patience) const {
@@ -119,7 +121,8 @@ std::optional<json> ControlClient::ask_owner(const json& request, Patience patie
       trouble = error;
       continue;
     }
-    if (answer && !is_not_open(*answer)) return result_of("server " + name, std::move(*answer));
+    if (answer && !is_not_open(*answer))
+      return result_of("server " + name, request, std::move(*answer));
   }
   if (trouble) throw *trouble;
   return std::nullopt;
@@ -130,7 +133,7 @@ std::vector<json> ControlClient::ask_all(const json& request, Patience patience)
   for (const std::string& name : find_sockets()) {
     try {
       if (std::optional<json> answer = ask(name, request, patience))
-        results.push_back(result_of("server " + name, std::move(*answer)));
+        results.push_back(result_of("server " + name, request, std::move(*answer)));
     } catch (const Error& error) {
       if (error.code() != ECONNRESET) throw;
     }

@@ -1,13 +1,14 @@
 // The tool's side of the control sockets: finds the servers of a store and asks them.
 //
 // It reads STORE/control, connects to every socket there, and removes those on which nobody
-// listens any more. Every request has connections of its own. An answer must come within the
+// listens any more. Every request has a connection of its own. An answer must come within the
 // timeout, but for requests whose work may take hours (Patience::kEndless): then it is only a ping
 // before the request that must be answered in time, so that a server that hangs is noticed.
 //
 // Thread safety: all of it. Errors: what a server refused is thrown as the Error that it was there;
 // ETIMEDOUT when a server does not answer in time, ECONNRESET when it ends before it answers,
-// EPROTO when the answer makes no sense.
+// EPROTO when the server is of a release that speaks another protocol, or the answer is not what
+// control_protocol.h says: what is returned has been checked, key by key.
 #pragma once
 
 #include <chrono>

@@ -17,7 +17,9 @@
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <thread>
+#include <vector>
 
+#include "control_protocol.h"
 #include "control_socket.h"
 #include "json_output.h"
 #include "names.h"
@@ -27,17 +29,21 @@ namespace {
 
 using nlohmann::json;
 
-constexpr size_t kConnectionsMax = 32;
-// A client that does not take its answer for this long is given up.
-constexpr auto kAnswerTimeout = std::chrono::seconds(10);
-// A connection younger than this is about to send its request.
-constexpr auto kIdleMin = std::chrono::seconds(1);
+// So long the listener is left alone when there are no descriptors or memory for a connection.
+constexpr auto kAcceptPause = std::chrono::milliseconds(100);
+// What is still to be sent when the server stops must be taken this soon.
+constexpr auto kLastAnswerTimeout = std::chrono::seconds(1);
 // Servers in different pid namespaces can have the same pid and one store.
 constexpr int kNamesMax = 64;
 
 json error_answer(int code, std::string_view name, std::string_view object,
                   std::string_view message) {
-  return {{"ok", false}, {"errno", code}, {"code", name}, {"object", object}, {"error", message}};
+  return {{"protocol", control::kProtocol},
+          {"ok", false},
+          {"errno", code},
+          {"code", name},
+          {"object", object},
+          {"error", message}};
 }
 
 json error_answer(const Error& error) {
@@ -128,8 +134,16 @@ const std::map<std::string_view, Operation> kOperations = {
 // The whole answer to a request, but for what goes wrong.
 json perform(Store& store, const json& request) {
   if (!request.is_object()) fail(EINVAL, "control request", "it is not a JSON object");
+  const auto protocol = request.find("protocol");
+  if (protocol == request.end() || *protocol != control::kProtocol)
+    fail(EPROTO, "control request",
+         "it is of another release's protocol, and this server (tplstore {}) speaks protocol {}: "
+         "use the tplstore that belongs to it, or restart it",
+         TPLSTORE_VERSION, control::kProtocol);
   const std::string op = text_of(request, "op");
-  const auto answer = [](json result) { return json{{"ok", true}, {"result", std::move(result)}}; };
+  const auto answer = [](json result) {
+    return json{{"protocol", control::kProtocol}, {"ok", true}, {"result", std::move(result)}};
+  };
   const json self = {{"pid", ::getpid()}, {"version", TPLSTORE_VERSION}};
   if (op == "ping") return answer(self);
   if (op == "stats") {
@@ -180,156 +194,346 @@ std::string answer_control_request(Store& store, std::string_view request) noexc
     }
     return json_text(answer);
   } catch (...) {
-    return R"({"ok":false,"errno":12,"code":"ENOMEM","object":"","error":"out of memory"})";
+    return R"({"protocol":1,"ok":false,"errno":12,"code":"ENOMEM","object":"",)"
+           R"("error":"out of memory"})";
   }
 }
+
+namespace {
+
+// Its answer needs nothing of the store, so it is given without waiting for an operation to end.
+bool is_ping(std::string_view request) {
+  constexpr size_t kPingBytesMax = 256;
+  if (request.size() > kPingBytesMax) return false;
+  const json parsed = json::parse(request, nullptr, /*allow_exceptions=*/false);
+  return parsed.is_object() && parsed.contains("op") && parsed["op"] == "ping";
+}
+
+// Runs operations on up to `threads_max` threads, which are started as they are needed.
+class Operations {
+ public:
+  struct Job {
+    uint64_t id;
+    std::string request;
+    std::string answer;
+  };
+
+  // `finished` is called on an operation's thread, when there is an answer to be taken.
+  Operations(Store& store, size_t threads_max, std::function<void()> finished)
+      : store_(store), threads_max_(threads_max), finished_(std::move(finished)) {}
+  ~Operations() { stop(); }
+
+  void begin(uint64_t id, std::string request) {
+    std::list<Job> job;
+    job.push_back({id, std::move(request), ""});
+    const std::lock_guard lock(mutex_);
+    if (waiting_.size() >= idle_ && threads_.size() < threads_max_) {
+      try {
+        threads_.emplace_back([this] { run(); });
+      } catch (const std::system_error&) {
+        // Those that there are do it later.
+        if (threads_.empty()) throw;
+      }
+    }
+    waiting_.splice(waiting_.end(), job);
+    changed_.notify_one();
+  }
+
+  // Jobs that have their answers.
+  std::list<Job> take_done() {
+    const std::lock_guard lock(mutex_);
+    return std::exchange(done_, {});
+  }
+
+  // Lets those that have begun end; the others are dropped.
+  void stop() {
+    {
+      const std::lock_guard lock(mutex_);
+      is_stopping_ = true;
+      changed_.notify_all();
+    }
+    for (std::thread& thread : threads_) thread.join();
+    threads_.clear();
+  }
+
+ private:
+  // Allocates nothing, so that a job that was done is always answered.
+  void run() {
+    std::list<Job> job;
+    std::unique_lock lock(mutex_);
+    while (true) {
+      ++idle_;
+      changed_.wait(lock, [&] { return is_stopping_ || !waiting_.empty(); });
+      --idle_;
+      if (is_stopping_) return;
+      job.splice(job.end(), waiting_, waiting_.begin());
+      lock.unlock();
+      job.front().answer = answer_control_request(store_, job.front().request);
+      lock.lock();
+      done_.splice(done_.end(), job);
+      finished_();
+    }
+  }
+
+  Store& store_;
+  const size_t threads_max_;
+  const std::function<void()> finished_;
+
+  std::mutex mutex_;
+  std::condition_variable changed_;  // there is something to do, or is_stopping_
+  std::list<Job> waiting_;
+  std::list<Job> done_;
+  std::vector<std::thread> threads_;
+  size_t idle_ = 0;
+  bool is_stopping_ = false;
+};
+
+void signal_event(const FileDescriptor& event) {
+  const uint64_t one = 1;
+  ensure(::write(event.get(), &one, sizeof one) == sizeof one, "an eventfd takes a 1");
+}
+
+FileDescriptor new_event() {
+  FileDescriptor event(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!event) fail_errno(errno, "control socket", "eventfd");
+  return event;
+}
+
+}  // namespace
 
 struct ControlServer::Impl {
   struct Connection {
     FileDescriptor socket;
-    std::thread thread;
-    bool is_idle = true;
-    bool is_evicted = false;
+    enum class State { kRequest, kOperation, kAnswer } state = State::kRequest;
+    control::Clock::time_point began{};
+    control::Clock::time_point deadline{};
+    std::string request;
+    std::string answer;
+    size_t sent_bytes = 0;
     bool is_done = false;
-    control::Clock::time_point idle_since = control::Clock::now();
   };
+  using State = Connection::State;
 
   Store& store;
   std::string store_directory;
   std::function<void(const std::string&)> log;
+  ControlLimits limits;
 
   FileDescriptor folder;
   FileDescriptor listener;
   FileDescriptor stop_event;
+  FileDescriptor answer_event;
   std::string name;
   ino_t inode = 0;
-  std::thread acceptor;
+  std::thread thread;
 
-  std::mutex mutex;
-  std::condition_variable changed;  // a connection became idle or done, or is_stopping
-  std::list<Connection> connections;
-  bool is_stopping = false;
+  // Of the thread alone.
+  std::map<uint64_t, Connection> connections;  // by age
+  uint64_t last_id = 0;
+  control::Clock::time_point accept_at{};
+  std::unique_ptr<Operations> operations;
 
-  Impl(Store& the_store, std::string directory, std::function<void(const std::string&)> the_log)
-      : store(the_store), store_directory(std::move(directory)), log(std::move(the_log)) {}
+  Impl(Store& the_store, std::string directory, std::function<void(const std::string&)> the_log,
+       ControlLimits the_limits)
+      : store(the_store),
+        store_directory(std::move(directory)),
+        log(std::move(the_log)),
+        limits(the_limits) {}
 
-  void accept_loop();
-  // Waits until there is a place for one more connection; false when stopping.
-  bool make_room();
-  void serve(Connection& connection);
-  void serve_requests(Connection& connection);
-  // False when the connection has had to make room: what it sent is not carried out any more.
-  bool set_idle(Connection& connection, bool is_idle);
+  void run();
+  void run_once();
+  void finish();
+  void accept_one();
+  Connection* find_oldest_silent();
+  void receive(uint64_t id, Connection& connection);
+  void begin_answer(Connection& connection, std::string text);
+  void send(Connection& connection);
+  void take_answers();
+  // Ends those that are done, and those whose time is over.
+  void close_connections();
 };
 
-bool ControlServer::Impl::make_room() {
-  std::unique_lock lock(mutex);
-  while (!is_stopping) {
-    for (auto it = connections.begin(); it != connections.end();) {
-      if (it->is_done) {
-        it->thread.join();
-        it = connections.erase(it);
-      } else {
-        ++it;
-      }
-    }
-    if (connections.size() < kConnectionsMax) return true;
-    const auto idlest = std::min_element(
-        connections.begin(), connections.end(), [](const Connection& a, const Connection& b) {
-          return a.is_idle != b.is_idle ? a.is_idle : a.idle_since < b.idle_since;
-        });
-    if (idlest->is_idle && control::Clock::now() - idlest->idle_since >= kIdleMin) {
-      idlest->is_evicted = true;
-      ::shutdown(idlest->socket.get(), SHUT_RDWR);
-    }
-    changed.wait_for(lock, kIdleMin / 10);
-  }
-  return false;
+ControlServer::Impl::Connection* ControlServer::Impl::find_oldest_silent() {
+  for (auto& [id, connection] : connections)
+    if (connection.state == State::kRequest) return &connection;
+  return nullptr;
 }
 
-void ControlServer::Impl::accept_loop() {
-  while (true) {
-    pollfd polled[2] = {{listener.get(), POLLIN, 0}, {stop_event.get(), POLLIN, 0}};
-    if (::poll(polled, 2, -1) < 0) continue;  // EINTR
-    if (polled[1].revents != 0 || !make_room()) return;
-    FileDescriptor socket(
-        ::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
-    if (!socket) {
-      // Out of descriptors or memory: the client stays in the backlog. Whoever ends frees some.
-      if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
-        pollfd stop = {stop_event.get(), POLLIN, 0};
-        ::poll(&stop, 1, 100);
-      }
-      continue;
-    }
-    const std::lock_guard lock(mutex);
-    Connection& connection = connections.emplace_back();
-    connection.socket = std::move(socket);
-    try {
-      connection.thread = std::thread([this, &connection] { serve(connection); });
-    } catch (const std::system_error& error) {
-      log(fmt::format("control socket: cannot start a thread: {}", error.what()));
-      connections.pop_back();
-    }
-  }
-}
-
-bool ControlServer::Impl::set_idle(Connection& connection, bool is_idle) {
-  const std::lock_guard lock(mutex);
-  if (connection.is_evicted) return false;
-  connection.is_idle = is_idle;
-  connection.idle_since = control::Clock::now();
-  if (is_idle) changed.notify_all();
-  return true;
-}
-
-void ControlServer::Impl::serve_requests(Connection& connection) {
-  using Result = control::LineChannel::Result;
-  control::LineChannel channel(connection.socket.get(), control::kRequestBytesMax,
-                               stop_event.get());
-  const auto answer = [&](const std::string& text) {
-    return channel.write_line(text, control::Clock::now() + kAnswerTimeout);
-  };
-  if (!is_allowed(connection.socket.get())) {
-    answer(json_text(error_answer(EACCES, "EACCES", "control socket",
-                                  "only the server's own user and root may use it")));
+void ControlServer::Impl::accept_one() {
+  FileDescriptor socket(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+  const auto now = control::Clock::now();
+  if (!socket) {
+    // Out of descriptors or memory: the client stays in the backlog. Whoever ends frees some.
+    if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM)
+      accept_at = now + kAcceptPause;
     return;
   }
-  std::string request;
-  while (true) {
-    const Result result = channel.read_line(request, control::Clock::time_point::max());
-    if (result == Result::kClosed || !set_idle(connection, false)) return;
-    if (result == Result::kTooLong) {
-      answer(
-          json_text(error_answer(EINVAL, "EINVAL", "control request", "it is longer than 64 KiB")));
-      return;
-    }
-    if (!answer(answer_control_request(store, request))) return;
-    set_idle(connection, true);
+  Connection& connection = connections[++last_id];
+  connection.socket = std::move(socket);
+  connection.began = now;
+  connection.deadline = now + limits.request_timeout;
+  if (!is_allowed(connection.socket.get()))
+    begin_answer(connection,
+                 json_text(error_answer(EACCES, "EACCES", "control socket",
+                                        "only the server's own user and root may use it")));
+}
+
+void ControlServer::Impl::receive(uint64_t id, Connection& connection) {
+  char chunk[16384];
+  const ssize_t count = ::recv(connection.socket.get(), chunk, sizeof chunk, MSG_DONTWAIT);
+  if (count < 0 && (errno == EAGAIN || errno == EINTR)) return;
+  if (count <= 0) {
+    connection.is_done = true;
+    return;
+  }
+  const std::string_view fresh(chunk, static_cast<size_t>(count));
+  const size_t end = fresh.find('\n');
+  connection.request += fresh.substr(0, end);
+  if (connection.request.size() > control::kRequestBytesMax) {
+    begin_answer(connection, json_text(error_answer(EINVAL, "EINVAL", "control request",
+                                                    "it is longer than 64 KiB")));
+  } else if (end == std::string_view::npos) {
+    return;
+  } else if (is_ping(connection.request)) {
+    begin_answer(connection, answer_control_request(store, connection.request));
+  } else {
+    operations->begin(id, std::move(connection.request));
+    connection.state = State::kOperation;
+    connection.deadline = control::Clock::time_point::max();
   }
 }
 
-void ControlServer::Impl::serve(Connection& connection) {
-  try {
-    serve_requests(connection);
-  } catch (const std::exception& error) {
-    log(fmt::format("control socket: a connection failed: {}", error.what()));
+void ControlServer::Impl::begin_answer(Connection& connection, std::string text) {
+  connection.state = State::kAnswer;
+  connection.deadline = control::Clock::now() + limits.answer_timeout;
+  connection.answer = std::move(text) + "\n";
+  send(connection);
+}
+
+void ControlServer::Impl::send(Connection& connection) {
+  const std::string_view rest = std::string_view(connection.answer).substr(connection.sent_bytes);
+  const ssize_t count =
+      ::send(connection.socket.get(), rest.data(), rest.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
+  if (count < 0) {
+    connection.is_done = errno != EAGAIN && errno != EINTR;
+    return;
   }
-  ::shutdown(connection.socket.get(), SHUT_RDWR);
-  const std::lock_guard lock(mutex);
-  connection.is_done = true;
-  changed.notify_all();
+  connection.sent_bytes += static_cast<size_t>(count);
+  connection.is_done = connection.sent_bytes == connection.answer.size();
+}
+
+void ControlServer::Impl::take_answers() {
+  uint64_t count = 0;
+  [[maybe_unused]] const ssize_t taken = ::read(answer_event.get(), &count, sizeof count);
+  for (Operations::Job& job : operations->take_done())
+    if (const auto found = connections.find(job.id); found != connections.end())
+      begin_answer(found->second, std::move(job.answer));
+}
+
+void ControlServer::Impl::close_connections() {
+  const auto now = control::Clock::now();
+  std::erase_if(connections, [&](auto& entry) {
+    const Connection& connection = entry.second;
+    if (!connection.is_done && now < connection.deadline) return false;
+    ::shutdown(connection.socket.get(), SHUT_RDWR);
+    return true;
+  });
+}
+
+// Waits until something can be done, and does all that can be done without waiting.
+void ControlServer::Impl::run_once() {
+  auto wake_at = control::Clock::time_point::max();
+  const auto now = control::Clock::now();
+  bool may_accept = now >= accept_at;
+  if (!may_accept) wake_at = accept_at;
+  if (may_accept && connections.size() >= limits.connections_max) {
+    // The one that has been silent for the longest time makes room, unless it has come just now.
+    Connection* silent = find_oldest_silent();
+    may_accept = silent != nullptr && now >= silent->began + limits.young;
+    if (silent != nullptr && !may_accept) wake_at = silent->began + limits.young;
+  }
+
+  std::vector<pollfd> polled = {{stop_event.get(), POLLIN, 0},
+                                {answer_event.get(), POLLIN, 0},
+                                {may_accept ? listener.get() : -1, POLLIN, 0}};
+  std::vector<uint64_t> ids;
+  for (const auto& [id, connection] : connections) {
+    wake_at = std::min(wake_at, connection.deadline);
+    if (connection.state == State::kOperation) continue;
+    const short events = connection.state == State::kRequest ? POLLIN : POLLOUT;
+    polled.push_back({connection.socket.get(), events, 0});
+    ids.push_back(id);
+  }
+  if (::poll(polled.data(), polled.size(), control::milliseconds_until(wake_at)) < 0) return;
+
+  if (polled[1].revents != 0) take_answers();
+  for (size_t i = 0; i < ids.size(); ++i) {
+    if (polled[3 + i].revents == 0) continue;
+    Connection& connection = connections.at(ids[i]);
+    if (connection.state == State::kRequest)
+      receive(ids[i], connection);
+    else
+      send(connection);
+  }
+  close_connections();
+  if (polled[2].revents == 0) return;
+  if (connections.size() >= limits.connections_max) {
+    Connection* silent = find_oldest_silent();
+    if (silent == nullptr) return;
+    silent->is_done = true;
+    close_connections();
+  }
+  accept_one();
+}
+
+// Operations in progress end, and their answers are sent if somebody takes them.
+void ControlServer::Impl::finish() {
+  listener = FileDescriptor();
+  operations->stop();
+  take_answers();
+  const auto deadline = control::Clock::now() + kLastAnswerTimeout;
+  for (auto& [id, connection] : connections) {
+    connection.is_done = connection.is_done || connection.state != State::kAnswer;
+    while (!connection.is_done) {
+      pollfd polled = {connection.socket.get(), POLLOUT, 0};
+      if (::poll(&polled, 1, control::milliseconds_until(deadline)) == 0) break;
+      send(connection);
+    }
+    connection.is_done = true;
+  }
+  close_connections();
+}
+
+void ControlServer::Impl::run() {
+  pollfd stop = {stop_event.get(), POLLIN, 0};
+  while (::poll(&stop, 1, 0) == 0) {
+    try {
+      run_once();
+    } catch (const std::exception& error) {
+      // Memory or threads were short, for one of them: no client waits for what may never come.
+      log(fmt::format("control socket: {} connections dropped: {}", connections.size(),
+                      error.what()));
+      for (auto& [id, connection] : connections)
+        connection.is_done = connection.state != State::kOperation;
+      close_connections();
+    }
+  }
+  try {
+    finish();
+  } catch (const std::exception& error) {
+    log(fmt::format("control socket: the last answers were not sent: {}", error.what()));
+  }
 }
 
 ControlServer::ControlServer(Store& store, std::string store_directory,
-                             std::function<void(const std::string&)> log)
-    : impl_(std::make_unique<Impl>(store, std::move(store_directory), std::move(log))) {}
+                             std::function<void(const std::string&)> log, ControlLimits limits)
+    : impl_(std::make_unique<Impl>(store, std::move(store_directory), std::move(log), limits)) {}
 
 ControlServer::~ControlServer() { stop(); }
 
 void ControlServer::start() {
   Impl& impl = *impl_;
-  ensure(!impl.acceptor.joinable(), "a control server is started once");
+  ensure(!impl.thread.joinable(), "a control server is started once");
   impl.folder = control::open_folder(impl.store_directory, true);
   const auto soon = control::Clock::now() + std::chrono::seconds(2);
   for (int i = 0;; ++i) {
@@ -340,15 +544,17 @@ void ControlServer::start() {
   }
   impl.listener = control::listen_at(impl.folder.get(), impl.name);
   impl.inode = inode_at(impl.folder.get(), impl.name);
-  impl.stop_event = FileDescriptor(::eventfd(0, EFD_CLOEXEC));
-  if (!impl.stop_event) fail_errno(errno, "control socket", "eventfd");
+  impl.stop_event = new_event();
+  impl.answer_event = new_event();
+  impl.operations = std::make_unique<Operations>(impl.store, impl.limits.operations_max,
+                                                 [&impl] { signal_event(impl.answer_event); });
 
   // Signals are for the threads of the program that we are part of.
   sigset_t all, before;
   sigfillset(&all);
   ::pthread_sigmask(SIG_SETMASK, &all, &before);
   try {
-    impl.acceptor = std::thread([&impl] { impl.accept_loop(); });
+    impl.thread = std::thread([&impl] { impl.run(); });
   } catch (const std::system_error&) {
     ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
     fail(EAGAIN, "control socket", "cannot start a thread");
@@ -358,25 +564,17 @@ void ControlServer::start() {
 
 void ControlServer::stop() {
   Impl& impl = *impl_;
-  if (!impl.acceptor.joinable()) return;
+  if (!impl.thread.joinable()) return;
   // Only the socket that is ours: after us another server may have taken the name.
   if (inode_at(impl.folder.get(), impl.name) == impl.inode)
     ::unlinkat(impl.folder.get(), impl.name.c_str(), 0);
-  {
-    const std::lock_guard lock(impl.mutex);
-    impl.is_stopping = true;
-    impl.changed.notify_all();
-  }
-  const uint64_t one = 1;
-  ensure(::write(impl.stop_event.get(), &one, sizeof one) == sizeof one, "an eventfd takes a 1");
-  impl.acceptor.join();
-  for (Impl::Connection& connection : impl.connections) connection.thread.join();
-  impl.connections.clear();
-  impl_ = std::make_unique<Impl>(impl.store, impl.store_directory, impl.log);
+  signal_event(impl.stop_event);
+  impl.thread.join();
+  impl_ = std::make_unique<Impl>(impl.store, impl.store_directory, impl.log, impl.limits);
 }
 
 std::string ControlServer::socket_path() const {
-  return impl_->acceptor.joinable() ? impl_->store_directory + "/control/" + impl_->name : "";
+  return impl_->thread.joinable() ? impl_->store_directory + "/control/" + impl_->name : "";
 }
 
 }  // namespace tplstore

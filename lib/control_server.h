@@ -1,33 +1,18 @@
 // A server's control socket: how the command line reaches the volumes that a server has open.
 //
-// One request per line, one answer per line, both JSON, in order; a connection may carry many. The
-// requests are {"op": …} with op one of
+// A connection carries one request and its answer, as control_protocol.h has them.
 //
-//   ping, stats, reclaim
-//   volume-show       volume
-//   volume-resize     volume, size (bytes)
-//   volume-fork       volume, version, name, size (bytes, 0 for the version's)
-//   volume-flatten    volume
-//   volume-reclaim    volume
-//   version-list      volume
-//   version-create    volume, name and note (optional)
-//   version-rollback  volume, version
-//   version-rm        volume, versions
-//   version-diff      volume, from, to (optional; current)
-//
-// Answers are {"ok": true, "result": …} or {"ok": false, "errno": N, "code": "EBUSY", "object": …,
-// "error": "one line"}. The code "ENOENT_OPEN" says that this server does not have the volume open:
-// ask the next one, or do it yourself.
-//
-// Invariants: only processes of the server's user and root are answered. Requests are untrusted: a
-// line has at most 64 KiB, and whatever it contains gets an answer. At most 32 connections are
-// served at once, each on a thread of its own, so a slow operation blocks no other connection; the
-// connection that has been idle longest makes room for a new one. stop() lets requests in progress
-// end.
+// Invariants: only processes of the server's user and root are answered. Requests are untrusted:
+// one has at most 64 KiB, and whatever it contains gets an answer. One thread looks after all
+// connections, and no connection makes it wait: those that say nothing cost a descriptor until
+// their time is over, or until newer ones need their place. Operations run on threads of their own,
+// a limited number of them at once, so a slow one holds up no other; a ping waits for none. stop()
+// lets operations in progress end.
 //
 // Thread safety: answer_control_request() from any thread; start() and stop() from one at a time.
 #pragma once
 
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <string>
@@ -37,11 +22,21 @@
 
 namespace tplstore {
 
+struct ControlLimits {
+  size_t connections_max = 256;
+  size_t operations_max = 32;
+  // From the connection to the whole request; and for taking the whole answer.
+  std::chrono::milliseconds request_timeout = std::chrono::seconds(5);
+  std::chrono::milliseconds answer_timeout = std::chrono::seconds(10);
+  // A connection younger than this is about to send its request, and keeps its place.
+  std::chrono::milliseconds young = std::chrono::milliseconds(20);
+};
+
 class ControlServer {
  public:
   // `store` must outlive it. `log` gets lines for the operator; from any thread.
   ControlServer(Store& store, std::string store_directory,
-                std::function<void(const std::string&)> log);
+                std::function<void(const std::string&)> log, ControlLimits limits = {});
   ~ControlServer();  // stops it
 
   // Opens STORE/control/<pid>.sock, replacing a stale socket of that name, and starts to answer.

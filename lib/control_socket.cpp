@@ -38,13 +38,13 @@ FileDescriptor new_socket(int flags) {
   return socket;
 }
 
+}  // namespace
+
 int milliseconds_until(Clock::time_point deadline) {
   if (deadline == Clock::time_point::max()) return -1;
   const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now()).count();
   return static_cast<int>(std::clamp<long long>(left, 0, INT_MAX));
 }
-
-}  // namespace
 
 FileDescriptor open_folder(const std::string& store_directory, bool create) {
   const std::string path = store_directory + "/control";
@@ -92,14 +92,13 @@ FileDescriptor connect_to(int folder, const std::string& name, Clock::time_point
   return socket;
 }
 
-bool LineChannel::wait_for(short events, Clock::time_point deadline) {
+void LineChannel::wait_for(short events, Clock::time_point deadline) {
   while (true) {
-    pollfd polled[2] = {{socket_, events, 0}, {stop_event_, POLLIN, 0}};
-    const int ready = ::poll(polled, 2, milliseconds_until(deadline));
+    pollfd polled = {socket_, events, 0};
+    const int ready = ::poll(&polled, 1, milliseconds_until(deadline));
     if (ready < 0 && errno == EINTR) continue;
     if (ready < 0) fail_errno(errno, "control socket", "poll");
-    if (polled[1].revents != 0) return false;
-    if (polled[0].revents != 0) return true;
+    if (polled.revents != 0) return;
     if (Clock::now() >= deadline) fail(ETIMEDOUT, "control socket", "no answer in time");
   }
 }
@@ -116,7 +115,7 @@ LineChannel::Result LineChannel::read_line(std::string& line, Clock::time_point 
     if (buffer_.size() > line_bytes_max_) return Result::kTooLong;
     searched = buffer_.size();
 
-    if (!wait_for(POLLIN, deadline)) return Result::kClosed;
+    wait_for(POLLIN, deadline);
     char chunk[16384];
     const ssize_t count = ::recv(socket_, chunk, sizeof chunk, MSG_DONTWAIT);
     if (count == 0 || (count < 0 && errno == ECONNRESET)) return Result::kClosed;
@@ -138,7 +137,7 @@ bool LineChannel::write_line(std::string_view line, Clock::time_point deadline) 
     }
     if (errno == EPIPE || errno == ECONNRESET) return false;
     if (errno != EAGAIN && errno != EINTR) fail_errno(errno, "control socket", "sending");
-    if (!wait_for(POLLOUT, deadline)) return false;
+    wait_for(POLLOUT, deadline);
   }
   return true;
 }

@@ -1,4 +1,4 @@
-// What a server's control socket and its clients share: where the sockets are, and lines of text
+// Where the control sockets of a store's servers are, and a client's side of one: lines of text
 // over a Unix stream socket with limits on their length and on the time they take.
 //
 // A server listens on STORE/control/<pid>.sock. Sockets are bound and connected through
@@ -19,12 +19,10 @@ namespace tplstore {
 
 namespace control {
 
-inline constexpr size_t kRequestBytesMax = size_t{64} << 10;
-inline constexpr size_t kAnswerBytesMax = size_t{64} << 20;
-// The code of an answer about a volume that the server asked does not have open.
-inline constexpr std::string_view kCodeNotOpen = "ENOENT_OPEN";
-
 using Clock = std::chrono::steady_clock;
+
+// What poll() takes; -1 for ever.
+int milliseconds_until(Clock::time_point deadline);
 
 // Opens STORE/control. With `create` it is made, mode 0700, when it is not there; without, the
 // result may be empty.
@@ -40,9 +38,8 @@ FileDescriptor connect_to(int folder, const std::string& name, Clock::time_point
 // Lines in both directions over a connected socket that it does not own.
 class LineChannel {
  public:
-  // Waiting ends early, as if the peer had closed, when `stop_event` (-1: none) becomes readable.
-  LineChannel(int socket, size_t line_bytes_max, int stop_event = -1)
-      : socket_(socket), line_bytes_max_(line_bytes_max), stop_event_(stop_event) {}
+  LineChannel(int socket, size_t line_bytes_max)
+      : socket_(socket), line_bytes_max_(line_bytes_max) {}
 
   enum class Result { kLine, kClosed, kTooLong };
   // The next line, without its newline. kClosed at the end of the stream, even within a line.
@@ -51,11 +48,10 @@ class LineChannel {
   bool write_line(std::string_view line, Clock::time_point deadline);
 
  private:
-  bool wait_for(short events, Clock::time_point deadline);
+  void wait_for(short events, Clock::time_point deadline);
 
   int socket_;
   size_t line_bytes_max_;
-  int stop_event_;
   std::string buffer_;
 };
 

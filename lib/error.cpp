@@ -4,7 +4,14 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "text.h"
+
 namespace tplstore {
+
+Error::Error(int code, std::string_view object, std::string_view message)
+    : std::runtime_error(printable(fmt::format("{}: {}", object, message))),
+      code_(code),
+      object_(printable(object)) {}
 
 void fail_errno(int code, std::string object, std::string_view action) {
   char text[128];

@@ -1,9 +1,9 @@
 // The one exception of the library.
 //
 // Everything that can go wrong at run time is thrown as an Error: an errno value, the object that
-// it concerns (a volume, a file, an export name), and one line that says what happened, why, and
-// what can be done. It is caught in two places only: the plugin's callback guard, which turns it
-// into an NBD error, and the tool's main, which prints it. Absence that is normal is a
+// it concerns (a volume, a file, an export name), and one printable line that says what happened,
+// why, and what can be done. It is caught in two places only: the plugin's callback guard, which
+// turns it into an NBD error, and the tool's main, which prints it. Absence that is normal is a
 // std::optional, never an Error.
 //
 // A broken invariant is not an Error: `ensure` stops the process, in release builds too, before a
@@ -24,9 +24,9 @@ namespace tplstore {
 
 class Error : public std::runtime_error {
  public:
-  // `code` is an errno value (EIO, ENOENT, EBUSY, …); what() reads "object: message".
-  Error(int code, std::string object, const std::string& message)
-      : std::runtime_error(object + ": " + message), code_(code), object_(std::move(object)) {}
+  // `code` is an errno value (EIO, ENOENT, EBUSY, …); what() reads "object: message". Both texts
+  // may have names and words in them that others chose: of these only what is printable is kept.
+  Error(int code, std::string_view object, std::string_view message);
 
   int code() const noexcept { return code_; }
   const std::string& object() const noexcept { return object_; }

@@ -219,7 +219,17 @@ json merge_stats(const std::vector<json>& answers) {
 }
 
 std::string json_text(const json& value, int indent) {
-  return value.dump(indent, ' ', /*ensure_ascii=*/false, json::error_handler_t::replace);
+  std::string text =
+      value.dump(indent, ' ', /*ensure_ascii=*/false, json::error_handler_t::replace);
+  // JSON leaves DEL and C1 as they are. They can only be within texts, where an escape is the same.
+  for (size_t at = 0; (at = text.find_first_of("\x7f\xc2", at)) != std::string::npos; ++at) {
+    if (text[at] == '\x7f') {
+      text.replace(at, 1, "\\u007f");
+    } else if (const auto next = static_cast<unsigned char>(text[at + 1]); next < 0xa0) {
+      text.replace(at, 2, fmt::format("\\u{:04x}", next));
+    }
+  }
+  return text;
 }
 
 }  // namespace tplstore

@@ -35,7 +35,8 @@ nlohmann::json stats_json(const StoreStats& stats);
 // servers read is there once. What is missing in an answer (from another release) is left out.
 nlohmann::json merge_stats(const std::vector<nlohmann::json>& answers);
 
-// One line, valid UTF-8 whatever the texts in it; or with `indent` blanks per level.
+// One line, valid UTF-8 without control characters, whatever the texts in it; or several lines,
+// with `indent` blanks per level.
 std::string json_text(const nlohmann::json& value, int indent = -1);
 
 }  // namespace tplstore

@@ -129,6 +129,18 @@ std::string format_time(int64_t unix_ns) {
   return text;
 }
 
+std::optional<int64_t> parse_time(std::string_view text) {
+  std::tm parts{};
+  const std::string copy(text);
+  const char* end = ::strptime(copy.c_str(), "%Y-%m-%dT%H:%M:%SZ", &parts);
+  if (end == nullptr || *end != '\0') return std::nullopt;
+  int64_t unix_ns = 0;
+  if (__builtin_mul_overflow(int64_t{::timegm(&parts)}, int64_t{1'000'000'000}, &unix_ns))
+    return std::nullopt;
+  if (format_time(unix_ns) != text) return std::nullopt;
+  return unix_ns;
+}
+
 int64_t now_unix_ns() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(
              std::chrono::system_clock::now().time_since_epoch())

@@ -41,6 +41,8 @@ std::string format_size(uint64_t bytes);
 
 // RFC 3339 in UTC with seconds, from nanoseconds since 1970.
 std::string format_time(int64_t unix_ns);
+// What format_time() writes, and nothing else; exact to a second.
+std::optional<int64_t> parse_time(std::string_view text);
 int64_t now_unix_ns();
 
 }  // namespace tplstore

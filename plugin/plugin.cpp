@@ -28,6 +28,7 @@
 #include "host.h"
 #include "names.h"
 #include "store.h"
+#include "text.h"
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
 
@@ -79,7 +80,7 @@ Result guard(Result failure, Body body) noexcept {
     nbdkit_error("out of memory");
     nbdkit_set_error(ENOMEM);
   } catch (const std::exception& error) {
-    nbdkit_error("%s", error.what());
+    nbdkit_error("%s", printable(error.what()).c_str());
     nbdkit_set_error(EIO);
   }
   return failure;
@@ -153,7 +154,9 @@ int on_get_ready() noexcept {
   return guard_void([] {
     Server& ready = configured();
     raise_descriptor_limit();
-    ready.options.log = [](const std::string& line) { nbdkit_error("%s", line.c_str()); };
+    ready.options.log = [](const std::string& line) {
+      nbdkit_error("%s", printable(line).c_str());
+    };
     ready.store = Store::open(ready.directory, ready.options);
     ready.control =
         std::make_unique<ControlServer>(*ready.store, ready.directory, ready.options.log);
@@ -224,7 +227,7 @@ Peer peer_of_connection() {
 int on_list_exports(int, int, nbdkit_exports* exports) noexcept {
   return guard_void([&] {
     for (const ExportInfo& info : server->store->list_exports())
-      if (nbdkit_add_export(exports, info.name.c_str(), info.description.c_str()) != 0)
+      if (nbdkit_add_export(exports, info.name.c_str(), printable(info.description).c_str()) != 0)
         fail(EIO, info.name, "cannot be listed");
   });
 }

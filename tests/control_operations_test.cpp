@@ -3,8 +3,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include "control_protocol.h"
 #include "control_server.h"
-#include "control_socket.h"
 #include "memory_backend.h"
 
 using namespace tplstore;
@@ -35,7 +35,8 @@ struct Served {
           "so so");
   }
 
-  json ask(const json& request) {
+  json ask(json request) {
+    request["protocol"] = control::kProtocol;
     return json::parse(answer_control_request(*store, request.dump()));
   }
   json result(const json& request) {

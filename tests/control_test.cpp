@@ -17,11 +17,13 @@
 #include <thread>
 
 #include "control_client.h"
+#include "control_protocol.h"
 #include "control_server.h"
 #include "control_socket.h"
 #include "json_output.h"
 #include "memory_backend.h"
 #include "temporary_directory.h"
+#include "text.h"
 
 using namespace tplstore;
 using nlohmann::json;
@@ -131,11 +133,12 @@ struct Served {
   std::unique_ptr<Store> store;
   std::optional<ControlServer> server;
 
-  Served() {
+  explicit Served(ControlLimits limits = {}) {
     auto backend = std::make_unique<GatedBackend>(gate);
     Store::init(*backend);
     store = std::make_unique<Store>(std::move(backend), StoreOptions{});
-    server.emplace(*store, directory, [](const std::string&) {});
+    server.emplace(
+        *store, directory, [](const std::string&) {}, limits);
     server->start();
   }
   ControlClient client() const { return ControlClient(directory, kNotLong); }
@@ -160,6 +163,11 @@ class RawClient {
       if (count <= 0) return;  // the server has had enough
       text.remove_prefix(static_cast<size_t>(count));
     }
+  }
+  // Waits until the server has closed its side, without reading what it sent.
+  void await_end() {
+    pollfd polled = {socket_.get(), POLLRDHUP, 0};
+    REQUIRE(::poll(&polled, 1, 20'000) == 1);
   }
   // Null at the end of the stream.
   json receive() {
@@ -192,6 +200,13 @@ int code_of(const std::function<void()>& work) {
   return 0;
 }
 
+// One request on a connection of its own.
+json ask_once(const Served& served, std::string_view request) {
+  return RawClient(served.server->socket_path()).ask(request);
+}
+
+const std::string kPing = R"({"protocol":1,"op":"ping"})";
+
 mode_t mode_of(const std::string& path) {
   struct stat status {};
   REQUIRE(::lstat(path.c_str(), &status) == 0);
@@ -223,7 +238,9 @@ TEST_CASE("a server tells who it is, and nothing of volumes that it does not hav
     const json request = {{"op", op},      {"volume", "vm1"},   {"size", 2 << 20}, {"version", "1"},
                           {"name", "vm2"}, {"versions", {"1"}}, {"from", "1"}};
     CHECK_FALSE(served.client().ask_owner(request).has_value());
-    const json answer = RawClient(served.server->socket_path()).ask(request.dump());
+    json request_here = request;
+    request_here["protocol"] = control::kProtocol;
+    const json answer = ask_once(served, request_here.dump());
     CHECK(answer["code"] == "ENOENT_OPEN");
   }
   CHECK(served.store->show_volume("vm1").current_version == 1);
@@ -276,90 +293,157 @@ TEST_CASE("a server does what concerns a volume that it has open") {
 
 TEST_CASE("whatever a request contains, it gets an answer, and the next one too") {
   Served served;
-  RawClient client(served.server->socket_path());
   const std::string deep(60000, '[');
-  const std::string requests[] = {"",
-                                  " ",
-                                  "{",
-                                  "[]",
-                                  "7",
-                                  "null",
-                                  "\"ping\"",
-                                  "{}",
-                                  "\xff\xfe",
-                                  std::string("\0", 1),
-                                  deep,
-                                  R"({"op":7})",
-                                  R"({"op":null})",
-                                  R"({"op":"reboot"})",
-                                  R"({"op":"version-create"})",
-                                  R"({"op":"version-create","volume":7})",
-                                  R"({"op":"volume-show","volume":"../../etc"})",
-                                  R"({"op":"volume-show","volume":""})",
-                                  R"({"op":"volume-show","volume":"\u0000\n"})",
-                                  "{\"op\":\"volume-show\",\"volume\":\"\xc3\x28\"}"};
+  const std::string requests[] = {
+      "",
+      " ",
+      "{",
+      "[]",
+      "7",
+      "null",
+      "\"ping\"",
+      "\xff\xfe",
+      std::string("\0", 1),
+      deep,
+      R"({"protocol":1})",
+      R"({"protocol":1,"op":7})",
+      R"({"protocol":1,"op":null})",
+      R"({"protocol":1,"op":"reboot"})",
+      R"({"protocol":1,"op":"version-create"})",
+      R"({"protocol":1,"op":"version-create","volume":7})",
+      R"({"protocol":1,"op":"volume-show","volume":"../../etc"})",
+      R"({"protocol":1,"op":"volume-show","volume":""})",
+      R"({"protocol":1,"op":"volume-show","volume":"\u0000\n\u009b2J"})",
+      "{\"protocol\":1,\"op\":\"volume-show\",\"volume\":\"\xc3\x28\"}"};
   for (const std::string& request : requests) {
     CAPTURE(request.substr(0, 80));
-    const json answer = client.ask(request);
+    const json answer = ask_once(served, request);
     REQUIRE(answer.is_object());
+    CHECK(answer["protocol"] == 1);
     CHECK(answer["ok"] == false);
     CHECK(answer["code"] == "EINVAL");
     CHECK(answer["errno"] == EINVAL);
-    CHECK(answer["error"].get<std::string>().find('\n') == std::string::npos);
+    const auto error = answer["error"].get<std::string>();
+    CHECK(error == printable(error));
   }
-  CHECK(client.ask(R"({"op":"ping"})")["ok"] == true);
+  CHECK(ask_once(served, kPing)["ok"] == true);
 
   // Arguments of a volume that is open.
   served.store->create_volume("vm1", 1 << 20, "");
   const auto disk = served.store->open_export("vm1", kVm);
-  for (const char* request : {R"({"op":"volume-resize","volume":"vm1"})",
-                              R"({"op":"volume-resize","volume":"vm1","size":-1})",
-                              R"({"op":"volume-resize","volume":"vm1","size":1e9})",
-                              R"({"op":"volume-resize","volume":"vm1","size":"1G"})",
-                              R"({"op":"version-create","volume":"vm1","name":7})",
-                              R"({"op":"version-create","volume":"vm1","name":"../7"})",
-                              R"({"op":"version-rollback","volume":"vm1"})",
-                              R"({"op":"version-rollback","volume":"vm1","version":1})"}) {
+  for (const char* request :
+       {R"({"protocol":1,"op":"volume-resize","volume":"vm1"})",
+        R"({"protocol":1,"op":"volume-resize","volume":"vm1","size":-1})",
+        R"({"protocol":1,"op":"volume-resize","volume":"vm1","size":1e9})",
+        R"({"protocol":1,"op":"volume-resize","volume":"vm1","size":"1G"})",
+        R"({"protocol":1,"op":"version-create","volume":"vm1","name":7})",
+        R"({"protocol":1,"op":"version-create","volume":"vm1","name":"../7"})",
+        R"({"protocol":1,"op":"version-rollback","volume":"vm1"})",
+        R"({"protocol":1,"op":"version-rollback","volume":"vm1","version":1})"}) {
     CAPTURE(request);
-    CHECK(client.ask(request)["code"] == "EINVAL");
+    CHECK(ask_once(served, request)["code"] == "EINVAL");
   }
   CHECK(served.store->show_volume("vm1").current_version == 1);
 }
 
-TEST_CASE("several requests may be sent at once, and are answered in order") {
+TEST_CASE("a request of another protocol is refused, and so is an answer") {
   Served served;
-  RawClient client(served.server->socket_path());
-  client.send("{\"op\":\"ping\"}\n{\"op\":\"no\"}\n{\"op\":\"pi");
-  CHECK(client.receive()["ok"] == true);
-  CHECK(client.receive()["ok"] == false);
-  CHECK(client.ask("ng\"}")["ok"] == true);
+  for (const char* request :
+       {R"({"op":"ping"})", R"({"protocol":2,"op":"ping"})", R"({"protocol":"1","op":"ping"})",
+        R"({"protocol":2,"op":"what nobody knows yet"})"}) {
+    CAPTURE(request);
+    const json answer = ask_once(served, request);
+    CHECK(answer["code"] == "EPROTO");
+    CHECK(answer["error"].get<std::string>().find("speaks protocol 1") != std::string::npos);
+  }
 }
 
-TEST_CASE("a line of 64 KiB is taken, a longer one refused, and its connection closed") {
+TEST_CASE("a connection carries one request, and is closed behind its answer") {
   Served served;
   RawClient client(served.server->socket_path());
-  std::string request = R"({"op":"ping"})";
-  request.resize(control::kRequestBytesMax, ' ');
-  CHECK(client.ask(request)["ok"] == true);
-  CHECK(client.ask(request + " ")["code"] == "EINVAL");
+  client.send("{\"protocol\":1,\"op\":\"no\"}\n" + kPing + "\n");
+  CHECK(client.receive()["code"] == "EINVAL");
   CHECK(client.receive().is_null());
+
+  RawClient slow(served.server->socket_path());
+  slow.send(kPing.substr(0, 10));
+  slow.send(kPing.substr(10));
+  CHECK(slow.ask("")["ok"] == true);
+  CHECK(slow.receive().is_null());
+}
+
+TEST_CASE("a line of 64 KiB is taken, a longer one refused") {
+  Served served;
+  std::string request = kPing;
+  request.resize(control::kRequestBytesMax, ' ');
+  CHECK(ask_once(served, request)["ok"] == true);
+  CHECK(ask_once(served, request + " ")["code"] == "EINVAL");
 
   RawClient endless(served.server->socket_path());
   endless.send(std::string(1 << 20, 'x'));
   CHECK(endless.receive()["code"] == "EINVAL");
-  CHECK(endless.receive().is_null());
   CHECK(served.client().ask_all({{"op", "ping"}}).size() == 1);
 }
 
-TEST_CASE("clients that say nothing, or half a request, make room for others") {
+TEST_CASE("connections that say nothing, or half a request, hold up nobody") {
   Served served;
   std::vector<std::unique_ptr<RawClient>> idle;
-  for (int i = 0; i < 40; ++i) {
-    idle.push_back(std::make_unique<RawClient>(served.server->socket_path()));
-    idle.back()->send(i % 2 == 0 ? "" : "{\"op\":");
+  const auto add_idle = [&](size_t count) {
+    while (idle.size() < count) {
+      idle.push_back(std::make_unique<RawClient>(served.server->socket_path()));
+      idle.back()->send(idle.size() % 2 == 0 ? "" : "{\"op\":");
+    }
+  };
+  // Within what is served at once, and beyond.
+  for (const size_t count : {100, 300}) {
+    add_idle(count);
+    const auto before = control::Clock::now();
+    CHECK(served.client().ask_all({{"op", "ping"}}).size() == 1);
+    CHECK(served.client().ask_all({{"op", "stats"}}).size() == 1);
+    CHECK(control::Clock::now() - before < std::chrono::milliseconds(900));
   }
+}
+
+TEST_CASE("a request must be there, and its answer be taken, in time") {
+  Served served(ControlLimits{.request_timeout = std::chrono::milliseconds(50),
+                              .answer_timeout = std::chrono::milliseconds(50)});
+  RawClient silent(served.server->socket_path()), half(served.server->socket_path());
+  half.send("{\"op\":");
+  CHECK(silent.receive().is_null());
+  CHECK(half.receive().is_null());
+
+  // An answer that does not fit into the socket's buffer, and that nobody reads.
+  served.store->create_volume("vm1", 1 << 30, "");
+  auto disk = served.store->open_export("vm1", kVm);
+  served.store->create_version("vm1", {});
+  for (uint64_t block = 0; block < 20'000; block += 2)
+    disk->write(block * kBlockBytes, as_bytes("x"), false);
+  RawClient deaf(served.server->socket_path());
+  deaf.send("{\"protocol\":1,\"op\":\"version-diff\",\"volume\":\"vm1\",\"from\":\"1\"}\n");
+  deaf.await_end();
+  const json diff =
+      served.client().ask_owner({{"op", "version-diff"}, {"volume", "vm1"}, {"from", "1"}}).value();
+  CHECK(diff["ranges"].size() == 10'000);
+}
+
+TEST_CASE("more operations than are done at once wait for their turn, and a ping does not") {
+  Served served(ControlLimits{.operations_max = 2});
+  served.store->create_volume("vm1", 1 << 20, "");
+  auto disk = served.store->open_export("vm1", kVm);
+  disk->write(0, as_bytes("something to commit"), false);
+  served.gate.close();
+  std::atomic<int> done = 0;
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 5; ++i)
+    threads.emplace_back([&] {
+      if (served.client().ask_owner({{"op", "version-create"}, {"volume", "vm1"}})) ++done;
+    });
+  served.gate.await_somebody();
   CHECK(served.client().ask_all({{"op", "ping"}}).size() == 1);
-  CHECK(served.client().ask_all({{"op", "stats"}}).size() == 1);
+  CHECK(done == 0);
+  served.gate.open();
+  for (std::thread& thread : threads) thread.join();
+  CHECK(done == 5);
 }
 
 TEST_CASE("many clients at once are all answered") {
@@ -434,7 +518,8 @@ TEST_CASE("however long it would wait, a client notices a server that hangs or r
   std::thread server([&] {
     const FileDescriptor accepted(::accept(silent.get(), nullptr, nullptr));
     constexpr std::string_view kRefusal =
-        R"({"ok":false,"errno":13,"code":"EACCES","object":"control socket","error":"no"})"
+        R"({"protocol":1,"ok":false,"errno":13,"code":"EACCES","object":"control socket",)"
+        R"("error":"no"})"
         "\n";
     CHECK(::send(accepted.get(), kRefusal.data(), kRefusal.size(), MSG_NOSIGNAL) > 0);
   });
@@ -450,7 +535,6 @@ TEST_CASE("the socket is for one user, is removed at the end, and can be started
   CHECK(mode_of(path) == 0600);
   CHECK(mode_of(served.directory + "/control") == 0700);
   RawClient connected(path);
-  CHECK(connected.ask(R"({"op":"ping"})")["ok"] == true);
 
   served.server->stop();
   CHECK(connected.receive().is_null());
@@ -473,7 +557,7 @@ TEST_CASE("another user is refused, even if he reaches the socket") {
     REQUIRE(::syscall(SYS_setresuid, 65534, 65534, 65534) == 0);
     RawClient client(served.server->socket_path());
     REQUIRE(client.is_connected());
-    answer = client.ask(R"({"op":"ping"})");
+    answer = client.ask(kPing);
   }).join();
   CHECK(answer["code"] == "EACCES");
 }
@@ -548,24 +632,134 @@ TEST_CASE("a server that does not answer in time, ends, or talks nonsense is an 
   struct {
     const char* text;
     int code;
-  } const cases[] = {{"", ECONNRESET},
-                     {"{\"ok\":true", ECONNRESET},
-                     {"nonsense\n", EPROTO},
-                     {"[]\n", EPROTO},
-                     {"{}\n", EPROTO},
-                     {"{\"ok\":1}\n", EPROTO},
-                     {"{\"ok\":false}\n", EPROTO},
-                     {"{\"ok\":false,\"errno\":\"x\",\"error\":\"y\"}\n", EPROTO},
-                     {"{\"ok\":false,\"errno\":28,\"error\":\"full\"}\n", ENOSPC}};
+  } const cases[] = {
+      {"", ECONNRESET},
+      {R"({"protocol":1,"ok":true)", ECONNRESET},
+      {"nonsense\n", EPROTO},
+      {"[]\n", EPROTO},
+      {"{}\n", EPROTO},
+      {"{\"ok\":true,\"result\":{}}\n", EPROTO},  // of a release without protocols
+      {"{\"protocol\":2,\"ok\":true,\"result\":{}}\n", EPROTO},
+      {"{\"protocol\":1,\"ok\":1}\n", EPROTO},
+      {"{\"protocol\":1,\"ok\":true}\n", EPROTO},
+      {"{\"protocol\":1,\"ok\":true,\"result\":[]}\n", EPROTO},
+      {"{\"protocol\":1,\"ok\":true,\"code\":\"ENOENT_OPEN\",\"result\":[]}\n", EPROTO},
+      {"{\"protocol\":1,\"ok\":false}\n", EPROTO},
+      {R"({"protocol":1,"ok":false,"errno":"x","code":"","object":"","error":"y"})"
+       "\n",
+       EPROTO},
+      {R"({"protocol":1,"ok":false,"errno":4294967324,"code":"","object":"","error":"y"})"
+       "\n",
+       EPROTO},
+      {R"({"protocol":1,"ok":false,"errno":28,"code":"ENOSPC","object":"","error":"full"})"
+       "\n",
+       ENOSPC}};
   for (const auto& [text, code] : cases) {
     CAPTURE(text);
     std::thread server = answer_once(text);
     CHECK(code_of([&] { patient.ask_owner(show); }) == code);
     server.join();
   }
-  std::thread server = answer_once("{\"ok\":true,\"result\":{\"size\":1}}\n");
-  CHECK(patient.ask_owner(show).value()["size"] == 1);
+  std::string deep = R"({"protocol":1,"ok":true,"result":)" + std::string(1 << 20, '[') + "\n";
+  std::thread server = answer_once(deep);
+  CHECK(code_of([&] { patient.ask_owner(show); }) == EPROTO);
   server.join();
+}
+
+// All places in a JSON value.
+void collect_places(const json& value, const json::json_pointer& here,
+                    std::vector<json::json_pointer>& into) {
+  if (!here.empty()) into.push_back(here);
+  if (value.is_object())
+    for (const auto& [key, part] : value.items()) collect_places(part, here / key, into);
+  if (value.is_array())
+    for (size_t i = 0; i < value.size(); ++i) collect_places(value[i], here / i, into);
+}
+
+TEST_CASE("the result of every request is what it is said to be, and nothing else is accepted") {
+  Served served;
+  served.store->create_volume("vm1", 1 << 20, "");
+  auto disk = served.store->open_export("vm1", kVm);
+  disk->write(0, as_bytes("first"), true);
+  const json about = {{"volume", "vm1"}};
+  const auto request = [&](const char* op, json more = json::object()) {
+    json whole = {{"op", op}, {"volume", "vm1"}};
+    whole.update(more);
+    return whole;
+  };
+  const json requests[] = {request("version-create", {{"name", "clean"}, {"note", "so so"}}),
+                           request("version-create"),
+                           request("volume-show"),
+                           request("version-list"),
+                           request("volume-resize", {{"size", 2 << 20}}),
+                           request("version-diff", {{"from", "1"}}),
+                           request("volume-fork", {{"version", "1"}, {"name", "vm2"}, {"size", 0}}),
+                           request("volume-show"),
+                           request("volume-reclaim"),
+                           request("version-rm", {{"versions", {"1", "2"}}}),
+                           request("stats"),
+                           request("ping"),
+                           request("reclaim")};
+  for (const json& one : requests) {
+    CAPTURE(one.dump());
+    json asked = one;
+    asked["protocol"] = control::kProtocol;
+    const json answer =
+        control::parse_answer("server", answer_control_request(*served.store, asked.dump()));
+    CAPTURE(answer.dump());
+    REQUIRE(answer["ok"] == true);
+    const json& result = answer["result"];
+    CHECK_NOTHROW(control::check_result("server", one, result));
+    CHECK_THROWS_AS(control::check_result("server", one, nullptr), Error);
+
+    std::vector<json::json_pointer> places;
+    collect_places(result, json::json_pointer(), places);
+    for (const json::json_pointer& place : places) {
+      // Nobody has a use for these.
+      const std::string key = place.back();
+      if (place.to_string().starts_with("/cache") || place.to_string().starts_with("/tier") ||
+          key == "host_id" || key == "boot_id" || key == "server_start_time")
+        continue;
+      CAPTURE(place.to_string());
+      for (const json& wrong : {json(-1), json(1.5), json::array({json::object()}), json(false)}) {
+        CAPTURE(wrong.dump());
+        json changed = result;
+        if (changed[place].type() == wrong.type()) continue;
+        changed[place] = wrong;
+        CHECK_THROWS_AS(control::check_result("server", one, changed), Error);
+      }
+      if (result.at(place.parent_pointer()).is_array()) continue;
+      json changed = result;
+      (place.parent_pointer().empty() ? changed : changed[place.parent_pointer()]).erase(key);
+      CHECK_THROWS_AS(control::check_result("server", one, changed), Error);
+    }
+  }
+}
+
+TEST_CASE("a history that goes round, or has no current version, is not accepted") {
+  Served served;
+  served.store->create_volume("vm1", 1 << 20, "");
+  auto disk = served.store->open_export("vm1", kVm);
+  for (int i = 0; i < 3; ++i) served.store->create_version("vm1", {});
+  const json request = {{"op", "volume-show"}, {"volume", "vm1"}};
+  const json shown = served.client().ask_owner(request).value();
+  const auto refuses = [&](const char* place, const json& value) {
+    json changed = shown;
+    changed[json::json_pointer(place)] = value;
+    CHECK(code_of([&] { control::check_result("server", request, changed); }) == EPROTO);
+  };
+  refuses("/versions", json::array());
+  refuses("/versions/1/parent", 2);
+  refuses("/versions/1/parent", 3);
+  refuses("/versions/1/number", 1);
+  refuses("/versions/1/number", uint64_t{1} << 32);
+  refuses("/versions/3/current", false);
+  refuses("/versions/2/current", true);
+  refuses("/versions/3/hidden", true);
+  refuses("/versions/0/created", "9999-12-31T23:59:59Z");
+  refuses("/versions/0/name", "\x1b[2J");
+  refuses("/name", "vm2");
+  refuses("/size", uint64_t{1} << 63);
 }
 
 TEST_CASE("the counters of several servers are added up") {

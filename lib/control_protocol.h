@@ -1,0 +1,47 @@
+// What a server and its clients on the control socket say to each other.
+//
+// Both are JSON objects on one line. A request is {"protocol": 1, "op": …} with op one of
+//
+//   ping, stats, reclaim
+//   volume-show       volume
+//   volume-resize     volume, size (bytes)
+//   volume-fork       volume, version, name, size (bytes, 0 for the version's)
+//   volume-flatten    volume
+//   volume-reclaim    volume
+//   version-list      volume
+//   version-create    volume, name and note (optional)
+//   version-rollback  volume, version
+//   version-rm        volume, versions
+//   version-diff      volume, from, to (optional; current)
+//
+// Answers are {"protocol": 1, "ok": true, "result": …} or {"protocol": 1, "ok": false, "errno": N,
+// "code": "EBUSY", "object": …, "error": "one line"}. The code "ENOENT_OPEN" says that this server
+// does not have the volume open: ask the next one, or do it yourself.
+//
+// Neither side trusts the other: it may be of another release, or somebody else's. The number of
+// the protocol rises when what is asked or answered changes so that the other side cannot do with
+// it; both sides then refuse, with a line that says so. New keys alone do not raise it.
+//
+// Thread safety: pure functions. Errors: Error(EPROTO).
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+#include <string_view>
+
+namespace tplstore::control {
+
+inline constexpr uint64_t kProtocol = 1;
+inline constexpr size_t kRequestBytesMax = size_t{64} << 10;
+inline constexpr size_t kAnswerBytesMax = size_t{64} << 20;
+// The code of an answer about a volume that the server asked does not have open.
+inline constexpr std::string_view kCodeNotOpen = "ENOENT_OPEN";
+
+// A server's whole answer: of this protocol, and either a result or an error as above.
+nlohmann::json parse_answer(const std::string& server, std::string_view line);
+// Whether `result` is one to `request`: all keys are there, with values that fit, about the volume
+// that was asked for; versions rise, come from earlier ones, and the last one is current.
+void check_result(const std::string& server, const nlohmann::json& request,
+                  const nlohmann::json& result);
+
+}  // namespace tplstore::control

@@ -1,0 +1,26 @@
+// Text that others wrote, made fit for terminals and logs: names, notes and peers out of a store,
+// what a server answered, messages of other programs.
+//
+// A terminal obeys control characters: one of them in a note could hide a line of a list, or type
+// at the shell. So whatever is printed for people goes through here.
+//
+// Thread safety: pure functions. They throw nothing but std::bad_alloc.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <string_view>
+
+namespace tplstore {
+
+// `text` on one line: '?' for every control character (C0 with newlines and tabs, DEL, and C1,
+// U+0080 to U+009F) and for every byte that belongs to no valid UTF-8 character.
+std::string printable(std::string_view text);
+// The same for text that we have laid out in lines ourselves: newlines stay.
+std::string printable_lines(std::string_view text);
+
+// The first `count` characters of printable text, of which a terminal shows each in one column.
+std::string first_characters(std::string_view text, size_t count);
+size_t count_characters(std::string_view text);
+
+}  // namespace tplstore

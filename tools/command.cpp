@@ -1,12 +1,14 @@
 #include "command.h"
 
 #include <cerrno>
+#include <charconv>
 #include <chrono>
 #include <cstdio>
 #include <thread>
 
 #include "json_output.h"
 #include "names.h"
+#include "text.h"
 
 namespace tplstore::tool {
 namespace {
@@ -35,7 +37,8 @@ void add_common_options(CLI::App& command, Context& context) {
   command
       .add_option("-s,--store", context.store_directory,
                   "The store's directory [or the variable TPLSTORE_STORE]")
-      ->type_name("DIR");
+      ->type_name("DIR")
+      ->check(not_empty());
   // It may be given at several places: each only ever sets it.
   command.add_flag_callback(
       "-v,--verbose", [&context] { context.is_verbose = true; },
@@ -45,13 +48,15 @@ void add_common_options(CLI::App& command, Context& context) {
 std::unique_ptr<Store> Context::open_store() const {
   StoreOptions options;
   if (is_verbose)
-    options.log = [](const std::string& line) { fmt::print(stderr, "tplstore: {}\n", line); };
+    options.log = [](const std::string& line) {
+      fmt::print(stderr, "tplstore: {}\n", printable(line));
+    };
   return Store::open(store_directory, options);
 }
 
 void Context::print(const json& value,
                     const std::function<std::string(const json&)>& for_people) const {
-  fmt::print("{}", is_json ? json_text(value, 2) + "\n" : for_people(value));
+  fmt::print("{}", is_json ? json_text(value, 2) + "\n" : printable_lines(for_people(value)));
 }
 
 CLI::App* add_command(CLI::App& parent, Context& context, const std::string& name,
@@ -72,6 +77,24 @@ CLI::App* add_group(CLI::App& parent, Context& context, const std::string& name,
 
 void add_json_option(CLI::App* command, Context& context) {
   command->add_flag("--json", context.is_json, "Print JSON");
+}
+
+CLI::Validator whole_number_from(uint64_t min, uint64_t max) {
+  const auto check = [min, max](const std::string& text) -> std::string {
+    uint64_t number = 0;
+    const char* end = text.data() + text.size();
+    const auto [stop, error] = std::from_chars(text.data(), end, number);
+    if (error == std::errc() && stop == end && number >= min && number <= max) return {};
+    return fmt::format("'{}' is not a whole number from {} to {}", text, min, max);
+  };
+  return CLI::Validator(check, "");
+}
+
+CLI::Validator not_empty() {
+  const auto check = [](const std::string& text) -> std::string {
+    return text.empty() ? "a name is needed, and this is an empty text" : "";
+  };
+  return CLI::Validator(check, "");
 }
 
 void add_size_option(CLI::App* command, std::string& into, const std::string& description) {

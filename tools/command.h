@@ -29,7 +29,7 @@ struct Context {
   std::unique_ptr<Store> open_store() const;
   ControlClient control() const { return ControlClient(store_directory); }
   // Prints `value` with --json, else what `for_people` returns, which ends with a newline or is
-  // empty.
+  // empty. Control characters in it never reach the terminal.
   void print(const nlohmann::json& value,
              const std::function<std::string(const nlohmann::json&)>& for_people) const;
 };
@@ -43,6 +43,9 @@ CLI::App* add_command(CLI::App& parent, Context& context, const std::string& nam
 CLI::App* add_group(CLI::App& parent, Context& context, const std::string& name,
                     const std::string& description);
 void add_json_option(CLI::App* command, Context& context);
+// Checks for options. What they say does not depend on CLI11's release.
+CLI::Validator whole_number_from(uint64_t min, uint64_t max);
+CLI::Validator not_empty();  // a shell's unset variable, most of the time
 // --size, and the positional SIZE of a resize, which may be +SIZE too. They take 10G, 512M, …;
 // anything else is wrong usage.
 void add_size_option(CLI::App* command, std::string& into, const std::string& description);

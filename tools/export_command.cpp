@@ -84,7 +84,14 @@ void add_export_command(CLI::App& group, Context& context, const Exported& expor
   };
   CLI::App* command = add_command(group, context, "export", exported.description, action);
   command->add_option(exported.what, arguments->name, "What to export")->required();
-  command->add_option("FILE", arguments->file, "The file to write")->required();
+  // The word for a pipe, which would need formats that are written from front to back.
+  const auto check_file = [](const std::string& file) -> std::string {
+    return file == "-" ? "it cannot be written to a pipe: name a file, or ./- for one of that name"
+                       : "";
+  };
+  command->add_option("FILE", arguments->file, "The file to write")
+      ->required()
+      ->check(CLI::Validator(check_file, ""));
   const bool has_increments = exported.write_increment != nullptr;
   const std::set<std::string> formats = has_increments
                                             ? std::set<std::string>{"raw", "qcow2", kIncrement}

@@ -6,24 +6,19 @@
 #include <vector>
 
 #include "command.h"
+#include "text.h"
 
 namespace {
 
+using tplstore::printable;
 using tplstore::tool::Context;
 
 constexpr int kDone = 0;
 constexpr int kFailed = 1;
 constexpr int kWrongUsage = 2;
 
-// A message on one line, whatever is in it.
-std::string one_line(std::string text) {
-  for (char& c : text)
-    if (static_cast<unsigned char>(c) < ' ') c = ' ';
-  return text;
-}
-
 int report(const std::string& message) {
-  fmt::print(stderr, "tplstore: {}\n", one_line(message));
+  fmt::print(stderr, "tplstore: {}\n", printable(message));
   return kFailed;
 }
 
@@ -39,7 +34,7 @@ int report_wrong_usage(const CLI::App& app, const CLI::ParseError& error) {
   const std::vector<std::string> unknown = app.remaining(true);
   if (!innermost->get_subcommands({}).empty() && !unknown.empty())
     message = fmt::format("'{}': there is no such command", unknown.front());
-  fmt::print(stderr, "tplstore: {}\nRun '{} --help' for its usage.\n", one_line(message), command);
+  fmt::print(stderr, "tplstore: {}\nRun '{} --help' for its usage.\n", printable(message), command);
   return kWrongUsage;
 }
 

@@ -1,6 +1,7 @@
 #include "progress.h"
 
 #include <fmt/format.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -12,6 +13,7 @@
 #include <ctime>
 
 #include "names.h"
+#include "text.h"
 
 namespace tplstore::tool {
 namespace {
@@ -48,7 +50,56 @@ std::string format_duration(double seconds) {
   return fmt::format("{}h{:02}m", whole / 3600, whole / 60 % 60);
 }
 
+size_t terminal_columns() {
+  winsize size{};
+  const bool is_known = ::ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0;
+  return is_known ? size.ws_col : 80;
+}
+
+std::string bar(size_t width, double share) {
+  const auto filled = static_cast<size_t>(share * static_cast<double>(width));
+  return fmt::format(" [{}{}]", std::string(filled, '#'), std::string(width - filled, '.'));
+}
+
 }  // namespace
+
+std::string progress_line(const ProgressState& state, size_t columns) {
+  constexpr size_t kLabelMin = 24;
+  const double share = state.total_bytes == 0
+                           ? 1.0
+                           : std::min(1.0, static_cast<double>(state.done_bytes) /
+                                               static_cast<double>(state.total_bytes));
+  const std::string percent = fmt::format(" {:3.0f}%", share * 100);
+  std::string sizes =
+      fmt::format("  {} of {}", format_size(state.done_bytes), format_size(state.total_bytes));
+  std::string rate, left, long_bar = bar(20, share), short_bar = bar(10, share);
+  if (state.bytes_per_second > 0) {
+    rate = fmt::format("  {}/s", format_size(static_cast<uint64_t>(state.bytes_per_second)));
+    if (state.done_bytes < state.total_bytes)
+      left = fmt::format("  {} left",
+                         format_duration(static_cast<double>(state.total_bytes - state.done_bytes) /
+                                         state.bytes_per_second));
+  }
+  std::string label = printable(state.label);
+  const size_t label_min = std::min(kLabelMin, count_characters(label));
+  std::string rest;
+  const auto fits = [&](const std::string& the_bar) {
+    rest = the_bar + percent + sizes + rate + left;
+    return label_min + rest.size() <= columns;
+  };
+  if (!fits(long_bar) && !fits(short_bar)) {
+    for (std::string* part : {&rate, &left, &sizes}) {
+      if (fits("")) break;
+      part->clear();
+    }
+    fits("");
+  }
+  const size_t room = columns - std::min(columns, rest.size());
+  if (count_characters(label) > room)
+    label = first_characters(label, room - std::min<size_t>(room, 3)) +
+            std::string(std::min<size_t>(room, 3), '.');
+  return first_characters(label + rest, columns);
+}
 
 Progress::Progress(std::string label) : label_(std::move(label)) {
   const char* terminal = std::getenv("TERM");
@@ -70,25 +121,12 @@ void Progress::update(uint64_t done_bytes, uint64_t total_bytes) {
   shown_ = now;
   is_shown_ = true;
 
-  const double share =
-      total_bytes == 0
-          ? 1.0
-          : std::min(1.0, static_cast<double>(done_bytes) / static_cast<double>(total_bytes));
-  constexpr size_t kBarWidth = 20;
-  const auto filled = static_cast<size_t>(share * kBarWidth);
-  std::string line = fmt::format("{} [{}{}] {:3.0f}%  {} of {}", label_, std::string(filled, '#'),
-                                 std::string(kBarWidth - filled, '.'), share * 100,
-                                 format_size(done_bytes), format_size(total_bytes));
+  ProgressState state{label_, done_bytes, total_bytes, 0};
   const double seconds = std::chrono::duration<double>(now - started_).count();
   const uint64_t fresh = done_bytes - std::min(done_bytes, done_at_start_bytes_);
-  if (seconds > kRateAfterSeconds && fresh > 0) {
-    const double rate = static_cast<double>(fresh) / seconds;
-    line += fmt::format("  {}/s", format_size(static_cast<uint64_t>(rate)));
-    if (done_bytes < total_bytes)
-      line += fmt::format("  {} left",
-                          format_duration(static_cast<double>(total_bytes - done_bytes) / rate));
-  }
-  fmt::print(stderr, "\r{}\x1b[K", line);
+  if (seconds > kRateAfterSeconds) state.bytes_per_second = static_cast<double>(fresh) / seconds;
+  // Behind a character in the last column terminals wrap.
+  fmt::print(stderr, "\r{}\x1b[K", progress_line(state, terminal_columns() - 1));
   std::fflush(stderr);
 }
 

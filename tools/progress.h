@@ -11,7 +11,18 @@
 
 namespace tplstore::tool {
 
-// Shows "label  42%  1.2 GiB of 3.0 GiB  210.4 MiB/s  8s left" and wipes it out when destroyed.
+struct ProgressState {
+  std::string label;
+  uint64_t done_bytes = 0;
+  uint64_t total_bytes = 0;
+  double bytes_per_second = 0;  // 0: not known yet
+};
+
+// "label [####....]  42%  1.2 GiB of 3.0 GiB  210.4 MiB/s  8s left", in at most `columns` columns:
+// what matters least is left out, and the label is cut, until it fits.
+std::string progress_line(const ProgressState& state, size_t columns);
+
+// Shows such a line, never as wide as the terminal, and wipes it out when destroyed.
 class Progress {
  public:
   explicit Progress(std::string label);

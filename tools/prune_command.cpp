@@ -141,7 +141,7 @@ void add_rule(CLI::App* command, const std::string& option, uint32_t& count,
               const std::string& description) {
   command->add_option(option, count, description)
       ->type_name("N")
-      ->check(CLI::Range(uint32_t{0}, UINT32_MAX).description(""), "");
+      ->check(whole_number_from(0, UINT32_MAX));
 }
 
 }  // namespace

@@ -13,6 +13,7 @@
 #include "command.h"
 #include "dir_path.h"
 #include "names.h"
+#include "text.h"
 
 namespace tplstore::tool {
 namespace {
@@ -134,7 +135,7 @@ void serve(const Context& context, const Arguments& arguments) {
   words.push_back(find_plugin());
   words.push_back("store=" + store);
   words.insert(words.end(), parameters.begin(), parameters.end());
-  if (!uri.empty()) fmt::print(stderr, "tplstore: serving {} as {}\n", store, uri);
+  if (!uri.empty()) fmt::print(stderr, "tplstore: serving {} as {}\n", printable(store), uri);
   become(std::move(words));
 }
 
@@ -150,7 +151,7 @@ void add_serve_command(CLI::App& app, Context& context) {
       command->add_option("--socket", arguments->socket, "Listen on this Unix socket")
           ->type_name("PATH");
   command->add_option("--port", arguments->port, "Listen on this TCP port of the loopback address")
-      ->check(CLI::Range(1, 65535), "")
+      ->check(whole_number_from(1, 65535))
       ->type_name("N")
       ->excludes(socket);
   command->allow_extras();

@@ -9,6 +9,7 @@
 #include "prometheus_output.h"
 #include "table.h"
 #include "template_store.h"
+#include "text.h"
 
 namespace tplstore::tool {
 namespace {
@@ -106,10 +107,11 @@ void collect_garbage(const Context& context) {
 void add_store_commands(CLI::App& app, Context& context) {
   CLI::App* init = add_command(app, context, "init", "Make an empty store", [&context] {
     Store::init(context.store_directory);
-    fmt::print("{}: an empty store\n", context.store_directory);
+    fmt::print("{}: an empty store\n", printable(context.store_directory));
   });
   init->add_option("STORE", context.store_directory,
-                   "A directory that does not exist yet, or is empty");
+                   "A directory that does not exist yet, or is empty")
+      ->check(not_empty());
 
   CLI::App* collect =
       add_command(app, context, "gc", "Give back the space of what nothing uses any more",

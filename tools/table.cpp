@@ -6,6 +6,7 @@
 
 #include "error.h"
 #include "names.h"
+#include "text.h"
 
 namespace tplstore::tool {
 
@@ -51,7 +52,7 @@ std::string format_fields(const std::vector<std::pair<std::string, std::string>>
 
 std::string plain(const nlohmann::json& value) {
   if (value.is_null()) return "-";
-  return value.is_string() ? value.get<std::string>() : value.dump();
+  return printable(value.is_string() ? value.get<std::string>() : value.dump());
 }
 
 std::string size(const nlohmann::json& value) {

@@ -27,7 +27,8 @@ class Table {
 // One "what: value" per line, with the values aligned.
 std::string format_fields(const std::vector<std::pair<std::string, std::string>>& fields);
 
-// What a value of our JSON looks like to people: "-" for null; texts and numbers as they are.
+// What a value of our JSON looks like to people: "-" for null; texts and numbers as they are, on
+// one line.
 std::string plain(const nlohmann::json& value);
 // The same for a number of bytes: "2.0 GiB".
 std::string size(const nlohmann::json& value);

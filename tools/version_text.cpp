@@ -1,7 +1,6 @@
 #include "version_text.h"
 
 #include <fmt/format.h>
-#include <time.h>
 
 #include <algorithm>
 #include <map>
@@ -21,7 +20,7 @@ constexpr int64_t kSecondNs = 1'000'000'000;
 // "47s", "12m", "5h", "90d", "3y": of two units the larger one once there are two of it.
 std::string age_text(const json& version) {
   const int64_t seconds =
-      std::max<int64_t>(0, (now_unix_ns() - created_ns_of(version)) / kSecondNs);
+      std::max<int64_t>(0, now_unix_ns() / kSecondNs - created_ns_of(version) / kSecondNs);
   constexpr int64_t kMinute = 60, kHour = 60 * kMinute, kDay = 24 * kHour, kYear = 365 * kDay;
   if (seconds < 2 * kMinute) return fmt::format("{}s", seconds);
   if (seconds < 2 * kHour) return fmt::format("{}m", seconds / kMinute);
@@ -30,12 +29,8 @@ std::string age_text(const json& version) {
   return fmt::format("{}y", seconds / kYear);
 }
 
-// Notes are anybody's text: what would move a terminal's cursor is left out.
 std::string note_text(const json& version) {
-  std::string text = version["note"].is_null() ? "" : plain(version["note"]);
-  for (char& c : text)
-    if (static_cast<unsigned char>(c) < ' ' || c == '\x7f') c = ' ';
-  return text;
+  return version["note"].is_null() ? "" : plain(version["note"]);
 }
 
 // "a", "a and b", "a, b and c"
@@ -215,10 +210,7 @@ std::string version_title(const std::string& volume, const json& version) {
 }
 
 int64_t created_ns_of(const json& version) {
-  struct tm parts {};
-  const std::string text = version["created"];
-  if (::strptime(text.c_str(), "%Y-%m-%dT%H:%M:%SZ", &parts) == nullptr) return 0;
-  return int64_t{::timegm(&parts)} * kSecondNs;
+  return parse_time(version["created"].get_ref<const std::string&>()).value_or(0);
 }
 
 }  // namespace tplstore::tool

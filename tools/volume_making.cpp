@@ -7,6 +7,7 @@
 #include "names.h"
 #include "progress.h"
 #include "table.h"
+#include "text.h"
 
 namespace tplstore::tool {
 namespace {
@@ -161,9 +162,9 @@ void remove_volume(const Context& context, const std::string& name) {
   if (const auto parent = parent_name(before)) ask_to_reclaim(context, *parent);
   const std::vector<std::string> forks = forks_left(*store, before);
   if (!forks.empty())
-    fmt::print("{}: removed; what {} {} of it stays until {} gone or flattened\n", name,
-               fmt::join(forks, ", "), forks.size() == 1 ? "needs" : "need",
-               forks.size() == 1 ? "that is" : "they are");
+    fmt::print("{}: removed; what {} {} of it stays until {} gone or flattened\n", printable(name),
+               printable(fmt::format("{}", fmt::join(forks, ", "))),
+               forks.size() == 1 ? "needs" : "need", forks.size() == 1 ? "that is" : "they are");
 }
 
 }  // namespace

@@ -5,7 +5,7 @@
 #   tests/run.sh release             only that one
 #   tests/run.sh dev -R unaligned    of that one the tests whose names match
 #
-# Runs on a bare Debian 12 as root or with sudo, and needs no network but Debian's packages. Ends
+# Runs on a bare Debian 12 or 13 as root or with sudo, and needs no network but Debian's packages. Ends
 # with ctest's summary; the status is not 0 when anything failed.
 set -euo pipefail
 checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

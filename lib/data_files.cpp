@@ -47,6 +47,7 @@ std::shared_ptr<DataFile> DataFiles::open(uint32_t version, Access access) {
     const std::unique_lock guard(mutex_);
     // A copy may have taken its place meanwhile; or somebody else has opened it.
     if (file_of(version) != name) continue;
+    objects_.make_room(version);
     const auto [it, is_new] = files_.try_emplace(version, std::move(file));
     if (is_new) objects_.put(version, it->second->object.get());
     return it->second;
@@ -83,12 +84,15 @@ void DataFiles::prepare(uint32_t version, uint64_t disk_bytes) {
     get(version).stretch(round_up(disk_bytes, kBlockBytes));
     return;
   }
+  // Nothing is in it, since no map leads to a version that does not exist.
+  backend_.remove(own_name(version));
+  written_.reserve(written_.size() + 1);
   create(backend_, folder_, version, disk_bytes);
   open(version, Access::kWrite);
   prepared_ = version;
 }
 
-DataFile& DataFiles::advance(uint32_t version) {
+DataFile& DataFiles::advance(uint32_t version) noexcept {
   const std::lock_guard guard(written_mutex_);
   ensure(prepared_ == version, "the next version's file was made ahead");
   const std::shared_lock files_guard(mutex_);

@@ -70,10 +70,11 @@ class DataFiles {
   // Likewise, and reads of it show what is on the disk from then on: for what an earlier life
   // wrote.
   void settle_existing(uint32_t version);
-  // Makes the file of the next version ahead of time, if it is not there yet; durably.
+  // Makes the file of the next version ahead of time, if it is not there yet; durably. One that an
+  // earlier call could not finish is made anew.
   void prepare(uint32_t version, uint64_t disk_bytes);
   // The prepared file becomes the one that is written.
-  DataFile& advance(uint32_t version);
+  DataFile& advance(uint32_t version) noexcept;
   // Removes the volume's own file of a frozen version that no block is in, if there is one, and
   // gives its space back at once, whoever has it open.
   void remove(uint32_t version);

@@ -66,7 +66,7 @@ void decode_free_ranges(Bytes bytes, uint64_t seed, uint32_t index, const std::s
   }
 }
 
-void FreeRanges::add_durable(std::vector<FreeRange> ranges) {
+void FreeRanges::add_durable(const std::vector<FreeRange>& ranges) {
   durable_.insert(durable_.end(), ranges.begin(), ranges.end());
   is_joined_ = false;
 }
@@ -78,11 +78,12 @@ void FreeRanges::cut() {
 
 void FreeRanges::commit() {
   if (cut_.empty()) return;
-  add_durable(std::exchange(cut_, {}));
+  add_durable(cut_);
+  cut_.clear();
 }
 
 std::vector<FreeRange> FreeRanges::take(size_t max) {
-  ensure(taken_.empty(), "one batch of free ranges is punched at a time");
+  if (!taken_.empty()) give_back();
   if (!is_joined_) {
     join_free_ranges(durable_);
     std::reverse(durable_.begin(), durable_.end());
@@ -105,7 +106,10 @@ bool FreeRanges::begin_sync() {
   return !syncing_.empty();
 }
 
-void FreeRanges::give_back() { add_durable(std::exchange(taken_, {})); }
+void FreeRanges::give_back() {
+  add_durable(taken_);
+  taken_.clear();
+}
 
 std::vector<FreeRange> FreeRanges::outstanding() const {
   std::vector<FreeRange> all;

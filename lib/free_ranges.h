@@ -5,9 +5,11 @@
 // checkpoint, which puts an end to the replay of the change, lists it. Punching twice does no harm,
 // since a cell that is free stays so for ever.
 //
-// Thread safety: none; guarded by the map's lock. Errors: Error(EIO) for damage.
+// Thread safety: none; guarded by the map's lock. Errors: Error(EIO) for damage; std::bad_alloc,
+// upon which no range is lost.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -41,17 +43,22 @@ void decode_free_ranges(Bytes bytes, uint64_t seed, uint32_t index, const std::s
 // The free ranges of one map, by how far they have got.
 class FreeRanges {
  public:
-  // Decided just now; part of the next commit.
+  // Decided just now; part of the next commit. After make_room() so many cannot fail.
   void add(const FreeRange& range) { uncut_.push_back(range); }
+  void make_room(size_t count) {
+    const size_t needed = uncut_.size() + count;
+    if (needed > uncut_.capacity()) uncut_.reserve(std::max(needed, 2 * uncut_.capacity()));
+  }
   // From a checkpoint: all that was decided is durable.
-  void add_durable(std::vector<FreeRange> ranges);
+  void add_durable(const std::vector<FreeRange>& ranges);
 
   // A commit: at its cut, and when it is durable.
   void cut();
   void commit();
 
   // Takes up to `max` ranges whose holes may be punched. One batch at a time; it stays outstanding
-  // until finish(), and give_back() when it failed.
+  // until finish(), and give_back() when it failed; when that one fails too, the next take() does
+  // it.
   std::vector<FreeRange> take(size_t max);
   void finish();
   void give_back();

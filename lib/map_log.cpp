@@ -235,6 +235,17 @@ void MapLog::unreserve(uint64_t bytes) {
   room_ += static_cast<int64_t>(bytes);
 }
 
+void MapLog::adopt_reserved(uint64_t bytes) noexcept {
+  reserved_ += bytes;
+  room_ -= static_cast<int64_t>(bytes);
+  try {
+    const std::lock_guard guard(mutex_);
+    make_room(0);
+  } catch (const std::exception&) {
+    // The next promise fails, until there is room.
+  }
+}
+
 uint64_t MapLog::append(FrameKind kind, Bytes payload, uint64_t reserved) {
   const uint64_t length = round_up(sizeof(FrameHeader) + payload.size(), kSectorBytes);
   ensure(length <= UINT32_MAX, "a frame is shorter than 4 GiB");

@@ -101,6 +101,9 @@ class MapLog {
   void reserve(uint64_t bytes, Reserve draws_on);
   void unreserve(uint64_t bytes);
   uint64_t reserved_bytes() const;
+  // Promises what another log had promised, whether there is room or not: what cannot be appended
+  // then says so.
+  void adopt_reserved(uint64_t bytes) noexcept;
   // Appends a frame; `reserved` bytes of promises end with it. Returns the payload's offset.
   uint64_t append(FrameKind kind, Bytes payload, uint64_t reserved);
   // Makes all that was appended before the call durable.

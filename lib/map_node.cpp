@@ -1,7 +1,6 @@
 #include "map_node.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <new>
 
 namespace tplstore {
@@ -12,8 +11,7 @@ std::atomic<uint64_t> memory_bytes{0};
 size_t leaf_bytes(size_t capacity) { return sizeof(Leaf) + capacity * sizeof(Interval); }
 
 Leaf* allocate_leaf(size_t capacity, uint32_t version, NodeAddress address, bool is_dirty) {
-  void* memory = std::malloc(leaf_bytes(capacity));
-  if (memory == nullptr) throw std::bad_alloc();
+  void* memory = ::operator new(leaf_bytes(capacity));
   memory_bytes.fetch_add(leaf_bytes(capacity), std::memory_order_relaxed);
   auto* leaf = new (memory) Leaf(0, version, address, is_dirty);
   leaf->count = 0;
@@ -24,7 +22,7 @@ Leaf* allocate_leaf(size_t capacity, uint32_t version, NodeAddress address, bool
 void free_leaf(Leaf* leaf) {
   memory_bytes.fetch_sub(leaf_bytes(leaf->capacity), std::memory_order_relaxed);
   leaf->~Leaf();
-  std::free(leaf);
+  ::operator delete(leaf);
 }
 
 }  // namespace
@@ -95,8 +93,9 @@ Leaf* new_leaf(std::span<const Interval> intervals, uint32_t version, NodeAddres
 }
 
 Page* new_page(uint32_t level, uint32_t version, NodeAddress address, bool is_dirty) {
+  Page* page = new Page(level, version, address, is_dirty);
   memory_bytes.fetch_add(sizeof(Page), std::memory_order_relaxed);
-  return new Page(level, version, address, is_dirty);
+  return page;
 }
 
 Leaf* apply_splice(Leaf* leaf, const Splice& splice) {

@@ -129,7 +129,8 @@ uint64_t node_memory_bytes();
 Leaf* new_leaf(std::span<const Interval> intervals, uint32_t version, NodeAddress address,
                bool is_dirty);
 Page* new_page(uint32_t level, uint32_t version, NodeAddress address, bool is_dirty);
-// Applies a splice to a leaf; the leaf returned replaces it (it may have had to grow).
+// Applies a splice to a leaf; the leaf returned replaces it (it may have had to grow). When it
+// throws, the leaf is as it was.
 Leaf* apply_splice(Leaf* leaf, const Splice& splice);
 void retain(Node* node);
 void release(Node* node);

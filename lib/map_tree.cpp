@@ -110,17 +110,10 @@ std::optional<MissingNode> find(const Slot& root, uint64_t region, uint32_t firs
   return std::nullopt;
 }
 
-std::optional<MissingNode> assign(Slot& root, uint64_t region, uint32_t first, uint32_t count,
-                                  uint32_t source, uint32_t current, AssignEffect& effect) {
+void assign(Slot& root, uint64_t region, uint32_t first, uint32_t count, uint32_t source,
+            uint32_t current, AssignEffect& effect) {
   ensure(region < kRegionsMax && count > 0 && first + count <= kRegionBlocks,
          "an assignment lies within one region");
-  // First only look whether all is loaded, so that nothing is half done. A leaf must be looked
-  // into even if all of it is replaced: what becomes of the cells it leads to depends on it.
-  const RunList& before = effect.before;
-  if (const auto absent = find(root, region, first, count, effect.before)) return absent;
-  if (before.size() == 1 && before[0].source == source) return std::nullopt;
-  effect.has_changed = true;
-
   Slot* slot = &root;
   for (uint32_t level = kPageLevels; level > 0; --level)
     slot = &writable_page(*slot, level, current, effect)->slots[slot_index(region, level)];
@@ -139,11 +132,12 @@ std::optional<MissingNode> assign(Slot& root, uint64_t region, uint32_t first, u
     if (slot->is_node()) {
       change_leaf(*slot, splice, current, effect);
     } else {
-      Leaf* leaf = apply_splice(new_leaf(intervals, current, {}, true), splice);
-      *slot = Slot::adopt(leaf);
+      Slot fresh = Slot::adopt(new_leaf(intervals, current, {}, true));
+      change_leaf(fresh, splice, current, effect);
+      *slot = std::move(fresh);
       ++effect.leaves_dirtied;
     }
-    return std::nullopt;
+    return;
   }
   // What remains fits into the slot.
   if (slot->is_node()) note_superseded(slot->node(), current, effect);
@@ -154,7 +148,6 @@ std::optional<MissingNode> assign(Slot& root, uint64_t region, uint32_t first, u
     if (splice.fresh_count == 0) last = splice.begin > 0 ? intervals.front() : intervals.back();
     *slot = Slot::of_interval(last);
   }
-  return std::nullopt;
 }
 
 void install(Slot& root, const MissingNode& absent, Node* node) {

@@ -6,6 +6,7 @@
 // which one; the caller reads it without any lock, installs it, and asks again.
 //
 // Thread safety: none; the caller holds the map's lock, shared for find, exclusive for the rest.
+// Errors: std::bad_alloc, upon which all trees show what they showed.
 #pragma once
 
 #include <optional>
@@ -25,8 +26,6 @@ struct MissingNode {
 
 // What an assignment did, for the books of the map.
 struct AssignEffect {
-  bool has_changed = false;       // false: the blocks had that source already
-  RunList before;                 // where the blocks came from
   uint32_t leaves_dirtied = 0;    // leaves and regions that have to be written anew
   uint64_t superseded_bytes = 0;  // of nodes in the log that no version needs any more
 };
@@ -35,9 +34,10 @@ struct AssignEffect {
 std::optional<MissingNode> find(const Slot& root, uint64_t region, uint32_t first, uint32_t count,
                                 RunList& runs);
 
-// Gives the blocks to `source` (kSourceUnmapped takes them out) in the tree of version `current`.
-std::optional<MissingNode> assign(Slot& root, uint64_t region, uint32_t first, uint32_t count,
-                                  uint32_t source, uint32_t current, AssignEffect& effect);
+// Gives the blocks to `source` (kSourceUnmapped takes them out) in the tree of version `current`,
+// all of which find() has just found.
+void assign(Slot& root, uint64_t region, uint32_t first, uint32_t count, uint32_t source,
+            uint32_t current, AssignEffect& effect);
 
 // Puts a node that was loaded into its place, unless the place has changed meanwhile. Takes over
 // the reference.

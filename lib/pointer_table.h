@@ -28,16 +28,10 @@ class PointerTable {
   }
 
   void put(uint32_t number, T* pointer) {
-    Node* node = &root_;
-    for (int shift = 24; shift > 0; shift -= 8) {
-      std::atomic<void*>& below = node->at(number >> shift);
-      node = static_cast<Node*>(below.load(std::memory_order_relaxed));
-      if (node != nullptr) continue;
-      node = nodes_.emplace_back(std::make_unique<Node>()).get();
-      below.store(node, std::memory_order_release);
-    }
-    node->at(number).store(pointer, std::memory_order_release);
+    node_of(number).at(number).store(pointer, std::memory_order_release);
   }
+  // Makes the next put() of this number one that cannot fail.
+  void make_room(uint32_t number) { node_of(number); }
 
  private:
   struct Node {
@@ -46,6 +40,19 @@ class PointerTable {
     std::atomic<void*>& at(uint32_t number) { return slots[number & 255]; }
     const std::atomic<void*>& at(uint32_t number) const { return slots[number & 255]; }
   };
+
+  // The node that a number's pointer stands in; made if it is not there.
+  Node& node_of(uint32_t number) {
+    Node* node = &root_;
+    for (int shift = 24; shift > 0; shift -= 8) {
+      std::atomic<void*>& below = node->at(number >> shift);
+      node = static_cast<Node*>(below.load(std::memory_order_relaxed));
+      if (node != nullptr) continue;
+      node = nodes_.emplace_back(std::make_unique<Node>()).get();
+      below.store(node, std::memory_order_release);
+    }
+    return *node;
+  }
 
   Node root_;
   std::vector<std::unique_ptr<Node>> nodes_;

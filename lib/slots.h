@@ -50,15 +50,16 @@ class SlotPair {
     return best;
   }
 
-  // Writes both slots, the older one first.
+  // Writes both slots, the older one first. When that fails, the other one is as it was.
   void write(Object& object, T value) {
     value.prefix.magic = magic_;
     value.prefix.sequence = ++sequence_;
     value.prefix.checksum = sum_of(value);
     for (unsigned i = 0; i < 2; ++i) {
-      newest_ ^= 1;
-      object.write(newest_ * kSlotBytes, bytes_of(value));
+      const unsigned older = newest_ ^ 1;
+      object.write(older * kSlotBytes, bytes_of(value));
       object.sync();
+      newest_ = older;
     }
   }
 

@@ -122,10 +122,15 @@ void Store::Impl::run_upkeep() {
                             [this] { return upkeep_wanted || upkeep_ends; });
     upkeep_wanted = false;
     guard.unlock();
-    const bool evicts = node_memory_bytes() > options.map_cache_bytes;
-    for (const auto& attachment : registry.pin_all()) attachment->volume().maintain(evicts);
-    if (evicts)
-      for (const auto& volume : registry.readers()) volume->maintain(evicts);
+    const auto say = [this](const char* why) {
+      options.log(fmt::format("upkeep failed: {}", why));
+    };
+    upkeep_of_all.attempt(say, [this] {
+      const bool evicts = node_memory_bytes() > options.map_cache_bytes;
+      for (const auto& attachment : registry.pin_all()) attachment->volume().maintain(evicts);
+      if (evicts)
+        for (const auto& volume : registry.readers()) volume->maintain(evicts);
+    });
     guard.lock();
   }
 }

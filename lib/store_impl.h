@@ -7,6 +7,7 @@
 #include <mutex>
 #include <thread>
 
+#include "chore.h"
 #include "store.h"
 #include "volume_disk.h"
 #include "volume_registry.h"
@@ -61,6 +62,7 @@ struct Store::Impl {
   std::condition_variable upkeep_changed;
   bool upkeep_wanted = false;
   bool upkeep_ends = false;
+  Chore upkeep_of_all;  // the thread's
   std::thread upkeep;
 };
 

@@ -70,12 +70,10 @@ void Volume::create_fork(const std::string& number_or_name, const Uuid& fork) {
   const VersionInfo base = version(number_or_name);
   if (map_->is_flattening())
     fail(EBUSY, fmt::format("volume {}", name_), "is being flattened; try again after that");
-  map_->promise(VolumeMap::kPinRecords);
-  try {
+  {
+    VolumeMap::Promise records(*map_, VolumeMap::kPinRecords);
     map_->pin(base.number, fork);
-  } catch (...) {
-    map_->withdraw(VolumeMap::kPinRecords);
-    throw;
+    records.use(VolumeMap::kPinRecords);
   }
   try {
     map_->commit();
@@ -86,10 +84,14 @@ void Volume::create_fork(const std::string& number_or_name, const Uuid& fork) {
     header.parent = uuid_;
     header.parent_version = base.number;
     create_objects(backend_, folder, base.number + 1, header);
-  } catch (const Error&) {
-    backend_.remove_folder(folder_of(fork));
-    map_->promise(VolumeMap::kPinRecords, Reserve::kDeletions);
-    map_->unpin(fork);
+  } catch (...) {
+    // Otherwise the pin of a fork that is not there is dropped later.
+    attempt("a fork that failed could not be undone", [&] {
+      backend_.remove_folder(folder_of(fork));
+      VolumeMap::Promise records(*map_, VolumeMap::kPinRecords, Reserve::kDeletions);
+      map_->unpin(fork);
+      records.use(VolumeMap::kPinRecords);
+    });
     throw;
   }
 }
@@ -105,6 +107,20 @@ Volume::Volume(const VolumeEnvironment& environment, const Uuid& volume, std::st
       counters_(std::make_unique<Counters>()) {}
 
 Volume::~Volume() = default;
+
+// Does `work`, or the log says what failed, and why.
+template <typename Work>
+void Volume::attempt(const char* failure, Work work) noexcept {
+  try {
+    work();
+  } catch (const std::exception& error) {
+    try {
+      environment_.log(fmt::format("volume {}: {}: {}", name_, failure, error.what()));
+    } catch (const std::exception&) {
+      // There is no memory for a line.
+    }
+  }
+}
 
 void Volume::open_template(const VolumeHeader& header) {
   template_name_ = template_of(header);
@@ -123,15 +139,20 @@ std::unique_ptr<Volume> Volume::open_for_writing(const VolumeEnvironment& enviro
   volume->lock_ =
       WriterLock::acquire(volume->backend_, volume->folder_, uuid, name, peer, environment.log);
   const uint64_t size_before = volume->lock_->header().true_size_bytes;
-  try {
-    volume->open_template(volume->lock_->header());
-    volume->recover();
-  } catch (const Error& error) {
-    environment.log(fmt::format("volume {}: cannot be opened: {}", name, error.what()));
-    volume->lock_->restore(size_before);
-    throw;
-  }
-  return volume;
+  std::exception_ptr failure;
+  volume->attempt("cannot be opened", [&] {
+    try {
+      volume->open_template(volume->lock_->header());
+      volume->recover();
+    } catch (...) {
+      failure = std::current_exception();
+      throw;
+    }
+  });
+  if (!failure) return volume;
+  volume->attempt("its header says that it is in use, which the next opening corrects",
+                  [&] { volume->lock_->restore(size_before); });
+  std::rethrow_exception(failure);
 }
 
 void Volume::recover() {
@@ -172,31 +193,28 @@ void Volume::use_sources() {
   files_->set_ancestors(std::move(ancestors));
 }
 
-void Volume::use_current(DataFile& file) {
+void Volume::use_current(DataFile& file) noexcept {
   current_ = map_->current();
   size_bytes_ = map_->size_bytes();
   current_file_ = &file;
 }
 
-void Volume::close() {
+void Volume::close() noexcept {
   if (!lock_) return;
-  try {
+  // What takes longer, or fails, goes on when the volume is opened again.
+  attempt("not all space could be given back", [this] {
     {
       const std::lock_guard guard(space_mutex_);
       while (!sweep(Clock::time_point::max())) {
       }
     }
-    // What takes longer goes on when the volume is opened again.
     reclaim(kCloseReclaimBudget);
+  });
+  attempt("could not be closed cleanly, the next opening recovers it", [this] {
     map_->close();
-    files_->remove_prepared();
+    attempt("the next version's file could not be removed", [this] { files_->remove_prepared(); });
     lock_->restore(size_bytes());
-  } catch (const Error& error) {
-    environment_.log(
-        fmt::format("volume {}: could not be closed cleanly, the next opening "
-                    "recovers it: {}",
-                    name_, error.what()));
-  }
+  });
   lock_.reset();
 }
 
@@ -263,19 +281,20 @@ VersionInfo Volume::freeze(const FreezeRequest& request) {
       fail(EEXIST, fmt::format("volume {}", name_), "has a version '{}' already", request.name);
     const uint32_t next = current_ + 1;
     files_->prepare(next, std::max(size_bytes(), map_->size_of(request.parent)));
-    map_->promise(VolumeMap::kFreezeRecords);
-
+    VolumeMap::Promise records(*map_, VolumeMap::kFreezeRecords);
+    uint32_t number = 0;
     gate_.close();
     try {
-      frozen = map_->freeze(request);
-      use_current(files_->advance(next));
+      number = map_->freeze(request);
     } catch (...) {
       gate_.open();
-      map_->withdraw(VolumeMap::kFreezeRecords);
       throw;
     }
+    records.use(VolumeMap::kFreezeRecords);
+    use_current(files_->advance(next));
     gate_.open();
     map_->commit();
+    frozen = map_->version(number).value();
   }
   environment_.wake();
   VersionInfo info = info_of(frozen, false);
@@ -317,8 +336,11 @@ std::vector<VersionInfo> Volume::remove_versions(const std::vector<std::string>&
       holds.push_back(std::move(hold));
       removed.push_back(std::move(info));
     }
-    map_->promise(removed.size(), Reserve::kDeletions);
-    for (const VersionInfo& info : removed) map_->hide(info.number);
+    std::vector<uint32_t> numbers;
+    for (const VersionInfo& info : removed) numbers.push_back(info.number);
+    VolumeMap::Promise records(*map_, numbers.size(), Reserve::kDeletions);
+    map_->hide(numbers);
+    records.use(numbers.size());
   }
   // Who opens one of them after this finds it gone.
   map_->commit();
@@ -339,8 +361,11 @@ void Volume::resize(uint64_t size_bytes) {
     fail(EINVAL, fmt::format("volume {}", name_), "has {} bytes, and can only grow; {} is not more",
          this->size_bytes(), size_bytes);
   files_->stretch(current_, size_bytes);
-  map_->promise(1);
-  map_->resize(size_bytes);
+  {
+    VolumeMap::Promise record(*map_, 1);
+    map_->resize(size_bytes);
+    record.use(1);
+  }
   size_bytes_ = size_bytes;
   map_->commit();
   lock_->resize(size_bytes);
@@ -348,23 +373,19 @@ void Volume::resize(uint64_t size_bytes) {
 
 // --- upkeep
 
-void Volume::maintain(bool evicts) {
-  const auto attempt = [this](const auto& work) {
-    try {
-      work();
-    } catch (const Error& error) {
-      environment_.log(fmt::format("volume {}: upkeep failed: {}", name_, error.what()));
-    }
+void Volume::maintain(bool evicts) noexcept {
+  const auto say = [this](const char* why) {
+    environment_.log(fmt::format("volume {}: upkeep failed: {}", name_, why));
   };
   if (lock_) {
-    attempt([this] {
-      if (map_->wants_commit()) map_->commit();
-      if (map_->wants_checkpoint()) map_->checkpoint();
-      if (map_->wants_compaction()) map_->compact();
+    if (map_->wants_commit()) committing_.attempt(say, [this] { map_->commit(); });
+    if (map_->wants_checkpoint()) checkpointing_.attempt(say, [this] { map_->checkpoint(); });
+    if (map_->wants_compaction()) compacting_.attempt(say, [this] { map_->compact(); });
+    preparing_.attempt(say, [this] {
       const std::lock_guard guard(map_->version_mutex());
       files_->prepare(current_ + 1, size_bytes());
     });
-    attempt([this] {
+    reclaiming_.attempt(say, [this] {
       if (Clock::now() >= look_for_forks_at_) {
         look_for_forks_at_ = Clock::now() + kForksInterval;
         drop_dead_pins();

@@ -8,7 +8,7 @@
 //   overwrite    gate, stretch locks shared, find, write
 //   first write  read the rest of split blocks, promise log space, gate, stretch locks exclusive,
 //                find again, write, assign
-//   trim, zero   promise, gate, stretch locks exclusive, assign zero, punch current's own cells
+//   trim, zero   promise, gate, stretch locks exclusive, punch current's own cells, assign zero
 //   new version  promise, make the next data file, close the gate, freeze the map, open the gate,
 //                commit
 //
@@ -19,7 +19,8 @@
 // keeps the volume from being removed.
 //
 // Thread safety: all data calls and create_version; open and close while nothing else runs.
-// Errors: EIO after a failed sync until the volume is opened again; ENOSPC; EROFS.
+// Errors: EIO for all that concerns current, once something has failed so that nobody can tell what
+// is durable (a sync, say), until the volume is opened again; ENOSPC; EROFS; std::bad_alloc.
 #pragma once
 
 #include <atomic>
@@ -33,6 +34,7 @@
 #include <vector>
 
 #include "backend.h"
+#include "chore.h"
 #include "data_files.h"
 #include "disk.h"
 #include "piece_list.h"
@@ -76,7 +78,7 @@ class Volume {
   bool has_failed() const { return map_->has_failed(); }
   // Commits, writes a checkpoint, frees the header and the lock. What fails is logged and leaves
   // the volume as after a crash.
-  void close();
+  void close() noexcept;
 
   const std::string& name() const { return name_; }
   const std::string& template_name() const { return template_name_; }
@@ -128,7 +130,7 @@ class Volume {
   void keep_pinned_only();
 
   // --- upkeep, from the store's background thread
-  void maintain(bool evicts);
+  void maintain(bool evicts) noexcept;
   // What maintain() does when it is time; at once.
   void checkpoint() { map_->checkpoint(); }
   void compact_log() { map_->compact(); }
@@ -143,13 +145,18 @@ class Volume {
   struct Counters;
   struct Edge;
 
+  // Before what has failed to write is tried again: on a full disk it takes the last of it.
+  static constexpr std::chrono::seconds kFirstPause{1};
+
   Volume(const VolumeEnvironment& environment, const Uuid& volume, std::string name);
 
   // volume.cpp: life and versions
   void open_template(const VolumeHeader& header);
   void recover();
-  void use_current(DataFile& file);
+  void use_current(DataFile& file) noexcept;
   void use_sources();
+  template <typename Work>
+  void attempt(const char* failure, Work work) noexcept;
   VersionInfo freeze(const FreezeRequest& request);
   VersionInfo info_of(const VersionRecord& record, bool is_current);
   std::shared_ptr<VolumeMap> map();
@@ -215,7 +222,13 @@ class Volume {
   std::mutex punched_mutex_;       // guards the next
   std::set<uint32_t> punched_;     // files with holes that are not synced
   std::mutex pin_mutex_;           // one fork at a time begins or ends
-  std::chrono::steady_clock::time_point look_for_forks_at_{};  // the upkeep's
+  // The upkeep's.
+  std::chrono::steady_clock::time_point look_for_forks_at_{};
+  Chore committing_;
+  Chore checkpointing_{kFirstPause};
+  Chore compacting_{kFirstPause};
+  Chore preparing_;
+  Chore reclaiming_;
 
   std::unique_ptr<Counters> counters_;
 };

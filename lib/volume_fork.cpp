@@ -66,7 +66,7 @@ void Volume::keep_pinned_only() {
     for (const VersionRecord& version : map_->versions()) {
       if (version.is_hidden()) continue;
       map_->promise(1, Reserve::kDeletions);
-      map_->hide(version.number);
+      map_->hide({version.number});
     }
   }
   map_->commit();

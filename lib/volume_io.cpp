@@ -72,8 +72,11 @@ bool Volume::reads_as_hole(const Run& run) const {
 // --- reading
 
 void Volume::read(uint32_t version, uint64_t offset, MutableBytes into) {
-  counted(counters_->reads, &counters_->read_bytes, into.size(),
-          [&] { read_range(version, offset, into); });
+  counted(counters_->reads, &counters_->read_bytes, into.size(), [&] {
+    // What current's map leads to is in doubt then.
+    if (version == 0 && lock_) map_->check_usable();
+    read_range(version, offset, into);
+  });
 }
 
 void Volume::read_range(uint32_t version, uint64_t offset, MutableBytes into) {
@@ -279,7 +282,7 @@ bool Volume::try_first_write(uint64_t offset, Bytes from, Edge& head, Edge& tail
   const StretchLocks::Exclusive hold(stretches_, first, count);
   const uint32_t current = current_.load(std::memory_order_relaxed);
   DataFile& file = *current_file_.load(std::memory_order_relaxed);
-  // Where the blocks come from matters when some of their bytes stay, or when the write fails.
+  // Where the blocks come from matters when some of their bytes stay.
   RunList runs;
   const auto find_runs = [&] {
     if (runs.size() == 0) map_->find(0, first, count, runs);
@@ -321,8 +324,11 @@ bool Volume::try_first_write(uint64_t offset, Bytes from, Edge& head, Edge& tail
     } else {
       backend_.write_batch(std::span(pieces).first(piece_count));
     }
+    file.note_write();
+    map_->assign(first, count, current, promised);
   } catch (...) {
-    // What was written of blocks that are not current's belongs to nobody.
+    // What was written of blocks that have not become current's belongs to nobody.
+    runs.clear();
     find_runs();
     for (size_t i = 0; i < runs.size(); ++i)
       if (runs[i].source != current)
@@ -330,8 +336,6 @@ bool Volume::try_first_write(uint64_t offset, Bytes from, Edge& head, Edge& tail
     file.note_write();
     throw;
   }
-  file.note_write();
-  map_->assign(first, count, current, promised);
   Counters::add(counters_->first_writes, count);
   return true;
 }
@@ -400,12 +404,13 @@ void Volume::discard_blocks(uint64_t first, uint64_t count) {
     DataFile& file = *current_file_.load(std::memory_order_relaxed);
     RunList runs;
     map_->find(0, first, count, runs);
-    map_->assign(first, count, first < template_blocks_ ? kSourceZero : kSourceUnmapped, promised);
+    // The holes come first: a cell that could not be punched would belong to nobody.
     for (size_t i = 0; i < runs.size(); ++i) {
       if (runs[i].source != current) continue;
       file.object->punch(runs[i].first * kBlockBytes, runs[i].count * kBlockBytes);
       file.note_write();
     }
+    map_->assign(first, count, first < template_blocks_ ? kSourceZero : kSourceUnmapped, promised);
   } catch (...) {
     map_->withdraw(promised);
     throw;

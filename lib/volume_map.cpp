@@ -93,7 +93,15 @@ VersionRecord* VolumeMap::record_of(uint32_t version) {
 
 void VolumeMap::load(const MissingNode& missing, uint32_t version,
                      const std::shared_ptr<MapLog>& log) {
-  Slot node = Slot::adopt(read_node(*log, missing));
+  Slot node;
+  try {
+    node = Slot::adopt(read_node(*log, missing));
+  } catch (const Error&) {
+    // When the log was compacted away meanwhile, what is missing is found in the new one.
+    const std::shared_lock guard(mutex_);
+    if (log != log_) return;
+    throw;
+  }
   const std::unique_lock guard(mutex_);
   ++stats_.loads;
   // An address means something in its own log only.
@@ -254,19 +262,25 @@ void VolumeMap::assign_in_region(uint64_t region, uint32_t first, uint32_t count
     std::shared_ptr<MapLog> log;
     {
       const std::unique_lock guard(mutex_);
-      AssignEffect effect;
-      missing = tplstore::assign(root_, region, first, count, source, current_.number, effect);
+      // A leaf must be looked into even if all of it is replaced: what becomes of the cells it
+      // leads to depends on it.
+      RunList before;
+      missing = tplstore::find(root_, region, first, count, before);
       if (!missing) {
-        if (effect.has_changed) account(effect.before, source, count);
+        if (before.size() == 1 && before[0].source == source) {
+          if (!is_replay) log_->unreserve(kRecordBytes);
+          return;
+        }
+        // What may fail comes first, so that nothing is half done.
+        free_.make_room(before.size());
+        if (!is_replay) make_pending_room(1);
+        AssignEffect effect;
+        tplstore::assign(root_, region, first, count, source, current_.number, effect);
+        account(before, source, count);
         dirty_leaves_ += effect.leaves_dirtied;
         compaction_leaves_ += effect.leaves_dirtied;
         live_bytes_ -= std::min(live_bytes_, effect.superseded_bytes);
-        if (is_replay) return;
-        if (effect.has_changed) {
-          put_pending_update(region * kRegionBlocks + first, count, source);
-        } else {
-          log_->unreserve(kRecordBytes);
-        }
+        if (!is_replay) put_pending_update(region * kRegionBlocks + first, count, source);
         return;
       }
       log = log_;
@@ -275,7 +289,8 @@ void VolumeMap::assign_in_region(uint64_t region, uint32_t first, uint32_t count
   }
 }
 
-// Keeps the books of cells: what the blocks came from before, current does not map any more.
+// Keeps the books of cells: what the blocks came from before, current does not map any more. There
+// is room for as many free ranges.
 void VolumeMap::account(const RunList& before, uint32_t source, uint32_t count) {
   for (size_t i = 0; i < before.size(); ++i) {
     const Run& run = before[i];
@@ -291,8 +306,7 @@ void VolumeMap::account(const RunList& before, uint32_t source, uint32_t count) 
       release(run.source, run.first, static_cast<uint32_t>(run.count));
     } else if (parent_ != nullptr && run.source > parent_floor_) {
       parent_->own_blocks += run.count;
-      if (std::exchange(is_parent_dirty_, true)) continue;
-      dirty_groups_.insert(VersionTable::group_of(parent_->number));
+      is_parent_dirty_ = true;
     }
   }
   if (source != current_.number) return;
@@ -301,13 +315,20 @@ void VolumeMap::account(const RunList& before, uint32_t source, uint32_t count) 
 }
 
 void VolumeMap::refresh_floor() {
+  if (is_parent_dirty_) dirty_groups_.insert(parent_group_);
   floor_ = table_.floor_of(current_);
   parent_ = table_.find(current_.parent);
+  parent_group_ = VersionTable::group_of(current_.parent);
   parent_floor_ = parent_ == nullptr ? 0 : table_.floor_of(*parent_);
   is_parent_dirty_ = false;
 }
 
-// Appends a record to the pending ones, under the lock.
+void VolumeMap::make_pending_room(uint64_t records) {
+  const size_t needed = pending_.size() + records * kRecordBytes;
+  if (needed > pending_.capacity()) pending_.reserve(std::max(needed, 2 * pending_.capacity()));
+}
+
+// Appends a record to the pending ones, under the lock; there is room for it.
 void VolumeMap::put_record(const RecordHeader& record, Bytes body, uint64_t promised_records) {
   const Bytes header = bytes_of(record);
   pending_.insert(pending_.end(), header.begin(), header.end());
@@ -335,7 +356,7 @@ void VolumeMap::put_pending_update(uint64_t first, uint32_t count, uint32_t sour
   last_pending_is_update_ = true;
 }
 
-VersionRecord VolumeMap::freeze(const FreezeRequest& request) {
+uint32_t VolumeMap::freeze(const FreezeRequest& request) {
   const std::unique_lock guard(mutex_);
   const uint32_t frozen = current_.number;
   if (frozen >= UINT32_MAX - 1) fail(EOVERFLOW, "volume", "has used up its version numbers");
@@ -361,10 +382,10 @@ VersionRecord VolumeMap::freeze(const FreezeRequest& request) {
     body.put(request.origin.number);
   }
   ensure(body.size() < kFreezeRecords * kRecordBytes, "a freeze fits what was promised for it");
+  change(kFreezeRecords, [&] { apply_freeze(frozen + 1, size_bytes, now_ns, request); });
   put_record(RecordHeader::make(RecordKind::kFreeze, 0, frozen + 1, parent), body.bytes(),
              kFreezeRecords);
-  apply_freeze(frozen + 1, size_bytes, now_ns, request);
-  return without_root(*table_.find(frozen));
+  return frozen;
 }
 
 void VolumeMap::apply_freeze(uint32_t next, uint64_t size_bytes, int64_t now_ns,
@@ -377,7 +398,7 @@ void VolumeMap::apply_freeze(uint32_t next, uint64_t size_bytes, int64_t now_ns,
   frozen.root = root_;
   const uint32_t number = frozen.number;
   if (frozen.file_blocks == 0) free_.add({number, 0, 0});
-  unwritten_versions_.push_back(number);
+  unwritten_versions_.insert(number);
   dirty_groups_.insert(VersionTable::group_of(number));
   table_.all()[number] = std::move(frozen);
 
@@ -400,8 +421,8 @@ void VolumeMap::apply_freeze(uint32_t next, uint64_t size_bytes, int64_t now_ns,
 
 void VolumeMap::resize(uint64_t size_bytes) {
   const std::unique_lock guard(mutex_);
+  change(1, [&] { current_.size_bytes = size_bytes; });
   put_record(RecordHeader::make(RecordKind::kResize, size_bytes));
-  current_.size_bytes = size_bytes;
 }
 
 // --- commit
@@ -409,15 +430,22 @@ void VolumeMap::resize(uint64_t size_bytes) {
 void VolumeMap::check_usable() const {
   if (!has_failed_.load(std::memory_order_acquire)) [[likely]]
     return;
-  const std::lock_guard guard(commit_mutex_);
-  if (!failure_.empty())
+  std::exception_ptr failure;
+  {
+    const std::lock_guard guard(failure_mutex_);
+    failure = failure_;
+  }
+  try {
+    std::rethrow_exception(failure);
+  } catch (const std::exception& error) {
     fail(EIO, "volume", "is stopped after an earlier error ({}); disconnect and connect again",
-         failure_);
+         error.what());
+  }
 }
 
-void VolumeMap::note_failure(const std::string& what) {
-  const std::lock_guard guard(commit_mutex_);
-  if (failure_.empty()) failure_ = what;
+void VolumeMap::note_failure(std::exception_ptr failure) noexcept {
+  const std::lock_guard guard(failure_mutex_);
+  if (!failure_) failure_ = std::move(failure);
   has_failed_.store(true, std::memory_order_release);
 }
 
@@ -448,29 +476,28 @@ void VolumeMap::commit_cut(const std::function<void()>& at_cut) {
   std::shared_ptr<MapLog> log;
   {
     const std::unique_lock guard(mutex_);
+    // What may fail comes before anything is taken away.
+    free_.cut();
+    if (at_cut) at_cut();
     cut.swap(pending_);
     pending_bytes_.store(0, std::memory_order_relaxed);
     promised = std::exchange(pending_promised_, 0);
     last_pending_is_update_ = false;
-    free_.cut();
     log = log_;
-    if (at_cut) at_cut();
   }
-  try {
+  // From here on the records are nowhere else.
+  or_stop([&] {
     sync_data_();
     if (!cut.empty()) {
       log->append(FrameKind::kUpdates, cut, promised);
       log->sync();
     }
-  } catch (const Error& error) {
-    note_failure(error.what());
-    throw;
-  }
-  const std::unique_lock guard(mutex_);
-  bytes_since_checkpoint_ += cut.size();
-  free_.commit();
-  free_waiting_.store(free_.waiting(), std::memory_order_relaxed);
-  ++stats_.commits;
+    const std::unique_lock guard(mutex_);
+    bytes_since_checkpoint_ += cut.size();
+    free_.commit();
+    free_waiting_.store(free_.waiting(), std::memory_order_relaxed);
+    ++stats_.commits;
+  });
 }
 
 void VolumeMap::commit() {
@@ -493,11 +520,13 @@ void VolumeMap::commit() {
     }
     guard.lock();
     commit_runs_ = false;
-    commits_finished_ = number;
+    // Those who have waited for one that failed try for themselves.
+    if (!failed) commits_finished_ = number;
     commit_ended_.notify_all();
     if (failed) std::rethrow_exception(failed);
   }
-  if (!failure_.empty()) fail(EIO, "volume", "could not be made durable: {}", failure_);
+  guard.unlock();
+  check_usable();
 }
 
 // --- maintenance

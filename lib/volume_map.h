@@ -23,13 +23,20 @@
 // dropped, since after a failed sync it may differ from what is on the disk, for good.
 // Opened for reading, nothing is changed on disk, and versions are as of the last commit then.
 //
+// What is thrown leaves the map as it was, or stops it: from the cut of a commit to its sync, while
+// a record is applied, and where a log or the object "map" could not be written, nobody can tell
+// what of it counts, so nothing more is accepted until the volume is opened again. That goes for
+// whatever is thrown, std::bad_alloc as well as an Error.
+//
 // Thread safety: all methods, except where said. Lock order: maintenance_mutex_, version_mutex_,
-// commit_mutex_, mutex_. mutex_ is never held during I/O, but for the last step of a compaction.
-// Errors: Error(EIO) for damage and after a failed sync, ENOSPC from reserve().
+// commit_mutex_, mutex_, failure_mutex_. mutex_ is never held during I/O, but for the last step of
+// a compaction.
+// Errors: Error(EIO) for damage and once it is stopped, ENOSPC from promise(); std::bad_alloc.
 #pragma once
 
 #include <atomic>
 #include <condition_variable>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -138,17 +145,33 @@ class VolumeMap {
   static uint64_t records_for(uint64_t first, uint64_t count);
   // Whether cells become free when current stops mapping these runs.
   bool frees_cells(const RunList& runs) const;
+  // A promise that is withdrawn at its end, but for what was used.
+  class Promise {
+   public:
+    Promise(VolumeMap& map, uint64_t records, Reserve draws_on = Reserve::kNone)
+        : map_(map), unused_(records) {
+      map.promise(records, draws_on);
+    }
+    ~Promise() { map_.withdraw(unused_); }
+    Promise(const Promise&) = delete;
+    void use(uint64_t records) { unused_ -= records; }
 
-  // Freezes current and starts the next version. No write is in flight, version_mutex() is held,
-  // and the records are promised. Durable after the next commit.
-  VersionRecord freeze(const FreezeRequest& request);
+   private:
+    VolumeMap& map_;
+    uint64_t unused_;
+  };
+
+  // Freezes current, whose number it returns, and starts the next version. No write is in flight,
+  // version_mutex() is held, and the records are promised. Durable after the next commit.
+  uint32_t freeze(const FreezeRequest& request);
   static constexpr uint64_t kFreezeRecords = 48;  // that freeze() needs promised
   void resize(uint64_t size_bytes);               // one record
   std::mutex& version_mutex() { return version_mutex_; }
 
   // --- removing versions; durable after the next commit
-  // Hides a version; one record is promised. ENOENT when it is not there or hidden already.
-  void hide(uint32_t version);
+  // Hides versions, all or none; a record is promised for each. ENOENT when one is not there or
+  // hidden already.
+  void hide(const std::vector<uint32_t>& versions);
   // Takes out one hidden version that nothing needs; false when there is none.
   bool collect_one();
   bool wants_collection() const;
@@ -193,6 +216,17 @@ class VolumeMap {
   MapStats stats() const;
   // Throws when an earlier failure has made the volume unusable until it is opened again.
   void check_usable() const;
+  // Does something after whose failure nobody can tell what is durable: what it throws stops the
+  // map, and goes on to the caller.
+  template <typename Work>
+  void or_stop(Work work) {
+    try {
+      work();
+    } catch (...) {
+      note_failure(std::current_exception());
+      throw;
+    }
+  }
 
   // After an error that leaves open what is durable: everything throws until it is opened again.
   bool has_failed() const { return has_failed_.load(std::memory_order_acquire); }
@@ -204,6 +238,7 @@ class VolumeMap {
   struct Snapshot {
     VersionRecord current;                        // with its root
     std::map<uint32_t, VersionRecord> unwritten;  // versions whose trees may be in memory only
+    std::set<uint32_t> unwritten_numbers;         // of those
     std::set<uint32_t> dirty_groups;
     std::map<uint32_t, VersionRecord> rows;  // of those groups
     uint64_t dirty_leaves = 0;
@@ -239,14 +274,22 @@ class VolumeMap {
                         bool is_replay);
   void put_pending_update(uint64_t first, uint32_t count, uint32_t source);
   void account(const RunList& before, uint32_t source, uint32_t count);
+  void make_pending_room(uint64_t records);
   void put_record(const RecordHeader& record, Bytes body = {}, uint64_t promised_records = 1);
+  // A change of the list of versions: makes room for `records` records, applies it, and calls
+  // put_record() that often, which cannot fail then. With mutex_ held.
+  template <typename Apply>
+  void change(uint64_t records, Apply apply) {
+    make_pending_room(records);
+    or_stop(apply);
+  }
   void apply_freeze(uint32_t next, uint64_t size_bytes, int64_t now_ns,
                     const FreezeRequest& request);
   void refresh_floor();
   // Runs `body` while no commit runs.
   void run_exclusively(const std::function<void()>& body);
   void commit_cut(const std::function<void()>& at_cut);
-  void note_failure(const std::string& what);
+  void note_failure(std::exception_ptr failure) noexcept;
 
   // volume_map_removal.cpp
   void apply_hide(uint32_t version);
@@ -267,7 +310,7 @@ class VolumeMap {
   // volume_map_checkpoint.cpp
   void checkpoint_locked();
   Snapshot take_snapshot();
-  void restore(const Snapshot& snapshot, uint64_t bytes);
+  void restore(Snapshot& snapshot, uint64_t bytes) noexcept;
   void plan_dirty(TreeWriter& writer, Node* node, TreeWriter::Place place);
   static uint64_t root_word(const TreeWriter& writer, const Slot& root);
   static uint64_t write_group(MapLog& log, uint32_t group, uint32_t current,
@@ -297,10 +340,12 @@ class VolumeMap {
   bool commit_runs_ = false;
   uint64_t commits_started_ = 0;
   uint64_t commits_finished_ = 0;
-  std::string failure_;  // why the volume cannot be used any more
-  std::atomic<bool> has_failed_{false};
   std::function<void()> sync_data_;
   std::function<void()> sync_holes_;
+
+  mutable std::mutex failure_mutex_;
+  std::exception_ptr failure_;  // why the volume cannot be used any more
+  std::atomic<bool> has_failed_{false};
 
   mutable SpinningSharedMutex mutex_;  // guards all below
   std::shared_ptr<MapLog> log_;
@@ -311,17 +356,18 @@ class VolumeMap {
   // above its parent's floor are the parent's alone then.
   uint32_t floor_ = 0;
   VersionRecord* parent_ = nullptr;  // current's, when it is retained
+  uint32_t parent_group_ = 0;        // of versions; when the parent is taken out, still that
   uint32_t parent_floor_ = 0;
   std::vector<Removal> removals_;  // not compared yet
   FreeRanges free_;
   std::atomic<size_t> free_waiting_{0};  // may be read without the lock
-  bool is_parent_dirty_ = false;         // its group is among the dirty ones
+  bool is_parent_dirty_ = false;         // its group is to be among the dirty ones
   bool has_punched_ = false;             // some of what the last checkpoint lists as free
   std::set<uint32_t> dirty_groups_;
-  std::vector<uint32_t> unwritten_versions_;  // frozen since the last checkpoint
-  ByteVector pending_;                        // records that are not in the log yet
-  uint64_t pending_promised_ = 0;             // bytes promised for them
-  std::atomic<uint64_t> pending_bytes_{0};    // may be read without the lock
+  std::set<uint32_t> unwritten_versions_;   // frozen since the last checkpoint
+  ByteVector pending_;                      // records that are not in the log yet
+  uint64_t pending_promised_ = 0;           // bytes promised for them
+  std::atomic<uint64_t> pending_bytes_{0};  // may be read without the lock
   bool last_pending_is_update_ = false;
   uint64_t live_bytes_ = 0;
   uint64_t dirty_leaves_ = 0;       // since the last checkpoint

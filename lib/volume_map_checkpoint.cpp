@@ -17,12 +17,9 @@ VolumeMap::Snapshot VolumeMap::take_snapshot() {
   snapshot.current.root = root_;
   for (const uint32_t number : unwritten_versions_)
     snapshot.unwritten[number] = table_.all().at(number);
-  snapshot.dirty_groups = std::exchange(dirty_groups_, {});
-  is_parent_dirty_ = false;
-  unwritten_versions_.clear();
-  snapshot.dirty_leaves = std::exchange(dirty_leaves_, 0);
+  if (is_parent_dirty_) dirty_groups_.insert(parent_group_);
   // Copied here and not later: what is counted from the cut on is replayed.
-  for (const uint32_t group : snapshot.dirty_groups) {
+  for (const uint32_t group : dirty_groups_) {
     const auto end = table_.all().lower_bound((group + 1) * kVersionsPerGroup);
     for (auto it = table_.all().lower_bound(group * kVersionsPerGroup); it != end; ++it)
       snapshot.rows.insert(*it);
@@ -32,17 +29,20 @@ VolumeMap::Snapshot VolumeMap::take_snapshot() {
   snapshot.pins = table_.pins;
   snapshot.removed_files = table_.removed_files;
   snapshot.free_ranges = free_.outstanding();
+  // All of it is there: nothing fails from here on, where it is taken off the books.
+  snapshot.dirty_groups.swap(dirty_groups_);
+  is_parent_dirty_ = false;
+  snapshot.unwritten_numbers.swap(unwritten_versions_);
+  snapshot.dirty_leaves = std::exchange(dirty_leaves_, 0);
   snapshot.has_punched = std::exchange(has_punched_, false);
   return snapshot;
 }
 
 // Takes a snapshot back after its checkpoint has failed, so that the next one tries again.
-void VolumeMap::restore(const Snapshot& snapshot, uint64_t bytes) {
+void VolumeMap::restore(Snapshot& snapshot, uint64_t bytes) noexcept {
   const std::unique_lock guard(mutex_);
-  dirty_groups_.insert(snapshot.dirty_groups.begin(), snapshot.dirty_groups.end());
-  std::vector<uint32_t> numbers;
-  for (const auto& [number, version] : snapshot.unwritten) numbers.push_back(number);
-  unwritten_versions_.insert(unwritten_versions_.begin(), numbers.begin(), numbers.end());
+  dirty_groups_.merge(snapshot.dirty_groups);
+  unwritten_versions_.merge(snapshot.unwritten_numbers);
   dirty_leaves_ += snapshot.dirty_leaves;
   has_punched_ = has_punched_ || snapshot.has_punched;
   bytes_since_checkpoint_ += bytes;
@@ -183,8 +183,9 @@ void VolumeMap::checkpoint_locked() {
         *log_, snapshot, root_word(writer, snapshot.current.root), replay_from, live_bytes, groups);
     log_->sync();
     write_pointer(offset, 0);
-  } catch (const Error&) {
+  } catch (...) {
     restore(snapshot, bytes);
+    if (log_->has_failed()) note_failure(std::current_exception());
     throw;
   }
 

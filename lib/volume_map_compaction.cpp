@@ -26,14 +26,38 @@ class VolumeMap::Compaction {
   explicit Compaction(VolumeMap& map)
       : map_(map),
         old_(map.log_),
+        draft_(map.backend_, MapLog::object_name(map.folder_, old_->generation() + 1)),
         fresh_(MapLog::create(map.backend_, map.folder_, map.volume_, old_->generation() + 1)),
         old_reader_(*old_, map.mutex_),
         fresh_reader_(*fresh_, map.mutex_) {}
 
   void run();
-  void abandon() { map_.backend_.remove(fresh_->name()); }
 
  private:
+  // The object of the new log, which is nobody's yet: removed at the end unless it is kept, and at
+  // the beginning when it could not be removed at the end of an earlier attempt.
+  class Draft {
+   public:
+    Draft(Backend& backend, std::string name) : backend_(backend), name_(std::move(name)) {
+      backend_.remove(name_);
+    }
+    ~Draft() {
+      if (is_kept_) return;
+      try {
+        backend_.remove(name_);
+      } catch (const std::exception&) {
+        // Opening the volume removes it too.
+      }
+    }
+    Draft(const Draft&) = delete;
+    void keep() { is_kept_ = true; }
+
+   private:
+    Backend& backend_;
+    const std::string name_;
+    bool is_kept_ = false;
+  };
+
   // A tree, in the old log and memory, and the word of its root in the new log.
   struct Tree {
     Slot root;
@@ -45,12 +69,19 @@ class VolumeMap::Compaction {
   uint64_t plan(TreeWriter& writer, const Slot& slot, const Slot& base, uint64_t base_word,
                 uint32_t level, uint32_t index, TreeWriter::Place place,
                 TreeWriter::PlannedPage** root);
-  Slot relocate(Slot slot, const Slot& base, uint64_t base_word, uint32_t level, uint32_t index);
+  // What the tree in memory becomes in the new log.
+  struct Relocation {
+    std::vector<std::pair<Slot*, Slot>> slots;
+    std::vector<std::pair<Node*, NodeAddress>> nodes;
+  };
+  void plan_relocation(Relocation& to, Slot& slot, const Slot& base, uint64_t base_word,
+                       uint32_t level, uint32_t index);
   uint64_t write_checkpoint(Snapshot& snapshot, std::map<uint32_t, NodeAddress>& groups);
   void switch_over();
 
   VolumeMap& map_;
   std::shared_ptr<MapLog> old_;
+  Draft draft_;
   std::shared_ptr<MapLog> fresh_;
   TreeReader old_reader_;
   TreeReader fresh_reader_;
@@ -193,21 +224,30 @@ void VolumeMap::Compaction::switch_over() {
     fresh_->reserve(promised, Reserve::kNone);
     fresh_->sync();
     map_.backend_.sync_folder(map_.folder_);
-  } catch (const Error&) {
+  } catch (...) {
     map_.restore(snapshot, 0);
     throw;
   }
-  // From here on the new log counts: what fails now stops the volume.
-  try {
+  // From here on the new log counts: what fails now stops the volume. Until nothing can fail any
+  // more, the tree in memory goes with the old log.
+  draft_.keep();
+  map_.or_stop([&] {
     MapPointer pointer{};
     pointer.volume = map_.volume_;
     pointer.generation = fresh_->generation();
     pointer.checkpoint_offset = offset;
     map_.pointer_slots_.write(*map_.pointer_object_, pointer);
     const std::unique_lock guard(map_.mutex_);
-    map_.root_ = relocate(std::move(map_.root_), current_.root, current_.word, kPageLevels, 0);
+    Relocation relocation;
+    plan_relocation(relocation, map_.root_, current_.root, current_.word, kPageLevels, 0);
+
+    for (auto& [slot, fresh] : relocation.slots) *slot = std::move(fresh);
+    for (const auto& [node, address] : relocation.nodes) {
+      node->address = address;
+      node->replaces_own = false;
+    }
     const uint64_t outstanding = old_->reserved_bytes();
-    if (outstanding > promised) fresh_->reserve(outstanding - promised, Reserve::kNone);
+    if (outstanding > promised) fresh_->adopt_reserved(outstanding - promised);
     if (outstanding < promised) fresh_->unreserve(promised - outstanding);
     for (auto& [number, version] : map_.table_.all())
       version.root = slot_of_word(versions_.at(number).word, kPageLevels);
@@ -219,25 +259,24 @@ void VolumeMap::Compaction::switch_over() {
     map_.has_removed_ = false;
     map_.log_ = fresh_;
     ++map_.stats_.compactions;
-  } catch (const Error& error) {
-    map_.note_failure(error.what());
-    throw;
-  }
+  });
 }
 
-// Gives a tree in memory, which has changed since `base` was written, its words in the new log.
-// Holds the map's lock; what it reads was written or read just now.
-Slot VolumeMap::Compaction::relocate(Slot slot, const Slot& base, uint64_t base_word,
-                                     uint32_t level, uint32_t index) {
-  if (slot.is_same(base)) return slot_of_word(base_word, level);
+// Finds what gives a tree in memory, which has changed since `base` was written, its words in the
+// new log. Holds the map's lock; what it reads was written or read just now.
+void VolumeMap::Compaction::plan_relocation(Relocation& to, Slot& slot, const Slot& base,
+                                            uint64_t base_word, uint32_t level, uint32_t index) {
+  if (!slot.is_node() && !slot.is_address()) return;
+  if (slot.is_same(base)) {
+    to.slots.emplace_back(&slot, slot_of_word(base_word, level));
+    return;
+  }
   ensure(!slot.is_address(), "what changed since the last pass is in memory");
-  if (!slot.is_node()) return slot;
   Node* node = slot.node();
   ensure(node->is_dirty, "what changed since the last pass is dirty");
   const Slot base_slot = slot_of_word(base_word, level);
-  node->address = base_slot.is_address() ? base_slot.address() : NodeAddress{};
-  node->replaces_own = false;
-  if (level == 0) return slot;
+  to.nodes.emplace_back(node, base_slot.is_address() ? base_slot.address() : NodeAddress{});
+  if (level == 0) return;
   PageSlots base_slots;
   if (base.is_node() || base.is_address())
     base_slots = static_cast<Page*>(old_reader_.loaded(base, level, index).node())->slots;
@@ -246,9 +285,8 @@ Slot VolumeMap::Compaction::relocate(Slot slot, const Slot& base, uint64_t base_
     fresh_slots = static_cast<Page*>(fresh_reader_.loaded(base_slot, level, index).node())->slots;
   auto& slots = static_cast<Page*>(node)->slots;
   for (uint32_t i = 0; i < kPageSlots; ++i)
-    slots[i] = relocate(std::move(slots[i]), base_slots[i], fresh_slots[i].disk_word(), level - 1,
-                        index * kPageSlots + i);
-  return slot;
+    plan_relocation(to, slots[i], base_slots[i], fresh_slots[i].disk_word(), level - 1,
+                    index * kPageSlots + i);
 }
 
 void VolumeMap::compact() {
@@ -265,19 +303,7 @@ void VolumeMap::compact_locked() {
     const std::shared_lock guard(mutex_);
     old_name = log_->name();
   }
-  Compaction compaction(*this);
-  try {
-    compaction.run();
-  } catch (const Error&) {
-    // Unless the switch has begun, the new log is nobody's yet.
-    bool has_switched = true;
-    {
-      const std::lock_guard guard(commit_mutex_);
-      has_switched = !failure_.empty();
-    }
-    if (!has_switched) compaction.abandon();
-    throw;
-  }
+  Compaction(*this).run();
   backend_.remove(old_name);
 }
 

@@ -108,14 +108,14 @@ void VolumeMap::pin(uint32_t version, const Uuid& fork) {
   const VersionRecord* found = table_.find(version);
   if (found == nullptr || found->is_hidden())
     fail(ENOENT, fmt::format("version {}", version), "is not there");
+  change(kPinRecords, [&] { apply_pin(version, fork); });
   put_record(RecordHeader::make(RecordKind::kPin, version), bytes_of(fork), kPinRecords);
-  apply_pin(version, fork);
 }
 
 void VolumeMap::unpin(const Uuid& fork) {
   const std::unique_lock guard(mutex_);
+  change(kPinRecords, [&] { apply_unpin(fork); });
   put_record(RecordHeader::make(RecordKind::kUnpin, 0), bytes_of(fork), kPinRecords);
-  apply_unpin(fork);
 }
 
 void VolumeMap::apply_pin(uint32_t version, const Uuid& fork) {
@@ -137,8 +137,8 @@ std::vector<Pin> VolumeMap::pins() const {
 
 void VolumeMap::begin_flatten() {
   const std::unique_lock guard(mutex_);
+  change(1, [&] { apply_flatten_begin(); });
   put_record(RecordHeader::make(RecordKind::kFlattenBegin, 0));
-  apply_flatten_begin();
 }
 
 void VolumeMap::apply_flatten_begin() {
@@ -157,8 +157,8 @@ void VolumeMap::apply_flatten_begin() {
 
 void VolumeMap::end_flatten() {
   const std::unique_lock guard(mutex_);
+  change(1, [&] { apply_flatten_end(); });
   put_record(RecordHeader::make(RecordKind::kFlattenEnd, 0));
-  apply_flatten_end();
 }
 
 void VolumeMap::apply_flatten_end() {

@@ -78,7 +78,7 @@ void VolumeMap::recover() {
                              [this](const LogFrame& frame) { replay(frame); });
   was_closed_cleanly_ = recovered_to_.sequence == pointer->clean_sequence;
   if (!was_closed_cleanly_) current_.flags |= kVersionUnswept;
-  replayed_versions_ = unwritten_versions_;
+  replayed_versions_.assign(unwritten_versions_.begin(), unwritten_versions_.end());
   compacted_bytes_ = live_bytes_;
 }
 
@@ -140,7 +140,7 @@ uint64_t VolumeMap::load_checkpoint(uint64_t offset, LogPosition& replay_from) {
   }
   for (const FreeRange& range : free_ranges)
     if (range.source >= current_.number) impossible();
-  free_.add_durable(std::move(free_ranges));
+  free_.add_durable(free_ranges);
   table_.link_all(current_);
   refresh_floor();
   return after.sequence;
@@ -260,7 +260,7 @@ void VolumeMap::write_pointer(uint64_t checkpoint_offset, uint64_t clean_sequenc
   pointer.generation = log_->generation();
   pointer.checkpoint_offset = checkpoint_offset;
   pointer.clean_sequence = clean_sequence;
-  pointer_slots_.write(*pointer_object_, pointer);
+  or_stop([&] { pointer_slots_.write(*pointer_object_, pointer); });
   checkpoint_offset_ = checkpoint_offset;
 }
 
@@ -270,7 +270,7 @@ void VolumeMap::close() {
   if (is_small() && wants_compaction()) {
     try {
       compact_locked();
-    } catch (const Error&) {
+    } catch (const std::exception&) {
       check_usable();  // or it is as it was
     }
   }

@@ -24,13 +24,18 @@ namespace tplstore {
 
 // --- hiding
 
-void VolumeMap::hide(uint32_t version) {
+void VolumeMap::hide(const std::vector<uint32_t>& versions) {
   const std::unique_lock guard(mutex_);
-  const VersionRecord* found = table_.find(version);
-  if (found == nullptr || found->is_hidden())
-    fail(ENOENT, fmt::format("version {}", version), "is not there");
-  put_record(RecordHeader::make(RecordKind::kHide, version));
-  apply_hide(version);
+  for (const uint32_t version : versions) {
+    const VersionRecord* found = table_.find(version);
+    if (found == nullptr || found->is_hidden())
+      fail(ENOENT, fmt::format("version {}", version), "is not there");
+  }
+  change(versions.size(), [&] {
+    for (const uint32_t version : versions) apply_hide(version);
+  });
+  for (const uint32_t version : versions)
+    put_record(RecordHeader::make(RecordKind::kHide, version));
 }
 
 void VolumeMap::apply_hide(uint32_t version) {
@@ -64,16 +69,14 @@ bool VolumeMap::has_outstanding() const {
 bool VolumeMap::collect_one() {
   const std::lock_guard maintenance(maintenance_mutex_);
   run_removals();
-  promise(1, Reserve::kDeletions);
+  Promise record(*this, 1, Reserve::kDeletions);
   {
     const std::unique_lock guard(mutex_);
     const std::optional<uint32_t> version = table_.collectible();
-    if (!version) {
-      log_->unreserve(kRecordBytes);
-      return false;
-    }
+    if (!version) return false;
+    change(1, [&] { apply_collect(*version); });
     put_record(RecordHeader::make(RecordKind::kCollect, *version));
-    apply_collect(*version);
+    record.use(1);
   }
   run_removals();
   return true;
@@ -82,7 +85,7 @@ bool VolumeMap::collect_one() {
 void VolumeMap::apply_collect(uint32_t version) {
   removals_.push_back(removal_of(*table_.find(version)));
   const VersionRecord gone = table_.take_out(version, current_);
-  std::erase(unwritten_versions_, version);
+  unwritten_versions_.erase(version);
   dirty_groups_.insert(VersionTable::group_of(version));
   if (table_.find(gone.parent) != nullptr)
     dirty_groups_.insert(VersionTable::group_of(gone.parent));
@@ -155,16 +158,18 @@ void VolumeMap::run_removals() {
         });
     join_free_ranges(ranges);
 
+    // Each cell must be counted off once: from here on nothing fails.
     const std::unique_lock guard(mutex_);
+    free_.make_room(ranges.size() + counts.size());
     for (const auto& [source, count] : counts)
-      if (release_cells(source, count)) ranges.push_back({source, 0, 0});
+      if (release_cells(source, count)) free_.add({source, 0, 0});
     for (const FreeRange& range : ranges) free_.add(range);
     live_bytes_ -= std::min(live_bytes_, garbage_bytes);
     removals_.erase(removals_.begin());
   }
 }
 
-// Current has stopped mapping cells that nothing else maps.
+// Current has stopped mapping cells that nothing else maps. There is room for the free range.
 void VolumeMap::release(uint32_t source, uint64_t first, uint32_t count) {
   const bool is_last = release_cells(source, count);
   free_.add(is_last ? FreeRange{source, 0, 0} : FreeRange{source, count, first});

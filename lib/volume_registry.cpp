@@ -50,8 +50,8 @@ std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::attach(const Uuid& u
     Entry& entry = it->second;
     if (entry.state == State::kOpen && entry.writers > 0) {
       if (peer.is_same_vm(entry.peer)) {
-        ++entry.writers;
         std::unique_ptr<Attachment> attachment(new Attachment(*this, uuid, entry.volume, true));
+        ++entry.writers;
         guard.unlock();
         wait_for_changes(attachment->volume());
         return attachment;
@@ -64,10 +64,11 @@ std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::attach(const Uuid& u
              "disconnect that first",
              entry.peer.address, getpid(), this_host().host_name);
     } else if (entry.state == State::kOpen && use == Use::kVm && !entry.volume->has_failed()) {
-      entry.peer = peer;
+      Peer next = peer;
+      std::unique_ptr<Attachment> attachment(new Attachment(*this, uuid, entry.volume, true));
+      entry.peer = std::move(next);
       entry.writers = 1;
       entry.is_alone = false;
-      std::unique_ptr<Attachment> attachment(new Attachment(*this, uuid, entry.volume, true));
       guard.unlock();
       attachment->volume().hand_to(peer);
       return attachment;
@@ -89,8 +90,9 @@ std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::attach_for_upkeep(
   std::unique_lock guard(mutex_);
   for (auto it = entries_.find(uuid); it != entries_.end(); it = entries_.find(uuid)) {
     if (it->second.state == State::kOpen) {
+      std::unique_ptr<Attachment> joined(new Attachment(*this, uuid, it->second.volume, false));
       ++it->second.pins;
-      return std::unique_ptr<Attachment>(new Attachment(*this, uuid, it->second.volume, false));
+      return joined;
     }
     if (Clock::now() - start >= kClosingWaitMax)
       fail(EBUSY, fmt::format("volume {}", name), "is still being opened or closed; try again");
@@ -105,13 +107,13 @@ std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::attach_for_upkeep(
 std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::open(
     std::unique_lock<std::mutex>& guard, const Uuid& uuid, const std::string& name,
     const Entry& as) {
-  Entry& entry = entries_[uuid];
-  entry = as;
+  Entry& entry = entries_.try_emplace(uuid, as).first->second;
   guard.unlock();
 
-  std::shared_ptr<Volume> volume;
+  std::unique_ptr<Attachment> attachment;
   try {
-    volume = Volume::open_for_writing(environment_, uuid, name, as.peer);
+    std::shared_ptr<Volume> volume = Volume::open_for_writing(environment_, uuid, name, as.peer);
+    attachment.reset(new Attachment(*this, uuid, std::move(volume), as.writers > 0));
   } catch (...) {
     guard.lock();
     entries_.erase(uuid);
@@ -119,19 +121,19 @@ std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::open(
     throw;
   }
   guard.lock();
-  entry.volume = volume;
+  entry.volume = attachment->volume_;
   entry.state = State::kOpen;
   changed_.notify_all();
-  return std::unique_ptr<Attachment>(
-      new Attachment(*this, uuid, std::move(volume), as.writers > 0));
+  return attachment;
 }
 
 std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::pin(const Uuid& uuid) {
   const std::lock_guard guard(mutex_);
   const auto it = entries_.find(uuid);
   if (it == entries_.end() || it->second.state != State::kOpen) return nullptr;
+  std::unique_ptr<Attachment> pinned(new Attachment(*this, uuid, it->second.volume, false));
   ++it->second.pins;
-  return std::unique_ptr<Attachment>(new Attachment(*this, uuid, it->second.volume, false));
+  return pinned;
 }
 
 void VolumeRegistry::detach(const Uuid& uuid, std::shared_ptr<Volume> volume, bool is_writer) {

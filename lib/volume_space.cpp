@@ -59,7 +59,8 @@ bool Volume::sweep(Clock::time_point deadline) {
       swept_bytes_ = (region + 1) * kRegionBytes;
       if (Clock::now() >= deadline) return false;
     }
-    if (file) file->sync();
+    // It may be current's: a failed sync is told once, and was a flush's to hear.
+    if (file) map_->or_stop([&] { file->sync(); });
     map_->note_swept(version);
     unswept_.pop_back();
     swept_bytes_ = 0;
@@ -122,7 +123,9 @@ void Volume::sync_holes() {
     punched.swap(punched_);
   }
   try {
-    for (const uint32_t version : punched) files_->sync_existing(version);
+    for (const uint32_t version : punched)
+      if (const auto file = files_->open_for_punching(version))
+        map_->or_stop([&] { file->sync(); });
     if (!punched.empty()) backend_.sync_folder(folder_);
   } catch (...) {
     const std::lock_guard guard(punched_mutex_);

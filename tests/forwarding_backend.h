@@ -1,6 +1,6 @@
 // A backend in front of another one that the test keeps: for handing a backend to a Store while
-// still reaching it, and for doing something at the moment when an object is read, written,
-// locked or removed.
+// still reaching it, for doing something at the moment when an object is read, written, locked or
+// removed, and for making any call fail, before or after it has been done.
 #pragma once
 
 #include <functional>
@@ -29,11 +29,36 @@ class ForwardingBackend final : public Backend {
   // Called with the name of an object or a folder after it was removed.
   std::function<void(const std::string& name)> on_remove;
 
+  enum class Call {
+    kOpen,
+    kCreate,
+    kRead,
+    kWrite,
+    kPunch,
+    kStretch,
+    kSync,
+    kPutNew,
+    kGet,
+    kList,
+    kRemove,
+    kRemoveFolder,
+    kSyncFolder,
+    kLock,
+  };
+  // When set, does each call by calling `go_on`; or throws, before that or after it. It may set
+  // itself to something else; others may not while the backend is in use.
+  std::function<void(Call call, const std::string& name, const std::function<void()>& go_on)>
+      around;
+
   std::unique_ptr<Object> open(const std::string& name, Access access) override {
-    return std::make_unique<Hooked>(*this, name, to_.open(name, access));
+    std::unique_ptr<Object> object;
+    pass(Call::kOpen, name, [&] { object = to_.open(name, access); });
+    return std::make_unique<Hooked>(*this, name, std::move(object));
   }
   std::unique_ptr<Object> create(const std::string& name, uint64_t size_bytes) override {
-    return std::make_unique<Hooked>(*this, name, to_.create(name, size_bytes));
+    std::unique_ptr<Object> object;
+    pass(Call::kCreate, name, [&] { object = to_.create(name, size_bytes); });
+    return std::make_unique<Hooked>(*this, name, std::move(object));
   }
   void read_batch(std::span<const ReadPiece> pieces) override {
     for (const ReadPiece& piece : pieces) piece.object->read(piece.offset, piece.into);
@@ -42,26 +67,38 @@ class ForwardingBackend final : public Backend {
     for (const WritePiece& piece : pieces) piece.object->write(piece.offset, piece.from);
   }
   bool put_new(const std::string& name, Bytes content) override {
-    return to_.put_new(name, content);
+    bool is_new = false;
+    pass(Call::kPutNew, name, [&] { is_new = to_.put_new(name, content); });
+    return is_new;
   }
   std::optional<ByteVector> get(const std::string& name, uint64_t max_bytes) override {
-    return to_.get(name, max_bytes);
+    std::optional<ByteVector> content;
+    pass(Call::kGet, name, [&] { content = to_.get(name, max_bytes); });
+    return content;
   }
-  std::vector<std::string> list(const std::string& folder) override { return to_.list(folder); }
+  std::vector<std::string> list(const std::string& folder) override {
+    std::vector<std::string> names;
+    pass(Call::kList, folder, [&] { names = to_.list(folder); });
+    return names;
+  }
   bool remove(const std::string& name) override {
-    const bool is_gone = to_.remove(name);
+    bool was_there = false;
+    pass(Call::kRemove, name, [&] { was_there = to_.remove(name); });
     if (on_remove) on_remove(name);
-    return is_gone;
+    return was_there;
   }
   void remove_folder(const std::string& folder) override {
-    to_.remove_folder(folder);
+    pass(Call::kRemoveFolder, folder, [&] { to_.remove_folder(folder); });
     if (on_remove) on_remove(folder);
   }
-  void sync_folder(const std::string& folder) override { to_.sync_folder(folder); }
+  void sync_folder(const std::string& folder) override {
+    pass(Call::kSyncFolder, folder, [&] { to_.sync_folder(folder); });
+  }
   using Backend::try_lock;
   std::unique_ptr<HeldLock> try_lock(const std::string& name, LockMode mode,
                                      uint64_t slot) override {
-    auto lock = to_.try_lock(name, mode, slot);
+    std::unique_ptr<HeldLock> lock;
+    pass(Call::kLock, name, [&] { lock = to_.try_lock(name, mode, slot); });
     if (on_lock) on_lock(name, lock != nullptr);
     return lock;
   }
@@ -76,19 +113,21 @@ class ForwardingBackend final : public Backend {
         : backend_(backend), name_(std::move(name)), to_(std::move(to)) {}
     void read(uint64_t offset, MutableBytes into) override {
       if (backend_.on_read) backend_.on_read(name_);
-      to_->read(offset, into);
+      backend_.pass(Call::kRead, name_, [&] { to_->read(offset, into); });
     }
     void write(uint64_t offset, Bytes from) override {
       if (backend_.on_write) backend_.on_write(name_);
-      to_->write(offset, from);
+      backend_.pass(Call::kWrite, name_, [&] { to_->write(offset, from); });
     }
     void punch(uint64_t offset, uint64_t length) override {
       if (backend_.on_punch) backend_.on_punch(name_);
-      to_->punch(offset, length);
+      backend_.pass(Call::kPunch, name_, [&] { to_->punch(offset, length); });
     }
-    void stretch(uint64_t size_bytes) override { to_->stretch(size_bytes); }
+    void stretch(uint64_t size_bytes) override {
+      backend_.pass(Call::kStretch, name_, [&] { to_->stretch(size_bytes); });
+    }
     void sync() override {
-      to_->sync();
+      backend_.pass(Call::kSync, name_, [&] { to_->sync(); });
       if (backend_.on_synced) backend_.on_synced(name_);
     }
     void drop_cached() override { to_->drop_cached(); }
@@ -101,6 +140,14 @@ class ForwardingBackend final : public Backend {
     const std::string name_;
     const std::unique_ptr<Object> to_;
   };
+
+  void pass(Call call, const std::string& name, const std::function<void()>& go_on) {
+    if (const auto hook = around) {
+      hook(call, name, go_on);
+    } else {
+      go_on();
+    }
+  }
 
   Backend& to_;
 };

@@ -312,10 +312,10 @@ TEST_CASE("the log stays small while versions come and go") {
   uint64_t largest = 0;
   for (int i = 0; i < 400; ++i) {
     map->promise(VolumeMap::kFreezeRecords);
-    const uint32_t frozen = map->freeze({}).number;
+    const uint32_t frozen = map->freeze({});
     for (int j = 0; j < 300; ++j) write(random.below(64 * kRegionBlocks));
     map->promise(1, Reserve::kDeletions);
-    map->hide(frozen);
+    map->hide({frozen});
     if (i % 4 == 0) map->checkpoint();
     upkeep();
     largest = std::max(largest, map->stats().log_bytes);

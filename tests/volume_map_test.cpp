@@ -3,10 +3,13 @@
 
 #include <doctest/doctest.h>
 
+#include "forwarding_backend.h"
 #include "volume_testing.h"
 
 namespace tplstore {
 namespace {
+
+using Call = ForwardingBackend::Call;
 
 class MapUnderTest {
  public:
@@ -15,7 +18,7 @@ class MapUnderTest {
     open();
   }
   void open() {
-    map_ = VolumeMap::open(backend_, "v", uuid_, Access::kWrite);
+    map_ = VolumeMap::open(front_, "v", uuid_, Access::kWrite);
     map_->begin_life([] {}, [] {});
   }
   void reopen() {
@@ -32,7 +35,7 @@ class MapUnderTest {
   void write(uint64_t first, uint64_t count = 1) { assign(first, count, map_->current()); }
   uint32_t freeze() {
     map_->promise(VolumeMap::kFreezeRecords);
-    return map_->freeze({}).number;
+    return map_->freeze({});
   }
   uint32_t source_of(uint32_t version, uint64_t block) {
     RunList runs;
@@ -43,9 +46,20 @@ class MapUnderTest {
   VolumeMap& operator*() { return *map_; }
   VolumeMap* operator->() { return map_.get(); }
   MemoryBackend& backend() { return backend_; }
+  ForwardingBackend& front() { return front_; }
+  // Makes the next call of a kind fail.
+  void fail_next(Call kind, const std::string& object, int code) {
+    front_.around = [=, this](Call call, const std::string& name,
+                              const std::function<void()>& go_on) {
+      if (call != kind || name != object) return go_on();
+      front_.around = nullptr;
+      fail_errno(code, object, "doing as the test says");
+    };
+  }
 
  private:
   MemoryBackend backend_;
+  ForwardingBackend front_{backend_};
   const Uuid uuid_ = random_uuid();
   std::unique_ptr<VolumeMap> map_;
 };
@@ -248,6 +262,76 @@ TEST_CASE("an update beyond the end of the disk, as large as it is then, is dama
     map.write(kBlocks);
   }
   CHECK_FALSE(reopens());
+}
+
+TEST_CASE("after a failed sync of the object that names the checkpoint nothing more is written") {
+  MapUnderTest map(kTiB);
+  for (uint64_t i = 0; i < 1000; ++i) map.write(i * 7);
+  map.fail_next(Call::kSync, "v/map", EIO);
+  CHECK_THROWS_AS(map->checkpoint(), Error);
+  const uint64_t log_bytes = map->stats().log_bytes;
+  for (int i = 0; i < 3; ++i) CHECK_THROWS_AS(map->checkpoint(), Error);
+  CHECK(map->stats().log_bytes == log_bytes);
+  CHECK_THROWS_AS(map->promise(1), Error);
+  CHECK_THROWS_AS(map->commit(), Error);
+  map.open();
+  CHECK(map.source_of(0, 7) == 1);
+}
+
+TEST_CASE("what a failed compaction leaves is in nobody's way") {
+  MapUnderTest map(kTiB);
+  for (uint64_t i = 0; i < 1000; ++i) map.write(i * 7);
+  // Neither can the new log be made durable nor can it be removed.
+  map.front().around = [](Call call, const std::string& name, const std::function<void()>& go_on) {
+    if (name == "v/map.2" && (call == Call::kSync || call == Call::kRemove))
+      fail_errno(EIO, name, "doing as the test says");
+    go_on();
+  };
+  CHECK_THROWS_AS(map->compact(), Error);
+  map.front().around = nullptr;
+  map->compact();
+  CHECK(map.backend().list("v") == std::vector<std::string>{"map", "map.2"});
+  CHECK(map.source_of(0, 7) == 1);
+  map.reopen();
+  CHECK(map.source_of(0, 7) == 1);
+}
+
+TEST_CASE("a compaction that fails at its last step leaves the map that was there") {
+  MapUnderTest map(kTiB);
+  for (uint64_t i = 0; i < 100; ++i) map.write(i * 100);
+  map->checkpoint();
+  // Something changes while the new log is made the one that counts, which then cannot be read.
+  map.front().around = [&](Call call, const std::string& name, const std::function<void()>& go_on) {
+    go_on();
+    if (call != Call::kSync || name != "v/map") return;
+    map.front().around = nullptr;
+    map.write(3);
+    map.backend().fail_reads("v/map.2", EIO);
+  };
+  CHECK_THROWS_AS(map->compact(), Error);
+  map.backend().fail_reads("v/map.2", 0);
+  for (uint64_t i = 0; i < 100; ++i) REQUIRE(map.source_of(0, i * 100) == 1);
+  CHECK(map.source_of(0, 1) == kSourceUnmapped);
+  CHECK_THROWS_AS(map->promise(1), Error);
+  CHECK_THROWS_AS(map->commit(), Error);
+  map.open();
+  for (uint64_t i = 0; i < 100; ++i) REQUIRE(map.source_of(0, i * 100) == 1);
+}
+
+TEST_CASE("a log that is compacted away while its owner loads from it is no error") {
+  MapUnderTest map(kTiB);
+  for (uint64_t i = 0; i < 100; ++i) map.write(i * 100);
+  map.reopen();
+  const std::string log = MapLog::object_name("v", map->stats().log_generation);
+  map.front().around = [&](Call call, const std::string& name, const std::function<void()>& go_on) {
+    if (call != Call::kRead || name != log) return go_on();
+    map.front().around = nullptr;
+    map->compact();
+    // As a backend says that has closed the object meanwhile, to save a descriptor.
+    fail_errno(ENOENT, name, "opening it");
+  };
+  CHECK(map.source_of(0, 300) == 1);
+  CHECK(map->stats().compactions == 1);
 }
 
 }  // namespace tplstore

@@ -345,4 +345,78 @@ TEST_CASE("on a full disk trims that free cells go on") {
   f.memory->set_capacity_bytes(UINT64_MAX);
 }
 
+namespace {
+
+// Fails the next call of a kind on the object, once.
+void fail_next(ForwardingBackend& backend, ForwardingBackend::Call kind, const std::string& object,
+               int code) {
+  backend.around = [&backend, kind, object, code](ForwardingBackend::Call call,
+                                                  const std::string& name,
+                                                  const std::function<void()>& go_on) {
+    if (call != kind || name != object) return go_on();
+    backend.around = nullptr;
+    fail_errno(code, object, "doing as the test says");
+  };
+}
+
+}  // namespace
+
+TEST_CASE("a version can be made after an attempt whose new file could not be made durable") {
+  Fixture f;
+  f.volume->write(0, filled(kBlockBytes, 1), false);
+  fail_next(f.backend, ForwardingBackend::Call::kSyncFolder, Volume::folder_of(f.uuid), EIO);
+  CHECK_THROWS_AS(f.volume->create_version({}), Error);
+  CHECK(f.volume->create_version({}).number == 1);
+  f.volume->write(0, filled(kBlockBytes, 2), true);
+  CHECK(read_bytes(*f.volume, 1, 0, kBlockBytes) == filled(kBlockBytes, 1));
+  CHECK(read_bytes(*f.volume, 0, 0, kBlockBytes) == filled(kBlockBytes, 2));
+}
+
+TEST_CASE("a flush says it when a sync failed while space was given back") {
+  Fixture f;
+  f.volume->write(0, filled(kBlockBytes, 1), true);
+  // A crash: what current's file has beyond the map is looked for in the background.
+  f.volume.reset();
+  f.volume = open_volume(f.backend, f.uuid);
+  f.volume->write(0, filled(kBlockBytes, 2), false);
+  fail_next(f.backend, ForwardingBackend::Call::kSync,
+            DataFiles::name_of(Volume::folder_of(f.uuid), 1), EIO);
+  f.volume->maintain(false);
+  CHECK_FALSE(f.backend.around);
+  CHECK_THROWS_AS(f.volume->flush(), Error);
+  CHECK_THROWS_AS(read_bytes(*f.volume, 0, 0, kBlockBytes), Error);
+}
+
+TEST_CASE("upkeep that fails says so once, and writes nothing until some time has passed") {
+  Fixture f;
+  f.volume.reset();
+  std::vector<std::string> lines;
+  VolumeEnvironment environment = environment_on(f.backend);
+  environment.log = [&](const std::string& line) { lines.push_back(line); };
+  f.volume = Volume::open_for_writing(environment, f.uuid, "vm", test_peer());
+  const ByteVector block = filled(kBlockBytes, 1);
+  for (int i = 0; i < 50'000; ++i) {
+    f.volume->write(0, block, false);
+    f.volume->trim(0, kBlockBytes, i % 1000 == 0);
+  }
+  f.volume->checkpoint();
+  lines.clear();
+  int attempts = 0;
+  f.backend.around = [&](ForwardingBackend::Call call, const std::string& name,
+                         const std::function<void()>& go_on) {
+    if (call == ForwardingBackend::Call::kCreate && name.find("/map.") != std::string::npos)
+      ++attempts;
+    if (call == ForwardingBackend::Call::kCreate) fail_errno(ENOSPC, "the disk", "writing to it");
+    go_on();
+  };
+  for (int i = 0; i < 20; ++i) f.volume->maintain(false);
+  CHECK(attempts >= 1);
+  CHECK(attempts < 5);
+  // Of the compaction, and of the next version's file.
+  CHECK(lines.size() == 2);
+  f.backend.around = nullptr;
+  f.volume->maintain(false);
+  CHECK(lines.size() == 2);
+}
+
 }  // namespace tplstore

@@ -45,7 +45,8 @@ struct FreezeBody {
   uint32_t reserved[2];
 };
 inline constexpr uint32_t kFreezeHasOrigin = 1;
-inline constexpr uint32_t kFreezeUnswept = 2;  // the frozen version is (version_table.h)
+inline constexpr uint32_t kFreezeUnswept = 2;    // the frozen version is (version_table.h)
+inline constexpr uint32_t kFreezeForReader = 4;  // likewise
 static_assert(sizeof(FreezeBody) == 32);
 
 }  // namespace tplstore

@@ -35,6 +35,8 @@ bool is_valid_name(std::string_view name) {
                      [](char c) { return is_alphanumeric(c) || c == '.' || c == '_' || c == '-'; });
 }
 
+constexpr std::string_view kCurrentName = "current";
+
 void check_name(std::string_view kind, std::string_view name) {
   if (!is_valid_name(name))
     fail(EINVAL, printable(name),
@@ -46,6 +48,9 @@ void check_name(std::string_view kind, std::string_view name) {
          "a version's name cannot be a number, since numbers name versions already");
   if (kind == "version" && name.find("..") != std::string_view::npos)
     fail(EINVAL, std::string(name), "a version's name cannot contain '..', which means a range");
+  if (kind == "version" && name == kCurrentName)
+    fail(EINVAL, std::string(name),
+         "no version can have this name, which means the volume as it is now");
 }
 
 std::optional<uint32_t> parse_version_number(std::string_view text) {
@@ -60,12 +65,14 @@ std::optional<uint32_t> parse_version_number(std::string_view text) {
 ExportName parse_export_name(std::string_view text) {
   const auto refuse = [&]() {
     fail(EINVAL, fmt::format("export '{}'", printable(text)),
-         "no such form of name: use VOLUME, VOLUME@VERSION, VOLUME@VERSION..VERSION or "
-         "template/NAME");
+         "no such form of name: use VOLUME, VOLUME@current, VOLUME@VERSION, "
+         "VOLUME@VERSION..VERSION or template/NAME");
   };
   constexpr std::string_view kTemplatePrefix = "template/";
   const auto version_in = [&](std::string_view part) {
-    if (!is_valid_name(part) || (all_digits(part) && !parse_version_number(part))) refuse();
+    if (!is_valid_name(part) || (all_digits(part) && !parse_version_number(part)) ||
+        part == kCurrentName)
+      refuse();
     return std::string(part);
   };
   ExportName result{ExportName::Kind::kCurrent, {}, {}, {}};
@@ -76,11 +83,16 @@ ExportName parse_export_name(std::string_view text) {
     result.name = text.substr(0, at);
     const std::string_view versions = text.substr(at + 1);
     const size_t dots = versions.find("..");
-    result.kind =
-        dots == std::string_view::npos ? ExportName::Kind::kVersion : ExportName::Kind::kChanges;
-    if (dots != std::string_view::npos) result.since = version_in(versions.substr(0, dots));
-    result.version =
-        version_in(dots == std::string_view::npos ? versions : versions.substr(dots + 2));
+    if (versions == kCurrentName) {
+      result.kind = ExportName::Kind::kCurrentReader;
+    } else if (dots == std::string_view::npos) {
+      result.kind = ExportName::Kind::kVersion;
+      result.version = version_in(versions);
+    } else {
+      result.kind = ExportName::Kind::kChanges;
+      result.since = version_in(versions.substr(0, dots));
+      result.version = version_in(versions.substr(dots + 2));
+    }
   } else {
     result.name = text;
   }

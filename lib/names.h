@@ -13,20 +13,21 @@ namespace tplstore {
 bool is_valid_name(std::string_view name);
 
 // Throws Error(EINVAL) naming `kind` ("volume", "template", "version") when it is not valid. A
-// version's name must not be all digits either, for `vm1@3` means number 3, and not contain "..",
-// for `vm1@a..b` means what changed.
+// version's name must not be all digits either, for `vm1@3` means number 3, not contain "..", for
+// `vm1@a..b` means what changed, and not be "current", for `vm1@current` means the volume as it is.
 void check_name(std::string_view kind, std::string_view name);
 
 struct ExportName {
-  enum class Kind { kCurrent, kVersion, kChanges, kTemplate };
+  // kCurrent is for writing it, kCurrentReader for reading it.
+  enum class Kind { kCurrent, kCurrentReader, kVersion, kChanges, kTemplate };
   Kind kind;
   std::string name;     // of the volume or the template
   std::string version;  // a number or a name; for kVersion, and the later one for kChanges
   std::string since;    // the earlier one; for kChanges
 };
 
-// "vm1", "vm1@3", "vm1@before-upgrade", "vm1@3..5", "template/debian12"; Error(EINVAL) for anything
-// else.
+// "vm1", "vm1@current", "vm1@3", "vm1@before-upgrade", "vm1@3..5", "template/debian12";
+// Error(EINVAL) for anything else.
 ExportName parse_export_name(std::string_view text);
 
 // All digits, without a leading zero, and at most 2^32 - 2.

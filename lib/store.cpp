@@ -146,33 +146,57 @@ std::shared_ptr<TemplateImage> Store::Impl::open_template(const std::string& nam
 
 // --- exports
 
+namespace {
+
+// Who has a volume, as far as its header and its lock tell; nothing is taken to find out.
+std::string use_of(Backend& backend, const std::string& folder, const VolumeHeader& header) {
+  const auto writer = writer_of(header);
+  const bool is_locked = backend.is_locked(lock_name(folder));
+  if (!writer) return is_locked ? "; being opened or closed" : "";
+  const std::string who = fmt::format("{} of {} since {}", writer->peer, writer->host_name,
+                                      format_time(writer->since_ns));
+  return is_locked ? "; in use by " + who : "; its server died, in use before by " + who;
+}
+
+}  // namespace
+
+// The frozen versions of a volume, from its map alone: who removes the volume meanwhile need not
+// wait.
+std::vector<VersionRecord> Store::Impl::versions_of(const Uuid& uuid) {
+  if (const auto open = registry.pin(uuid)) return open->volume().records();
+  return VolumeMap::open(*backend, Volume::folder_of(uuid), uuid, Access::kRead)->versions();
+}
+
 std::vector<ExportInfo> Store::list_exports() {
+  Backend& backend = *impl_->backend;
   std::vector<ExportInfo> exports;
-  size_t versions_listed = 0;
-  for (const VolumeInfo& volume : list_volumes()) {
-    exports.push_back(
-        {volume.name, fmt::format("volume of {}{}, writable{}", format_size(volume.size_bytes),
-                                  volume.template_name.empty()
-                                      ? ""
-                                      : fmt::format(" from template {}", volume.template_name),
-                                  volume.is_attached ? ", in use" : "")});
-    if (volume.current_version < 2) continue;
-    std::vector<VersionInfo> versions;
+  std::vector<ExportInfo> versions;
+  for (const std::string& name : backend.list(std::string(paths::kVolumeNames))) {
     try {
-      impl_->with_versions(volume.uuid, volume.name,
-                           [&](Volume& open) { versions = open.versions(false); });
+      const Uuid uuid = impl_->uuid_of(name);
+      const std::string folder = Volume::folder_of(uuid);
+      const VolumeHeader header = read_header(backend, folder, uuid);
+      const std::string template_name = template_of(header);
+      exports.push_back(
+          {fmt::format("{}@current", name),
+           fmt::format("volume of {}{}, write as {}{}", format_size(disk_size(header)),
+                       template_name.empty() ? "" : " from template " + template_name, name,
+                       use_of(backend, folder, header))});
+      for (const VersionRecord& version : impl_->versions_of(uuid)) {
+        if (version.is_hidden() || versions.size() == kListedVersionsMax) continue;
+        versions.push_back({fmt::format("{}@{}", name, version.number),
+                            fmt::format("version {} of {}, {}{}, read-only", version.number, name,
+                                        format_time(version.created_ns),
+                                        version.name.empty() ? "" : ", '" + version.name + "'")});
+      }
     } catch (const Error& error) {
-      impl_->options.log(error.what());
-    }
-    for (const VersionInfo& version : versions) {
-      if (version.is_current || version.is_hidden || ++versions_listed > kListedVersionsMax)
-        continue;
-      exports.push_back({fmt::format("{}@{}", volume.name, version.number),
-                         fmt::format("version {} of {}, {}{}, read-only", version.number,
-                                     volume.name, format_time(version.created_ns),
-                                     version.name.empty() ? "" : ", '" + version.name + "'")});
+      // What is damaged must not hide the rest; what is not there was removed since it was listed.
+      if (error.code() != ENOENT)
+        impl_->options.log(fmt::format("volume {}: {}", name, error.what()));
     }
   }
+  exports.insert(exports.end(), std::make_move_iterator(versions.begin()),
+                 std::make_move_iterator(versions.end()));
   for (const TemplateInfo& info : list_templates(*impl_->backend)) {
     if (info.state != "ready") continue;
     exports.push_back({fmt::format("template/{}", info.name),
@@ -181,8 +205,11 @@ std::vector<ExportInfo> Store::list_exports() {
   return exports;
 }
 
-std::unique_ptr<Disk> Store::open_export(std::string_view export_name, const Peer& peer) {
-  const ExportName name = parse_export_name(export_name);
+std::unique_ptr<Disk> Store::open_export(std::string_view export_name, const Peer& peer,
+                                         bool only_reads) {
+  ExportName name = parse_export_name(export_name);
+  if (only_reads && name.kind == ExportName::Kind::kCurrent)
+    name.kind = ExportName::Kind::kCurrentReader;
   if (name.kind == ExportName::Kind::kTemplate)
     return std::make_unique<TemplateDisk>(impl_->open_template(name.name));
   const Uuid uuid = impl_->uuid_of(name.name);
@@ -192,6 +219,13 @@ std::unique_ptr<Disk> Store::open_export(std::string_view export_name, const Pee
     if (impl_->uuid_of(name.name) != uuid)
       fail(EBUSY, fmt::format("volume {}", name.name), "was removed and made again; try again");
     return std::make_unique<CurrentDisk>(std::move(attachment), peer.pid != 0);
+  }
+  if (name.kind == ExportName::Kind::kCurrentReader) {
+    const uint64_t size_bytes =
+        disk_size(read_header(*impl_->backend, Volume::folder_of(uuid), uuid));
+    return std::make_unique<CurrentReaderDisk>(
+        name.name, size_bytes,
+        [impl = impl_.get(), uuid, name = name.name] { return impl->freeze_current(uuid, name); });
   }
   HeldVersion version = impl_->hold_version(uuid, name.name, name.version);
   if (name.kind == ExportName::Kind::kVersion)

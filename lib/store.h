@@ -108,8 +108,10 @@ class Store {
   // --- exports
   std::vector<ExportInfo> list_exports();
   // Opens an export for one connection; the volume stays open as long as any of its Disks. A
-  // current version is locked for its peer: EBUSY naming the owner when another VM has it.
-  std::unique_ptr<Disk> open_export(std::string_view export_name, const Peer& peer);
+  // current version is locked for its peer: EBUSY naming the owner when another VM has it. For a
+  // peer that only reads, "vm1" is "vm1@current".
+  std::unique_ptr<Disk> open_export(std::string_view export_name, const Peer& peer,
+                                    bool only_reads = false);
 
   // Removes what an interrupted creation or removal of a volume left behind; how many volumes.
   // EBUSY while volumes are being created or templates imported.

@@ -47,6 +47,8 @@ struct Store::Impl {
   void sync_names();
   void release_parent(Uuid uuid);
   HeldVersion hold_version(const Uuid& uuid, const std::string& name, const std::string& version);
+  std::vector<VersionRecord> versions_of(const Uuid& uuid);
+  HeldVersion freeze_current(const Uuid& uuid, const std::string& name);
   void with_versions(const Uuid& uuid, const std::string& name,
                      const std::function<void(Volume&)>& body);
   void wake();

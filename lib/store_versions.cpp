@@ -1,10 +1,18 @@
 // What a store does with versions and forks of its volumes.
 #include <cerrno>
+#include <chrono>
+#include <thread>
 
 #include "names.h"
 #include "store_impl.h"
 
 namespace tplstore {
+namespace {
+
+// While a volume is being opened or closed.
+constexpr std::chrono::milliseconds kOwnerLookAgain{10};
+
+}  // namespace
 
 std::vector<VersionInfo> Store::list_versions(const std::string& volume) {
   return show_volume(volume).versions;
@@ -34,7 +42,7 @@ std::vector<VersionInfo> Store::remove_versions(const std::string& volume,
 HeldVersion Store::Impl::hold_version(const Uuid& uuid, const std::string& name,
                                       const std::string& version) {
   HeldVersion held;
-  held.volume = registry.reader(uuid, name, version);
+  held.volume = registry.reader(uuid, name, [&](Volume& volume) { volume.version(version); });
   held.version = held.volume->version(version);
   held.hold = held.volume->hold_version(held.version.number);
   // It may have been removed just before. Whoever has the volume open knows; else what is on disk
@@ -46,6 +54,35 @@ HeldVersion Store::Impl::hold_version(const Uuid& uuid, const std::string& name,
     held.volume = Volume::open_for_reading(environment(), uuid, name);
     held.version = held.volume->version(number);
   }
+  return held;
+}
+
+// Freezes current for a reader: what has been written up to now, as a crash would leave it.
+HeldVersion Store::Impl::freeze_current(const Uuid& uuid, const std::string& name) {
+  const auto deadline = std::chrono::steady_clock::now() + WriterLock::kWaitMax;
+  std::optional<VersionForReader> frozen;
+  if (uuid_of(name) != uuid)
+    fail(EBUSY, fmt::format("volume {}", name), "was removed and made again; connect again");
+  while (true) {
+    if (const auto owner = registry.pin(uuid)) {
+      frozen = owner->volume().freeze_for_reader();
+    } else if (!registry.is_changing(uuid)) {
+      frozen = Volume::freeze_unowned(environment(), uuid, name);
+    }
+    if (frozen) break;
+    if (std::chrono::steady_clock::now() >= deadline) {
+      const auto writer = writer_of(read_header(*backend, Volume::folder_of(uuid), uuid));
+      fail(EBUSY, fmt::format("volume {}", name),
+           "in use by {}; to read it as it is now, connect to that server",
+           writer ? describe(*writer) : "another process that is opening or closing it");
+    }
+    std::this_thread::sleep_for(kOwnerLookAgain);
+  }
+  HeldVersion held;
+  held.hold = std::move(frozen->hold);
+  held.volume = registry.reader(uuid, name,
+                                [&](Volume& volume) { volume.version_for_reader(frozen->number); });
+  held.version = held.volume->version_for_reader(frozen->number);
   return held;
 }
 

@@ -24,11 +24,14 @@ struct VersionRow {
 static_assert(sizeof(VersionRow) == 64);
 
 constexpr uint32_t kKnownFlags =
-    kVersionHidden | kVersionOwnKnown | kVersionImported | kVersionUnswept;
+    kVersionHidden | kVersionOwnKnown | kVersionImported | kVersionUnswept | kVersionForReader;
 
 }  // namespace
 
-bool VersionRecord::is_hidden() const { return (flags & kVersionHidden) != 0; }
+bool VersionRecord::is_hidden() const {
+  return (flags & (kVersionHidden | kVersionForReader)) != 0;
+}
+bool VersionRecord::is_removed() const { return (flags & kVersionHidden) != 0; }
 bool VersionRecord::is_own_known() const { return (flags & kVersionOwnKnown) != 0; }
 
 void VersionRecord::set_own(std::optional<uint64_t> blocks) {
@@ -55,16 +58,28 @@ const VersionRecord* VersionTable::find_name(std::string_view name) const {
 
 void VersionTable::link_all(const VersionRecord& current) {
   hidden_.clear();
+  for_readers_.clear();
   for (auto& [number, version] : versions_) version.children.clear();
   for (auto& [number, version] : versions_) {
     if (VersionRecord* parent = find(version.parent)) parent->children.push_back(number);
-    if (version.is_hidden()) hidden_.insert(number);
+    if (version.is_removed()) {
+      hidden_.insert(number);
+    } else if (version.is_hidden()) {
+      for_readers_.insert(number);
+    }
   }
   if (VersionRecord* parent = find(current.parent)) parent->children.push_back(current.number);
 }
 
+void VersionTable::add(VersionRecord version) {
+  const uint32_t number = version.number;
+  if (version.is_hidden()) for_readers_.insert(number);
+  versions_[number] = std::move(version);
+}
+
 void VersionTable::hide(VersionRecord& version) {
-  version.flags |= kVersionHidden;
+  version.flags = (version.flags | kVersionHidden) & ~kVersionForReader;
+  for_readers_.erase(version.number);
   version.name.clear();
   version.note.clear();
   hidden_.insert(version.number);

@@ -6,6 +6,9 @@
 // be taken out (collected): when no fork is pinned to it and at most one version descends from it
 // directly. Then that one descends from its parent.
 //
+// A version that was frozen *for a reader* of current is hidden from the start, but not removed:
+// that happens when the reader has gone.
+//
 // Thread safety: none; guarded by the map's lock. Errors: Error(EIO) for damage.
 #pragma once
 
@@ -41,7 +44,8 @@ struct VersionRecord {
   std::vector<uint32_t> children;  // that have it as their parent; follows from `parent`
   Slot root;
 
-  bool is_hidden() const;
+  bool is_hidden() const;   // removed, or for readers
+  bool is_removed() const;  // and kept for others, or not collected yet
   bool is_own_known() const;
   void set_own(std::optional<uint64_t> blocks);
 };
@@ -50,6 +54,7 @@ inline constexpr uint32_t kVersionHidden = 1;      // removed, but something sti
 inline constexpr uint32_t kVersionOwnKnown = 2;    // own_blocks is exact, and kept so
 inline constexpr uint32_t kVersionImported = 4;    // an origin follows on disk
 inline constexpr uint32_t kVersionUnswept = 8;     // its file may have cells that a crash left
+inline constexpr uint32_t kVersionForReader = 16;  // frozen for one who reads current; see below
 inline constexpr uint32_t kVersionsPerGroup = 32;  // versions [32 g, 32 g + 32) are group g
 inline constexpr size_t kNoteBytesMax = 512;
 
@@ -83,6 +88,9 @@ class VersionTable {
   // Computes `children` anew, after loading.
   void link_all(const VersionRecord& current);
   void hide(VersionRecord& version);
+  void add(VersionRecord version);
+  // Those that were frozen for readers and are not removed yet.
+  const std::set<uint32_t>& for_readers() const { return for_readers_; }
   // A hidden version that nothing needs any more.
   std::optional<uint32_t> collectible() const;
   bool is_pinned(uint32_t number) const;
@@ -109,7 +117,8 @@ class VersionTable {
 
  private:
   Map versions_;
-  std::set<uint32_t> hidden_;
+  std::set<uint32_t> hidden_;  // that are removed
+  std::set<uint32_t> for_readers_;
   std::map<uint32_t, NodeAddress> groups_;
 };
 

@@ -17,6 +17,8 @@ namespace {
 // How long a volume's upkeep gives back space before other volumes have their turn.
 constexpr std::chrono::milliseconds kReclaimBudget{100};
 constexpr std::chrono::milliseconds kCloseReclaimBudget{1000};
+// A VM that wants the volume meanwhile waits for this.
+constexpr std::chrono::milliseconds kUnownedReclaimBudget{100};
 // How long a fork that was removed elsewhere may go unnoticed.
 constexpr std::chrono::seconds kForksInterval{10};
 
@@ -170,7 +172,22 @@ void Volume::recover() {
   use_sources();
   use_current(files_->begin(current));
   map_->begin_life([files = files_.get()] { files->sync_written(); }, [this] { sync_holes(); });
-  if (lock_->header().true_size_bytes != size_bytes()) lock_->resize(size_bytes());
+  if (disk_size(lock_->header()) != size_bytes()) lock_->resize(size_bytes());
+}
+
+std::optional<VersionForReader> Volume::freeze_unowned(const VolumeEnvironment& environment,
+                                                       const Uuid& uuid, const std::string& name) {
+  std::unique_ptr<Volume> volume(new Volume(environment, uuid, name));
+  volume->lock_ = WriterLock::borrow(volume->backend_, volume->folder_, uuid, name);
+  if (!volume->lock_) return std::nullopt;
+  volume->open_template(volume->lock_->header());
+  volume->recover();
+  // Versions of readers before, or every one that comes while there is no owner would leave one.
+  volume->reclaim(kUnownedReclaimBudget);
+  VersionForReader frozen = volume->freeze_for_reader();
+  volume->map_->close();
+  volume->files_->remove_prepared();
+  return frozen;
 }
 
 std::unique_ptr<Volume> Volume::open_for_reading(const VolumeEnvironment& environment,
@@ -247,14 +264,13 @@ VersionInfo Volume::info_of(const VersionRecord& record, bool is_current) {
   return info;
 }
 
-std::vector<VersionInfo> Volume::versions(bool with_own_bytes) {
+std::vector<VersionInfo> Volume::versions() {
   std::vector<VersionInfo> list;
   with_map([&](VolumeMap& map) {
     list.clear();
     for (const VersionRecord& record : map.versions()) list.push_back(info_of(record, false));
     list.push_back(info_of(map.current_record(), true));
-    if (with_own_bytes)
-      for (VersionInfo& info : list) info.own_bytes = map.own_blocks(info.number) * kBlockBytes;
+    for (VersionInfo& info : list) info.own_bytes = map.own_blocks(info.number) * kBlockBytes;
     for (const Pin& pin : map.pins()) {
       const auto at = std::lower_bound(
           list.begin(), list.end(), pin.version,
@@ -273,33 +289,74 @@ VersionInfo Volume::version(const std::string& number_or_name) {
   return info_of(*record, false);
 }
 
+VersionInfo Volume::version_for_reader(uint32_t number) {
+  const auto record = map()->version(number);
+  if (!record || record->is_removed())
+    fail(ENOENT, fmt::format("volume {}", name_), "has no version {} any more", number);
+  return info_of(*record, false);
+}
+
+// version_mutex() is held.
+VersionRecord Volume::freeze_locked(const FreezeRequest& request) {
+  if (!request.name.empty() && map_->version(request.name))
+    fail(EEXIST, fmt::format("volume {}", name_), "has a version '{}' already", request.name);
+  const uint32_t next = current_ + 1;
+  files_->prepare(next, std::max(size_bytes(), map_->size_of(request.parent)));
+  VolumeMap::Promise records(*map_, VolumeMap::kFreezeRecords);
+  uint32_t number = 0;
+  gate_.close();
+  try {
+    number = map_->freeze(request);
+  } catch (...) {
+    gate_.open();
+    throw;
+  }
+  records.use(VolumeMap::kFreezeRecords);
+  use_current(files_->advance(next));
+  gate_.open();
+  map_->commit();
+  return map_->version(number).value();
+}
+
 VersionInfo Volume::freeze(const FreezeRequest& request) {
   VersionRecord frozen;
   {
     const std::lock_guard guard(map_->version_mutex());
-    if (!request.name.empty() && map_->version(request.name))
-      fail(EEXIST, fmt::format("volume {}", name_), "has a version '{}' already", request.name);
-    const uint32_t next = current_ + 1;
-    files_->prepare(next, std::max(size_bytes(), map_->size_of(request.parent)));
-    VolumeMap::Promise records(*map_, VolumeMap::kFreezeRecords);
-    uint32_t number = 0;
-    gate_.close();
-    try {
-      number = map_->freeze(request);
-    } catch (...) {
-      gate_.open();
-      throw;
-    }
-    records.use(VolumeMap::kFreezeRecords);
-    use_current(files_->advance(next));
-    gate_.open();
-    map_->commit();
-    frozen = map_->version(number).value();
+    frozen = freeze_locked(request);
   }
   environment_.wake();
   VersionInfo info = info_of(frozen, false);
   info.own_bytes = map_->own_blocks(frozen.number) * kBlockBytes;
   return info;
+}
+
+VersionForReader Volume::freeze_for_reader() {
+  hide_left_versions();
+  const std::lock_guard guard(map_->version_mutex());
+  if (map_->versions_for_readers().size() >= kReadersOfCurrentMax)
+    fail(EBUSY, fmt::format("volume {}", name_),
+         "is being read as {}@current by {} connections, and can be by no more; disconnect one, or "
+         "make a version and read that",
+         name_, kReadersOfCurrentMax);
+  // Held before the version is there: so it is never without its reader.
+  VersionForReader frozen{current_, hold_version(current_)};
+  FreezeRequest request;
+  request.for_reader = true;
+  freeze_locked(request);
+  environment_.wake();
+  return frozen;
+}
+
+// Removes the versions whose readers have gone; where they are not this process' own the lock of
+// their slot tells.
+void Volume::hide_left_versions() {
+  const std::lock_guard guard(map_->version_mutex());
+  for (const uint32_t number : map_->versions_for_readers()) {
+    if (!backend_.try_lock(readers_name(folder_), LockMode::kExclusive, number)) continue;
+    VolumeMap::Promise record(*map_, 1, Reserve::kDeletions);
+    map_->hide({number});
+    record.use(1);
+  }
 }
 
 VersionInfo Volume::create_version(const NewVersion& request) {
@@ -397,6 +454,11 @@ void Volume::maintain(bool evicts) noexcept {
   const auto map = this->map();
   while (map->evict_some()) {
   }
+}
+
+uint64_t Volume::requests() const {
+  const Counters& c = *counters_;
+  return c.reads + c.writes + c.trims + c.zeroes + c.flushes + c.extents;
 }
 
 VolumeStats Volume::stats() {

@@ -57,6 +57,12 @@ struct VolumeEnvironment {
   std::function<void()> wake;
 };
 
+// A version that was frozen for a reader, and what keeps it from being removed.
+struct VersionForReader {
+  uint32_t number = 0;
+  std::unique_ptr<HeldLock> hold;
+};
+
 class Volume {
  public:
   static std::string folder_of(const Uuid& volume);
@@ -69,6 +75,11 @@ class Volume {
   static std::unique_ptr<Volume> open_for_writing(const VolumeEnvironment& environment,
                                                   const Uuid& volume, const std::string& name,
                                                   const Peer& peer);
+  // Freezes a version of a volume that nobody has open, for one who wants to read it as it is now:
+  // holds the lock for that long only, and claims nothing. Nothing when somebody has the volume.
+  static std::optional<VersionForReader> freeze_unowned(const VolumeEnvironment& environment,
+                                                        const Uuid& volume,
+                                                        const std::string& name);
   static std::unique_ptr<Volume> open_for_reading(const VolumeEnvironment& environment,
                                                   const Uuid& volume, const std::string& name);
   ~Volume();
@@ -99,11 +110,17 @@ class Volume {
 
   // --- versions
   uint32_t current_version() { return map()->current(); }
-  // Without the own bytes it looks at nothing but the table.
-  std::vector<VersionInfo> versions(bool with_own_bytes = true);
+  std::vector<VersionInfo> versions();
+  std::vector<VersionRecord> records() { return map()->versions(); }  // the frozen ones
   // By number or name; frozen versions only. ENOENT.
   VersionInfo version(const std::string& number_or_name);
+  // One that was frozen for a reader. ENOENT.
+  VersionInfo version_for_reader(uint32_t number);
   VersionInfo create_version(const NewVersion& request);
+  // Freezes current for one who wants to read it as it is now. EBUSY when there are too many of
+  // those. The version is hidden, and removed some time after the hold was let go.
+  VersionForReader freeze_for_reader();
+  static constexpr size_t kReadersOfCurrentMax = 4;
   VersionInfo rollback(const std::string& number_or_name);
   // Removes frozen versions, all or none: ENOENT, EBUSY when one is being read. Their space comes
   // back in the background.
@@ -140,6 +157,8 @@ class Volume {
   void reclaim_all();
 
   VolumeStats stats();
+  // How many requests of all kinds there were since it was opened.
+  uint64_t requests() const;
 
  private:
   struct Counters;
@@ -158,6 +177,8 @@ class Volume {
   template <typename Work>
   void attempt(const char* failure, Work work) noexcept;
   VersionInfo freeze(const FreezeRequest& request);
+  VersionRecord freeze_locked(const FreezeRequest& request);
+  void hide_left_versions();
   VersionInfo info_of(const VersionRecord& record, bool is_current);
   std::shared_ptr<VolumeMap> map();
   void reload_map(const std::shared_ptr<VolumeMap>& old);

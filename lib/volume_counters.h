@@ -15,6 +15,7 @@ struct Volume::Counters {
   Counter trims{0}, trim_bytes{0};
   Counter zeroes{0}, zero_bytes{0};
   Counter flushes{0};
+  Counter extents{0};
   Counter errors{0};
   Counter first_writes{0};
   Counter template_reads{0}, template_read_bytes{0};

@@ -1,6 +1,7 @@
 #include "volume_disk.h"
 
 #include <algorithm>
+#include <cerrno>
 
 namespace tplstore {
 namespace {
@@ -9,6 +10,20 @@ namespace {
 constexpr uint64_t kExtentsBytesMax = uint64_t{64} << 30;
 
 }  // namespace
+
+VersionDisk& CurrentReaderDisk::frozen() {
+  if (VersionDisk* frozen = frozen_.load(std::memory_order_acquire)) return *frozen;
+  const std::lock_guard guard(mutex_);
+  if (!version_) {
+    auto version = std::make_unique<VersionDisk>(freeze_());
+    if (version->size_bytes() < size_bytes_)
+      fail(EIO, name(),
+           "has been rolled back to a smaller size since you connected; connect again");
+    version_ = std::move(version);
+    frozen_.store(version_.get(), std::memory_order_release);
+  }
+  return *version_;
+}
 
 void ChangesDisk::read(uint64_t offset, MutableBytes into) {
   std::fill(into.begin(), into.end(), std::byte{0});

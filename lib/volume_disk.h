@@ -1,7 +1,10 @@
-// What the exports "vm1", "vm1@3" and "vm1@3..5" serve. Thread safety and errors: see disk.h.
+// What the exports "vm1", "vm1@current", "vm1@3" and "vm1@3..5" serve. Thread safety and errors:
+// see disk.h.
 #pragma once
 
+#include <atomic>
 #include <memory>
+#include <mutex>
 
 #include "disk.h"
 #include "volume_registry.h"
@@ -63,7 +66,7 @@ class FrozenDisk : public Disk {
   virtual std::string name() const = 0;
 
  private:
-  [[noreturn]] void refuse() const { fail(EROFS, name(), "a frozen version never changes"); }
+  [[noreturn]] void refuse() const { fail(EROFS, name(), "is for reading only"); }
 };
 
 // A frozen version.
@@ -89,6 +92,36 @@ class VersionDisk final : public FrozenDisk {
 
   const HeldVersion held_;
   const uint32_t number_;
+};
+
+// The current version of a volume, for one who reads it: a version is frozen at the first request
+// that looks at its content, and gone with the connection. Up to then this costs nothing.
+class CurrentReaderDisk final : public FrozenDisk {
+ public:
+  // `freeze` may throw; then the next request tries again.
+  CurrentReaderDisk(std::string volume, uint64_t size_bytes, std::function<HeldVersion()> freeze)
+      : volume_(std::move(volume)), size_bytes_(size_bytes), freeze_(std::move(freeze)) {}
+
+  uint64_t size_bytes() const override { return size_bytes_; }
+  // Each connection would see another moment.
+  bool allows_multi_conn() const override { return false; }
+  void read(uint64_t offset, MutableBytes into) override { frozen().read(offset, into); }
+  void extents(uint64_t offset, uint64_t length,
+               const std::function<bool(const Extent&)>& add) override {
+    frozen().extents(offset, length, add);
+  }
+  void cache(uint64_t offset, uint64_t length) override { frozen().cache(offset, length); }
+
+ private:
+  std::string name() const override { return fmt::format("{}@current", volume_); }
+  VersionDisk& frozen();
+
+  const std::string volume_;
+  const uint64_t size_bytes_;
+  const std::function<HeldVersion()> freeze_;
+  std::mutex mutex_;  // held while freezing
+  std::unique_ptr<VersionDisk> version_;
+  std::atomic<VersionDisk*> frozen_{nullptr};
 };
 
 // What changed between two frozen versions: the later one's bytes where they differ, as data, even

@@ -55,7 +55,7 @@ std::optional<WriterInfo> writer_of(const VolumeHeader& header) {
   if (header.is_taken == 0) return std::nullopt;
   return WriterInfo{
       get_text(header.host_name), header.host_id,        header.boot_id, header.server_pid,
-      header.server_start_time,   get_text(header.peer), header.epoch};
+      header.server_start_time,   get_text(header.peer), header.epoch,   header.taken_at_ns};
 }
 
 std::string template_of(const VolumeHeader& header) { return get_text(header.template_name); }

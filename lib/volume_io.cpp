@@ -119,6 +119,7 @@ void Volume::read_range(uint32_t version, uint64_t offset, MutableBytes into) {
 
 void Volume::extents(uint32_t version, uint64_t offset, uint64_t length,
                      const std::function<bool(const Extent&)>& add) {
+  Counters::add(counters_->extents);
   // Neighbours of one kind are joined before they are told.
   Extent joined{offset, 0, false};
   const auto tell = [&](uint64_t until, bool is_hole) {

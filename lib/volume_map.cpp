@@ -373,6 +373,7 @@ uint32_t VolumeMap::freeze(const FreezeRequest& request) {
                       static_cast<uint16_t>(request.name.size()),
                       static_cast<uint16_t>(request.note.size()),
                       (request.origin.is_nil() ? 0 : kFreezeHasOrigin) |
+                          (request.for_reader ? kFreezeForReader : 0) |
                           ((current_.flags & kVersionUnswept) != 0 ? kFreezeUnswept : 0),
                       {}});
   body.put_bytes(as_bytes(request.name));
@@ -400,7 +401,8 @@ void VolumeMap::apply_freeze(uint32_t next, uint64_t size_bytes, int64_t now_ns,
   if (frozen.file_blocks == 0) free_.add({number, 0, 0});
   unwritten_versions_.insert(number);
   dirty_groups_.insert(VersionTable::group_of(number));
-  table_.all()[number] = std::move(frozen);
+  if (request.for_reader) frozen.flags |= kVersionForReader;
+  table_.add(std::move(frozen));
 
   VersionRecord& parent = table_.all().at(request.parent == 0 ? number : request.parent);
   parent.children.push_back(next);

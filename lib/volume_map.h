@@ -79,6 +79,7 @@ struct FreezeRequest {
   VersionIdentity origin;
   uint32_t parent = 0;  // whose root and size the next version starts with; 0: the frozen one's
   bool may_be_hidden = false;  // that one
+  bool for_reader = false;     // hidden from the start; see version_table.h
 };
 
 class VolumeMap {
@@ -170,8 +171,10 @@ class VolumeMap {
 
   // --- removing versions; durable after the next commit
   // Hides versions, all or none; a record is promised for each. ENOENT when one is not there or
-  // hidden already.
+  // removed already.
   void hide(const std::vector<uint32_t>& versions);
+  // Those that were frozen for readers, and are not removed yet.
+  std::vector<uint32_t> versions_for_readers() const;
   // Takes out one hidden version that nothing needs; false when there is none.
   bool collect_one();
   bool wants_collection() const;
@@ -182,7 +185,8 @@ class VolumeMap {
   void give_back_free_ranges();
   size_t free_ranges_waiting() const { return free_waiting_.load(std::memory_order_relaxed); }
   bool wants_to_free() const;  // something is free that no commit covers yet
-  // Whether something is free and not punched, or could be collected.
+  // Whether something is free and not punched, or could be collected, now or when its reader has
+  // gone.
   bool has_outstanding() const;
   // False for a file whose cells are not counted: it may be removed when it is empty.
   bool counts_cells_of(uint32_t source) const;

@@ -226,13 +226,14 @@ void VolumeMap::replay_freeze(uint32_t next, uint32_t parent, Decoder& decoder) 
   }
   decoder.take_bytes(round_up(length, kRecordBytes) - length);
   const bool is_good = next == current_.number + 1 &&
-                       body.flags <= (kFreezeHasOrigin | kFreezeUnswept) &&
+                       body.flags <= (kFreezeHasOrigin | kFreezeUnswept | kFreezeForReader) &&
                        body.size_bytes <= kVolumeBytesMax && request.note.size() <= kNoteBytesMax &&
                        (request.name.empty() || is_valid_name(request.name)) &&
                        (parent == current_.number || table_.find(parent) != nullptr);
   if (!is_good) fail(EIO, log_->name(), "damaged: a record of the map log is impossible");
   current_.flags &= ~kVersionUnswept;
   if ((body.flags & kFreezeUnswept) != 0) current_.flags |= kVersionUnswept;
+  request.for_reader = (body.flags & kFreezeForReader) != 0;
   apply_freeze(next, body.size_bytes, body.created_ns, request);
 }
 

@@ -28,7 +28,7 @@ void VolumeMap::hide(const std::vector<uint32_t>& versions) {
   const std::unique_lock guard(mutex_);
   for (const uint32_t version : versions) {
     const VersionRecord* found = table_.find(version);
-    if (found == nullptr || found->is_hidden())
+    if (found == nullptr || found->is_removed())
       fail(ENOENT, fmt::format("version {}", version), "is not there");
   }
   change(versions.size(), [&] {
@@ -36,6 +36,11 @@ void VolumeMap::hide(const std::vector<uint32_t>& versions) {
   });
   for (const uint32_t version : versions)
     put_record(RecordHeader::make(RecordKind::kHide, version));
+}
+
+std::vector<uint32_t> VolumeMap::versions_for_readers() const {
+  const std::shared_lock guard(mutex_);
+  return {table_.for_readers().begin(), table_.for_readers().end()};
 }
 
 void VolumeMap::apply_hide(uint32_t version) {
@@ -63,7 +68,8 @@ bool VolumeMap::wants_collection() const {
 
 bool VolumeMap::has_outstanding() const {
   const std::shared_lock guard(mutex_);
-  return !removals_.empty() || !free_.is_empty() || table_.collectible().has_value();
+  return !removals_.empty() || !free_.is_empty() || table_.collectible().has_value() ||
+         !table_.for_readers().empty();
 }
 
 bool VolumeMap::collect_one() {

@@ -56,8 +56,10 @@ std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::attach(const Uuid& u
         wait_for_changes(attachment->volume());
         return attachment;
       }
-      const bool waits = (entry.is_alone || may_have_left(entry.peer)) &&
-                         Clock::now() - start < WriterLock::kWaitMax;
+      // Who has asked for nothing is most often a program that only looks at what there is.
+      const bool may_leave = entry.is_alone || may_have_left(entry.peer) ||
+                             entry.volume->requests() == entry.requests_before;
+      const bool waits = may_leave && Clock::now() - start < WriterLock::kWaitMax;
       if (!waits)
         fail(EBUSY, fmt::format("volume {}", name),
              "in use by {} (server pid {} on host {}); "
@@ -69,6 +71,7 @@ std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::attach(const Uuid& u
       entry.peer = std::move(next);
       entry.writers = 1;
       entry.is_alone = false;
+      entry.requests_before = entry.volume->requests();
       guard.unlock();
       attachment->volume().hand_to(peer);
       return attachment;
@@ -153,18 +156,18 @@ void VolumeRegistry::detach(const Uuid& uuid, std::shared_ptr<Volume> volume, bo
 }
 
 std::shared_ptr<Volume> VolumeRegistry::reader(const Uuid& uuid, const std::string& name,
-                                               const std::string& version) {
+                                               const std::function<void(Volume&)>& find) {
   const std::lock_guard guard(readers_mutex_);
   if (auto volume = readers_[uuid].lock()) {
     try {
-      volume->version(version);
+      find(*volume);
       return volume;
     } catch (const Error& error) {
       if (error.code() != ENOENT) throw;  // it may have been made since
     }
   }
   std::shared_ptr<Volume> volume = Volume::open_for_reading(environment_, uuid, name);
-  volume->version(version);
+  find(*volume);
   readers_[uuid] = volume;
   return volume;
 }
@@ -173,6 +176,12 @@ bool VolumeRegistry::is_open(const Uuid& uuid) {
   const std::lock_guard guard(mutex_);
   const auto it = entries_.find(uuid);
   return it != entries_.end() && it->second.state == State::kOpen;
+}
+
+bool VolumeRegistry::is_changing(const Uuid& uuid) {
+  const std::lock_guard guard(mutex_);
+  const auto it = entries_.find(uuid);
+  return it != entries_.end() && it->second.state != State::kOpen;
 }
 
 std::vector<std::unique_ptr<VolumeRegistry::Attachment>> VolumeRegistry::pin_all() {

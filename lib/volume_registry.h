@@ -2,7 +2,8 @@
 // for all readers of its frozen versions.
 //
 // An Attachment keeps a volume open. The one that goes last closes it, cleanly. Attaching waits
-// for a volume that is being opened or closed; it is refused while another VM has the volume. A
+// for a volume that is being opened or closed; it is refused while another VM has the volume,
+// after a while if that one has asked for nothing yet: it may only be looking what there is. A
 // connection that joins others of its VM waits until what they have begun to change has ended.
 // What the store does itself is in no VM's way: it works beside a VM; a VM takes over a volume that
 // is open for nothing else, and waits a moment for work that must be alone.
@@ -55,11 +56,14 @@ class VolumeRegistry {
                                                 const Peer& peer);
   // Keeps a volume open that is open for writing; nothing when it is not, or is being closed.
   std::unique_ptr<Attachment> pin(const Uuid& uuid);
-  // The volume for reading frozen versions; opened anew when it does not know `version` yet.
+  // The volume for reading frozen versions; opened anew when `find`, which looks for one, throws
+  // ENOENT.
   std::shared_ptr<Volume> reader(const Uuid& uuid, const std::string& name,
-                                 const std::string& version);
+                                 const std::function<void(Volume&)>& find);
 
   bool is_open(const Uuid& uuid);
+  // Whether it is being opened or closed.
+  bool is_changing(const Uuid& uuid);
   // All that are open for writing, pinned, and those open for reading.
   std::vector<std::unique_ptr<Attachment>> pin_all();
   std::vector<std::shared_ptr<Volume>> readers();
@@ -71,6 +75,7 @@ class VolumeRegistry {
     State state = State::kOpening;
     std::shared_ptr<Volume> volume;
     Peer peer;
+    uint64_t requests_before = 0;  // that the volume had had when the peer came
     uint32_t writers = 0;
     uint32_t pins = 0;
     bool is_alone = false;

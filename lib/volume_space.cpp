@@ -2,7 +2,8 @@
 //
 //   sweeping    after a crash, current's file may have cells whose updates were never committed.
 //               Region by region, what is allocated is compared with the map.
-//   collecting  hidden versions that nothing needs are taken out of the map.
+//   collecting  versions whose readers have gone are hidden, and hidden ones that nothing needs are
+//               taken out of the map.
 //   punching    free ranges whose decision is durable, when the requests that may have looked them
 //               up have ended. Holes are synced before a checkpoint forgets them.
 #include <algorithm>
@@ -26,6 +27,7 @@ bool Volume::reclaim(std::chrono::milliseconds budget) {
   const auto deadline = Clock::now() + budget;
   // Before a version may be taken out.
   if (!sweep(deadline)) return true;
+  hide_left_versions();
   while (map_->wants_collection()) {
     map_->collect_one();
     if (Clock::now() >= deadline) return true;

@@ -31,6 +31,7 @@ struct WriterInfo {
   uint64_t server_start_time = 0;
   std::string peer;
   uint64_t epoch = 0;
+  int64_t since_ns = 0;
 };
 
 // A version of any volume, wherever its data may have been carried to.

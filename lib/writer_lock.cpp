@@ -110,8 +110,7 @@ std::unique_ptr<WriterLock> WriterLock::acquire(
     throw;
   }
   if (!lock->lock_) fail_in_use(backend, folder, volume, name);
-  lock->object_ = backend.open(header_name(folder), Access::kWrite);
-  lock->header_ = read_header(*lock->object_, folder, volume, lock->slots_);
+  lock->read(backend, folder, volume);
 
   VolumeHeader& header = lock->header_;
   if (const auto writer = writer_of(header)) {
@@ -149,6 +148,25 @@ void WriterLock::hand_to(const Peer& peer) {
   take(peer);
 }
 
+std::unique_ptr<WriterLock> WriterLock::borrow(Backend& backend, const std::string& folder,
+                                               const Uuid& volume, const std::string& name) {
+  std::unique_ptr<WriterLock> lock(new WriterLock());
+  lock->lock_ = backend.try_lock(lock_name(folder), LockMode::kExclusive);
+  if (!lock->lock_) return nullptr;
+  lock->read(backend, folder, volume);
+  if (const auto writer = writer_of(lock->header_))
+    fail(EBUSY, fmt::format("volume {}", name),
+         "cannot be read as it is now: {} had it, and its server died; it can be when a VM, or a "
+         "command like 'tplstore version create {}', has opened it",
+         describe(*writer), name);
+  return lock;
+}
+
+void WriterLock::read(Backend& backend, const std::string& folder, const Uuid& volume) {
+  object_ = backend.open(header_name(folder), Access::kWrite);
+  header_ = read_header(*object_, folder, volume, slots_);
+}
+
 void WriterLock::restore(uint64_t size_bytes) {
   const std::lock_guard guard(mutex_);
   header_.size_bytes = size_bytes;
@@ -159,7 +177,7 @@ void WriterLock::restore(uint64_t size_bytes) {
 
 void WriterLock::resize(uint64_t size_bytes) {
   const std::lock_guard guard(mutex_);
-  header_.true_size_bytes = size_bytes;
+  (header_.is_taken != 0 ? header_.true_size_bytes : header_.size_bytes) = size_bytes;
   slots_.write(*object_, header_);
 }
 

@@ -35,14 +35,19 @@ class WriterLock {
                                              const Uuid& volume, const std::string& name,
                                              const Peer& peer,
                                              const std::function<void(const std::string&)>& log);
-  // Releases the lock only; the header goes on saying "taken", as after a crash.
+  // Takes the lock for a moment, without a claim: the header stays as it is. Nothing when somebody
+  // holds it. EBUSY when the header says "taken": its owner died, and what it left is for the next
+  // writer to take over.
+  static std::unique_ptr<WriterLock> borrow(Backend& backend, const std::string& folder,
+                                            const Uuid& volume, const std::string& name);
+  // Releases the lock only; the header goes on saying what it says, as after a crash.
   ~WriterLock() = default;
 
   // Marks the header as free, with this size, before the lock is released.
   void restore(uint64_t size_bytes);
   // Marks the volume, which stays taken, as taken by another peer.
   void hand_to(const Peer& peer);
-  // Records a new size while the volume stays taken.
+  // Records a new size; whether the volume is taken stays as it is.
   void resize(uint64_t size_bytes);
   // Records that the volume does not need its parent any more.
   void forget_parent();
@@ -52,6 +57,7 @@ class WriterLock {
 
  private:
   WriterLock() = default;
+  void read(Backend& backend, const std::string& folder, const Uuid& volume);
 
   void take(const Peer& peer);  // with mutex_ held
 

@@ -232,11 +232,12 @@ int on_list_exports(int, int, nbdkit_exports* exports) noexcept {
   });
 }
 
-void* on_open(int) noexcept {
-  return guard<>(static_cast<void*>(nullptr), []() -> void* {
+// `only_reads` is set by nbdkit -r, and by filters that keep what is written to themselves.
+void* on_open(int only_reads) noexcept {
+  return guard<>(static_cast<void*>(nullptr), [only_reads]() -> void* {
     const char* name = nbdkit_export_name();
     if (name == nullptr) fail(EINVAL, "export", "the client's export name cannot be read");
-    auto disk = server->store->open_export(name, peer_of_connection());
+    auto disk = server->store->open_export(name, peer_of_connection(), only_reads != 0);
     const std::lock_guard lock(server->disks_mutex);
     server->disks.insert(disk.get());
     return disk.release();
@@ -325,8 +326,8 @@ constexpr nbdkit_plugin make_plugin() {
   table.longname = "tplstore: disks of virtual machines from golden templates";
   table.version = TPLSTORE_VERSION;
   table.description =
-      "Serves the volumes, versions and templates of a store: VOLUME, VOLUME@VERSION,\n"
-      "template/NAME. See nbdkit-tplstore-plugin(1) and tplstore(1).";
+      "Serves the volumes, versions and templates of a store: VOLUME, VOLUME@current,\n"
+      "VOLUME@VERSION, template/NAME. See nbdkit-tplstore-plugin(1) and tplstore(1).";
   table.config_help =
       "[store=]DIRECTORY  (required) The store, made by 'tplstore init'.\n"
       "io=buffered|direct            Use the page cache (default) or bypass it.\n"

@@ -2,11 +2,13 @@
 #include "volume_registry.h"
 
 #include <doctest/doctest.h>
+#include <unistd.h>
 
 #include <future>
 #include <thread>
 
 #include "forwarding_backend.h"
+#include "host.h"
 #include "volume_testing.h"
 
 namespace tplstore {
@@ -19,6 +21,9 @@ constexpr std::chrono::milliseconds kStall{300};
 ByteVector filled(uint64_t length, int value) {
   return ByteVector(length, static_cast<std::byte>(value));
 }
+
+// Another VM: a process that is there, so that nobody takes it for one that has gone.
+Peer vm_peer() { return {"a VM", getppid(), process_start_time(getppid())}; }
 
 struct Fixture {
   std::unique_ptr<MemoryBackend> memory = memory_store();
@@ -188,6 +193,31 @@ TEST_CASE("a VM waits for what the store does alone with the volume") {
   f.store->rollback("vm1", "1");
   REQUIRE(vm.valid());
   CHECK(vm.get() != nullptr);
+}
+
+TEST_CASE("a VM waits for one that has the volume and has asked for nothing") {
+  Fixture f;
+  auto probe = f.store->open_export("vm1", vm_peer());
+  auto late =
+      std::async(std::launch::async, [&] { return f.store->open_export("vm1", test_peer()); });
+  // Most likely it has come by then; if not this shows nothing.
+  CHECK(late.wait_for(std::chrono::milliseconds(100)) == std::future_status::timeout);
+  probe.reset();
+  CHECK(late.get()->is_writable());
+}
+
+TEST_CASE("a VM does not wait for one that uses the volume") {
+  Fixture f;
+  const auto owner = f.store->open_export("vm1", vm_peer());
+  ByteVector bytes(512);
+  SUBCASE("reading") { owner->read(0, bytes); }
+  SUBCASE("asking for extents") {
+    owner->extents(0, 512, [](const Extent&) { return false; });
+  }
+  SUBCASE("flushing") { owner->flush(); }
+  const auto begun = std::chrono::steady_clock::now();
+  CHECK_THROWS_AS(f.store->open_export("vm1", test_peer()), Error);
+  CHECK(std::chrono::steady_clock::now() - begun < WriterLock::kWaitMax);
 }
 
 }  // namespace tplstore

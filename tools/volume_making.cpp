@@ -34,7 +34,7 @@ json create_fork(const Context& context, Store& store, const NewVolume& wanted,
     fail(EINVAL, wanted.from, "a fork starts from one version, as in --from {}@{}", from.name,
          from.version);
   const json parent = find_volume(context, store, from.name);
-  if (from.kind == ExportName::Kind::kCurrent ||
+  if (from.kind == ExportName::Kind::kCurrent || from.kind == ExportName::Kind::kCurrentReader ||
       find_version(parent, from.version)["current"].get<bool>())
     fail(EINVAL, "volume " + from.name,
          "a fork starts from a frozen version, as in --from {0}@VERSION: make one with "

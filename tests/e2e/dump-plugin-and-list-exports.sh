@@ -22,15 +22,17 @@ tplstore version create vm1 --name clean
 serve
 nbdinfo --list --json "nbd+unix:///?socket=$tmp/server.socket" >"$tmp/list"
 names=$(jq -r '.exports[]."export-name"' "$tmp/list" | sort | tr '\n' ' ')
-for name in vm1 vm2 vm1@1 template/golden; do
+for name in vm1@current vm2@current vm1@1 template/golden; do
     [[ " $names" == *" $name "* ]] || fail "no $name among the exports: $names"
 done
 [[ " $names" == *" vm1@2 "* || " $names" == *" vm1@clean "* ]] || fail "no second version: $names"
 jq -e 'all(.exports[]; .description | length > 0)' "$tmp/list" >/dev/null ||
     fail "an export has no description: $(cat "$tmp/list")"
-jq -e '.exports[] | select(."export-name" == "vm1").is_read_only == false' "$tmp/list" >/dev/null
+jq -e '.exports[] | select(."export-name" == "vm1@current").is_read_only' "$tmp/list" >/dev/null
 jq -e '.exports[] | select(."export-name" == "vm1@1").is_read_only' "$tmp/list" >/dev/null
 jq -e '.exports[] | select(."export-name" == "template/golden").is_read_only' "$tmp/list" >/dev/null
+jq -e '.exports[] | select(."export-name" == "vm1@current").description | contains("write as vm1")' "$tmp/list" >/dev/null
+nbdinfo --json "$(uri vm1)" | jq -e '.exports[0].is_read_only == false' >/dev/null
 equals "size of vm2" "$(nbdinfo --size "$(uri vm2)")" $((1 << 30))
 stop_nbdkit
 

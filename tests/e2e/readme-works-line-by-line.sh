@@ -41,8 +41,8 @@ sed -e '/^tplstore serve --socket/s/$/\nawait 20 serves unix/' \
 ) >"$tmp/typed.log" 2>&1
 
 same debian12.raw image.raw
-for ((version = 1; version <= 2; version++)); do
-    tplstore volume export "vm1@$((version + 2))" here.raw --force
+for version in monday tuesday; do
+    tplstore volume export "vm1@$version" here.raw --force
     tplstore --store "$tmp/other" volume export "vm1@$version" there.raw --force
     same here.raw there.raw
 done

@@ -73,6 +73,7 @@ struct Version {
   std::string name;
   Content content;
   bool is_removed = false;
+  std::shared_ptr<Disk> reader;  // of current as it was; it is hidden then as if it was removed
 };
 
 struct ModelVolume {
@@ -147,7 +148,7 @@ class Model {
         return check_version(volume);
       case 15:
         if (random_.chance(20)) check_space();
-        return;
+        return read_current(volume);
       case 16:
         if (random_.chance(20)) grow(volume);
         return;
@@ -173,12 +174,16 @@ class Model {
       check_content(*volume->disk, volume->content);
       for (const auto& [number, version] : volume->versions)
         if (!version.is_removed) check_version(*volume, number);
+      check_readers(*volume);
     }
     check_space();
   }
 
   void close() {
-    for (auto& volume : volumes_) volume->disk.reset();
+    for (auto& volume : volumes_) {
+      volume->disk.reset();
+      end_readers(*volume);
+    }
     store_.reset();
   }
 
@@ -348,14 +353,48 @@ class Model {
 
   // --- versions
 
-  void freeze(ModelVolume& volume, const std::string& name, uint32_t next_parent) {
-    volume.versions[volume.current] = {volume.current_parent, name, volume.content, false};
+  Version& freeze(ModelVolume& volume, const std::string& name, uint32_t next_parent) {
+    Version& frozen = volume.versions[volume.current];
+    frozen = {volume.current_parent, name, volume.content, false, nullptr};
     volume.maybe_holes_of[volume.current] = std::move(volume.maybe_holes);
     volume.maybe_holes.clear();
     volume.content = volume.versions.at(next_parent).content;
     volume.current_parent = next_parent;
     ++volume.current;
     note_flushed(volume);
+    return frozen;
+  }
+
+  // Somebody begins to read a volume as it is now, or ends.
+  void read_current(ModelVolume& volume) {
+    check_readers(volume);
+    std::vector<Version*> read;
+    for (auto& [number, version] : volume.versions)
+      if (version.reader) read.push_back(&version);
+    if (!read.empty() && random_.chance(2)) {
+      read[random_.below(read.size())]->reader.reset();
+      return;
+    }
+    std::shared_ptr<Disk> disk =
+        store_->open_export(fmt::format("{}@current", volume.name), vm_peer());
+    if (read.size() == Volume::kReadersOfCurrentMax) {
+      ByteVector bytes(kSectorBytes);
+      REQUIRE_THROWS_AS(disk->read(0, bytes), Error);
+      return;
+    }
+    check_content(*disk, volume.content);
+    Version& version = freeze(volume, "", volume.current);
+    version.is_removed = true;
+    version.reader = std::move(disk);
+  }
+  void check_readers(ModelVolume& volume) {
+    for (auto& [number, version] : volume.versions) {
+      INFO("version " << number << ", which was frozen for a reader");
+      if (version.reader) check_content(*version.reader, version.content);
+    }
+  }
+  static void end_readers(ModelVolume& volume) {
+    for (auto& [number, version] : volume.versions) version.reader.reset();
   }
 
   std::vector<uint32_t> listed(const ModelVolume& volume) const {
@@ -459,6 +498,7 @@ class Model {
   }
 
   void flatten(ModelVolume& volume) {
+    end_readers(volume);
     const auto work = [&] { store_->flatten_volume(volume.name, [](uint64_t) {}); };
     if (volume.parent == nullptr || has_forks(volume)) {
       REQUIRE_THROWS_AS(work(), Error);
@@ -473,6 +513,7 @@ class Model {
   }
 
   void remove_volume(ModelVolume& volume) {
+    end_readers(volume);
     if (volume.disk) {
       REQUIRE_THROWS_AS(store_->remove_volume(volume.name), Error);
       detach(volume);
@@ -633,7 +674,7 @@ class Model {
     for (auto it = volume.versions.rbegin(); it != volume.versions.rend(); ++it) {
       const auto& [number, version] = *it;
       const bool is_needed =
-          !version.is_removed || pinned.contains(number) || branches[number] >= 2;
+          !version.is_removed || version.reader || pinned.contains(number) || branches[number] >= 2;
       if (is_needed) kept.insert(number);
       if (is_needed || branches[number] > 0) ++branches[version.parent];
     }
@@ -748,7 +789,10 @@ class Model {
     if (random_.chance(2)) flush_all();
     auto after = backend_->clone();
     after->set_recording(false);
-    for (auto& volume : volumes_) volume->disk.reset();
+    for (auto& volume : volumes_) {
+      volume->disk.reset();
+      end_readers(*volume);
+    }
     store_.reset();
     backend_ = std::move(after);
     open_store();

@@ -44,17 +44,21 @@ HeldVersion Store::Impl::hold_version(const Uuid& uuid, const std::string& name,
   HeldVersion held;
   held.volume = registry.reader(uuid, name, [&](Volume& volume) { volume.version(version); });
   held.version = held.volume->version(version);
-  held.hold = held.volume->hold_version(held.version.number);
-  // It may have been removed just before. Whoever has the volume open knows; else what is on disk
-  // now, since nobody can remove the version any more.
-  const std::string number = std::to_string(held.version.number);
-  if (const auto owner = registry.pin(uuid)) {
-    owner->volume().version(number);
-  } else {
-    held.volume = Volume::open_for_reading(environment(), uuid, name);
-    held.version = held.volume->version(number);
+  while (true) {
+    held.hold = held.volume->hold_version(held.version.number);
+    // The reader's map may be old: the version may have been removed just before, and its name
+    // given to another one. Whoever has the volume open knows; else what is on disk now. Nobody can
+    // remove the version any more.
+    const auto owner = registry.pin(uuid);
+    if (!owner) held.volume = Volume::open_for_reading(environment(), uuid, name);
+    const VersionInfo latest = (owner ? owner->volume() : *held.volume).version(version);
+    if (latest.number == held.version.number) return held;
+    held.hold.reset();
+    if (owner)
+      held.volume = registry.reader(
+          uuid, name, [&](Volume& volume) { volume.version(std::to_string(latest.number)); });
+    held.version = latest;
   }
-  return held;
 }
 
 // Freezes current for a reader: what has been written up to now, as a crash would leave it.

@@ -119,6 +119,69 @@ TEST_CASE("a version that is being read is not removed, and one that was is not 
   CHECK(f.read("vm1", 0) == filled(kBlockBytes, 1));
 }
 
+TEST_CASE("a name leads to the version that has it now, whatever other readers have open") {
+  StoreFixture f;
+  f.store->create_volume("vm1", kRegionBytes, "");
+  f.write("vm1", 0, 1);
+  f.store->create_version("vm1", {"daily", "", {}});
+  f.write("vm1", 0, 2);
+  f.version("vm1");
+  const auto reader = f.store->open_export("vm1@2", test_peer());
+  f.store->remove_versions("vm1", {"daily"});
+  f.write("vm1", 0, 3);
+  f.store->create_version("vm1", {"daily", "", {}});
+  // Nobody has the volume open for writing; then somebody has.
+  CHECK(f.read("vm1@daily", 0) == filled(kBlockBytes, 3));
+  const auto writer = f.store->open_export("vm1", test_peer());
+  CHECK(f.read("vm1@daily", 0) == filled(kBlockBytes, 3));
+  f.store->remove_versions("vm1", {"daily"});
+  CHECK(code_of([&] { f.store->open_export("vm1@daily", test_peer()); }) == ENOENT);
+  f.write("vm1", 0, 4);
+  f.store->create_version("vm1", {"daily", "", {}});
+  CHECK(f.read("vm1@daily", 0) == filled(kBlockBytes, 4));
+  CHECK(f.read("vm1@2", 0) == filled(kBlockBytes, 2));
+}
+
+TEST_CASE("a file that cannot be punched keeps no other from giving back its space") {
+  const auto memory = memory_store();
+  ForwardingBackend backend(*memory);
+  const Uuid uuid = random_uuid();
+  Volume::create(backend, uuid, kRegionBytes, nullptr);
+  const auto volume = open_volume(backend, uuid);
+  for (int value = 1; value <= 3; ++value) {
+    volume->write(0, filled(kBlockBytes, value), false);
+    volume->create_version({});
+  }
+  volume->write(0, filled(kBlockBytes, 4), true);
+  volume->remove_versions({"1", "2", "3"});
+  const std::string folder = Volume::folder_of(uuid);
+  int punches = 0;
+  backend.on_punch = [&](const std::string& name) {
+    if (name != folder + "/data.1") return;
+    ++punches;
+    fail(EIO, name, "cannot be punched");
+  };
+  CHECK(code_of([&] { volume->reclaim_all(); }) == EIO);
+  CHECK(punches == 1);
+  const auto files = [&] {
+    std::set<std::string> names;
+    for (const std::string& name : memory->list(folder))
+      if (name.starts_with("data.")) names.insert(name);
+    return names;
+  };
+  CHECK(files() == std::set<std::string>{"data.1", "data.4"});
+  // Upkeep does not try it each time it comes by, and a checkpoint does not forget it.
+  for (int i = 0; i < 5; ++i) volume->reclaim(std::chrono::milliseconds(100));
+  CHECK(punches <= 2);
+  volume->checkpoint();
+  volume->close();
+  backend.on_punch = nullptr;
+  const auto again = open_volume(backend, uuid);
+  again->reclaim_all();
+  CHECK(files() == std::set<std::string>{"data.4"});
+  again->close();
+}
+
 TEST_CASE("a fork of a fork a hundred times over still reads with one lookup") {
   StoreFixture f;
   constexpr uint32_t kDepth = 100;

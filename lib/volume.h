@@ -202,6 +202,7 @@ class Volume {
   void with_map(const std::function<void(VolumeMap&)>& body);
   void find(uint32_t version, uint64_t first, uint64_t count, RunList& runs);
   void read_range(uint32_t version, uint64_t offset, MutableBytes into);
+  void read_runs(const RunList& runs, uint64_t offset, MutableBytes into);
   void write_range(uint64_t offset, Bytes from);
   bool try_overwrite(uint64_t offset, Bytes from);
   void first_write(uint64_t offset, Bytes from);

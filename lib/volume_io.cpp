@@ -22,7 +22,9 @@ uint64_t block_count(uint64_t offset, uint64_t length) {
 struct Volume::Edge {
   bool is_split = false;
   uint64_t block = 0;
-  uint32_t source = 0;  // that `data` was read from
+  // What `data` was read from, whose bytes for this block never change; nothing was read when the
+  // block was current's, whose do.
+  std::optional<uint32_t> source;
   alignas(kBlockBytes) std::array<std::byte, kBlockBytes> data;
 };
 
@@ -85,6 +87,11 @@ void Volume::read_range(uint32_t version, uint64_t offset, MutableBytes into) {
   const RequestEpochs::Request request(epochs_);
   RunList runs;
   find(version, first_block(offset), block_count(offset, into.size()), runs);
+  read_runs(runs, offset, into);
+}
+
+// Reads what a lookup has found, in the request that has looked it up.
+void Volume::read_runs(const RunList& runs, uint64_t offset, MutableBytes into) {
   PieceList pieces;
   uint64_t template_bytes = 0;
   uint64_t own_bytes = 0;
@@ -236,11 +243,20 @@ bool Volume::try_overwrite(uint64_t offset, Bytes from) {
   return true;
 }
 
+// The bytes are those of the lookup that their source comes from: they are compared by that later,
+// and of two lookups the second one might see what is no more by then.
 void Volume::read_edge(Edge& edge) {
+  const RequestEpochs::Request request(epochs_);
+  const uint32_t current = current_.load();
   RunList runs;
   map_->find(0, edge.block, 1, runs);
-  edge.source = runs[0].source;
-  read_range(0, edge.block * kBlockBytes, edge.data);
+  const uint32_t source = runs[0].source;
+  // Versions that have begun since count as current too.
+  const bool may_change = source >= current && source != kSourceUnmapped;
+  edge.source.reset();
+  if (may_change) return;
+  read_runs(runs, edge.block * kBlockBytes, edge.data);
+  edge.source = source;
 }
 
 void Volume::first_write(uint64_t offset, Bytes from) {

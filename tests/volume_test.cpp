@@ -3,8 +3,10 @@
 
 #include <doctest/doctest.h>
 
+#include <condition_variable>
 #include <fstream>
 #include <future>
+#include <mutex>
 #include <thread>
 
 #include "forwarding_backend.h"
@@ -54,6 +56,129 @@ TEST_CASE("a split block that gets another source while its rest is read is read
   std::fill_n(expected.begin(), kSectorBytes, std::byte{2});
   std::fill_n(expected.begin() + kSectorBytes, kSectorBytes, std::byte{3});
   CHECK(read_bytes(*f.volume, 0, 0, kBlockBytes) == expected);
+}
+
+TEST_CASE(
+    "a split block of current that is overwritten and frozen while its rest is read is read "
+    "again") {
+  Fixture f;
+  f.volume->write(0, filled(kBlockBytes, 1), false);
+  // A write of a part of block 0, which is current's, and of block 1, which is not.
+  unsigned times = 0;
+  const auto meanwhile = [&] {
+    if (times++ != 0) return;
+    f.volume->write(0, filled(kSectorBytes, 2), false);
+    f.volume->create_version({});
+  };
+  f.backend.on_read = [&](const std::string& name) {
+    if (name.ends_with("data.1")) meanwhile();
+  };
+  f.volume->write(kSectorBytes, filled(kBlockBytes, 3), false);
+  f.backend.on_read = nullptr;
+  meanwhile();  // unless it was read
+  ByteVector expected = filled(kBlockBytes, 3);
+  std::fill_n(expected.begin(), kSectorBytes, std::byte{2});
+  CHECK(read_bytes(*f.volume, 0, 0, kBlockBytes) == expected);
+}
+
+TEST_CASE("a split block is not made whole with bytes that were trimmed while its rest was read") {
+  Fixture f;
+  // Somebody writes and trims block 0 over and over, and stops behind a trim when asked to.
+  std::atomic<bool> is_over{false};
+  std::atomic<bool> is_asked{false};
+  std::atomic<bool> has_stopped{false};
+  std::thread other([&] {
+    const ByteVector bytes = filled(kBlockBytes, 1);
+    while (!is_over) {
+      f.volume->write(0, bytes, false);
+      f.volume->trim(0, kBlockBytes, false);
+      if (!is_asked) continue;
+      has_stopped = true;
+      while (is_asked && !is_over) std::this_thread::yield();
+      has_stopped = false;
+    }
+  });
+  // Which the next write does when it has read the rest of that block.
+  std::atomic<std::thread::id> writer{};
+  f.backend.around = [&](ForwardingBackend::Call call, const std::string& name,
+                         const std::function<void()>& go_on) {
+    go_on();
+    if (call != ForwardingBackend::Call::kRead || !name.ends_with("data.1") ||
+        writer.load() != std::this_thread::get_id())
+      return;
+    is_asked = true;
+    while (!has_stopped) std::this_thread::yield();
+  };
+  const ByteVector sector = filled(kSectorBytes, 2);
+  ByteVector expected = filled(kBlockBytes, 0);
+  std::fill_n(expected.begin() + kSectorBytes, kSectorBytes, std::byte{2});
+  for (int i = 0; i < 3000; ++i) {
+    writer = std::this_thread::get_id();
+    f.volume->write(kSectorBytes, sector, false);
+    writer = std::thread::id();
+    if (!is_asked) continue;
+    const bool is_right = read_bytes(*f.volume, 0, 0, kBlockBytes) == expected;
+    is_asked = false;
+    while (has_stopped) std::this_thread::yield();
+    REQUIRE_MESSAGE(is_right, "in round ", i);
+  }
+  is_over = true;
+  other.join();
+  f.backend.around = nullptr;
+}
+
+TEST_CASE("a first write is not kept waiting by overwrites beside it") {
+  Fixture f;
+  f.volume->write(0, filled(4 * kBlockBytes, 1), false);
+  f.backend.on_write = [](const std::string&) { std::this_thread::yield(); };
+  std::atomic<bool> is_done{false};
+  std::atomic<bool> was_given_up{false};
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  std::vector<std::thread> threads;
+  for (int thread = 0; thread < 8; ++thread)
+    threads.emplace_back([&, thread] {
+      const ByteVector bytes = filled(kBlockBytes, thread);
+      while (!is_done && !was_given_up) {
+        f.volume->write(thread % 4 * kBlockBytes, bytes, false);
+        if (std::chrono::steady_clock::now() >= deadline) was_given_up = true;
+      }
+    });
+  for (uint64_t block = 4; block < 8; ++block)
+    f.volume->write(block * kBlockBytes, filled(kBlockBytes, 9), false);
+  is_done = true;
+  for (std::thread& thread : threads) thread.join();
+  CHECK(!was_given_up);
+}
+
+TEST_CASE("changes of the header come one after the other") {
+  Fixture f;
+  f.volume->create_version({"small", "", {}});
+  f.volume->resize(2 * kRegionBytes);
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool is_overtaken = false;
+  enum { kNone, kFirst, kOver } state = kNone;
+  std::thread other;
+  f.backend.on_write = [&](const std::string& name) {
+    if (!name.ends_with("/header")) return;
+    std::unique_lock guard(mutex);
+    // The rollback is at it: somebody else comes.
+    if (state == kNone) {
+      state = kFirst;
+      other = std::thread([&] { f.volume->resize(3 * kRegionBytes); });
+      changed.wait_for(guard, std::chrono::milliseconds(200), [&] { return is_overtaken; });
+      state = kOver;
+    } else if (state == kFirst) {
+      is_overtaken = true;
+      changed.notify_all();
+    }
+  };
+  f.volume->rollback("small");
+  other.join();
+  f.backend.on_write = nullptr;
+  CHECK(!is_overtaken);
+  CHECK(read_header(f.backend, Volume::folder_of(f.uuid), f.uuid).true_size_bytes ==
+        3 * kRegionBytes);
 }
 
 TEST_CASE("a first write that is slow to read the rest of its block does not hold up a version") {

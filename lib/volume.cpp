@@ -315,6 +315,7 @@ VersionRecord Volume::freeze_locked(const FreezeRequest& request) {
   use_current(files_->advance(next));
   gate_.open();
   map_->commit();
+  if (disk_size(lock_->header()) != size_bytes()) lock_->resize(size_bytes());
   return map_->version(number).value();
 }
 
@@ -367,10 +368,7 @@ VersionInfo Volume::create_version(const NewVersion& request) {
 }
 
 VersionInfo Volume::rollback(const std::string& number_or_name) {
-  const VersionInfo target = version(number_or_name);
-  const VersionInfo frozen = freeze({"", "", {}, target.number});
-  lock_->resize(size_bytes());
-  return frozen;
+  return freeze({"", "", {}, version(number_or_name).number});
 }
 
 std::vector<VersionInfo> Volume::remove_versions(const std::vector<std::string>& wanted) {

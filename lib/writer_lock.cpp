@@ -167,26 +167,35 @@ void WriterLock::read(Backend& backend, const std::string& folder, const Uuid& v
   header_ = read_header(*object_, folder, volume, slots_);
 }
 
+// With mutex_ held. What could not be written has not changed.
+void WriterLock::put(const VolumeHeader& header) {
+  slots_.write(*object_, header);
+  header_ = header;
+}
+
 void WriterLock::restore(uint64_t size_bytes) {
   const std::lock_guard guard(mutex_);
-  header_.size_bytes = size_bytes;
-  header_.true_size_bytes = 0;
-  header_.is_taken = 0;
-  slots_.write(*object_, header_);
+  VolumeHeader header = header_;
+  header.size_bytes = size_bytes;
+  header.true_size_bytes = 0;
+  header.is_taken = 0;
+  put(header);
 }
 
 void WriterLock::resize(uint64_t size_bytes) {
   const std::lock_guard guard(mutex_);
-  (header_.is_taken != 0 ? header_.true_size_bytes : header_.size_bytes) = size_bytes;
-  slots_.write(*object_, header_);
+  VolumeHeader header = header_;
+  (header.is_taken != 0 ? header.true_size_bytes : header.size_bytes) = size_bytes;
+  put(header);
 }
 
 void WriterLock::forget_parent() {
   const std::lock_guard guard(mutex_);
-  header_.parent = Uuid{};
-  header_.parent_version = 0;
-  header_.incompatible_features &= ~kFeatureFork;
-  slots_.write(*object_, header_);
+  VolumeHeader header = header_;
+  header.parent = Uuid{};
+  header.parent_version = 0;
+  header.incompatible_features &= ~kFeatureFork;
+  put(header);
 }
 
 }  // namespace tplstore

@@ -60,6 +60,7 @@ class WriterLock {
   void read(Backend& backend, const std::string& folder, const Uuid& volume);
 
   void take(const Peer& peer);  // with mutex_ held
+  void put(const VolumeHeader& header);
 
   std::unique_ptr<HeldLock> lock_;
   mutable std::mutex mutex_;  // guards all below

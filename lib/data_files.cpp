@@ -54,13 +54,21 @@ std::shared_ptr<DataFile> DataFiles::open(uint32_t version, Access access) {
   }
 }
 
-void DataFiles::remove_above(uint32_t current) {
+// The versions that have files in the volume's own folder.
+std::vector<uint32_t> DataFiles::own_versions() {
   constexpr std::string_view kPrefix = "data.";
+  std::vector<uint32_t> versions;
   for (const std::string& name : backend_.list(folder_)) {
     if (!name.starts_with(kPrefix)) continue;
     const auto version = parse_version_number(std::string_view(name).substr(kPrefix.size()));
-    if (version && *version > current) backend_.remove(folder_ + "/" + name);
+    if (version) versions.push_back(*version);
   }
+  return versions;
+}
+
+void DataFiles::remove_above(uint32_t current) {
+  for (const uint32_t version : own_versions())
+    if (version > current) backend_.remove(own_name(version));
 }
 
 DataFile& DataFiles::begin(uint32_t current) {
@@ -106,8 +114,11 @@ void DataFiles::remove(uint32_t version) {
   }
   {
     const std::unique_lock guard(mutex_);
-    objects_.put(version, nullptr);
-    files_.erase(version);
+    // An ancestor's file of this number stays open: others read it.
+    if (file_of(version) == own_name(version)) {
+      objects_.put(version, nullptr);
+      files_.erase(version);
+    }
   }
   // Readers of other versions may have it open: without its blocks that costs nothing.
   if (const auto object = open_for_punching(version))
@@ -155,9 +166,19 @@ void DataFiles::sync_written() {
 
 Object& DataFiles::copy_of(uint32_t version) {
   std::unique_ptr<Object>& copy = copies_[version];
-  if (!copy) copy = open_for_punching(version);
   if (!copy) copy = backend_.create(own_name(version), get(version).size_bytes());
   return *copy;
+}
+
+void DataFiles::forget_copies() {
+  copies_.clear();
+  uint32_t last = 0;
+  {
+    const std::shared_lock guard(mutex_);
+    if (!ancestors_.empty()) last = ancestors_.back().last;
+  }
+  for (const uint32_t version : own_versions())
+    if (version <= last) backend_.remove(own_name(version));
 }
 
 void DataFiles::sync_copies() {

@@ -76,7 +76,8 @@ class DataFiles {
   // The prepared file becomes the one that is written.
   DataFile& advance(uint32_t version) noexcept;
   // Removes the volume's own file of a frozen version that no block is in, if there is one, and
-  // gives its space back at once, whoever has it open.
+  // gives its space back at once, whoever has it open. An ancestor's file of that number stays as
+  // it is.
   void remove(uint32_t version);
   // The volume's own file of a frozen version, for making holes; nothing when it is not there.
   std::unique_ptr<Object> open_for_punching(uint32_t version);
@@ -85,8 +86,11 @@ class DataFiles {
   void stretch(uint32_t version, uint64_t disk_bytes);  // of a file that is open for writing
   void sync_written();
 
-  // Own copies of ancestors' files, which take their places at the end.
+  // Own copies of ancestors' files, which take their places at the end. Until then the volume reads
+  // its ancestors' files, and nobody else uses what is in its own folder under their numbers.
   Object& copy_of(uint32_t version);
+  // Removes what copies there are, of an earlier life too.
+  void forget_copies();
   void sync_copies();
   // Returns the ancestors' files, which requests may still use.
   std::vector<std::shared_ptr<DataFile>> end_copies();
@@ -94,6 +98,7 @@ class DataFiles {
  private:
   std::shared_ptr<DataFile> open(uint32_t version, Access access);
   std::string file_of(uint32_t version) const;
+  std::vector<uint32_t> own_versions();
   std::string own_name(uint32_t version) const { return name_of(folder_, version); }
 
   Backend& backend_;

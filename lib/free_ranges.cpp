@@ -95,9 +95,16 @@ std::vector<FreeRange> FreeRanges::take(size_t max) {
   return taken_;
 }
 
-void FreeRanges::finish() {
-  punched_.insert(punched_.end(), taken_.begin(), taken_.end());
+void FreeRanges::finish(const std::set<uint32_t>& failed) {
+  for (const FreeRange& range : taken_)
+    (failed.contains(range.source) ? aside_ : punched_).push_back(range);
   taken_.clear();
+}
+
+void FreeRanges::retry() {
+  if (aside_.empty()) return;
+  add_durable(aside_);
+  aside_.clear();
 }
 
 bool FreeRanges::begin_sync() {
@@ -113,7 +120,7 @@ void FreeRanges::give_back() {
 
 std::vector<FreeRange> FreeRanges::outstanding() const {
   std::vector<FreeRange> all;
-  for (const auto* part : {&cut_, &durable_, &taken_, &punched_, &syncing_})
+  for (const auto* part : {&cut_, &durable_, &taken_, &aside_, &punched_, &syncing_})
     all.insert(all.end(), part->begin(), part->end());
   join_free_ranges(all);
   return all;

@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -58,10 +59,11 @@ class FreeRanges {
 
   // Takes up to `max` ranges whose holes may be punched. One batch at a time; it stays outstanding
   // until finish(), and give_back() when it failed; when that one fails too, the next take() does
-  // it.
+  // it. What finish() is told of files that failed is put aside until retry().
   std::vector<FreeRange> take(size_t max);
-  void finish();
+  void finish(const std::set<uint32_t>& failed);
   void give_back();
+  void retry();
   // Around making holes durable: those that were finished before begin_sync() are so after
   // end_sync(). False when there are none.
   bool begin_sync();
@@ -72,7 +74,7 @@ class FreeRanges {
   size_t waiting() const { return durable_.size(); }
   bool wants_commit() const { return !uncut_.empty(); }
   bool is_empty() const {
-    return uncut_.empty() && cut_.empty() && durable_.empty() && taken_.empty();
+    return uncut_.empty() && cut_.empty() && durable_.empty() && taken_.empty() && aside_.empty();
   }
 
  private:
@@ -80,6 +82,7 @@ class FreeRanges {
   std::vector<FreeRange> cut_;
   std::vector<FreeRange> durable_;  // joined, last first, when is_joined_
   std::vector<FreeRange> taken_;
+  std::vector<FreeRange> aside_;
   std::vector<FreeRange> punched_;
   std::vector<FreeRange> syncing_;
   bool is_joined_ = true;

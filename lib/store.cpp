@@ -106,6 +106,8 @@ void Store::start() {
   impl_->upkeep = std::thread([this] { impl_->run_upkeep(); });
 }
 
+void Store::stop() { impl_->stop.request_stop(); }
+
 Backend& Store::backend() { return *impl_->backend; }
 const StoreOptions& Store::options() const { return impl_->options; }
 

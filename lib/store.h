@@ -49,6 +49,9 @@ class Store {
 
   // Starts the background thread (checkpoints, log compaction). After a fork, not before.
   void start();
+  // The program is ending: what takes long ends early, with ESHUTDOWN (flattening) or with the rest
+  // left for the next time (giving back space).
+  void stop();
 
   Backend& backend();
   const StoreOptions& options() const;

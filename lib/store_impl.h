@@ -5,6 +5,7 @@
 #include <condition_variable>
 #include <map>
 #include <mutex>
+#include <stop_token>
 #include <thread>
 
 #include "chore.h"
@@ -58,6 +59,7 @@ struct Store::Impl {
   const StoreOptions options;
   std::mutex templates_mutex;
   std::map<std::string, std::weak_ptr<TemplateImage>> templates;
+  std::stop_source stop;
   VolumeRegistry registry;
 
   std::mutex upkeep_mutex;

@@ -28,7 +28,7 @@ Peer tool_peer() {
 
 VolumeEnvironment Store::Impl::environment() {
   return {*backend, [this](const std::string& name) { return open_template(name); }, options.log,
-          [this] { wake(); }};
+          [this] { wake(); }, stop.get_token()};
 }
 
 // --- names and folders

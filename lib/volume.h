@@ -30,6 +30,7 @@
 #include <mutex>
 #include <optional>
 #include <set>
+#include <stop_token>
 #include <string>
 #include <vector>
 
@@ -55,6 +56,8 @@ struct VolumeEnvironment {
   std::function<void(const std::string&)> log;
   // Called when there is something to maintain.
   std::function<void()> wake;
+  // Ends what takes long.
+  std::stop_token stop{};
 };
 
 // A version that was frozen for a reader, and what keeps it from being removed.
@@ -137,7 +140,8 @@ class Volume {
   std::optional<VersionIdentity> parent() const;  // where it was forked from
   uint64_t shared_bytes();                        // that current has of ancestors
   // Copies what the volume's versions have of its ancestors into files of its own. EBUSY while it
-  // has forks itself, or when readers that began before still need the ancestors.
+  // has forks itself, or when readers that began before still need the ancestors; ESHUTDOWN when
+  // the environment's stop was requested.
   void flatten(const std::function<void(uint64_t done_bytes)>& progress);
   // Whether the volume `fork` is there and needs `parent`.
   static bool is_fork_of(Backend& backend, const Uuid& fork, const Uuid& parent);
@@ -151,9 +155,11 @@ class Volume {
   // What maintain() does when it is time; at once.
   void checkpoint() { map_->checkpoint(); }
   void compact_log() { map_->compact(); }
-  // Gives back space for about so long; whether there is more to do.
+  // Gives back space for about so long, unless another thread is at it or flattens; whether there
+  // is more to do. A file that cannot be punched is left for later, and the error thrown when all
+  // else is done.
   bool reclaim(std::chrono::milliseconds budget);
-  // Gives back all that can be given back now.
+  // Gives back all that can be given back now; what is left when a stop was requested is for later.
   void reclaim_all();
 
   VolumeStats stats();
@@ -186,12 +192,15 @@ class Volume {
   // volume_space.cpp
   bool sweep(std::chrono::steady_clock::time_point deadline);
   void sweep_region(uint32_t version, Object& file, uint64_t region);
-  bool punch_some();
+  bool reclaim_for(std::chrono::milliseconds budget, std::exception_ptr& failed);
+  bool punch_some(std::exception_ptr& failed);
+  void punch_file(uint32_t version, std::span<const FreeRange> ranges);
   void help_reclaiming();
   void sync_holes();
 
   // volume_fork.cpp
   void copy_foreign_cells(const std::function<void(uint64_t)>& progress);
+  void forget_copies_or_log();
 
   // volume_io.cpp: requests
   template <typename Operation>
@@ -246,6 +255,7 @@ class Volume {
   std::mutex pin_mutex_;           // one fork at a time begins or ends
   // The upkeep's.
   std::chrono::steady_clock::time_point look_for_forks_at_{};
+  std::chrono::steady_clock::time_point retry_punches_at_{};  // of files that could not be punched
   Chore committing_;
   Chore checkpointing_{kFirstPause};
   Chore compacting_{kFirstPause};

@@ -12,6 +12,8 @@ namespace tplstore {
 namespace {
 
 constexpr uint64_t kCopyBytes = 1 << 20;
+// A sync cannot be interrupted, so that there is one for each so many bytes.
+constexpr uint64_t kCopySyncBytes = 64 << 20;
 constexpr uint64_t kRegionsAtOnce = 1024;
 
 }  // namespace
@@ -90,9 +92,17 @@ void Volume::flatten(const std::function<void(uint64_t)>& progress) {
       map_->begin_flatten();
       map_->commit();
     }
-    copy_foreign_cells(progress);
-    files_->sync_copies();
-    map_->promise(1);
+    // What an earlier one has left is not gone on with: it would have to be known what of it is
+    // durable, and what has been freed since.
+    files_->forget_copies();
+    try {
+      copy_foreign_cells(progress);
+      files_->sync_copies();
+      map_->promise(1);
+    } catch (...) {
+      forget_copies_or_log();
+      throw;
+    }
     map_->end_flatten();
     map_->commit();
   }
@@ -105,6 +115,18 @@ void Volume::flatten(const std::function<void(uint64_t)>& progress) {
          "has its own copy now, but readers that began before still use the parent; flatten it "
          "again when they have disconnected");
   lock_->forget_parent();
+}
+
+// Gives back what a flattening that has failed took, perhaps for want of space.
+void Volume::forget_copies_or_log() {
+  try {
+    files_->forget_copies();
+  } catch (const std::exception& error) {
+    environment_.log(
+        fmt::format("volume {}: what was copied while it could not be flattened is still there, "
+                    "until it is flattened again: {}",
+                    name_, error.what()));
+  }
 }
 
 void Volume::copy_foreign_cells(const std::function<void(uint64_t)>& progress) {
@@ -128,10 +150,14 @@ void Volume::copy_foreign_cells(const std::function<void(uint64_t)>& progress) {
       for (uint64_t offset = range.first * kBlockBytes; offset < end;) {
         const MutableBytes piece =
             MutableBytes(buffer).first(std::min<uint64_t>(kCopyBytes, end - offset));
+        if (environment_.stop.stop_requested())
+          fail(ESHUTDOWN, fmt::format("volume {}", name_),
+               "is not flattened yet, and the server is ending: nothing is lost, flatten it again");
         from.read(offset, piece);
         to.write(offset, piece);
         offset += piece.size();
         done_bytes += piece.size();
+        if (done_bytes / kCopySyncBytes > (done_bytes - piece.size()) / kCopySyncBytes) to.sync();
         progress(done_bytes);
       }
     }

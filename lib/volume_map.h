@@ -179,17 +179,19 @@ class VolumeMap {
   bool collect_one();
   bool wants_collection() const;
   // Free ranges whose holes may be punched, up to `max`, when all requests that began before this
-  // call have ended. Then one of the other two.
+  // call have ended. Then one of the other two; the ranges of files in `failed` are put aside.
   std::vector<FreeRange> take_free_ranges(size_t max);
-  void finish_free_ranges();
+  void finish_free_ranges(const std::set<uint32_t>& failed = {});
   void give_back_free_ranges();
+  void retry_free_ranges();  // those that were put aside
   size_t free_ranges_waiting() const { return free_waiting_.load(std::memory_order_relaxed); }
   bool wants_to_free() const;  // something is free that no commit covers yet
   // Whether something is free and not punched, or could be collected, now or when its reader has
   // gone.
   bool has_outstanding() const;
-  // False for a file whose cells are not counted: it may be removed when it is empty.
-  bool counts_cells_of(uint32_t source) const;
+  // Whether the volume's own file of this source is to be removed when it is found empty: its cells
+  // are not counted. Never a file that flattening is still to fill.
+  bool goes_when_empty(uint32_t source) const;
 
   // --- forks; durable after the next commit
   static constexpr uint64_t kPinRecords = 2;     // that pin() and unpin() need promised

@@ -8,7 +8,8 @@
 // Flattening copies the cells that the fork's versions have of its ancestors into files of the same
 // numbers in its own folder. No map changes; at the end the source table is dropped. From the
 // beginning on, cells of ancestors that nothing maps any more count as free: a cell is either
-// copied and freed later, or not copied. Nothing is punched while cells are copied.
+// copied and freed later, or not copied. Nothing is punched while cells are copied, and no file of
+// a source at or below the base is removed before the end.
 #include <algorithm>
 #include <cerrno>
 

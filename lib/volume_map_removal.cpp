@@ -200,9 +200,14 @@ std::vector<FreeRange> VolumeMap::take_free_ranges(size_t max) {
   return ranges;
 }
 
-void VolumeMap::finish_free_ranges() {
+void VolumeMap::finish_free_ranges(const std::set<uint32_t>& failed) {
   const std::unique_lock guard(mutex_);
-  free_.finish();
+  free_.finish(failed);
+}
+
+void VolumeMap::retry_free_ranges() {
+  const std::unique_lock guard(mutex_);
+  free_.retry();
 }
 
 void VolumeMap::give_back_free_ranges() {
@@ -226,10 +231,10 @@ bool VolumeMap::wants_to_free() const {
   return free_.wants_commit();
 }
 
-bool VolumeMap::counts_cells_of(uint32_t source) const {
+bool VolumeMap::goes_when_empty(uint32_t source) const {
   const std::shared_lock guard(mutex_);
-  return source == current_.number || table_.find(source) != nullptr ||
-         table_.removed_files.contains(source);
+  return source > table_.base() && source != current_.number && table_.find(source) == nullptr &&
+         !table_.removed_files.contains(source);
 }
 
 // --- what a removal would free

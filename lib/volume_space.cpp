@@ -15,6 +15,9 @@ namespace tplstore {
 namespace {
 
 constexpr size_t kRangesAtOnce = 256;
+// How long a file that could not be punched is left alone.
+constexpr std::chrono::seconds kRetryInterval{10};
+constexpr std::chrono::seconds kReclaimSlice{1};
 // When writers replace cells faster than holes are punched, they help.
 constexpr size_t kRangesWaitingMax = 1 << 20;
 
@@ -23,7 +26,28 @@ using Clock = std::chrono::steady_clock;
 }  // namespace
 
 bool Volume::reclaim(std::chrono::milliseconds budget) {
-  const std::lock_guard guard(space_mutex_);
+  // Flattening may take hours, and upkeep has other volumes to see to.
+  const std::unique_lock guard(space_mutex_, std::try_to_lock);
+  if (!guard) return false;
+  std::exception_ptr failed;
+  const bool has_more = reclaim_for(budget, failed);
+  if (failed) std::rethrow_exception(failed);
+  return has_more;
+}
+
+void Volume::reclaim_all() {
+  std::exception_ptr failed;
+  bool has_more = true;
+  while (has_more && !environment_.stop.stop_requested()) {
+    const std::lock_guard guard(space_mutex_);
+    if (!failed) retry_punches_at_ = {};
+    has_more = reclaim_for(kReclaimSlice, failed);
+  }
+  if (failed) std::rethrow_exception(failed);
+}
+
+// With space_mutex_ held. `failed` is the first error of a file that could not be punched.
+bool Volume::reclaim_for(std::chrono::milliseconds budget, std::exception_ptr& failed) {
   const auto deadline = Clock::now() + budget;
   // Before a version may be taken out.
   if (!sweep(deadline)) return true;
@@ -33,19 +57,21 @@ bool Volume::reclaim(std::chrono::milliseconds budget) {
     if (Clock::now() >= deadline) return true;
   }
   if (map_->wants_to_free()) map_->commit();
-  while (punch_some())
+  if (Clock::now() >= retry_punches_at_) {
+    map_->retry_free_ranges();
+    retry_punches_at_ = Clock::now() + kRetryInterval;
+  }
+  while (punch_some(failed))
     if (Clock::now() >= deadline) return true;
   return false;
 }
 
-void Volume::reclaim_all() {
-  while (reclaim(std::chrono::hours(1))) {
-  }
-}
-
 void Volume::help_reclaiming() {
   if (map_->free_ranges_waiting() < kRangesWaitingMax) return;
-  if (const std::unique_lock guard(space_mutex_, std::try_to_lock); guard) punch_some();
+  if (const std::unique_lock guard(space_mutex_, std::try_to_lock); guard) {
+    std::exception_ptr failed;  // which is no business of the guest's
+    punch_some(failed);
+  }
 }
 
 // False when it has not come to the end.
@@ -92,20 +118,23 @@ void Volume::sweep_region(uint32_t version, Object& file, uint64_t region) {
   }
 }
 
-bool Volume::punch_some() {
+// A file that cannot be punched keeps no other from it: what of it was to be punched is put aside.
+bool Volume::punch_some(std::exception_ptr& failed) {
   const std::vector<FreeRange> ranges = map_->take_free_ranges(kRangesAtOnce);
   if (ranges.empty()) return false;
+  std::set<uint32_t> put_aside;
   try {
     epochs_.wait_for_requests();
     for (size_t i = 0; i < ranges.size();) {
       const uint32_t version = ranges[i].source;
-      const auto file = ranges[i].is_whole_file() ? nullptr : files_->open_for_punching(version);
-      bool is_empty = ranges[i].is_whole_file();
-      for (; i < ranges.size() && ranges[i].source == version; ++i)
-        if (file)
-          file->punch(ranges[i].first * kBlockBytes, uint64_t{ranges[i].count} * kBlockBytes);
-      if (file && !map_->counts_cells_of(version)) is_empty = file->allocated_bytes() == 0;
-      if (is_empty) files_->remove(version);
+      const size_t begin = i;
+      while (i < ranges.size() && ranges[i].source == version) ++i;
+      try {
+        punch_file(version, std::span(ranges).subspan(begin, i - begin));
+      } catch (...) {
+        if (!failed) failed = std::current_exception();
+        put_aside.insert(version);
+      }
       // Not earlier: a checkpoint may come in between, and sync the file as it is then.
       const std::lock_guard guard(punched_mutex_);
       punched_.insert(version);
@@ -114,8 +143,20 @@ bool Volume::punch_some() {
     map_->give_back_free_ranges();
     throw;
   }
-  map_->finish_free_ranges();
+  map_->finish_free_ranges(put_aside);
   return true;
+}
+
+void Volume::punch_file(uint32_t version, std::span<const FreeRange> ranges) {
+  bool is_empty = ranges[0].is_whole_file();
+  if (!is_empty) {
+    const auto file = files_->open_for_punching(version);
+    if (!file) return;
+    for (const FreeRange& range : ranges)
+      file->punch(range.first * kBlockBytes, uint64_t{range.count} * kBlockBytes);
+    is_empty = map_->goes_when_empty(version) && file->allocated_bytes() == 0;
+  }
+  if (is_empty) files_->remove(version);
 }
 
 void Volume::sync_holes() {

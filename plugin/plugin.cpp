@@ -173,6 +173,8 @@ int on_after_fork() noexcept {
 void on_cleanup() noexcept {
   guard_void([] {
     if (server == nullptr) return;
+    // What is under way for a control request must not hold up the end.
+    if (server->store) server->store->stop();
     if (server->control) server->control->stop();
     server->control.reset();
     for (Disk* disk : server->disks) delete disk;

@@ -111,7 +111,7 @@ void flatten_volume(const Context& context, const std::string& name) {
     const auto show_progress = [&](uint64_t done) {
       if (interrupted())
         fail(EINTR, "volume " + name,
-             "interrupted: nothing is lost, `tplstore volume flatten {}` does the rest", name);
+             "interrupted: nothing is lost, `tplstore volume flatten {}` begins again", name);
       // Old versions may share more than the current one, of which the sum is known.
       progress.update(done, std::max(done, before.shared_bytes));
     };

@@ -10,24 +10,31 @@
 #include "image_file.h"
 #include "manifest.h"
 #include "names.h"
+#include "qemu_nbd.h"
 
 namespace tplstore {
 namespace {
 
 using nlohmann::json;
 
-constexpr std::string_view kPackage = "qemu-utils";
 constexpr std::array<std::string_view, 12> kFormats = {"raw",       "qcow2", "qcow",  "qed",
                                                        "vmdk",      "vhdx",  "vdi",   "vpc",
                                                        "parallels", "dmg",   "cloop", "bochs"};
+// More images than this, each the backing file of the one before, are taken for a circle.
+constexpr unsigned kBackingDepthMax = 64;
+constexpr int kImageDescriptor = 3;  // in qemu-img
 constexpr std::string_view kFetchAgain =
     "fetch the image again, or if it is whole after all, rewrite it with 'qemu-img convert'";
 
 // The first line of what a tool said (it has the cause, those behind it the consequences), without
-// the tool's name and without what could upset a terminal.
+// the tool's name and what it calls the image, and without what could upset a terminal.
 std::string first_line(std::string text) {
   text = text.substr(0, text.find('\n'));
   if (text.starts_with("qemu-img: ")) text = text.substr(10);
+  constexpr std::string_view kName = "Could not open 'json:";
+  if (text.starts_with(kName)) {
+    if (const size_t end = text.find("}': "); end != std::string::npos) text = text.substr(end + 4);
+  }
   for (char& c : text) {
     if (static_cast<unsigned char>(c) < ' ' || c == 0x7f) c = '?';
   }
@@ -84,18 +91,21 @@ class ObjectSplitter {
 
 class Checker {
  public:
-  Checker(const std::string& source, const ImageCheckOptions& options)
-      : source_(source),
+  Checker(const ImageFile& file, const ImageCheckOptions& options)
+      : source_(file.path()),
         options_(options),
-        path_(std::filesystem::absolute(source).string()),
-        file_(source) {}
+        path_(std::filesystem::absolute(source_).string()),
+        file_(file) {}
 
   ImageFacts run() {
     check_before_qemu();
     const json info = read_info();
+    const bool is_found_out = format_.empty();
     format_ = text_at(info, "format");
     check_format();
+    if (is_found_out && format_ == "raw") check_is_plain_disk();
     check_references(info);
+    if (options_.allow_backing) check_backing_depth(info);
     const uint64_t size_bytes =
         format_ == "raw" ? file_.size_bytes() : number_at(info, "virtual-size");
     if (format_ == "raw" && size_bytes % kSectorBytes != 0)
@@ -120,12 +130,24 @@ class Checker {
 
   ProcessResult qemu_img(std::vector<std::string> arguments,
                          const std::function<void(std::string_view)>& on_output) const {
+    std::vector<int> inherited;
+    if (options_.allow_backing) {
+      if (!format_.empty()) arguments.insert(arguments.begin() + 1, {"-f", format_});
+      // An absolute path is neither an option nor a protocol, whatever characters are in it.
+      arguments.push_back(path_);
+    } else {
+      arguments.push_back(descriptor_image(format_, kImageDescriptor, file_.is_block_device()));
+      inherited.push_back(file_.descriptor());
+    }
+    return run_qemu_img(std::move(arguments), on_output, inherited);
+  }
+
+  ProcessResult run_qemu_img(std::vector<std::string> arguments,
+                             const std::function<void(std::string_view)>& on_output,
+                             const std::vector<int>& inherited) const {
     arguments.insert(arguments.begin(), "qemu-img");
-    if (!format_.empty()) arguments.insert(arguments.begin() + 2, {"-f", format_});
-    // An absolute path is neither an option nor a protocol, whatever characters are in it.
-    arguments.push_back(path_);
     try {
-      return run_process(arguments, kPackage, on_output, options_.interrupted);
+      return run_process(arguments, kQemuPackage, on_output, options_.interrupted, inherited);
     } catch (const Error& error) {
       if (error.code() != EINTR) throw;
       fail(EINTR, source_, "interrupted");
@@ -136,15 +158,13 @@ class Checker {
     format_ = options_.format;
     if (!format_.empty()) check_format();
     if (format_ == "raw") return;
-    if (!options_.allow_backing) {
-      if (const auto reference = file_.find_reference()) refuse_reference(*reference);
-    }
-    if (!format_.empty() || file_.magic_format()) return;
+    if (!options_.allow_backing) check_no_reference(file_, format_);
     // A VHD of fixed size has its header at the end, where qemu does not look for it.
-    if (file_.has_vpc_footer()) {
-      format_ = "vpc";
-      return;
-    }
+    if (format_.empty() && !file_.magic_format() && file_.has_vpc_footer()) format_ = "vpc";
+  }
+
+  // Of what no format was said and none was found.
+  void check_is_plain_disk() const {
     if (const auto kind = file_.archive_kind())
       fail(EINVAL, source_,
            "is not a disk image but compressed or an archive ({}): unpack it first, or say "
@@ -179,13 +199,6 @@ class Checker {
     return parse_output(source_, output);
   }
 
-  [[noreturn]] void refuse_reference(std::string_view what) const {
-    fail(EINVAL, source_,
-         "has {}, so it is not the whole image: merge it with 'qemu-img convert', or say "
-         "--allow-backing if you trust what it names",
-         what);
-  }
-
   void check_references(const json& info) {
     if (flag_at(info, "encrypted"))
       fail(EINVAL, source_, "is encrypted: decrypt it with 'qemu-img convert' first");
@@ -200,17 +213,44 @@ class Checker {
       reference = "an external data file";
       has_other_files_ = true;
     }
+    const std::string own_name = options_.allow_backing ? path_ : descriptor_path(kImageDescriptor);
     if (const auto extents = data.find("extents"); extents != data.end() && extents->is_array()) {
       for (const json& extent : *extents) {
-        // JSON cannot tell every file name; a single extent that is no descriptor is the file
-        // itself.
-        if (text_at(extent, "filename") == path_) continue;
-        if (extents->size() == 1 && !file_.find_reference()) continue;
+        if (text_at(extent, "filename") == own_name) continue;
         reference = "extents in other files";
         has_other_files_ = true;
       }
     }
-    if (!reference.empty() && !options_.allow_backing) refuse_reference(reference);
+    if (options_.allow_backing) return;
+    if (!reference.empty()) refuse_reference(file_, reference);
+    check_no_reference(file_, format_);
+  }
+
+  // qemu follows a chain of backing files to its end, and a circle until it runs out of something.
+  void check_backing_depth(json info) const {
+    for (unsigned depth = 0; !text_at(info, "backing-filename").empty(); ++depth) {
+      if (depth == kBackingDepthMax)
+        fail(ELOOP, source_,
+             "has more than {} backing files, one behind the other, or they lead in a circle: "
+             "merge them with 'qemu-img convert'",
+             kBackingDepthMax);
+      std::vector<std::string> arguments = {"info", "--output=json"};
+      if (const std::string format = text_at(info, "backing-filename-format"); !format.empty())
+        arguments.insert(arguments.end(), {"-f", format});
+      const std::string name = text_at(info, "full-backing-filename");
+      arguments.insert(arguments.end(),
+                       {"--", name.empty() ? text_at(info, "backing-filename") : name});
+      std::string output;
+      const auto result = run_qemu_img(arguments,
+                                       [&](std::string_view text) {
+                                         if (output.size() < (1u << 20)) output += text;
+                                       },
+                                       {});
+      if (result.exit_status != 0)
+        fail(EINVAL, source_, "qemu-img cannot open one of its backing files ({})",
+             first_line(result.errors));
+      info = parse_output(source_, output);
+    }
   }
 
   void check_host_offsets() {
@@ -266,7 +306,7 @@ class Checker {
   const std::string source_;
   const ImageCheckOptions& options_;
   const std::string path_;
-  const ImageFile file_;
+  const ImageFile& file_;
   std::string format_;
   bool has_other_files_ = false;
 };
@@ -283,8 +323,20 @@ void check_disk_size(const std::string& source, uint64_t size_bytes) {
          format_size(size_bytes), format_size(kTemplateBytesMax));
 }
 
-ImageFacts check_image_file(const std::string& source, const ImageCheckOptions& options) {
-  return Checker(source, options).run();
+void refuse_reference(const ImageFile& file, std::string_view what) {
+  fail(EINVAL, file.path(),
+       "has {}, so it is not the whole image: merge it with 'qemu-img convert', or say "
+       "--allow-backing if you trust what it names",
+       what);
+}
+
+void check_no_reference(const ImageFile& file, std::string_view format) {
+  if (format == "raw") return;
+  if (const auto reference = file.find_reference(format)) refuse_reference(file, *reference);
+}
+
+ImageFacts check_image_file(const ImageFile& file, const ImageCheckOptions& options) {
+  return Checker(file, options).run();
 }
 
 }  // namespace tplstore

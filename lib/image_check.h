@@ -3,7 +3,9 @@
 // that lead to other files.
 //
 // Images are untrusted, and qemu opens what an image points to. So the parts that could point
-// elsewhere are looked at here before qemu sees them.
+// elsewhere are looked at here before qemu sees them. And images can be exchanged: so qemu gets the
+// open file that was looked at, not its name, and the caller reads from that as well. Only with
+// `allow_backing` names count, since the other files' are relative to the image's.
 //
 // How a cut file is found (qemu itself reads zeroes past the end of most formats' files):
 //   all        the host offsets that `qemu-img map` reports lie past the end of the file
@@ -22,6 +24,8 @@
 #include <functional>
 #include <string>
 
+#include "image_file.h"
+
 namespace tplstore {
 
 struct ImageCheckOptions {
@@ -36,7 +40,12 @@ struct ImageFacts {
   uint64_t size_bytes;  // of the disk that it holds
 };
 
-ImageFacts check_image_file(const std::string& source, const ImageCheckOptions& options);
+ImageFacts check_image_file(const ImageFile& file, const ImageCheckOptions& options);
+
+// Throws as check_image_file() does when an image of this format leads to other files. For a second
+// look, when qemu has opened it: whoever may write to an image may do so at any time.
+void check_no_reference(const ImageFile& file, std::string_view format);
+[[noreturn]] void refuse_reference(const ImageFile& file, std::string_view what);
 
 // EINVAL unless a disk can have this size: not 0, whole sectors, at most 64 TiB.
 void check_disk_size(const std::string& source, uint64_t size_bytes);

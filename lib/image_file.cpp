@@ -129,7 +129,7 @@ std::optional<std::string_view> ImageFile::archive_kind() const {
   return std::nullopt;
 }
 
-std::optional<std::string_view> ImageFile::find_reference() const {
+std::optional<std::string_view> ImageFile::find_reference(std::string_view format) const {
   const ByteVector bytes = head(1024);
   if (starts_with(bytes, "QFI\xfb")) {
     if (big_endian(take<uint64_t>(8).value_or(0)) != 0) return "a backing file";
@@ -138,11 +138,14 @@ std::optional<std::string_view> ImageFile::find_reference() const {
         (big_endian(take<uint64_t>(72).value_or(0)) & kExternalData) != 0)
       return "an external data file";
   }
-  if (is_vmdk_descriptor(to_text(bytes))) return "extents in other files";
   if (starts_with(bytes, "KDMV")) {
     const auto header = take<VmdkHeader>(0);
     // Then its embedded descriptor is followed, which may name any file.
     if (header && header->capacity_sectors == 0) return "extents in other files";
+  } else if (!starts_with(bytes, "COWD") &&
+             (format == "vmdk" || is_vmdk_descriptor(to_text(bytes)))) {
+    // Whatever does not begin like an extent is read as a descriptor.
+    return "extents in other files";
   }
   return std::nullopt;
 }

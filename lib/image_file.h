@@ -25,6 +25,9 @@ class ImageFile {
 
   uint64_t size_bytes() const { return size_bytes_; }
   bool is_block_device() const { return is_block_device_; }
+  // For reading. Who opens it again under its name may get another file.
+  int descriptor() const { return fd_; }
+  const std::string& path() const { return path_; }  // as it was given
   // Fills `into`; false when the file ends before.
   bool read(uint64_t offset, MutableBytes into) const;
   // The first bytes, at most `count`.
@@ -34,8 +37,9 @@ class ImageFile {
   std::optional<std::string_view> magic_format() const;
   // "gzip", "xz", … when it is a compressed file or an archive, else nothing.
   std::optional<std::string_view> archive_kind() const;
-  // What leads to another file ("a backing file", …), or nothing.
-  std::optional<std::string_view> find_reference() const;
+  // What leads to another file ("a backing file", …), or nothing. `format`: what it will be read
+  // as; empty: what its first bytes say.
+  std::optional<std::string_view> find_reference(std::string_view format) const;
 
   // The least size of a whole file with these compressed clusters; 0 when there are none; nothing
   // when even the tables that tell it are past the end.

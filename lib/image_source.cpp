@@ -6,7 +6,6 @@
 #include "image_source.h"
 
 #include <libnbd.h>
-#include <signal.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -17,11 +16,14 @@
 #include "image_check.h"
 #include "names.h"
 #include "partition_check.h"
+#include "qemu_nbd.h"
 
 namespace tplstore {
 namespace {
 
 constexpr uint64_t kStatusBytesMax = uint64_t{1} << 30;  // per question about extents
+// How many such questions may be asked before they must have been worth it.
+constexpr uint64_t kQuestionsFree = 1024;
 constexpr int kPollMilliseconds = 200;
 constexpr int kPartingPolls = 10;  // 2 s at most for the server to let us go
 
@@ -59,8 +61,6 @@ struct Close {
         if (nbd_poll(handle, kPollMilliseconds) < 0) break;
       }
     }
-    // nbd_close waits for a qemu-nbd of ours to end, which a stopped one would never do.
-    nbd_kill_subprocess(handle, SIGKILL);
     nbd_close(handle);
   }
 };
@@ -78,6 +78,7 @@ class NbdSource : public ImageSource {
       open_file();
     }
     wait_for_connection();
+    check_opened();
     examine();
   }
 
@@ -123,17 +124,29 @@ class NbdSource : public ImageSource {
   }
 
   void open_file() {
+    file_ = std::make_unique<ImageFile>(source_);
     facts_ =
-        check_image_file(source_, {options_.format, options_.allow_backing, options_.interrupted});
+        check_image_file(*file_, {options_.format, options_.allow_backing, options_.interrupted});
     is_plain_ = facts_.format == "raw";
     description_ = fmt::format("{} ({})", facts_.path, facts_.format);
-    std::vector<std::string> arguments = {"qemu-nbd", "--read-only", "--format=" + facts_.format,
-                                          facts_.path};
-    std::vector<char*> argv;
-    for (std::string& argument : arguments) argv.push_back(argument.data());
-    argv.push_back(nullptr);
-    if (nbd_aio_connect_systemd_socket_activation(nbd_.get(), argv.data()) != 0)
-      fail_nbd("cannot start qemu-nbd for it");
+    if (options_.allow_backing) {
+      server_.emplace(std::vector<std::string>{"--read-only", "--format=" + facts_.format},
+                      facts_.path, -1);
+    } else {
+      server_.emplace(
+          std::vector<std::string>{"--read-only"},
+          descriptor_image(facts_.format, QemuNbd::kImageDescriptor, file_->is_block_device()),
+          file_->descriptor());
+    }
+    if (nbd_aio_connect_socket(nbd_.get(), server_->take_connection().release()) != 0)
+      fail_nbd("cannot talk to qemu-nbd");
+  }
+
+  // Whoever may write to the image may have changed what it names since it was looked at.
+  void check_opened() {
+    if (!server_ || options_.allow_backing) return;
+    if (server_->has_other_files(file_->descriptor())) refuse_reference(*file_, "other files");
+    check_no_reference(*file_, facts_.format);
   }
 
   // Lets the connection work until `is_ready`.
@@ -162,7 +175,10 @@ class NbdSource : public ImageSource {
 
   void examine() {
     const int64_t size = nbd_get_size(nbd_.get());
-    if (size < 0) fail_nbd("cannot find out its size");
+    // From 2^63 on it is negative, and there need not be an error.
+    if (size < 0)
+      fail(EFBIG, source_,
+           "its disk has 2^63 bytes or more, which is larger than a template can be");
     size_bytes_ = static_cast<uint64_t>(size);
     check_disk_size(source_, size_bytes_);
     const bool is_file = !facts_.format.empty();
@@ -276,11 +292,14 @@ class NbdSource : public ImageSource {
   void ask_extents() {
     const uint64_t begin = asked_;
     const uint64_t length = std::min(kStatusBytesMax, size_bytes_ - begin);
-    if (!has_extents_) {
+    // A server may answer for one byte at a time. Asking must not take more round trips than
+    // reading all of it does; so what cannot be asked about is read.
+    if (!has_extents_ || questions_ >= kQuestionsFree + asked_ / request_bytes_) {
       add_range(begin, begin + length);
       asked_ += length;
       return;
     }
+    ++questions_;
     question_ = {this, begin + length};
     nbd_extent_callback extents{};
     extents.callback = take_extents;
@@ -306,6 +325,7 @@ class NbdSource : public ImageSource {
 
   const std::string source_;
   const ImageSourceOptions options_;
+  std::unique_ptr<ImageFile> file_;  // unless it is an export
   ImageFacts facts_;
   bool is_plain_ = false;  // a disk as it is, without a format around it
   std::string description_;
@@ -316,9 +336,12 @@ class NbdSource : public ImageSource {
 
   std::deque<Range> ranges_;  // known data that has not been requested
   uint64_t asked_ = 0;        // up to here the server has told
+  uint64_t questions_ = 0;    // how often it was asked
   uint64_t data_end_ = 0;     // the end of the last range
 
-  // What requests on the way write to; the handle, which knows them, goes first.
+  // The end of each member but the first needs the one before it: the connection is taken leave of
+  // before its server is killed, and requests on the way write to the slots.
+  std::optional<QemuNbd> server_;
   std::vector<Slot> slots_;
   Question question_;
   std::unique_ptr<nbd_handle, Close> nbd_;
@@ -328,6 +351,7 @@ class NbdSource : public ImageSource {
 
 std::unique_ptr<ImageSource> ImageSource::open(const std::string& source,
                                                const ImageSourceOptions& options) {
+  if (source.empty()) fail(EINVAL, "image", "its name is empty: give a file or an NBD URI");
   return std::make_unique<NbdSource>(source, options);
 }
 

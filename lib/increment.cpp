@@ -64,11 +64,8 @@ uint64_t trailer_checksum(const IncrementTrailer& trailer, uint64_t head_checksu
 // Writes the file from its beginning to its end.
 class IncrementWriter {
  public:
-  IncrementWriter(const std::string& path, const std::string& file, const IncrementInfo& info)
-      : file_(file) {
-    descriptor_ =
-        FileDescriptor(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
-    if (!descriptor_) fail_errno(errno, file_, "making the file");
+  IncrementWriter(int descriptor, const std::string& file, const IncrementInfo& info)
+      : file_(file), descriptor_(descriptor) {
     const std::string texts = info.volume_name + info.version_name + info.note;
     IncrementHeader header{};
     header.magic = kIncrementMagic;
@@ -113,7 +110,7 @@ class IncrementWriter {
     trailer_.checksum = trailer_checksum(trailer_, head_checksum_);
     append(bytes_of(trailer_));
     write_out();
-    if (::fsync(descriptor_.get()) != 0) fail_errno(errno, file_, "syncing");
+    if (::fsync(descriptor_) != 0) fail_errno(errno, file_, "syncing");
     return trailer_.data_bytes;
   }
 
@@ -142,7 +139,7 @@ class IncrementWriter {
 
   void write_out() {
     for (Bytes rest = buffer_; !rest.empty();) {
-      const ssize_t count = ::write(descriptor_.get(), rest.data(), rest.size());
+      const ssize_t count = ::write(descriptor_, rest.data(), rest.size());
       if (count < 0 && errno == EINTR) continue;
       if (count < 0) fail_errno(errno, file_, "writing");
       rest = rest.subspan(static_cast<size_t>(count));
@@ -151,7 +148,7 @@ class IncrementWriter {
   }
 
   const std::string& file_;
-  FileDescriptor descriptor_;
+  const int descriptor_;
   ByteVector buffer_;
   uint64_t head_checksum_ = 0;
   IncrementTrailer trailer_{};  // totals and chain so far
@@ -202,7 +199,7 @@ uint64_t write_increment(Disk& disk, const IncrementInfo& info, const std::strin
   ensure(size == info.size_bytes, "an incremental file has the size of its disk");
   check_publish_target(file, options.may_replace);
   PublishedFile target(file);
-  IncrementWriter writer(target.path(), file, info);
+  IncrementWriter writer(target.descriptor(), file, info);
   const auto tell_progress = [&](uint64_t offset) {
     if (options.interrupted()) fail(EINTR, file, "interrupted: nothing was left behind");
     options.progress(offset, size);

@@ -1,15 +1,22 @@
 #include "image_source.h"
 
 #include <doctest/doctest.h>
+#include <poll.h>
 #include <signal.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+#include <sys/wait.h>
 
 #include <algorithm>
 #include <cstring>
 #include <filesystem>
+#include <thread>
 
 #include "image_check.h"
 #include "partition_check.h"
+#include "qemu_nbd.h"
 #include "template_testing.h"
 #include "temporary_directory.h"
 
@@ -88,6 +95,32 @@ std::vector<pid_t> find_servers() {
     if (parent == getpid()) servers.push_back(std::stoi(pid));
   }
   return servers;
+}
+
+// Puts a shell script in front of one of qemu's programs: what it does happens when the program is
+// started. `$real` is the program.
+class Wrapped {
+ public:
+  Wrapped(const Folder& folder, const std::string& program, const std::string& script)
+      : old_path_(getenv("PATH")) {
+    const std::string bin = folder / "bin";
+    std::filesystem::create_directories(bin);
+    write_file(bin + "/" + program,
+               as_bytes("#!/bin/sh\nPATH='" + old_path_ + "'\nreal=$(command -v " + program +
+                        ")\n" + script + "\n"));
+    REQUIRE(chmod((bin + "/" + program).c_str(), 0700) == 0);
+    setenv("PATH", (bin + ":" + old_path_).c_str(), 1);
+  }
+  ~Wrapped() { setenv("PATH", old_path_.c_str(), 1); }
+  Wrapped(const Wrapped&) = delete;
+  Wrapped& operator=(const Wrapped&) = delete;
+
+ private:
+  const std::string old_path_;
+};
+
+bool contains(const ByteVector& bytes, const ByteVector& part) {
+  return std::search(bytes.begin(), bytes.end(), part.begin(), part.end()) != bytes.end();
 }
 
 }  // namespace
@@ -233,6 +266,131 @@ TEST_CASE("what an image points to is not opened before it is refused") {
               (folder / "evil.qcow2") + " 1M && rm " + (folder / "data") + " && mkfifo " +
               (folder / "data")));
   CHECK(mentions(refusal_of(folder / "evil.qcow2"), "external data file"));
+}
+
+TEST_CASE("a vmdk descriptor is refused whatever it leaves out and whatever format was said") {
+  if (!can_run()) return;
+  const Folder folder;
+  ByteVector secret = disk_of({7});
+  write_file(folder / "secret", secret);
+  const std::string extent = "RW 8 FLAT \"" + (folder / "secret") + "\" 0\n";
+  const std::string type = "createType=\"monolithicFlat\"\n";
+  const std::string padding(4096, '\n');
+  for (const std::string& text :
+       {type + extent, "CID=1\nparentCID=ffffffff\n" + type + extent, "\n\nx\n" + type + extent,
+        std::string("\0", 1) + type + extent,
+        "version=1\nCID=1\nparentCID=ffffffff\n" + type + extent,
+        "version=1\n" + type + extent + extent, type + extent + "RW 8 ZERO\n"}) {
+    CAPTURE(text);
+    write_file(folder / "evil", as_bytes(text + padding.substr(0, 4096 - text.size() % 512)));
+    for (const std::string format : {"vmdk", ""}) {
+      CAPTURE(format);
+      ByteVector read;
+      const Thrown thrown =
+          thrown_by([&] { read = import_of(folder / "evil", {.format = format}); });
+      CHECK(!contains(read, secret));
+      if (format == "vmdk") {
+        CHECK(thrown.code == EINVAL);
+        CHECK(mentions(thrown, "is not the whole image"));
+      }
+    }
+  }
+  // As the first extent of a sparse one, which is found by its header.
+  write_file(folder / "disk.raw", disk_of({1, 2, 0, 3}));
+  REQUIRE(convert(folder / "disk.raw", "vmdk", folder / "sparse"));
+  ByteVector sparse = read_file(folder / "sparse");
+  std::fill_n(sparse.begin() + 12, 8, std::byte{0});  // a capacity of 0: the descriptor counts
+  const std::string inside = type + extent;
+  std::fill_n(sparse.begin() + 512, 1024, std::byte{0});
+  std::memcpy(sparse.data() + 512, inside.data(), inside.size());
+  write_file(folder / "sparse", sparse);
+  CHECK(mentions(refusal_of(folder / "sparse"), "is not the whole image"));
+}
+
+TEST_CASE("an image that is exchanged after it was checked is not read") {
+  if (!can_run()) return;
+  const Folder folder;
+  const ByteVector secret = disk_of({7, 8, 9, 10}), disk = disk_of({1, 2, 3, 4});
+  write_file(folder / "secret", secret);
+  write_file(folder / "disk.raw", disk);
+  const auto in_folder = [&](const std::string& command) {
+    REQUIRE(run("cd " + folder.path() + " && " + command));
+  };
+  in_folder("qemu-img convert -f raw -O qcow2 disk.raw good.qcow2");
+  in_folder("qemu-img create -f qcow2 -b secret -F raw evil.qcow2");
+  in_folder("qemu-img convert -f raw -O vmdk disk.raw good.vmdk");
+  in_folder("cp good.qcow2 good.raw");
+  const std::string descriptor =
+      "version=1\nCID=1\nparentCID=ffffffff\ncreateType=\"monolithicFlat\"\nRW 32 FLAT \"" +
+      (folder / "secret") + "\" 0\n" + std::string(4096, '\n');
+  write_file(folder / "evil.vmdk", as_bytes(descriptor));
+  in_folder("cp secret evil.raw");
+  for (const std::string format : {"qcow2", "vmdk", "raw"}) {
+    CAPTURE(format);
+    in_folder("cp good." + format + " image");
+    const ByteVector expected = format == "raw" ? read_file(folder / "good.raw") : disk;
+    const Wrapped swap(folder, "qemu-nbd",
+                       "cd " + folder.path() + " && cp evil." + format +
+                           " other && mv other image && cd / && exec $real \"$@\"");
+    CHECK(import_of(folder / "image", {.format = format}) == expected);
+  }
+}
+
+TEST_CASE("an image that is rewritten in place after it was checked leads nowhere") {
+  if (!can_run()) return;
+  const Folder folder;
+  const ByteVector secret = disk_of({7, 8, 9, 10});
+  write_file(folder / "secret", secret);
+  write_file(folder / "disk.raw", disk_of({1, 2, 3, 4}));
+  const auto in_folder = [&](const std::string& command) {
+    REQUIRE(run("cd " + folder.path() + " && " + command));
+  };
+  in_folder("qemu-img convert -f raw -O qcow2 disk.raw good.qcow2");
+  in_folder("qemu-img convert -f raw -O vmdk disk.raw good.vmdk");
+  in_folder("qemu-img create -f qcow2 -b secret -F raw backing");
+  in_folder(
+      "cp secret data && qemu-img convert -f raw -O qcow2 -o data_file=$PWD/data disk.raw "
+      "data.qcow2 "
+      "&& cp secret data");
+  const std::string descriptor =
+      "version=1\nCID=1\nparentCID=ffffffff\ncreateType=\"monolithicFlat\"\nRW 32 FLAT \"" +
+      (folder / "secret") + "\" 0\n" + std::string(60000, '\n');
+  write_file(folder / "descriptor", as_bytes(descriptor));
+  const std::vector<std::pair<std::string, std::string>> cases = {
+      {"qcow2", "backing"}, {"qcow2", "data.qcow2"}, {"vmdk", "descriptor"}};
+  for (const auto& [format, evil] : cases) {
+    CAPTURE(evil);
+    in_folder("cp good." + format + " image");
+    const Wrapped rewrite(folder, "qemu-nbd",
+                          "cd " + folder.path() + " && cat " + evil + " >image; exec $real \"$@\"");
+    ByteVector read;
+    const Thrown thrown =
+        thrown_by([&] { read = import_of(folder / "image", {.format = format}); });
+    CHECK(!contains(read, disk_of({7})));
+    CHECK(!contains(read, disk_of({8})));
+    CHECK(thrown.code != 0);
+  }
+}
+
+TEST_CASE("backing files that lead in a circle, or are too many, are refused") {
+  if (!can_run()) return;
+  const Folder folder;
+  const auto in_folder = [&](const std::string& command) {
+    REQUIRE(run("cd " + folder.path() + " && " + command));
+  };
+  for (const std::string format : {"qcow2", "qed"}) {
+    CAPTURE(format);
+    in_folder("for i in a b c; do qemu-img create -q -f " + format + " $i 1M; done");
+    in_folder("qemu-img rebase -u -f " + format + " -b b -F " + format + " a");
+    in_folder("qemu-img rebase -u -f " + format + " -b $PWD/./c -F " + format + " b");
+    in_folder("qemu-img rebase -u -f " + format + " -b a -F " + format + " c");
+    const Thrown thrown = refusal_of(folder / "a", {.allow_backing = true});
+    CHECK(thrown.code == ELOOP);
+    CHECK(mentions(thrown, "in a circle"));
+  }
+  in_folder("qemu-img create -q -f qcow2 0 1M");
+  in_folder("for i in $(seq 1 20); do qemu-img create -q -f qcow2 -b $((i - 1)) -F qcow2 $i; done");
+  CHECK(is_zero(import_of(folder / "20", {.allow_backing = true})));
 }
 
 TEST_CASE("cut images are refused") {
@@ -398,6 +556,128 @@ TEST_CASE("exports of an NBD server are read like images, and its end is an erro
   CHECK(lost.code != 0);
   CHECK(refusal_of(uri).code != 0);
   CHECK(refusal_of("nbd+unix:///?socket=" + (folder / "none")).code != 0);
+}
+
+TEST_CASE("a server that tells of one byte at a time is not asked about each") {
+  if (!run("nbdkit eval --version")) {
+    MESSAGE("skipped: nbdkit is not installed");
+    return;
+  }
+  const Folder folder;
+  const ByteVector disk = disk_of({1, 0, 2, 3});
+  write_file(folder / "disk", disk);
+  REQUIRE(run("cd " + folder.path() +
+              " && nbdkit -P pid -U socket eval get_size='echo 16384' "
+              "pread='dd if=" +
+              (folder / "disk") +
+              " iflag=skip_bytes,count_bytes skip=$4 count=$3 status=none' can_extents='exit 0' "
+              "extents='echo >>" +
+              (folder / "asked") + "; echo $4 1'"));
+  // It writes this once it is in the background.
+  while (read_file(folder / "pid").empty()) usleep(1000);
+  const pid_t server = std::stoi(to_text(read_file(folder / "pid")));
+  // An answer of one byte, and of 16384 bytes in all: more questions than there may be.
+  const auto asked = [&] { return read_file(folder / "asked").size(); };
+  const Thrown thrown = thrown_by([&] {
+    const auto source = ImageSource::open("nbd+unix:///?socket=" + (folder / "socket"),
+                                          {.interrupted = [&] { return asked() > 2000; }});
+    CHECK(read_all(*source) == disk);
+  });
+  CHECK(thrown.text == "");
+  CHECK(asked() <= 1024);
+  kill(server, SIGTERM);
+}
+
+TEST_CASE("a server whose disk has 2^63 bytes is refused") {
+  const Folder folder;
+  const int listening = socket(AF_UNIX, SOCK_STREAM, 0);
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  std::strcpy(address.sun_path, (folder / "socket").c_str());
+  REQUIRE(bind(listening, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0);
+  REQUIRE(listen(listening, 1) == 0);
+  for (const int highest : {0x80, 0xff, 0x7f}) {
+    // The whole of the oldest handshake.
+    std::thread server([&] {
+      const int fd = accept(listening, nullptr, nullptr);
+      char hello[152] = "NBDMAGIC\x00\x00\x42\x02\x81\x86\x12\x53";
+      hello[16] = static_cast<char>(highest);
+      hello[27] = 1;  // it has flags
+      [[maybe_unused]] ssize_t count = write(fd, hello, sizeof hello);
+      while (read(fd, hello, sizeof hello) > 0) {
+      }
+      close(fd);
+    });
+    const Thrown thrown = refusal_of("nbd+unix:///?socket=" + (folder / "socket"));
+    server.join();
+    CAPTURE(thrown.text);
+    CHECK(thrown.code == EFBIG);
+    CHECK(mentions(thrown, "larger than a template can be"));
+  }
+  close(listening);
+}
+
+TEST_CASE("an image without a name is refused") {
+  const Thrown thrown = refusal_of("");
+  CHECK(thrown.code == EINVAL);
+  CHECK(mentions(thrown, "its name is empty"));
+}
+
+TEST_CASE("images that only qemu knows are read by their content, not refused by their name") {
+  if (!can_run()) return;
+  const Folder folder;
+  const ByteVector disk = disk_of({1, 2, 0, 3});
+  write_file(folder / "disk.raw", disk);
+  REQUIRE(convert(folder / "disk.raw", "parallels", folder / "disk.parallels"));
+  CHECK(import_of(folder / "disk.parallels") == disk);
+  write_file(folder / "none.parallels", disk);
+  CHECK(mentions(refusal_of(folder / "none.parallels"), "is called .parallels"));
+}
+
+TEST_CASE("without qemu's programs the package that has them is named") {
+  const Folder folder;
+  write_file(folder / "disk.raw", example_disk());
+  const int image = open((folder / "disk.raw").c_str(), O_RDONLY | O_CLOEXEC);
+  const std::string path = getenv("PATH");
+  setenv("PATH", folder.path().c_str(), 1);
+  const Thrown no_img = refusal_of(folder / "disk.raw");
+  const Thrown no_nbd = thrown_by([&] { QemuNbd({}, "image", image); });
+  setenv("PATH", path.c_str(), 1);
+  close(image);
+  CHECK(no_img.code == ENOENT);
+  CHECK(mentions(no_img, "install qemu-utils"));
+  CHECK(no_nbd.code == ENOENT);
+  CHECK(mentions(no_nbd, "install qemu-utils"));
+}
+
+TEST_CASE("a killed import leaves none of qemu's programs behind") {
+  if (!can_run()) return;
+  const Folder folder;
+  write_file(folder / "disk.raw", example_disk());
+  for (const std::string program : {"qemu-img", "qemu-nbd"}) {
+    CAPTURE(program);
+    // One that was started and does nothing yet.
+    REQUIRE(run("rm -f " + (folder / "pid") + " && mkfifo " + (folder / "pid")));
+    const Wrapped slow(folder, program, "echo $$ >" + (folder / "pid") + "; exec sleep 600");
+    const pid_t import = fork();
+    REQUIRE(import >= 0);
+    if (import == 0) {
+      try {
+        ImageSource::open(folder / "disk.raw", {});
+      } catch (...) {
+      }
+      _exit(0);
+    }
+    const pid_t child = std::stoi(to_text(read_file(folder / "pid")));
+    const int ended = static_cast<int>(syscall(SYS_pidfd_open, child, 0));
+    REQUIRE(ended >= 0);
+    kill(import, SIGKILL);
+    REQUIRE(waitpid(import, nullptr, 0) == import);
+    pollfd watched{ended, POLLIN, 0};
+    CHECK(poll(&watched, 1, 10000) == 1);
+    kill(child, SIGKILL);
+    close(ended);
+  }
 }
 
 TEST_CASE("a qemu-nbd that is killed while it reads is an error, and none is left behind") {

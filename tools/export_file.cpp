@@ -78,8 +78,8 @@ uint64_t export_disk(Disk& disk, const std::string& file, const ExportOptions& o
   uint64_t written = 0;
   try {
     const auto sink = options.format == ImageFormat::kRaw
-                          ? make_raw_sink(target.path(), disk.size_bytes(), file)
-                          : make_qcow2_sink(target.path(), disk.size_bytes(), file);
+                          ? make_raw_sink(target.descriptor(), disk.size_bytes(), file)
+                          : make_qcow2_sink(target.descriptor(), disk.size_bytes(), file);
     written = copy_disk(disk, *sink, options);
     fail_interrupted();
     sink->finish();

@@ -1,31 +1,25 @@
 #include "image_sink.h"
 
-#include <fcntl.h>
 #include <libnbd.h>
-#include <signal.h>
 #include <unistd.h>
 
 #include <array>
 #include <cerrno>
+#include <optional>
 #include <vector>
 
 #include "child_process.h"
-#include "dir_path.h"
 #include "error.h"
+#include "qemu_nbd.h"
 
 namespace tplstore::tool {
 namespace {
 
-constexpr std::string_view kQemuPackage = "qemu-utils";
-
 class RawSink final : public ImageSink {
  public:
-  RawSink(const std::string& path, uint64_t size_bytes, std::string file)
-      : file_(std::move(file)), buffer_(kSinkBufferBytes) {
-    descriptor_ =
-        FileDescriptor(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
-    if (!descriptor_) fail_errno(errno, file_, "making the file");
-    if (::ftruncate(descriptor_.get(), static_cast<off_t>(size_bytes)) != 0)
+  RawSink(int descriptor, uint64_t size_bytes, std::string file)
+      : file_(std::move(file)), descriptor_(descriptor), buffer_(kSinkBufferBytes) {
+    if (::ftruncate(descriptor_, static_cast<off_t>(size_bytes)) != 0)
       fail_errno(errno, file_, "giving the file its size");
   }
 
@@ -35,7 +29,7 @@ class RawSink final : public ImageSink {
   void write(uint64_t offset, Bytes from) override {
     while (!from.empty()) {
       const ssize_t count =
-          ::pwrite(descriptor_.get(), from.data(), from.size(), static_cast<off_t>(offset));
+          ::pwrite(descriptor_, from.data(), from.size(), static_cast<off_t>(offset));
       if (count < 0 && errno == EINTR) continue;
       if (count < 0) fail_errno(errno, file_, "writing");
       offset += static_cast<uint64_t>(count);
@@ -44,32 +38,28 @@ class RawSink final : public ImageSink {
   }
 
   void finish() override {
-    if (::fsync(descriptor_.get()) != 0) fail_errno(errno, file_, "syncing");
-    descriptor_ = FileDescriptor();
+    if (::fsync(descriptor_) != 0) fail_errno(errno, file_, "syncing");
   }
 
  private:
   std::string file_;
-  FileDescriptor descriptor_;
+  const int descriptor_;
   ByteVector buffer_;
 };
 
 // Several writes are in flight to a private qemu-nbd, which ends with the connection.
 class Qcow2Sink final : public ImageSink {
  public:
-  Qcow2Sink(const std::string& path, uint64_t size_bytes, std::string file)
-      : file_(std::move(file)) {
-    const ProcessResult made =
-        run_process({"qemu-img", "create", "-q", "-f", "qcow2", path, std::to_string(size_bytes)},
-                    kQemuPackage, [](std::string_view) {}, {});
+  Qcow2Sink(int descriptor, uint64_t size_bytes, std::string file) : file_(std::move(file)) {
+    const ProcessResult made = run_process(
+        {"qemu-img", "create", "-q", "-f", "qcow2", descriptor_path(3), std::to_string(size_bytes)},
+        kQemuPackage, [](std::string_view) {}, {}, {descriptor});
     if (made.exit_status != 0) fail(EIO, file_, "qemu-img cannot make it: {}", made.errors);
     nbd_.reset(nbd_create());
     if (!nbd_) fail(ENOMEM, file_, "cannot make an NBD handle: {}", nbd_get_error());
-    std::string program = "qemu-nbd", format = "--format=qcow2", cache = "--cache=writeback",
-                image = path;
-    std::array<char*, 5> arguments = {program.data(), format.data(), cache.data(), image.data(),
-                                      nullptr};
-    if (nbd_connect_systemd_socket_activation(nbd_.get(), arguments.data()) != 0)
+    server_.emplace(std::vector<std::string>{"--format=qcow2", "--cache=writeback"},
+                    descriptor_path(QemuNbd::kImageDescriptor), descriptor);
+    if (nbd_connect_socket(nbd_.get(), server_->take_connection().release()) != 0)
       fail_nbd("starting qemu-nbd");
     for (Slot& slot : slots_) slot.buffer.resize(kSinkBufferBytes);
   }
@@ -111,7 +101,8 @@ class Qcow2Sink final : public ImageSink {
     // The flush makes qemu write its tables, so what follows cannot lose anything.
     if (nbd_flush(nbd_.get(), 0) != 0) fail_nbd("flushing through qemu-nbd");
     if (nbd_shutdown(nbd_.get(), 0) != 0) fail_nbd("closing qemu-nbd");
-    nbd_close(nbd_.release());  // waits for the end of qemu-nbd
+    nbd_.reset();
+    server_->wait();
   }
 
  private:
@@ -121,11 +112,7 @@ class Qcow2Sink final : public ImageSink {
     int error = 0;
   };
   struct CloseNbd {
-    // Of a file that nobody will keep: no reason to wait, or to let qemu-nbd complain.
-    void operator()(nbd_handle* handle) const {
-      nbd_kill_subprocess(handle, SIGKILL);
-      nbd_close(handle);
-    }
+    void operator()(nbd_handle* handle) const { nbd_close(handle); }
   };
 
   void wait() {
@@ -148,20 +135,22 @@ class Qcow2Sink final : public ImageSink {
   std::string file_;
   std::array<Slot, 8> slots_;
   Slot* taken_ = nullptr;
+  // An unfinished one is killed, for nobody will keep the file.
+  std::optional<QemuNbd> server_;
   // Last, so that it is closed before the buffers go.
   std::unique_ptr<nbd_handle, CloseNbd> nbd_;
 };
 
 }  // namespace
 
-std::unique_ptr<ImageSink> make_raw_sink(const std::string& path, uint64_t size_bytes,
+std::unique_ptr<ImageSink> make_raw_sink(int descriptor, uint64_t size_bytes,
                                          const std::string& file) {
-  return std::make_unique<RawSink>(path, size_bytes, file);
+  return std::make_unique<RawSink>(descriptor, size_bytes, file);
 }
 
-std::unique_ptr<ImageSink> make_qcow2_sink(const std::string& path, uint64_t size_bytes,
+std::unique_ptr<ImageSink> make_qcow2_sink(int descriptor, uint64_t size_bytes,
                                            const std::string& file) {
-  return std::make_unique<Qcow2Sink>(path, size_bytes, file);
+  return std::make_unique<Qcow2Sink>(descriptor, size_bytes, file);
 }
 
 }  // namespace tplstore::tool

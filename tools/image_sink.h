@@ -24,14 +24,15 @@ class ImageSink {
   virtual MutableBytes take_buffer() = 0;
   // `from` lies in the buffer taken last; it is written by the time finish() returns.
   virtual void write(uint64_t offset, Bytes from) = 0;
-  // Makes everything durable and closes the file.
+  // Makes everything durable.
   virtual void finish() = 0;
 };
 
-// Both make `path`, which must not exist and is absolute. Messages name `file` instead.
-std::unique_ptr<ImageSink> make_raw_sink(const std::string& path, uint64_t size_bytes,
+// Both write to an empty file, open for reading and writing, that lives as long as they do.
+// Messages name it `file`.
+std::unique_ptr<ImageSink> make_raw_sink(int descriptor, uint64_t size_bytes,
                                          const std::string& file);
-std::unique_ptr<ImageSink> make_qcow2_sink(const std::string& path, uint64_t size_bytes,
+std::unique_ptr<ImageSink> make_qcow2_sink(int descriptor, uint64_t size_bytes,
                                            const std::string& file);
 
 }  // namespace tplstore::tool

@@ -332,6 +332,9 @@ void refuse_reference(const ImageFile& file, std::string_view what) {
 
 void check_no_reference(const ImageFile& file, std::string_view format) {
   if (format == "raw") return;
+  const auto magic = file.magic_format();
+  if (format == "vmdk" && magic && *magic != "vmdk")
+    fail(EINVAL, file.path(), "is {} and not vmdk: give the right --format, or none", *magic);
   if (const auto reference = file.find_reference(format)) refuse_reference(file, *reference);
 }
 

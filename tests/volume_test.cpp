@@ -87,6 +87,17 @@ TEST_CASE("a split block is not made whole with bytes that were trimmed while it
   std::atomic<bool> is_over{false};
   std::atomic<bool> is_asked{false};
   std::atomic<bool> has_stopped{false};
+  // It is asked by the next write when that has read the rest of that block.
+  std::atomic<std::thread::id> writer{};
+  f.backend.around = [&](ForwardingBackend::Call call, const std::string& name,
+                         const std::function<void()>& go_on) {
+    go_on();
+    if (call != ForwardingBackend::Call::kRead || !name.ends_with("data.1") ||
+        writer.load() != std::this_thread::get_id())
+      return;
+    is_asked = true;
+    while (!has_stopped) std::this_thread::yield();
+  };
   std::thread other([&] {
     const ByteVector bytes = filled(kBlockBytes, 1);
     while (!is_over) {
@@ -98,17 +109,6 @@ TEST_CASE("a split block is not made whole with bytes that were trimmed while it
       has_stopped = false;
     }
   });
-  // Which the next write does when it has read the rest of that block.
-  std::atomic<std::thread::id> writer{};
-  f.backend.around = [&](ForwardingBackend::Call call, const std::string& name,
-                         const std::function<void()>& go_on) {
-    go_on();
-    if (call != ForwardingBackend::Call::kRead || !name.ends_with("data.1") ||
-        writer.load() != std::this_thread::get_id())
-      return;
-    is_asked = true;
-    while (!has_stopped) std::this_thread::yield();
-  };
   const ByteVector sector = filled(kSectorBytes, 2);
   ByteVector expected = filled(kBlockBytes, 0);
   std::fill_n(expected.begin() + kSectorBytes, kSectorBytes, std::byte{2});

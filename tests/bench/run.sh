@@ -213,7 +213,7 @@ fi
 
 # --- the table
 
-format="%-34s %-16s %12s %12s %7s %9s  %-7s%s\n"
+format="%-34s %-16s %12s %12s %7s %9s  %-8s%s\n"
 # shellcheck disable=SC2059
 printf "$format" case against ours peer ratio required verdict "${before:+before}"
 declare -A peer_names=([file]="nbdkit file" [qcow2]="qemu-nbd qcow2")

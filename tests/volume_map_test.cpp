@@ -334,4 +334,23 @@ TEST_CASE("a log that is compacted away while its owner loads from it is no erro
   CHECK(map->stats().compactions == 1);
 }
 
+TEST_CASE("an update behind a record of another kind is one of its own") {
+  MapUnderTest map(kTiB);
+  map.write(0, 8);
+  const uint32_t frozen = map.freeze();
+  map.assign(0, 1, kSourceZero);
+  map->promise(1);
+  map->hide({frozen});
+  map.assign(frozen, 1, kSourceZero);
+  map->promise(1);
+  map->resize(2 * kTiB);
+  map.assign(2 * kTiB / kBlockBytes - 1, 1, kSourceZero);
+  map->commit();
+  map.open();
+  CHECK(map.source_of(0, 0) == kSourceZero);
+  CHECK(map.source_of(0, frozen) == kSourceZero);
+  CHECK(map.source_of(0, 2 * kTiB / kBlockBytes - 1) == kSourceZero);
+  CHECK(map.source_of(0, 7) == frozen);
+}
+
 }  // namespace tplstore

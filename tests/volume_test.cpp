@@ -2,6 +2,7 @@
 #include "volume.h"
 
 #include <doctest/doctest.h>
+#include <unistd.h>
 
 #include <condition_variable>
 #include <fstream>
@@ -412,6 +413,48 @@ TEST_CASE("a write that lands while a flush syncs its file is not taken for sync
   const auto after =
       f.memory->crash(f.memory->event_count(), MemoryBackend::Crash::kLoseUnsynced, 0);
   CHECK(read_bytes(*open_volume(*after, f.uuid), 0, 0, kBlockBytes) == filled(kBlockBytes, 3));
+}
+
+namespace {
+
+// Returns when a thread of this process sleeps.
+void wait_until_asleep(pid_t thread) {
+  while (true) {
+    std::ifstream file("/proc/self/task/" + std::to_string(thread) + "/stat");
+    std::string pid, name, state;
+    file >> pid >> name >> state;
+    if (!file || state == "S") return;  // it may have ended, too
+    std::this_thread::yield();
+  }
+}
+
+}  // namespace
+
+TEST_CASE("a flush that comes while another one runs is not answered with that one") {
+  Fixture f;
+  f.volume->write(0, filled(kBlockBytes, 1), false);
+  size_t events = 0;
+  std::thread second;
+  std::atomic<pid_t> id{0};
+  f.backend.on_synced = [&](const std::string& name) {
+    if (!name.ends_with("data.1") || second.joinable()) return;
+    // The first flush has made its cut, and has synced this file.
+    second = std::thread([&] {
+      f.volume->write(kBlockBytes, filled(kBlockBytes, 2), false);
+      id = gettid();
+      f.volume->flush();
+      events = f.memory->event_count();
+    });
+    while (id == 0) std::this_thread::yield();
+    wait_until_asleep(id);
+  };
+  f.volume->flush();
+  second.join();
+  f.backend.on_synced = nullptr;
+  f.volume.reset();
+  const auto after = f.memory->crash(events, MemoryBackend::Crash::kLoseUnsynced, 0);
+  const auto volume = open_volume(*after, f.uuid);
+  CHECK(read_bytes(*volume, 0, kBlockBytes, kBlockBytes) == filled(kBlockBytes, 2));
 }
 
 namespace {

@@ -63,13 +63,13 @@ MUTANTS = [
            "if (last_pending_is_update_ && last.source == source && last.number()",
            "if (last_pending_is_update_ && last.number()",
            CRASH),
-    Mutant("merge-goes-on-behind-a-commit",
+    Mutant("update-joins-another-record",
            "An update is joined to a record that is not of updates.",
            "lib/volume_map.cpp",
            "  pending_bytes_.store(pending_.size(), std::memory_order_relaxed);\n"
            "  last_pending_is_update_ = false;\n}",
            "  pending_bytes_.store(pending_.size(), std::memory_order_relaxed);\n}",
-           CRASH + MODEL),
+           MAP),
 
     # --- which frames are valid, and recovery
     Mutant("frame-checksum-ignored",

@@ -1,7 +1,6 @@
 #include "command.h"
 
 #include <cerrno>
-#include <charconv>
 #include <chrono>
 #include <cstdio>
 #include <thread>
@@ -33,16 +32,14 @@ std::string check_size_or_growth(const std::string& text) {
 
 }  // namespace
 
-void add_common_options(CLI::App& command, Context& context) {
+void add_common_options(const Command& command, Context& context) {
   command
       .add_option("-s,--store", context.store_directory,
                   "The store's directory [or the variable TPLSTORE_STORE]")
-      ->type_name("DIR")
-      ->check(not_empty());
-  // It may be given at several places: each only ever sets it.
-  command.add_flag_callback(
-      "-v,--verbose", [&context] { context.is_verbose = true; },
-      "Report recoveries and other events on stderr");
+      .type_name("DIR")
+      .check(not_empty());
+  command.add_flag("-v,--verbose", context.is_verbose,
+                   "Report recoveries and other events on stderr");
 }
 
 std::unique_ptr<Store> Context::open_store() const {
@@ -59,53 +56,35 @@ void Context::print(const json& value,
   fmt::print("{}", is_json ? json_text(value, 2) + "\n" : printable_lines(for_people(value)));
 }
 
-CLI::App* add_command(CLI::App& parent, Context& context, const std::string& name,
-                      const std::string& description, std::function<void()> action) {
-  CLI::App* command = parent.add_subcommand(name, description);
-  add_common_options(*command, context);
-  command->callback([&context, action = std::move(action)] { context.action = action; });
+Command add_command(const Command& parent, Context& context, const std::string& name,
+                    const std::string& description, std::function<void()> action) {
+  const Command command = parent.add_command(name, description);
+  add_common_options(command, context);
+  command.on_parsed([&context, action = std::move(action)] { context.action = action; });
   return command;
 }
 
-CLI::App* add_group(CLI::App& parent, Context& context, const std::string& name,
-                    const std::string& description) {
-  CLI::App* group = parent.add_subcommand(name, description);
-  add_common_options(*group, context);
-  group->require_subcommand(1);
+Command add_group(const Command& parent, Context& context, const std::string& name,
+                  const std::string& description) {
+  const Command group = parent.add_command(name, description);
+  add_common_options(group, context);
+  group.require_command();
   return group;
 }
 
-void add_json_option(CLI::App* command, Context& context) {
-  command->add_flag("--json", context.is_json, "Print JSON");
+Option add_json_option(const Command& command, Context& context) {
+  return command.add_flag("--json", context.is_json, "Print JSON");
 }
 
-CLI::Validator whole_number_from(uint64_t min, uint64_t max) {
-  const auto check = [min, max](const std::string& text) -> std::string {
-    uint64_t number = 0;
-    const char* end = text.data() + text.size();
-    const auto [stop, error] = std::from_chars(text.data(), end, number);
-    if (error == std::errc() && stop == end && number >= min && number <= max) return {};
-    return fmt::format("'{}' is not a whole number from {} to {}", text, min, max);
-  };
-  return CLI::Validator(check, "");
+void add_size_option(const Command& command, std::string& into, const std::string& description) {
+  command.add_option("--size", into, description).type_name("SIZE").check(check_size);
 }
 
-CLI::Validator not_empty() {
-  const auto check = [](const std::string& text) -> std::string {
-    return text.empty() ? "a name is needed, and this is an empty text" : "";
-  };
-  return CLI::Validator(check, "");
-}
-
-void add_size_option(CLI::App* command, std::string& into, const std::string& description) {
-  command->add_option("--size", into, description)->type_name("SIZE")->check(check_size, "");
-}
-
-void add_new_size(CLI::App* command, std::string& into, const std::string& description) {
-  command->add_option("SIZE", into, description)
-      ->required()
-      ->type_name("")
-      ->check(check_size_or_growth, "");
+void add_new_size(const Command& command, std::string& into, const std::string& description) {
+  command.add_option("SIZE", into, description)
+      .required()
+      .type_name("")
+      .check(check_size_or_growth);
 }
 
 json change_volume_once(const Context& context, const json& request,

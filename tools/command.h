@@ -1,19 +1,19 @@
 // What every command of the tool shares: the store it works on, how results are printed, and how a
 // volume is reached that a server has open.
 //
-// A command is declared with CLI11 and sets Context::action; main() runs the action after the
-// whole command line has been understood. Actions throw Error, which main() prints.
+// A command is declared with command_line.h and sets Context::action; main() runs the action after
+// the whole command line has been understood. Actions throw Error, which main() prints.
 //
 // Thread safety: the tool has one thread of its own.
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
+#include "command_line.h"
 #include "control_client.h"
 #include "store.h"
 
@@ -35,21 +35,18 @@ struct Context {
 };
 
 // The options that are accepted before, within and after a command.
-void add_common_options(CLI::App& command, Context& context);
+void add_common_options(const Command& command, Context& context);
 // Declares a command below `parent`, with the common options.
-CLI::App* add_command(CLI::App& parent, Context& context, const std::string& name,
-                      const std::string& description, std::function<void()> action);
+Command add_command(const Command& parent, Context& context, const std::string& name,
+                    const std::string& description, std::function<void()> action);
 // A command that has commands of its own, and needs one.
-CLI::App* add_group(CLI::App& parent, Context& context, const std::string& name,
-                    const std::string& description);
-void add_json_option(CLI::App* command, Context& context);
-// Checks for options. What they say does not depend on CLI11's release.
-CLI::Validator whole_number_from(uint64_t min, uint64_t max);
-CLI::Validator not_empty();  // a shell's unset variable, most of the time
+Command add_group(const Command& parent, Context& context, const std::string& name,
+                  const std::string& description);
+Option add_json_option(const Command& command, Context& context);
 // --size, and the positional SIZE of a resize, which may be +SIZE too. They take 10G, 512M, …;
 // anything else is wrong usage.
-void add_size_option(CLI::App* command, std::string& into, const std::string& description);
-void add_new_size(CLI::App* command, std::string& into, const std::string& description);
+void add_size_option(const Command& command, std::string& into, const std::string& description);
+void add_new_size(const Command& command, std::string& into, const std::string& description);
 
 // Sends `request` to the server that has the volume open that it names, and does `here` when none
 // has.
@@ -76,16 +73,16 @@ void ask_to_reclaim(const Context& context, const std::string& volume);
 void reclaim_if_closed(Store& store, const std::string& volume);
 
 // One function per file of commands.
-void add_store_commands(CLI::App& app, Context& context);
-void add_serve_command(CLI::App& app, Context& context);
-void add_template_commands(CLI::App& app, Context& context);
-void add_volume_commands(CLI::App& app, Context& context);
-void add_version_commands(CLI::App& app, Context& context);
+void add_store_commands(const Command& app, Context& context);
+void add_serve_command(const Command& app, Context& context);
+void add_template_commands(const Command& app, Context& context);
+void add_volume_commands(const Command& app, Context& context);
+void add_version_commands(const Command& app, Context& context);
 
 // And those that have a file within a group.
-void add_volume_making_commands(CLI::App& group, Context& context);    // create, flatten, rm
-void add_volume_transfer_commands(CLI::App& group, Context& context);  // export, import
-void add_diff_command(CLI::App& group, Context& context);
-void add_prune_command(CLI::App& group, Context& context);
+void add_volume_making_commands(const Command& group, Context& context);    // create, flatten, rm
+void add_volume_transfer_commands(const Command& group, Context& context);  // export, import
+void add_diff_command(const Command& group, Context& context);
+void add_prune_command(const Command& group, Context& context);
 
 }  // namespace tplstore::tool

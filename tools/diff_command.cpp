@@ -65,14 +65,14 @@ void show_diff(const Context& context, const Arguments& arguments) {
 
 }  // namespace
 
-void add_diff_command(CLI::App& group, Context& context) {
+void add_diff_command(const Command& group, Context& context) {
   auto arguments = std::make_shared<Arguments>();
-  CLI::App* command =
+  const Command command =
       add_command(group, context, "diff", "Show where two versions of a volume differ",
                   [&context, arguments] { show_diff(context, *arguments); });
-  command->add_option("VOLUME", arguments->volume, "The volume")->required();
-  command->add_option("FROM", arguments->from, "A version's number or name")->required();
-  command->add_option("TO", arguments->to, "Another one, or the word current")->required();
+  command.add_option("VOLUME", arguments->volume, "The volume").required();
+  command.add_option("FROM", arguments->from, "A version's number or name").required();
+  command.add_option("TO", arguments->to, "Another one, or the word current").required();
   add_json_option(command, context);
 }
 

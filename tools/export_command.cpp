@@ -77,46 +77,43 @@ void export_increment(const Context& context, const ExportArguments& arguments,
 
 }  // namespace
 
-void add_export_command(CLI::App& group, Context& context, const Exported& exported) {
+void add_export_command(const Command& group, Context& context, const Exported& exported) {
   auto arguments = std::make_shared<ExportArguments>();
   const auto action = [&context, arguments, exported] {
     (is_increment(*arguments) ? export_increment : export_image)(context, *arguments, exported);
   };
-  CLI::App* command = add_command(group, context, "export", exported.description, action);
-  command->add_option(exported.what, arguments->name, "What to export")->required();
+  const Command command = add_command(group, context, "export", exported.description, action);
+  command.add_option(exported.what, arguments->name, "What to export").required();
   // The word for a pipe, which would need formats that are written from front to back.
   const auto check_file = [](const std::string& file) -> std::string {
     return file == "-" ? "it cannot be written to a pipe: name a file, or ./- for one of that name"
                        : "";
   };
-  command->add_option("FILE", arguments->file, "The file to write")
-      ->required()
-      ->check(CLI::Validator(check_file, ""));
+  command.add_option("FILE", arguments->file, "The file to write").required().check(check_file);
   const bool has_increments = exported.write_increment != nullptr;
   const std::set<std::string> formats = has_increments
                                             ? std::set<std::string>{"raw", "qcow2", kIncrement}
                                             : std::set<std::string>{"raw", "qcow2"};
   command
-      ->add_option(
+      .add_option(
           "--format", arguments->format,
           has_increments ? "raw (the default), qcow2 or increment" : "raw (the default) or qcow2")
-      ->type_name("FORMAT")
-      ->check(CLI::IsMember(formats), "");
+      .type_name("FORMAT")
+      .check(one_of(formats));
   if (has_increments) {
     command
-        ->add_option("--since", arguments->since,
-                     "Write an incremental file: only what changed since this version")
-        ->type_name("VERSION");
-    command->callback([&context, arguments, action] {
+        .add_option("--since", arguments->since,
+                    "Write an incremental file: only what changed since this version")
+        .type_name("VERSION");
+    command.on_parsed([&context, arguments, action] {
       if (!arguments->since.empty() && !arguments->format.empty() &&
           arguments->format != kIncrement)
-        throw CLI::ParseError(
-            fmt::format("--since writes an incremental file, not --format {}", arguments->format),
-            CLI::ExitCodes::ExcludesError);
+        wrong_usage(
+            fmt::format("--since writes an incremental file, not --format {}", arguments->format));
       context.action = action;
     });
   }
-  command->add_flag("--force", arguments->is_forced, "Replace the file if it exists");
+  command.add_flag("--force", arguments->is_forced, "Replace the file if it exists");
   add_json_option(command, context);
 }
 

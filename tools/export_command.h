@@ -32,7 +32,7 @@ struct Exported {
 };
 
 // Declares `export WHAT FILE [--format F] [--since VERSION] [--force]` below `group`.
-void add_export_command(CLI::App& group, Context& context, const Exported& exported);
+void add_export_command(const Command& group, Context& context, const Exported& exported);
 
 // Who the tool is when it opens an export.
 Peer tool_peer();

@@ -1,4 +1,5 @@
 // tplstore: the command line of a store. What each command does is in the file of its group.
+#include <CLI/CLI.hpp>
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
@@ -57,14 +58,15 @@ int run(std::vector<std::string> arguments) {
   CLI::App app("Disks of VMs from golden templates, with versions, over NBD", "tplstore");
   app.set_version_flag("-V,--version", "tplstore " TPLSTORE_VERSION);
   app.set_help_flag("-h,--help", "Print this help and exit");
-  tplstore::tool::add_common_options(app, context);
+  const tplstore::tool::Command commands(&app);
+  tplstore::tool::add_common_options(commands, context);
   app.require_subcommand(1);
   app.footer("The manual page tplstore(1) has it all.");
-  tplstore::tool::add_store_commands(app, context);
-  tplstore::tool::add_serve_command(app, context);
-  tplstore::tool::add_template_commands(app, context);
-  tplstore::tool::add_volume_commands(app, context);
-  tplstore::tool::add_version_commands(app, context);
+  tplstore::tool::add_store_commands(commands, context);
+  tplstore::tool::add_serve_command(commands, context);
+  tplstore::tool::add_template_commands(commands, context);
+  tplstore::tool::add_volume_commands(commands, context);
+  tplstore::tool::add_version_commands(commands, context);
 
   context.nbdkit_options = split_nbdkit_options(arguments);
   try {

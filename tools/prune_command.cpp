@@ -137,27 +137,26 @@ void prune(const Context& context, const Arguments& arguments) {
          busy.size());
 }
 
-void add_rule(CLI::App* command, const std::string& option, uint32_t& count,
+void add_rule(const Command& command, const std::string& option, uint32_t& count,
               const std::string& description) {
-  command->add_option(option, count, description)
-      ->type_name("N")
-      ->check(whole_number_from(0, UINT32_MAX));
+  command.add_option(option, count, description)
+      .type_name("N")
+      .check(whole_number_from(0, UINT32_MAX));
 }
 
 }  // namespace
 
-void add_prune_command(CLI::App& group, Context& context) {
+void add_prune_command(const Command& group, Context& context) {
   auto arguments = std::make_shared<Arguments>();
   const auto action = [&context, arguments] { prune(context, *arguments); };
-  CLI::App* command =
+  const Command command =
       add_command(group, context, "prune", "Remove the versions that no rule keeps", action);
-  command->callback([&context, arguments, action] {
+  command.on_parsed([&context, arguments, action] {
     if (arguments->rules.is_empty())
-      throw CLI::ParseError("a rule is needed that says what to keep, like --keep-last 5",
-                            CLI::ExitCodes::RequiredError);
+      wrong_usage("a rule is needed that says what to keep, like --keep-last 5");
     context.action = action;
   });
-  command->add_option("VOLUME", arguments->volume, "The volume")->required();
+  command.add_option("VOLUME", arguments->volume, "The volume").required();
   RetentionRules& rules = arguments->rules;
   add_rule(command, "--keep-last", rules.keep_last, "Keep the N newest versions");
   add_rule(command, "--keep-hourly", rules.keep_hourly, "Keep the last one of N hours");
@@ -165,8 +164,8 @@ void add_prune_command(CLI::App& group, Context& context) {
   add_rule(command, "--keep-weekly", rules.keep_weekly, "Keep the last one of N weeks");
   add_rule(command, "--keep-monthly", rules.keep_monthly, "Keep the last one of N months");
   add_rule(command, "--keep-yearly", rules.keep_yearly, "Keep the last one of N years");
-  command->add_flag("--keep-named", rules.keeps_named, "Keep all versions that have a name");
-  command->add_flag("--dry-run", arguments->is_dry_run, "Only tell what would be done");
+  command.add_flag("--keep-named", rules.keeps_named, "Keep all versions that have a name");
+  command.add_flag("--dry-run", arguments->is_dry_run, "Only tell what would be done");
   add_json_option(command, context);
 }
 

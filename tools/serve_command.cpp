@@ -21,7 +21,7 @@ namespace {
 struct Arguments {
   std::string socket;
   unsigned port = 0;
-  CLI::App* command = nullptr;
+  Command command{nullptr};
 };
 
 // A key=value for the plugin or a filter: nbdkit wants those behind the plugin's name.
@@ -107,7 +107,7 @@ void serve(const Context& context, const Arguments& arguments) {
     fail(ENOENT, "nbdkit", "this program is needed and not installed: install nbdkit");
   context.open_store();  // a clear error when there is none
   const std::string store = std::filesystem::canonical(context.store_directory);
-  std::vector<std::string> extras = arguments.command->remaining();
+  std::vector<std::string> extras = arguments.command.extras();
   extras.insert(extras.end(), context.nbdkit_options.begin(), context.nbdkit_options.end());
   std::vector<std::string> options, parameters;
   for (const std::string& extra : extras)
@@ -141,21 +141,21 @@ void serve(const Context& context, const Arguments& arguments) {
 
 }  // namespace
 
-void add_serve_command(CLI::App& app, Context& context) {
+void add_serve_command(const Command& app, Context& context) {
   auto arguments = std::make_shared<Arguments>();
-  CLI::App* command =
+  const Command command =
       add_command(app, context, "serve", "Serve the store with nbdkit, in the foreground",
                   [&context, arguments] { serve(context, *arguments); });
   arguments->command = command;
-  CLI::Option* socket =
-      command->add_option("--socket", arguments->socket, "Listen on this Unix socket")
-          ->type_name("PATH");
-  command->add_option("--port", arguments->port, "Listen on this TCP port of the loopback address")
-      ->check(whole_number_from(1, 65535))
-      ->type_name("N")
-      ->excludes(socket);
-  command->allow_extras();
-  command->footer("All other options go to nbdkit, as does what follows \"--\".");
+  const Option socket =
+      command.add_option("--socket", arguments->socket, "Listen on this Unix socket")
+          .type_name("PATH");
+  command.add_option("--port", arguments->port, "Listen on this TCP port of the loopback address")
+      .check(whole_number_from(1, 65535))
+      .type_name("N")
+      .excludes(socket);
+  command.allow_extras();
+  command.footer("All other options go to nbdkit, as does what follows \"--\".");
 }
 
 }  // namespace tplstore::tool

@@ -104,33 +104,33 @@ void collect_garbage(const Context& context) {
 
 }  // namespace
 
-void add_store_commands(CLI::App& app, Context& context) {
-  CLI::App* init = add_command(app, context, "init", "Make an empty store", [&context] {
+void add_store_commands(const Command& app, Context& context) {
+  const Command init = add_command(app, context, "init", "Make an empty store", [&context] {
     Store::init(context.store_directory);
     fmt::print("{}: an empty store\n", printable(context.store_directory));
   });
-  init->add_option("STORE", context.store_directory,
-                   "A directory that does not exist yet, or is empty")
-      ->check(not_empty());
+  init.add_option("STORE", context.store_directory,
+                  "A directory that does not exist yet, or is empty")
+      .check(not_empty());
 
-  CLI::App* collect =
+  const Command collect =
       add_command(app, context, "gc", "Give back the space of what nothing uses any more",
                   [&context] { collect_garbage(context); });
   add_json_option(collect, context);
 
   auto is_prometheus = std::make_shared<bool>(false);
-  CLI::App* stats =
+  const Command stats =
       add_command(app, context, "stats", "Show what the store occupies, and what its servers count",
                   [&context, is_prometheus] { show_stats(context, *is_prometheus); });
-  add_json_option(stats, context);
-  stats->add_flag("--prometheus", *is_prometheus, "Print the text format of Prometheus")
-      ->excludes("--json");
+  const Option json_option = add_json_option(stats, context);
+  stats.add_flag("--prometheus", *is_prometheus, "Print the text format of Prometheus")
+      .excludes(json_option);
 
-  CLI::App* lock = add_group(app, context, "lock", "Who may write a volume");
+  const Command lock = add_group(app, context, "lock", "Who may write a volume");
   auto volume = std::make_shared<std::string>();
-  CLI::App* show = add_command(*lock, context, "show", "Show who writes a volume",
-                               [&context, volume] { show_lock(context, *volume); });
-  show->add_option("VOLUME", *volume, "The volume")->required();
+  const Command show = add_command(lock, context, "show", "Show who writes a volume",
+                                   [&context, volume] { show_lock(context, *volume); });
+  show.add_option("VOLUME", *volume, "The volume").required();
   add_json_option(show, context);
 }
 

@@ -120,33 +120,33 @@ void import(const Context& context, const ImportArguments& arguments) {
                arguments.name, imported.unreadable_segments);
 }
 
-void add_import(CLI::App& group, Context& context) {
+void add_import(const Command& group, Context& context) {
   auto arguments = std::make_shared<ImportArguments>();
-  CLI::App* command = add_command(group, context, "import", "Make a template from an image",
-                                  [&context, arguments] { import(context, *arguments); });
-  command->add_option("NAME", arguments->name, "What to call it")->required();
+  const Command command = add_command(group, context, "import", "Make a template from an image",
+                                      [&context, arguments] { import(context, *arguments); });
+  command.add_option("NAME", arguments->name, "What to call it").required();
   command
-      ->add_option("SOURCE", arguments->source,
-                   "An image file of any format that qemu knows, or an NBD URI")
-      ->required();
-  command->add_flag("--allow-backing", arguments->options.allow_backing,
-                    "Read an image that refers to other files, through them");
+      .add_option("SOURCE", arguments->source,
+                  "An image file of any format that qemu knows, or an NBD URI")
+      .required();
+  command.add_flag("--allow-backing", arguments->options.allow_backing,
+                   "Read an image that refers to other files, through them");
   command
-      ->add_option("--format", arguments->options.format,
-                   "The file's format (raw, qcow2, vmdk, …), which is found out otherwise")
-      ->type_name("FORMAT");
+      .add_option("--format", arguments->options.format,
+                  "The file's format (raw, qcow2, vmdk, …), which is found out otherwise")
+      .type_name("FORMAT");
   add_json_option(command, context);
 }
 
 }  // namespace
 
-void add_template_commands(CLI::App& app, Context& context) {
-  CLI::App* group = add_group(app, context, "template", "Golden images");
-  add_import(*group, context);
+void add_template_commands(const Command& app, Context& context) {
+  const Command group = add_group(app, context, "template", "Golden images");
+  add_import(group, context);
 
   auto with_unfinished = std::make_shared<bool>(false);
-  CLI::App* list =
-      add_command(*group, context, "list", "List the templates", [&context, with_unfinished] {
+  const Command list =
+      add_command(group, context, "list", "List the templates", [&context, with_unfinished] {
         const auto store = context.open_store();
         json templates = json::array();
         for (const TemplateInfo& info : list_templates(store->backend()))
@@ -154,33 +154,33 @@ void add_template_commands(CLI::App& app, Context& context) {
             templates.push_back(template_json(info));
         context.print(templates, templates_text);
       });
-  list->add_flag("--all", *with_unfinished, "Unfinished imports too");
+  list.add_flag("--all", *with_unfinished, "Unfinished imports too");
   add_json_option(list, context);
 
   auto shown = std::make_shared<std::string>();
-  CLI::App* show = add_command(*group, context, "show", "Show a template", [&context, shown] {
+  const Command show = add_command(group, context, "show", "Show a template", [&context, shown] {
     const auto store = context.open_store();
     context.print(template_json(show_template(store->backend(), *shown)), template_text);
   });
-  show->add_option("NAME", *shown, "The template")->required();
+  show.add_option("NAME", *shown, "The template").required();
   add_json_option(show, context);
 
   auto verified = std::make_shared<std::string>();
-  CLI::App* check =
-      add_command(*group, context, "verify", "Compare all of a template's blocks with their hashes",
+  const Command check =
+      add_command(group, context, "verify", "Compare all of a template's blocks with their hashes",
                   [&context, verified] { verify(context, *verified); });
-  check->add_option("NAME", *verified, "The template")->required();
+  check.add_option("NAME", *verified, "The template").required();
   add_json_option(check, context);
 
   auto removed = std::make_shared<std::string>();
-  CLI::App* remove = add_command(
-      *group, context, "rm", "Remove a template, or an unfinished import", [&context, removed] {
+  const Command remove = add_command(
+      group, context, "rm", "Remove a template, or an unfinished import", [&context, removed] {
         const auto store = context.open_store();
         remove_template(store->backend(), *removed, [&] { return volumes_of(*store, *removed); });
       });
-  remove->add_option("NAME", *removed, "The template")->required();
+  remove.add_option("NAME", *removed, "The template").required();
 
-  add_export_command(*group, context,
+  add_export_command(group, context,
                      {"NAME", "Write a template to an image file",
                       [](Store& store, const std::string& name) {
                         return store.open_export("template/" + name, tool_peer());

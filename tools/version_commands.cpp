@@ -95,46 +95,44 @@ void remove_versions(const Context& context, const std::string& name,
 
 }  // namespace
 
-void add_version_commands(CLI::App& app, Context& context) {
-  CLI::App* group = add_group(app, context, "version", "Points in a volume's history");
+void add_version_commands(const Command& app, Context& context) {
+  const Command group = add_group(app, context, "version", "Points in a volume's history");
 
   auto created = std::make_shared<NewArguments>();
-  CLI::App* create = add_command(*group, context, "create", "Freeze what a volume contains now",
-                                 [&context, created] { create_version(context, *created); });
-  create->add_option("VOLUME", created->volume, "The volume")->required();
-  create->add_option("--name", created->name, "What to call the version, beside its number")
-      ->type_name("NAME");
-  create->add_option("--note", created->note, "A line about it, of up to 512 bytes")
-      ->type_name("TEXT");
+  const Command create = add_command(group, context, "create", "Freeze what a volume contains now",
+                                     [&context, created] { create_version(context, *created); });
+  create.add_option("VOLUME", created->volume, "The volume").required();
+  create.add_option("--name", created->name, "What to call the version, beside its number")
+      .type_name("NAME");
+  create.add_option("--note", created->note, "A line about it, of up to 512 bytes")
+      .type_name("TEXT");
   add_json_option(create, context);
 
   auto listed = std::make_shared<std::string>();
-  CLI::App* list = add_command(*group, context, "list", "List a volume's versions",
-                               [&context, listed] { list_versions(context, *listed); });
-  list->add_option("VOLUME", *listed, "The volume")->required();
+  const Command list = add_command(group, context, "list", "List a volume's versions",
+                                   [&context, listed] { list_versions(context, *listed); });
+  list.add_option("VOLUME", *listed, "The volume").required();
   add_json_option(list, context);
 
   auto rolled_back = std::make_shared<std::pair<std::string, std::string>>();
-  CLI::App* rollback = add_command(
-      *group, context, "rollback",
+  const Command rollback = add_command(
+      group, context, "rollback",
       "Put a volume back to a version; what it contains now is kept as a version too",
       [&context, rolled_back] { roll_back(context, rolled_back->first, rolled_back->second); });
-  rollback->add_option("VOLUME", rolled_back->first, "The volume")->required();
-  rollback->add_option("VERSION", rolled_back->second, "The version's number or name")->required();
+  rollback.add_option("VOLUME", rolled_back->first, "The volume").required();
+  rollback.add_option("VERSION", rolled_back->second, "The version's number or name").required();
   add_json_option(rollback, context);
 
   auto removed = std::make_shared<std::pair<std::string, std::vector<std::string>>>();
-  CLI::App* remove = add_command(
-      *group, context, "rm", "Remove versions, in any order",
+  const Command remove = add_command(
+      group, context, "rm", "Remove versions, in any order",
       [&context, removed] { remove_versions(context, removed->first, removed->second); });
-  remove->add_option("VOLUME", removed->first, "The volume")->required();
-  remove->add_option("VERSION", removed->second, "Their numbers or names")
-      ->required()
-      ->type_name("");
+  remove.add_option("VOLUME", removed->first, "The volume").required();
+  remove.add_option("VERSION", removed->second, "Their numbers or names").required().type_name("");
   add_json_option(remove, context);
 
-  add_diff_command(*group, context);
-  add_prune_command(*group, context);
+  add_diff_command(group, context);
+  add_prune_command(group, context);
 }
 
 }  // namespace tplstore::tool

@@ -81,32 +81,32 @@ void resize_volume(const Context& context, const std::string& name, const std::s
 
 }  // namespace
 
-void add_volume_commands(CLI::App& app, Context& context) {
-  CLI::App* group = add_group(app, context, "volume", "Disks of VMs");
-  add_volume_making_commands(*group, context);
+void add_volume_commands(const Command& app, Context& context) {
+  const Command group = add_group(app, context, "volume", "Disks of VMs");
+  add_volume_making_commands(group, context);
 
-  CLI::App* list = add_command(*group, context, "list", "List the volumes",
-                               [&context] { list_volumes(context); });
+  const Command list = add_command(group, context, "list", "List the volumes",
+                                   [&context] { list_volumes(context); });
   add_json_option(list, context);
 
   auto shown = std::make_shared<std::string>();
-  CLI::App* show =
-      add_command(*group, context, "show", "Show a volume and its versions", [&context, shown] {
+  const Command show =
+      add_command(group, context, "show", "Show a volume and its versions", [&context, shown] {
         const auto store = context.open_store();
         context.print(find_volume(context, *store, *shown), volume_text);
       });
-  show->add_option("NAME", *shown, "The volume")->required();
+  show.add_option("NAME", *shown, "The volume").required();
   add_json_option(show, context);
 
   auto resized = std::make_shared<std::pair<std::string, std::string>>();
-  CLI::App* resize =
-      add_command(*group, context, "resize", "Make a volume larger",
+  const Command resize =
+      add_command(group, context, "resize", "Make a volume larger",
                   [&context, resized] { resize_volume(context, resized->first, resized->second); });
-  resize->add_option("NAME", resized->first, "The volume")->required();
+  resize.add_option("NAME", resized->first, "The volume").required();
   add_new_size(resize, resized->second, "Its new size, or +SIZE for so much more");
   add_json_option(resize, context);
 
-  add_volume_transfer_commands(*group, context);
+  add_volume_transfer_commands(group, context);
 }
 
 }  // namespace tplstore::tool

@@ -69,25 +69,24 @@ void create_volume(const Context& context, const NewVolume& wanted) {
   });
 }
 
-void add_create(CLI::App& group, Context& context) {
+void add_create(const Command& group, Context& context) {
   auto wanted = std::make_shared<NewVolume>();
   const auto action = [&context, wanted] { create_volume(context, *wanted); };
-  CLI::App* command = add_command(group, context, "create", "Make a volume", action);
-  command->callback([&context, wanted, action] {
+  const Command command = add_command(group, context, "create", "Make a volume", action);
+  command.on_parsed([&context, wanted, action] {
     if (wanted->size.empty() && wanted->template_name.empty() && wanted->from.empty())
-      throw CLI::ParseError("a new volume needs --size, --template or --from",
-                            CLI::ExitCodes::RequiredError);
+      wrong_usage("a new volume needs --size, --template or --from");
     context.action = action;
   });
-  command->add_option("NAME", wanted->name, "What to call it")->required();
+  command.add_option("NAME", wanted->name, "What to call it").required();
   add_size_option(command, wanted->size,
                   "Its size, like 10G; that of the template or the version unless given");
-  CLI::Option* base =
-      command->add_option("--template", wanted->template_name, "The template it starts from")
-          ->type_name("NAME");
-  command->add_option("--from", wanted->from, "The version of another volume that it starts from")
-      ->type_name("VOLUME@VERSION")
-      ->excludes(base);
+  const Option base =
+      command.add_option("--template", wanted->template_name, "The template it starts from")
+          .type_name("NAME");
+  command.add_option("--from", wanted->from, "The version of another volume that it starts from")
+      .type_name("VOLUME@VERSION")
+      .excludes(base);
   add_json_option(command, context);
 }
 
@@ -169,21 +168,21 @@ void remove_volume(const Context& context, const std::string& name) {
 
 }  // namespace
 
-void add_volume_making_commands(CLI::App& group, Context& context) {
+void add_volume_making_commands(const Command& group, Context& context) {
   add_create(group, context);
 
   auto flattened = std::make_shared<std::string>();
-  CLI::App* flatten =
+  const Command flatten =
       add_command(group, context, "flatten",
                   "Give a fork its own copy of what it shares with the volume it started from",
                   [&context, flattened] { flatten_volume(context, *flattened); });
-  flatten->add_option("NAME", *flattened, "The fork")->required();
+  flatten.add_option("NAME", *flattened, "The fork").required();
   add_json_option(flatten, context);
 
   auto removed = std::make_shared<std::string>();
-  CLI::App* remove = add_command(group, context, "rm", "Remove a volume with all its versions",
-                                 [&context, removed] { remove_volume(context, *removed); });
-  remove->add_option("NAME", *removed, "The volume")->required();
+  const Command remove = add_command(group, context, "rm", "Remove a volume with all its versions",
+                                     [&context, removed] { remove_volume(context, *removed); });
+  remove.add_option("NAME", *removed, "The volume").required();
 }
 
 }  // namespace tplstore::tool

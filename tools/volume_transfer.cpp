@@ -158,23 +158,23 @@ void import(const Context& context, const ImportArguments& arguments) {
 
 }  // namespace
 
-void add_volume_transfer_commands(CLI::App& group, Context& context) {
+void add_volume_transfer_commands(const Command& group, Context& context) {
   add_export_command(
       group, context,
       {"VOLUME", "Write a volume (VOLUME), or one of its versions (VOLUME@VERSION), to a file",
        open_for_export, write_volume_increment});
 
   auto arguments = std::make_shared<ImportArguments>();
-  CLI::App* command =
+  const Command command =
       add_command(group, context, "import", "Make a version, or a volume, from an incremental file",
                   [&context, arguments] { import(context, *arguments); });
-  command->add_option("NAME", arguments->name, "The volume")->required();
-  command->add_option("FILE", arguments->file, "The incremental file")->required();
+  command.add_option("NAME", arguments->name, "The volume").required();
+  command.add_option("FILE", arguments->file, "The incremental file").required();
   command
-      ->add_option("--base", arguments->base,
-                   "The volume's version that the changes are based on; without it the volume is "
-                   "made")
-      ->type_name("VERSION");
+      .add_option("--base", arguments->base,
+                  "The volume's version that the changes are based on; without it the volume is "
+                  "made")
+      .type_name("VERSION");
   add_json_option(command, context);
 }
 

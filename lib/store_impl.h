@@ -42,6 +42,8 @@ struct Store::Impl {
   // The objects of a volume that has no name yet, and that name: false when somebody has taken it.
   void make_objects(const std::string& object, const Uuid& uuid, uint64_t size_bytes,
                     const TemplateImage* base);
+  // When it throws, the name was taken back; durably if sync_names() works, and until then the
+  // objects must stay.
   bool publish(const std::string& volume, const Uuid& uuid);
   void remove_objects(const Uuid& uuid);
   Uuid remove_unneeded(const Uuid& uuid, const std::string& name);

@@ -212,7 +212,10 @@ VersionInfo Store::import_version(const std::string& name, const ImportedVersion
       throw;
     }
   } catch (const Error&) {
-    if (is_new) impl_->remove_unneeded(uuid, name);
+    if (is_new) {
+      impl_->sync_names();
+      impl_->remove_unneeded(uuid, name);
+    }
     throw;
   }
 }

@@ -104,8 +104,18 @@ void Store::Impl::make_objects(const std::string& object, const Uuid& uuid, uint
 }
 
 bool Store::Impl::publish(const std::string& volume, const Uuid& uuid) {
-  const std::string text = uuid.text();
-  return backend->put_new(volume_name_object(volume), as_bytes(text));
+  const std::string text = uuid.text(), name = volume_name_object(volume);
+  try {
+    return backend->put_new(name, as_bytes(text));
+  } catch (const Error&) {
+    // It may have got as far as giving the name; what cannot be made durable is not there.
+    const auto there = backend->get(name, 256);
+    if (there && to_text(*there) == text) {
+      backend->remove(name);
+      sync_names();
+    }
+    throw;
+  }
 }
 
 VolumeInfo Store::create_volume(const std::string& name, uint64_t size_bytes,

@@ -26,6 +26,8 @@ class ForwardingBackend final : public Backend {
   std::function<void(const std::string& name)> on_synced;
   // Called with an object's name after somebody tried to lock it, and whether that got the lock.
   std::function<void(const std::string& name, bool is_ours)> on_lock;
+  // Called with an object's name after it was put there; what it throws, put_new() throws.
+  std::function<void(const std::string& name)> on_put;
   // Called with the name of an object or a folder after it was removed.
   std::function<void(const std::string& name)> on_remove;
 
@@ -69,6 +71,7 @@ class ForwardingBackend final : public Backend {
   bool put_new(const std::string& name, Bytes content) override {
     bool is_new = false;
     pass(Call::kPutNew, name, [&] { is_new = to_.put_new(name, content); });
+    if (on_put) on_put(name);
     return is_new;
   }
   std::optional<ByteVector> get(const std::string& name, uint64_t max_bytes) override {

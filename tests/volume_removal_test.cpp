@@ -191,6 +191,25 @@ TEST_CASE("the lock of a volume is the last of it that is removed, and held unti
   }
 }
 
+TEST_CASE("an imported volume whose name cannot be made durable is not there, nor half of it") {
+  TwoServers s;
+  s.between->on_put = [](const std::string& name) {
+    if (name == "names/new") fail(EIO, name, "syncing its folder");
+  };
+  Store::ImportedVersion imported;
+  imported.size_bytes = 1 << 20;
+  const auto import = [&] {
+    return s.two->import_version("new", imported,
+                                 [](Disk& disk) { disk.write(0, as_bytes("data"), false); });
+  };
+  CHECK(error_code(import) == EIO);
+  CHECK(s.memory->list("names") == std::vector<std::string>{"vm"});
+  CHECK(s.memory->list("volumes") == std::vector<std::string>{s.uuid.text()});
+  s.between->on_put = nullptr;
+  import();
+  CHECK(s.two->show_volume("new").size_bytes == 1 << 20);
+}
+
 TEST_CASE("a name that leads nowhere is removed") {
   TwoServers s;
   s.memory->remove_folder(s.folder);

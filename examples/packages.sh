@@ -5,7 +5,7 @@
 # of it there it does not touch the network. Works as root, or with sudo.
 
 packages_build="g++ ccache cmake ninja-build pkg-config nbdkit nbdkit-plugin-dev libnbd-dev
-  liburing-dev libxxhash-dev libfmt-dev nlohmann-json3-dev libcli11-dev prometheus-cpp-dev
+  liburing-dev libxxhash-dev libssl-dev libfmt-dev nlohmann-json3-dev libcli11-dev prometheus-cpp-dev
   doctest-dev"
 packages_run="nbdkit qemu-utils libnbd-bin"
 packages_guest="mmdebstrap debian-archive-keyring e2fsprogs busybox-static cpio kmod

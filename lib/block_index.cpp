@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "store_identity.h"
+
 namespace tplstore {
 namespace {
 
@@ -17,6 +19,7 @@ constexpr uint64_t capacity_for(uint64_t block_count) {
 }  // namespace
 
 uint64_t BlockIndex::load(Backend& backend) {
+  const HashSecret secret = load_identity(backend).secret;
   const std::vector<Hash128> names = list_segments(backend);
   reserve(used_ + names.size() * kSegmentBlocksMax);
   uint64_t unreadable = 0;
@@ -24,7 +27,7 @@ uint64_t BlockIndex::load(Backend& backend) {
     std::vector<Hash128> table;
     try {
       const auto object = backend.open(segment_path(name), Access::kRead);
-      table = read_segment_table(*object, name);
+      table = read_segment_table(*object, name, secret);
     } catch (const Error&) {
       ++unreadable;
       continue;

@@ -5,7 +5,7 @@
 // block (15 right after load(), which knows the count), and while it grows 25 to 38. The segments'
 // names add 16 bytes per 1024 blocks. A store of 1 TiB of unique template data needs 4 GiB.
 //
-// A find is a hint, never a proof: half a hash is kept, and XXH3 is not collision-resistant.
+// A find is a hint, never a proof: half a hash is kept, and XXH3 is no MAC.
 // Whoever references a block compares its bytes first (block_matcher.h).
 //
 // Limit: 2^22 - 1 segments (16 TiB of data); what lies beyond is not indexed and is stored again.

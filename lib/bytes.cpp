@@ -17,8 +17,9 @@ uint64_t checksum(Bytes bytes, uint64_t seed) {
   return XXH3_64bits_withSeed(bytes.data(), bytes.size(), seed);
 }
 
-Hash128 content_hash(Bytes bytes) {
-  const XXH128_hash_t hash = XXH3_128bits(bytes.data(), bytes.size());
+Hash128 content_hash(Bytes bytes, const HashSecret& secret) {
+  const XXH128_hash_t hash =
+      XXH3_128bits_withSecret(bytes.data(), bytes.size(), secret.bytes, sizeof secret.bytes);
   return {hash.high64, hash.low64};
 }
 
@@ -77,6 +78,12 @@ std::string Uuid::text() const {
     text += fmt::format("{:02x}", bytes[i]);
   }
   return text;
+}
+
+HashSecret random_secret() {
+  HashSecret secret;
+  random_bytes(secret.bytes, sizeof secret.bytes);
+  return secret;
 }
 
 Uuid random_uuid() {

@@ -60,7 +60,13 @@ struct Hash128 {
   std::string hex() const;  // 32 lower-case digits
 };
 static_assert(sizeof(Hash128) == 16);
-Hash128 content_hash(Bytes bytes);
+// What a store's hashes are made with: who does not know it cannot make two contents with one name.
+struct HashSecret {
+  uint8_t bytes[192] = {};
+};
+static_assert(sizeof(HashSecret) == 192);
+HashSecret random_secret();
+Hash128 content_hash(Bytes bytes, const HashSecret& secret);
 bool parse_hash(std::string_view hex, Hash128& into);  // false unless 32 lower-case hex digits
 
 // Reads structs and byte runs from untrusted bytes; running past the end throws Error(EIO, object).

@@ -86,6 +86,7 @@ DirBackend::DirBackend(const std::string& directory, bool direct,
           options.descriptor_cap != 0 ? options.descriptor_cap : most_of_descriptor_limit(), log),
       rings_(std::move(log)),
       has_tmpfile_(!options.without_tmpfile),
+      file_mode_(options.file_mode),
       before_locking_(options.before_locking) {
   if (!storage_.root) fail_at(errno, "", "opening the directory");
   storage_.fdatasync = options.fdatasync ? options.fdatasync : ::fdatasync;
@@ -134,7 +135,7 @@ std::unique_ptr<Object> DirBackend::create(const std::string& name, uint64_t siz
   const FileDescriptor folder = open_folder_of(name, true);
   FileDescriptor fd = storage_.open_with_room([&] {
     return FileDescriptor(openat(folder.get(), last.c_str(),
-                                 O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, kFileMode));
+                                 O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, file_mode_));
   });
   if (!fd) fail_at(errno, name, "creating it");
   try {
@@ -270,7 +271,7 @@ bool DirBackend::put_new(const std::string& name, Bytes content) {
 bool DirBackend::publish(const std::string& name, int folder_fd, Bytes content) {
   if (!has_tmpfile_) return publish_named(name, folder_fd, content);
   const FileDescriptor fd = storage_.open_with_room([&] {
-    return FileDescriptor(openat(folder_fd, ".", O_TMPFILE | O_WRONLY | O_CLOEXEC, kFileMode));
+    return FileDescriptor(openat(folder_fd, ".", O_TMPFILE | O_WRONLY | O_CLOEXEC, file_mode_));
   });
   if (!fd) {
     // EISDIR is what kernels say that do not know the flag.
@@ -294,7 +295,7 @@ bool DirBackend::publish_named(const std::string& name, int folder_fd, Bytes con
   const std::string temporary = fmt::format("{}{:016x}", kTemporaryPrefix, random_u64());
   const FileDescriptor fd = storage_.open_with_room([&] {
     return FileDescriptor(
-        openat(folder_fd, temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, kFileMode));
+        openat(folder_fd, temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, file_mode_));
   });
   if (!fd) fail_at(errno, name, "creating it");
   int code = 0;

@@ -35,8 +35,9 @@
 
 namespace tplstore {
 
-// What only tests change.
 struct DirOptions {
+  mode_t file_mode = kFileMode;  // of new files, before the umask
+  // What follows only tests change.
   size_t descriptor_cap = 0;  // open objects kept; 0: three quarters of what the process may open
   bool without_tmpfile = false;               // as on a file system without O_TMPFILE
   std::function<int(int)> fdatasync = {};     // empty: the system's
@@ -87,6 +88,7 @@ class DirBackend final : public Backend {
   DirStorage storage_;
   IoRingPool rings_;
   bool has_tmpfile_;
+  const mode_t file_mode_;
   const std::function<void()> before_locking_;
 
   std::mutex mutex_;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "names.h"
+#include "store_identity.h"
 
 namespace tplstore {
 namespace {
@@ -30,8 +31,14 @@ std::optional<ImportJournalContent> load_journal(Backend& backend,
     if (header.magic == kJournalMagic && header.checksum == header_checksum(header)) {
       if (header.format != kJournalFormat)
         fail(EINVAL, journal_path(template_name),
-             "has format {}, this program reads format {}: use a newer tplstore", header.format,
-             kJournalFormat);
+             "has format {}, this program reads format {}: use the tplstore that made it",
+             header.format, kJournalFormat);
+      const std::string_view name(header.name, strnlen(header.name, sizeof header.name));
+      if (name != template_name || header.store != load_identity(backend).uuid)
+        fail(EIO, journal_path(template_name),
+             "damaged: it is the journal of another template or store; 'tplstore template rm {}' "
+             "removes it",
+             template_name);
       content.size_bytes = header.size_bytes;
       content.started_ns = header.started_ns;
     }
@@ -68,6 +75,9 @@ ImportJournal::ImportJournal(Backend& backend, const std::string& template_name,
   header.format = kJournalFormat;
   header.size_bytes = image_bytes;
   header.started_ns = now_unix_ns();
+  header.store = load_identity(backend_).uuid;
+  ensure(template_name.size() < sizeof header.name, "the name of a template is short");
+  std::memcpy(header.name, template_name.data(), template_name.size());
   header.checksum = header_checksum(header);
   object_->write(0, bytes_of(header));  // within one sector, so there is no half of it
   object_->sync();

@@ -5,7 +5,7 @@
 // the next import of that name finds them. A journal beside a manifest of the same name is the
 // remainder of an import that was complete, and means nothing.
 //
-//   | header, 64 bytes, padded to 512 | record | record | ...     32 bytes each
+//   | header, 224 bytes, padded to 512 | record | record | ...     32 bytes each
 //
 // Records are appended and synced before the segment they name is published, so no segment of an
 // interrupted import is ever without its record. Every record carries its own checksum: what a
@@ -27,7 +27,7 @@
 namespace tplstore {
 
 inline constexpr uint64_t kJournalMagic = 0x316a706d696c7074;  // "tplimpj1"
-inline constexpr uint32_t kJournalFormat = 1;
+inline constexpr uint32_t kJournalFormat = 2;
 inline constexpr uint64_t kJournalRecordsOffset = 512;
 inline constexpr uint64_t kJournalBytesMax = uint64_t{1} << 30;
 
@@ -37,12 +37,16 @@ struct ImportJournalHeader {
   uint32_t reserved;
   uint64_t size_bytes;  // of the image being imported
   int64_t started_ns;
-  uint8_t reserved_too[24];
-  uint64_t checksum;  // of the 56 bytes before it
+  Uuid store;
+  char name[136];  // of the template, padded with zeroes
+  uint8_t reserved_too[32];
+  uint64_t checksum;  // of the 216 bytes before it
 };
-static_assert(sizeof(ImportJournalHeader) == 64);
+static_assert(sizeof(ImportJournalHeader) == 224);
 static_assert(offsetof(ImportJournalHeader, size_bytes) == 16);
-static_assert(offsetof(ImportJournalHeader, checksum) == 56);
+static_assert(offsetof(ImportJournalHeader, store) == 32);
+static_assert(offsetof(ImportJournalHeader, name) == 48);
+static_assert(offsetof(ImportJournalHeader, checksum) == 216);
 
 struct ImportJournalRecord {
   uint64_t magic;
@@ -60,7 +64,8 @@ struct ImportJournalContent {
   int64_t started_ns = 0;
   std::vector<Hash128> segments;
 };
-// Nothing when there is none.
+// Nothing when there is none. EIO when it is another template's or store's, EINVAL when it has
+// another format.
 std::optional<ImportJournalContent> load_journal(Backend& backend,
                                                  const std::string& template_name);
 

@@ -11,6 +11,7 @@
 #include "manifest.h"
 #include "names.h"
 #include "segment.h"
+#include "store_identity.h"
 
 namespace tplstore {
 namespace {
@@ -22,7 +23,12 @@ class Import {
   Import(Backend& backend, const std::string& name,
          const std::function<std::unique_ptr<ImageSource>()>& open_source,
          const ImportOptions& options)
-      : backend_(backend), name_(name), options_(options), matcher_(backend, index_) {
+      : backend_(backend),
+        name_(name),
+        options_(options),
+        identity_(load_identity(backend)),
+        matcher_(backend, index_),
+        builder_(identity_.secret) {
     check_name("template", name_);
     gc_lock_ = backend_.try_lock("gc.lock", LockMode::kShared);
     if (!gc_lock_)
@@ -38,17 +44,22 @@ class Import {
     result_.unreadable_segments = index_.load(backend_);
     building_ = index_.add_segment({}, 0);
 
+    manifest_.name = name_;
+    manifest_.store = identity_.uuid;
     manifest_.uuid = random_uuid();
     manifest_.size_bytes = source_->size_bytes();
     manifest_.created_ns = now_unix_ns();
     manifest_.source = printable(source_->description());
     report_progress(0);
+    ContentIdHasher content_id(manifest_.size_bytes);
     source_->read_data([&](uint64_t offset, Bytes data) {
+      content_id.add(offset, data);
       add_data(offset, data);
       check_interrupted();
       report_progress(offset + data.size());
     });
     if (!builder_.empty()) publish_segment();
+    manifest_.content_id = content_id.finish();
     publish_manifest();
     report_progress(manifest_.size_bytes);
     result_.zero_bytes = round_up(manifest_.size_bytes, kBlockBytes) - result_.stored_bytes -
@@ -98,7 +109,7 @@ class Import {
     for (uint64_t i = 0; i < data.size() / kBlockBytes; ++i) {
       const Bytes block = data.subspan(i * kBlockBytes, kBlockBytes);
       if (is_zero(block)) continue;
-      wanted_.push_back({content_hash(block), block, std::nullopt});
+      wanted_.push_back({content_hash(block, identity_.secret), block, std::nullopt});
       wanted_blocks_.push_back(first_block + i);
     }
     const uint32_t published_before = building_;
@@ -181,6 +192,7 @@ class Import {
   Backend& backend_;
   const std::string name_;
   const ImportOptions& options_;
+  const StoreIdentity identity_;
   std::unique_ptr<HeldLock> gc_lock_;
   std::unique_ptr<ImageSource> source_;
   std::optional<ImportJournal> journal_;

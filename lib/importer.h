@@ -11,8 +11,10 @@
 // interrupted, at any moment and in any way, has left a journal and whole segments; importing the
 // name again finds their blocks in the store and goes on from there. `remove_template` drops them.
 //
-// Memory: the index of the store's blocks (block_index.h), 8 MiB of requests, 4 MiB of segment,
-// and 16 bytes per run.
+// What the content id (content_id.h) is made of is hashed in threads beside all that.
+//
+// Memory: the index of the store's blocks (block_index.h), 8 MiB of requests, 4 MiB of segment, up
+// to 36 MiB that are being hashed, 16 bytes per run, and 40 per 4 MiB with data.
 //
 // Thread safety: all functions; the same name in two imports at once is refused.
 #pragma once

@@ -85,6 +85,7 @@ json template_json(const TemplateInfo& info) {
       {"segments", info.segments},
       {"created", info.created_ns == 0 ? json(nullptr) : json(format_time(info.created_ns))},
       {"source", text_or_null(info.source)},
+      {"content_id", text_or_null(info.content_id)},
   };
 }
 

@@ -1,6 +1,8 @@
 #include "manifest.h"
 
+#include "names.h"
 #include "segment.h"
+#include "store_identity.h"
 
 namespace tplstore {
 namespace {
@@ -15,7 +17,7 @@ uint64_t object_checksum(Bytes bytes) {
 }
 
 uint64_t object_bytes(const ManifestHeader& header) {
-  return sizeof(ManifestHeader) + round_up(header.source_bytes, 8) +
+  return sizeof(ManifestHeader) + round_up(uint64_t{header.name_bytes} + header.source_bytes, 8) +
          uint64_t{header.segment_count} * sizeof(ManifestSegment) +
          uint64_t{header.run_count} * sizeof(TemplateRun);
 }
@@ -25,7 +27,8 @@ std::optional<std::string> find_fault(const Manifest& manifest) {
   if (manifest.size_bytes == 0 || manifest.size_bytes % kSectorBytes != 0 ||
       manifest.size_bytes > kTemplateBytesMax)
     return fmt::format("a size of {} bytes", manifest.size_bytes);
-  if (manifest.uuid.is_nil()) return "no uuid";
+  if (manifest.uuid.is_nil() || manifest.store.is_nil()) return "no uuid";
+  if (!is_valid_name(manifest.name)) return "a name that no template can have";
   if (manifest.source.size() > kSourceTextBytesMax) return "a source text that is too long";
   for (const ManifestSegment& segment : manifest.segments) {
     if (segment.block_count == 0 || segment.block_count > kSegmentBlocksMax)
@@ -75,6 +78,9 @@ ByteVector encode_manifest(const Manifest& manifest) {
   header.magic = kManifestMagic;
   header.format = kManifestFormat;
   header.uuid = manifest.uuid;
+  header.store = manifest.store;
+  header.content_id = manifest.content_id;
+  header.name_bytes = static_cast<uint32_t>(manifest.name.size());
   header.size_bytes = manifest.size_bytes;
   header.created_ns = manifest.created_ns;
   if (manifest.segments.size() > UINT32_MAX || manifest.runs.size() > UINT32_MAX)
@@ -88,6 +94,7 @@ ByteVector encode_manifest(const Manifest& manifest) {
   Encoder encoder;
   encoder.bytes().reserve(object_bytes(header));
   encoder.put(header);
+  encoder.put_bytes(as_bytes(manifest.name));
   encoder.put_bytes(as_bytes(manifest.source));
   encoder.bytes().resize(round_up(encoder.size(), 8));
   encoder.put_bytes(std::as_bytes(std::span(manifest.segments)));
@@ -112,15 +119,20 @@ Manifest decode_manifest(Bytes bytes, const std::string& object) {
     fail(EINVAL, object,
          "has format {} with features {:#x}, this program reads format {}: use a newer tplstore",
          header.format, header.features, kManifestFormat);
-  if (header.source_bytes > kSourceTextBytesMax || object_bytes(header) != total_bytes)
+  if (header.source_bytes > kSourceTextBytesMax || header.name_bytes > kSourceTextBytesMax ||
+      object_bytes(header) != total_bytes)
     fail(EIO, object, "damaged: the manifest's parts do not have its size; {}", kRepair);
 
   Manifest manifest;
   manifest.uuid = header.uuid;
+  manifest.store = header.store;
+  manifest.content_id = header.content_id;
   manifest.size_bytes = header.size_bytes;
   manifest.created_ns = header.created_ns;
+  manifest.name = decoder.take_text(header.name_bytes);
   manifest.source = decoder.take_text(header.source_bytes);
-  decoder.take_bytes(round_up(header.source_bytes, 8) - header.source_bytes);
+  const uint64_t text_bytes = uint64_t{header.name_bytes} + header.source_bytes;
+  decoder.take_bytes(round_up(text_bytes, 8) - text_bytes);
   const Bytes segments = decoder.take_bytes(header.segment_count * sizeof(ManifestSegment));
   const Bytes runs = decoder.take_bytes(header.run_count * sizeof(TemplateRun));
   manifest.segments.resize(header.segment_count);
@@ -136,7 +148,13 @@ std::optional<Manifest> load_manifest(Backend& backend, const std::string& templ
   const std::string path = manifest_path(template_name);
   const auto bytes = backend.get(path, kManifestBytesMax);
   if (!bytes) return std::nullopt;
-  return decode_manifest(*bytes, path);
+  Manifest manifest = decode_manifest(*bytes, path);
+  if (manifest.store != load_identity(backend).uuid)
+    fail(EIO, path, "damaged: it is a manifest of another store, {}; {}", manifest.store.text(),
+         kRepair);
+  if (manifest.name != template_name)
+    fail(EIO, path, "damaged: it is the manifest of template {}; {}", manifest.name, kRepair);
+  return manifest;
 }
 
 std::optional<Uuid> load_manifest_uuid(Backend& backend, const std::string& template_name) {

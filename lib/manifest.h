@@ -2,10 +2,14 @@
 //
 // The object "templates/NAME", published whole and last by an import and never changed:
 //
-//   | header, 96 bytes | source text, padded to 8 | segments, 24 bytes each | runs, 16 bytes each |
+//   | header, 144 bytes | name, source text, padded to 8 | segments, 24 bytes each | runs, 16 each
+//   |
 //
 // A run says: `count` blocks of the template from `block` are the `count` blocks of one segment
 // from `segment_block`. Runs ascend and do not overlap; what no run covers reads as zeroes.
+//
+// It says whose it is, which template of which store, and what the disk's content is called
+// everywhere (content_id.h).
 //
 // Thread safety: pure functions and plain data.
 // Errors: EIO when bytes are damaged (every count and offset is checked before it is used), EINVAL
@@ -18,11 +22,12 @@
 #include <vector>
 
 #include "backend.h"
+#include "content_id.h"
 
 namespace tplstore {
 
 inline constexpr uint64_t kManifestMagic = 0x31696e616d6c7074;  // "tplmani1"
-inline constexpr uint32_t kManifestFormat = 1;
+inline constexpr uint32_t kManifestFormat = 2;
 inline constexpr uint64_t kManifestBytesMax = uint64_t{1} << 30;
 inline constexpr uint64_t kTemplateBytesMax = uint64_t{64} << 40;
 inline constexpr uint32_t kSourceTextBytesMax = 4096;
@@ -37,10 +42,13 @@ struct ManifestHeader {
   uint32_t segment_count;
   uint32_t run_count;
   uint32_t source_bytes;
-  uint8_t reserved[28];
+  uint32_t name_bytes;
+  Uuid store;
+  ContentId content_id;
+  uint8_t reserved[24];
   uint64_t checksum;  // of all before it (as the seed) and all behind it, to the object's end
 };
-static_assert(sizeof(ManifestHeader) == 96);
+static_assert(sizeof(ManifestHeader) == 144);
 static_assert(offsetof(ManifestHeader, features) == 12);
 static_assert(offsetof(ManifestHeader, uuid) == 16);
 static_assert(offsetof(ManifestHeader, size_bytes) == 32);
@@ -48,7 +56,10 @@ static_assert(offsetof(ManifestHeader, created_ns) == 40);
 static_assert(offsetof(ManifestHeader, segment_count) == 48);
 static_assert(offsetof(ManifestHeader, run_count) == 52);
 static_assert(offsetof(ManifestHeader, source_bytes) == 56);
-static_assert(offsetof(ManifestHeader, checksum) == 88);
+static_assert(offsetof(ManifestHeader, name_bytes) == 60);
+static_assert(offsetof(ManifestHeader, store) == 64);
+static_assert(offsetof(ManifestHeader, content_id) == 80);
+static_assert(offsetof(ManifestHeader, checksum) == 136);
 
 struct ManifestSegment {
   Hash128 name;
@@ -69,7 +80,10 @@ static_assert(sizeof(TemplateRun) == 16 && offsetof(TemplateRun, segment) == 8 &
               offsetof(TemplateRun, segment_block) == 12 && offsetof(TemplateRun, count) == 14);
 
 struct Manifest {
+  std::string name;  // of the template
+  Uuid store;
   Uuid uuid;
+  ContentId content_id;
   uint64_t size_bytes = 0;  // a multiple of 512
   int64_t created_ns = 0;
   std::string source;  // where it came from, for people
@@ -87,7 +101,7 @@ std::string manifest_path(const std::string& template_name);
 ByteVector encode_manifest(const Manifest& manifest);
 Manifest decode_manifest(Bytes bytes, const std::string& object);
 
-// Nothing when there is no such template.
+// Nothing when there is no such template. EIO when the manifest is another template's or store's.
 std::optional<Manifest> load_manifest(Backend& backend, const std::string& template_name);
 // The identity alone, without reading the rest; nothing when there is no such template.
 std::optional<Uuid> load_manifest_uuid(Backend& backend, const std::string& template_name);

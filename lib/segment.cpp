@@ -53,7 +53,7 @@ std::vector<Hash128> list_segments(Backend& backend) {
   return names;
 }
 
-SegmentBuilder::SegmentBuilder() {
+SegmentBuilder::SegmentBuilder(const HashSecret& secret) : secret_(secret) {
   hashes_.reserve(kSegmentBlocksMax);
   content_.reserve(kSegmentBytesMax);
 }
@@ -73,7 +73,7 @@ uint32_t SegmentBuilder::add(Bytes block, const Hash128& hash) {
 
 Hash128 SegmentBuilder::name() const {
   ensure(!empty(), "a segment has at least one block");
-  return content_hash(table_bytes(hashes_));
+  return content_hash(table_bytes(hashes_), secret_);
 }
 
 Hash128 SegmentBuilder::publish(Backend& backend) {
@@ -112,7 +112,8 @@ Hash128 SegmentBuilder::publish(Backend& backend) {
   return trailer.table_hash;
 }
 
-std::vector<Hash128> read_segment_table(Object& segment, const Hash128& name) {
+std::vector<Hash128> read_segment_table(Object& segment, const Hash128& name,
+                                        const HashSecret& secret) {
   const std::string path = segment_path(name);
   const uint64_t size = segment.size_bytes();
   constexpr uint64_t kBytesPerBlock = kBlockBytes + sizeof(Hash128);
@@ -135,8 +136,10 @@ std::vector<Hash128> read_segment_table(Object& segment, const Hash128& name) {
   if (trailer.block_count != block_count)
     fail(EIO, path, "damaged: its size is that of {} blocks, its trailer says {}; {}", block_count,
          trailer.block_count, kRepair);
-  if (trailer.table_hash != name || content_hash(table) != name)
-    fail(EIO, path, "damaged: its table of hashes does not have the segment's name; {}", kRepair);
+  if (trailer.table_hash != name || content_hash(table, secret) != name)
+    fail(EIO, path,
+         "damaged, or of another store: its table of hashes does not have the segment's name; {}",
+         kRepair);
 
   std::vector<Hash128> hashes(block_count);
   std::memcpy(hashes.data(), table.data(), table.size());
@@ -160,8 +163,9 @@ std::unique_ptr<Object> open_segment(Backend& backend, const Hash128& name, uint
   return segment;
 }
 
-std::vector<uint32_t> find_damaged_blocks(Object& segment, const Hash128& name) {
-  const std::vector<Hash128> table = read_segment_table(segment, name);
+std::vector<uint32_t> find_damaged_blocks(Object& segment, const Hash128& name,
+                                          const HashSecret& secret) {
+  const std::vector<Hash128> table = read_segment_table(segment, name, secret);
   constexpr uint64_t kPieceBlocks = kPieceBytes / kBlockBytes;
   std::vector<uint32_t> damaged;
   ByteVector buffer(kPieceBytes);
@@ -169,7 +173,8 @@ std::vector<uint32_t> find_damaged_blocks(Object& segment, const Hash128& name) 
     const uint64_t count = std::min(kPieceBlocks, table.size() - first);
     segment.read(first * kBlockBytes, MutableBytes(buffer).first(count * kBlockBytes));
     for (uint64_t i = 0; i < count; ++i) {
-      if (content_hash(Bytes(buffer).subspan(i * kBlockBytes, kBlockBytes)) != table[first + i])
+      const Bytes block = Bytes(buffer).subspan(i * kBlockBytes, kBlockBytes);
+      if (content_hash(block, secret) != table[first + i])
         damaged.push_back(static_cast<uint32_t>(first + i));
     }
   }

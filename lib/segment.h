@@ -6,10 +6,12 @@
 // Block i is at i * 4096, so a template's runs address a segment without any header in the way.
 // The table has the XXH3-128 of every block; the segment's name is the XXH3-128 of the table, so
 // any part of a segment can be verified alone: a block against the table, the table against the
-// name. The object is "segments/<first two hex digits>/<all 32 hex digits>". n is 1 to 1024.
+// name. Both are made with the store's secret (store_identity.h), so a segment of another store
+// does not have its name. The object is "segments/<first two hex digits>/<all 32 hex digits>". n is
+// 1 to 1024.
 //
-// XXH3 is not collision-resistant. Therefore nothing here takes equal names for equal content:
-// publishing under a name that exists compares byte by byte.
+// XXH3 is no MAC, and guests may have seen what their blocks share. Therefore nothing here takes
+// equal names for equal content: publishing under a name that exists compares byte by byte.
 //
 // Thread safety: functions, all; a SegmentBuilder belongs to one thread.
 // Errors: EIO for anything that is damaged, with what is wrong and what to do.
@@ -26,7 +28,7 @@ namespace tplstore {
 
 inline constexpr uint32_t kSegmentBlocksMax = 1024;
 inline constexpr uint64_t kSegmentMagic = 0x316d6765736c7074;  // "tplsegm1"
-inline constexpr uint32_t kSegmentFormat = 1;
+inline constexpr uint32_t kSegmentFormat = 2;
 
 struct SegmentTrailer {
   uint64_t magic;
@@ -60,14 +62,15 @@ std::vector<Hash128> list_segments(Backend& backend);
 // Collects blocks in the order in which they will stand in the segment.
 class SegmentBuilder {
  public:
-  SegmentBuilder();
+  explicit SegmentBuilder(const HashSecret& secret);
 
   uint32_t block_count() const { return static_cast<uint32_t>(hashes_.size()); }
   bool empty() const { return hashes_.empty(); }
   bool full() const { return hashes_.size() == kSegmentBlocksMax; }
   Bytes block(uint32_t index) const;
 
-  // Takes a copy of one block; not when full. `hash` is its content_hash. Its place.
+  // Takes a copy of one block; not when full. `hash` is its content_hash with the secret. Its
+  // place.
   uint32_t add(Bytes block, const Hash128& hash);
   // The name it would be published under now; not when empty.
   Hash128 name() const;
@@ -76,18 +79,21 @@ class SegmentBuilder {
   Hash128 publish(Backend& backend);
 
  private:
+  const HashSecret secret_;
   std::vector<Hash128> hashes_;
   ByteVector content_;  // the blocks; table and trailer are added by publish
 };
 
 // The table of an open segment, with everything checked: size, trailer, table against name.
-std::vector<Hash128> read_segment_table(Object& segment, const Hash128& name);
+std::vector<Hash128> read_segment_table(Object& segment, const Hash128& name,
+                                        const HashSecret& secret);
 
 // Opens a segment that has `block_count` blocks. EIO when it is missing or not of that size; does
 // not read it.
 std::unique_ptr<Object> open_segment(Backend& backend, const Hash128& name, uint32_t block_count);
 
 // Blocks whose bytes do not have the hash in the table; throws as read_segment_table does.
-std::vector<uint32_t> find_damaged_blocks(Object& segment, const Hash128& name);
+std::vector<uint32_t> find_damaged_blocks(Object& segment, const Hash128& name,
+                                          const HashSecret& secret);
 
 }  // namespace tplstore

@@ -7,6 +7,7 @@
 
 #include "dir_backend.h"
 #include "names.h"
+#include "store_identity.h"
 #include "store_impl.h"
 #include "template_disk.h"
 #include "template_store.h"
@@ -15,46 +16,8 @@
 namespace tplstore {
 namespace {
 
-constexpr uint64_t kStoreMagic = 0x3145524f54534c54;  // "TLSTORE1"
-constexpr uint32_t kStoreFormat = 2;
 constexpr std::chrono::milliseconds kUpkeepInterval{250};
 constexpr size_t kListedVersionsMax = 4096;
-
-// The object "store": what makes a directory a store.
-struct StoreIdentity {
-  uint64_t checksum;  // of what follows
-  uint64_t magic;
-  uint32_t format;
-  uint32_t reserved;
-  uint64_t incompatible_features;
-  Uuid uuid;
-  int64_t created_ns;
-};
-static_assert(sizeof(StoreIdentity) == 56);
-
-uint64_t identity_sum(const StoreIdentity& identity) {
-  return checksum(bytes_of(identity).subspan(sizeof(uint64_t)));
-}
-
-void check_identity(Backend& backend) {
-  const std::string name(paths::kIdentity);
-  const auto content = backend.get(name, kSlotBytes);
-  if (!content)
-    fail(ENOENT, backend.describe(), "is not a store; make one with 'tplstore init {}'",
-         backend.describe());
-  StoreIdentity identity{};
-  if (content->size() >= sizeof identity) std::memcpy(&identity, content->data(), sizeof identity);
-  if (identity.magic != kStoreMagic || identity.checksum != identity_sum(identity))
-    fail(EIO, backend.describe(), "damaged: its identity ('{}') fails its checksum", name);
-  if (identity.format < kStoreFormat)
-    fail(EINVAL, backend.describe(),
-         "was made by an older tplstore (format {}), which this one does not read; export its "
-         "volumes with that one",
-         identity.format);
-  if (identity.format != kStoreFormat || identity.incompatible_features != 0)
-    fail(EINVAL, backend.describe(), "was made by a newer tplstore (format {}); use that one",
-         identity.format);
-}
 
 }  // namespace
 
@@ -65,19 +28,20 @@ void Store::init(const std::string& directory) {
     fail_errno(errno, directory, "cannot make the directory of the store");
   DirBackend backend(directory, false, [](const std::string&) {});
   if (!backend.list("").empty()) {
-    const bool is_store = backend.get(std::string(paths::kIdentity), kSlotBytes).has_value();
+    const bool is_store = backend.get(kIdentityObject, kSlotBytes).has_value();
     if (is_store) fail(EEXIST, directory, "is a store already");
     fail(ENOTEMPTY, directory, "is not empty; choose a new or empty directory for the store");
   }
-  init(backend);
+  // The secret in it is for the owner alone, whoever else may read the store.
+  DirBackend private_backend(directory, false, [](const std::string&) {}, {.file_mode = 0600});
+  init(backend, private_backend);
 }
 
-void Store::init(Backend& backend) {
+void Store::init(Backend& backend) { init(backend, backend); }
+
+void Store::init(Backend& backend, Backend& for_identity) {
   backend.put_new(std::string(paths::kGcLock), {});
-  StoreIdentity identity{0, kStoreMagic, kStoreFormat, 0, 0, random_uuid(), now_unix_ns()};
-  identity.checksum = identity_sum(identity);
-  if (!backend.put_new(std::string(paths::kIdentity), bytes_of(identity)))
-    fail(EEXIST, backend.describe(), "is a store already");
+  if (!put_new_identity(for_identity)) fail(EEXIST, backend.describe(), "is a store already");
 }
 
 std::unique_ptr<Store> Store::open(const std::string& directory, const StoreOptions& options) {
@@ -90,7 +54,7 @@ std::unique_ptr<Store> Store::open(const std::string& directory, const StoreOpti
 
 Store::Store(std::unique_ptr<Backend> backend, const StoreOptions& options)
     : impl_(std::make_unique<Impl>(std::move(backend), options)) {
-  check_identity(*impl_->backend);
+  load_identity(*impl_->backend);  // says what is wrong with it
 }
 
 Store::~Store() {

@@ -131,14 +131,14 @@ class Store {
   bool is_open(const std::string& volume);
 
  private:
- private:
+  static void init(Backend& backend, Backend& for_identity);
+
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
 
 // Cleanly named object paths.
 namespace paths {
-inline constexpr std::string_view kIdentity = "store";       // what makes it a store
 inline constexpr std::string_view kTemplates = "templates";  // NAME: manifest
 inline constexpr std::string_view kSegments = "segments";    // xx/HASH
 inline constexpr std::string_view kImports = "imports";      // NAME: unfinished import

@@ -8,6 +8,7 @@
 #include "manifest.h"
 #include "names.h"
 #include "segment.h"
+#include "store_identity.h"
 
 namespace tplstore {
 namespace {
@@ -27,6 +28,7 @@ TemplateInfo describe(const std::string& name, const Manifest& manifest) {
   info.data_bytes = manifest.data_bytes();
   info.created_ns = manifest.created_ns;
   info.source = manifest.source;
+  info.content_id = manifest.content_id.hex();
   info.segments = manifest.segments.size();
   return info;
 }
@@ -174,6 +176,30 @@ TemplateInfo show_template(Backend& backend, const std::string& name) {
   fail(ENOENT, name, "no such template; 'tplstore template list' names those that exist");
 }
 
+namespace {
+
+ContentId find_content_id(Backend& backend, const Manifest& manifest,
+                          const std::function<void(uint64_t hashed_bytes)>& progress) {
+  std::vector<std::unique_ptr<Object>> segments(manifest.segments.size());
+  ContentIdHasher hasher(manifest.size_bytes);
+  ByteVector buffer(kSegmentBlocksMax * uint64_t{kBlockBytes});
+  uint64_t hashed_bytes = 0;
+  for (const TemplateRun& run : manifest.runs) {
+    std::unique_ptr<Object>& segment = segments[run.segment];
+    const ManifestSegment& entry = manifest.segments[run.segment];
+    if (!segment) segment = open_segment(backend, entry.name, entry.block_count);
+    const uint64_t offset = run.block * kBlockBytes;
+    const MutableBytes into = MutableBytes(buffer).first(
+        std::min(run.count * uint64_t{kBlockBytes}, manifest.size_bytes - offset));
+    segment->read(run.segment_block * uint64_t{kBlockBytes}, into);
+    hasher.add(offset, into);
+    progress(hashed_bytes += run.count * uint64_t{kBlockBytes});
+  }
+  return hasher.finish();
+}
+
+}  // namespace
+
 VerifyReport verify_template(
     Backend& backend, const std::string& name,
     const std::function<void(uint64_t done_bytes, uint64_t total_bytes)>& progress) {
@@ -191,7 +217,8 @@ VerifyReport verify_template(
   const auto manifest = load_manifest(backend, name);
   if (!manifest) fail(ENOENT, name, "this template was just removed");
 
-  uint64_t total_bytes = 0;
+  const HashSecret secret = load_identity(backend).secret;
+  uint64_t total_bytes = manifest->data_bytes();
   for (const auto& segment : manifest->segments)
     total_bytes += uint64_t{segment.block_count} * kBlockBytes;
   VerifyReport report;
@@ -206,7 +233,7 @@ VerifyReport verify_template(
         damage.problem = fmt::format("{}: damaged: has {} bytes instead of {}",
                                      segment_path(segment.name), object->size_bytes(), expected);
       } else {
-        damage.blocks = find_damaged_blocks(*object, segment.name);
+        damage.blocks = find_damaged_blocks(*object, segment.name, secret);
         report.blocks += segment.block_count;
         if (!damage.blocks.empty())
           damage.problem =
@@ -222,6 +249,12 @@ VerifyReport verify_template(
     if (!damage.problem.empty()) report.damage.push_back(std::move(damage));
     done_bytes += uint64_t{segment.block_count} * kBlockBytes;
     if (progress) progress(done_bytes, total_bytes);
+  }
+  if (report.damage.empty()) {
+    const ContentId found = find_content_id(backend, *manifest, [&](uint64_t hashed_bytes) {
+      if (progress) progress(done_bytes + hashed_bytes, total_bytes);
+    });
+    report.has_content_id = found == manifest->content_id;
   }
   return report;
 }

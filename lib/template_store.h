@@ -25,6 +25,7 @@ struct TemplateInfo {
   uint64_t unique_bytes = 0;  // blocks of the segments that no other template uses
   int64_t created_ns = 0;     // for an unfinished import, when it was started
   std::string source;         // where it was imported from
+  std::string content_id;     // 64 hex digits (content_id.h); empty unless it is ready
   uint64_t segments = 0;
 };
 
@@ -43,9 +44,11 @@ struct VerifyReport {
   uint64_t segments = 0;  // that were looked at
   uint64_t blocks = 0;    // whose bytes were compared with their hashes
   std::vector<SegmentDamage> damage;
-  bool is_sound() const { return damage.empty(); }
+  bool has_content_id = false;  // whether the disk, read whole, has the manifest's content id
+  bool is_sound() const { return damage.empty() && has_content_id; }
 };
-// Checks every block of every segment of a template. ENOENT; EIO when the manifest is damaged.
+// Checks every block of every segment of a template, and, if those are sound, that together they
+// are the disk that was imported. ENOENT; EIO when the manifest is damaged.
 VerifyReport verify_template(
     Backend& backend, const std::string& name,
     const std::function<void(uint64_t done_bytes, uint64_t total_bytes)>& progress);

@@ -18,7 +18,7 @@ bool has(const BlockIndex::Candidates& found, BlockLocation location) {
 }
 
 BlockMatcher::Wanted wanted(const ByteVector& block) {
-  return {content_hash(block), block, std::nullopt};
+  return {hash_of(block), block, std::nullopt};
 }
 
 }  // namespace
@@ -72,7 +72,7 @@ TEST_CASE("loading indexes every segment of the store but the damaged") {
   CHECK(index.segment_count() == 4);
   CHECK(index.block_count() == 6);
   for (const uint64_t number : {1, 2, 3, 4, 5, 9}) {
-    const auto found = index.find(content_hash(block_of(number)));
+    const auto found = index.find(hash_of(block_of(number)));
     REQUIRE(found.count == 1);
     const auto& segment = index.segment(found.locations[0].segment);
     const auto object = backend.open(segment_path(segment.name), Access::kRead);
@@ -93,7 +93,7 @@ TEST_CASE("a match needs equal bytes, not just an equal hash") {
   BlockIndex index;
   index.load(backend);
   const ByteVector other = block_of(3), same = block_of(2);
-  index.insert(content_hash(other), {0, 0});  // as if 1 and 3 collided
+  index.insert(hash_of(other), {0, 0});  // as if 1 and 3 collided
   BlockMatcher matcher(backend, index);
   std::vector<BlockMatcher::Wanted> batch = {wanted(other), wanted(same)};
   matcher.match(batch, std::nullopt, index.segment_count());
@@ -108,7 +108,7 @@ TEST_CASE("behind a colliding place the right one is still found") {
   BlockIndex index;
   index.load(backend);
   const ByteVector block = block_of(3);
-  const Hash128 hash = content_hash(block);
+  const Hash128 hash = hash_of(block);
   BlockIndex colliding;
   colliding.load(backend);
   colliding.insert(hash, {0, 0});
@@ -126,7 +126,7 @@ TEST_CASE("of equal places the one that continues the previous block is taken") 
   make_template(backend, "b", {7, 5, 6}, 3 * kBlockBytes);
   BlockIndex index;
   index.load(backend);
-  const auto places = index.find(content_hash(block_of(6)));
+  const auto places = index.find(hash_of(block_of(6)));
   REQUIRE(places.count == 2);
   BlockMatcher matcher(backend, index);
   const ByteVector five = block_of(5), six = block_of(6);
@@ -145,12 +145,13 @@ TEST_CASE("of equal places the one that continues the previous block is taken") 
 }
 
 TEST_CASE("blocks that really collide are told apart") {
-  const auto [first, second] = colliding_blocks();
+  const auto [first, second] = colliding_blocks(kTestSecret);
   REQUIRE(first != second);
-  REQUIRE(content_hash(first) == content_hash(second));
+  REQUIRE(hash_of(first) == hash_of(second));
   MemoryBackend backend;
-  SegmentBuilder builder;
-  builder.add(first, content_hash(first));
+  make_store(backend);
+  SegmentBuilder builder(kTestSecret);
+  builder.add(first, hash_of(first));
   builder.publish(backend);
   BlockIndex index;
   index.load(backend);

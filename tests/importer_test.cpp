@@ -2,6 +2,9 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
+
+#include "import_journal.h"
 #include "memory_backend.h"
 #include "template_image.h"
 #include "template_testing.h"
@@ -51,7 +54,7 @@ uint64_t stored_blocks(Backend& backend) {
   uint64_t blocks = 0;
   for (const Hash128& name : list_segments(backend)) {
     const auto object = backend.open(segment_path(name), Access::kRead);
-    blocks += read_segment_table(*object, name).size();
+    blocks += read_segment_table(*object, name, kTestSecret).size();
   }
   return blocks;
 }
@@ -163,9 +166,9 @@ TEST_CASE("blocks with equal hashes and different bytes stay different") {
   MemoryBackend backend;
   make_store(backend);
   // A segment that claims another block's hash, as if the two collided.
-  SegmentBuilder builder;
-  builder.add(block_of(1), content_hash(block_of(2)));
-  builder.add(block_of(3), content_hash(block_of(3)));
+  SegmentBuilder builder(kTestSecret);
+  builder.add(block_of(1), hash_of(block_of(2)));
+  builder.add(block_of(3), hash_of(block_of(3)));
   builder.publish(backend);
   const ByteVector disk = disk_of({2, 3, 2});
   const ImportResult result = import_disk(backend, "t", disk);
@@ -174,7 +177,7 @@ TEST_CASE("blocks with equal hashes and different bytes stay different") {
 }
 
 TEST_CASE("blocks that really collide are both kept, within an image and between two") {
-  const auto [a, b] = colliding_blocks();
+  const auto [a, b] = colliding_blocks(kTestSecret);
   const auto join = [](std::initializer_list<ByteVector> blocks) {
     ByteVector disk;
     for (const ByteVector& block : blocks) disk.insert(disk.end(), block.begin(), block.end());
@@ -194,11 +197,84 @@ TEST_CASE("blocks that really collide are both kept, within an image and between
   CHECK(read_template(other, "b") == join({b, block_of(3)}));
 }
 
+TEST_CASE("equal content has other names in another store, and its names verify") {
+  MemoryBackend a, b;
+  make_store(a, random_secret());
+  make_store(b, random_secret());
+  const ByteVector disk = disk_of(joined(numbers_from(1, 1100), {0, 0, 7}));
+  const auto imported_a = import_disk(a, "t", disk), imported_b = import_disk(b, "t", disk);
+  const auto names_a = list_segments(a), names_b = list_segments(b);
+  REQUIRE(names_a.size() == 2);
+  REQUIRE(names_b.size() == 2);
+  for (const Hash128& name : names_a)
+    CHECK(std::find(names_b.begin(), names_b.end(), name) == names_b.end());
+  CHECK(verify_template(a, "t", {}).is_sound());
+  CHECK(verify_template(b, "t", {}).is_sound());
+  // What other stores understand is the same.
+  CHECK(imported_a.info.content_id == imported_b.info.content_id);
+  CHECK(imported_a.info.content_id.size() == 64);
+  CHECK(show_template(a, "t").content_id == imported_a.info.content_id);
+
+  // A segment of the other store does not have its name here.
+  b.put_new(segment_path(names_a[0]), a.content(segment_path(names_a[0])));
+  const auto foreign = b.open(segment_path(names_a[0]), Access::kRead);
+  const HashSecret secret = load_identity(b).secret;
+  const Thrown thrown = thrown_by([&] { read_segment_table(*foreign, names_a[0], secret); });
+  CHECK(thrown.code == EIO);
+  CHECK(thrown.text.find("of another store") != std::string::npos);
+}
+
+TEST_CASE("blocks that were made to collide do not in a store whose secret their maker lacks") {
+  const auto [first, second] = colliding_blocks(kPublicSecret);
+  REQUIRE(first != second);
+  MemoryBackend a, b;
+  make_store(a, random_secret());
+  make_store(b, random_secret());
+  import_disk(a, "t", first);
+  import_disk(a, "u", second);
+  REQUIRE(list_segments(a).size() == 2);
+  import_disk(b, "t", second);
+  CHECK(list_segments(b) != list_segments(a));
+}
+
+TEST_CASE("verifying tells when sound segments are not the disk that was imported") {
+  MemoryBackend backend;
+  make_store(backend);
+  import_disk(backend, "t", disk_of({1, 2, 3}));
+  CHECK(verify_template(backend, "t", {}).is_sound());
+  Manifest manifest = load_manifest(backend, "t").value();
+  REQUIRE(manifest.runs.size() == 1);
+  manifest.runs = {{0, 0, 1, 1}, {1, 0, 0, 1}, {2, 0, 2, 1}};
+  backend.set_content("templates/t", encode_manifest(manifest));
+  const VerifyReport report = verify_template(backend, "t", {});
+  CHECK(report.damage.empty());
+  CHECK_FALSE(report.has_content_id);
+  CHECK_FALSE(report.is_sound());
+}
+
+TEST_CASE("a journal of another template or store is refused, and can be removed") {
+  MemoryBackend backend;
+  make_store(backend);
+  const ByteVector disk = disk_of(numbers_from(1, 1500));
+  thrown_by([&] {
+    import_from(backend, "a",
+                [&] { return std::make_unique<MemorySource>(disk, 1200 * kBlockBytes); }, {});
+  });
+  REQUIRE(backend.list("imports") == std::vector<std::string>{"a"});
+  backend.put_new("imports/b", backend.content("imports/a"));
+  CHECK(load_journal(backend, "a").has_value());
+  CHECK(thrown_by([&] { load_journal(backend, "b"); }).code == EIO);
+  CHECK(thrown_by([&] { import_disk(backend, "b", disk); }).code == EIO);
+  CHECK(thrown_by([&] { gc(backend); }).code == EIO);
+  remove_template(backend, "b", nobody);
+  CHECK(gc(backend).kept_segments == 1);
+}
+
 TEST_CASE("a segment whose whole table collides stops the import with advice") {
   MemoryBackend backend;
   make_store(backend);
-  SegmentBuilder builder;
-  builder.add(block_of(1), content_hash(block_of(2)));
+  SegmentBuilder builder(kTestSecret);
+  builder.add(block_of(1), hash_of(block_of(2)));
   builder.publish(backend);
   const Thrown thrown = thrown_by([&] { import_disk(backend, "t", disk_of({2})); });
   CHECK(thrown.code == EIO);
@@ -476,8 +552,8 @@ TEST_CASE("gc removes nothing while a manifest is damaged, and all that is unuse
   make_store(backend);
   import_disk(backend, "good", disk_of({1, 2}));
   import_disk(backend, "bad", disk_of({2, 3}));
-  SegmentBuilder builder;
-  builder.add(block_of(9), content_hash(block_of(9)));
+  SegmentBuilder builder(kTestSecret);
+  builder.add(block_of(9), hash_of(block_of(9)));
   builder.publish(backend);
   ByteVector content = backend.content("templates/bad");
   content[60] ^= std::byte{1};
@@ -506,13 +582,13 @@ TEST_CASE("verifying finds damaged, cut and missing segments, and names them") {
   import_disk(backend, "t", disk_of(numbers_from(1, 3 * 1024)));
   uint64_t last_done = 0;
   const VerifyReport sound = verify_template(backend, "t", [&](uint64_t done, uint64_t total) {
-    CHECK(total == 3 * 4 << 20);
+    CHECK(total == 2 * (3 * 4 << 20));  // each segment, then the disk that they make
     last_done = done;
   });
   CHECK(sound.is_sound());
   CHECK(sound.segments == 3);
   CHECK(sound.blocks == 3 * 1024);
-  CHECK(last_done == 3 * 4 << 20);
+  CHECK(last_done == 2 * (3 * 4 << 20));
 
   const Manifest manifest = load_manifest(backend, "t").value();
   ByteVector content = backend.content(segment_path(manifest.segments[0].name));

@@ -11,10 +11,10 @@ using namespace tplstore::testing;
 namespace {
 
 Hash128 publish(Backend& backend, const std::vector<uint64_t>& numbers) {
-  SegmentBuilder builder;
+  SegmentBuilder builder(kTestSecret);
   for (const uint64_t number : numbers) {
     const ByteVector block = block_of(number);
-    builder.add(block, content_hash(block));
+    builder.add(block, hash_of(block));
   }
   return builder.publish(backend);
 }
@@ -43,9 +43,9 @@ TEST_CASE("a segment has its blocks first, then their hashes, then the trailer")
         std::equal(block.begin(), block.end(), content.begin() + static_cast<ptrdiff_t>(i * 4096)));
     Hash128 hash;
     std::memcpy(&hash, content.data() + 3 * 4096 + i * 16, 16);
-    CHECK(hash == content_hash(block));
+    CHECK(hash == hash_of(block));
   }
-  CHECK(content_hash(Bytes(content).subspan(3 * 4096, 48)) == name);
+  CHECK(hash_of(Bytes(content).subspan(3 * 4096, 48)) == name);
   CHECK(to_text(Bytes(content).subspan(3 * 4096 + 48, 8)) == "tplsegm1");
 }
 
@@ -54,8 +54,8 @@ TEST_CASE("segments of 1 and of 1024 blocks read back whole") {
   for (const uint64_t count : {1, 1024}) {
     const Hash128 name = publish(backend, numbers_up_to(count));
     const auto object = backend.open(segment_path(name), Access::kRead);
-    CHECK(read_segment_table(*object, name).size() == count);
-    CHECK(find_damaged_blocks(*object, name).empty());
+    CHECK(read_segment_table(*object, name, kTestSecret).size() == count);
+    CHECK(find_damaged_blocks(*object, name, kTestSecret).empty());
     CHECK(open_segment(backend, name, static_cast<uint32_t>(count)) != nullptr);
   }
   CHECK(list_segments(backend).size() == 2);
@@ -75,14 +75,13 @@ TEST_CASE(
   const Hash128 name = publish(backend, {1, 2});
   const auto object = backend.open(segment_path(name), Access::kWrite);
   object->write(5000, as_bytes("x"));
-  SegmentBuilder builder;
-  for (const uint64_t number : {1, 2})
-    builder.add(block_of(number), content_hash(block_of(number)));
+  SegmentBuilder builder(kTestSecret);
+  for (const uint64_t number : {1, 2}) builder.add(block_of(number), hash_of(block_of(number)));
   const Thrown thrown = thrown_by([&] { builder.publish(backend); });
   CHECK(thrown.code == EIO);
   CHECK(thrown.text.find("exists with other bytes") != std::string::npos);
   CHECK(builder.block_count() == 2);
-  CHECK(find_damaged_blocks(*object, name) == std::vector<uint32_t>{1});
+  CHECK(find_damaged_blocks(*object, name, kTestSecret) == std::vector<uint32_t>{1});
 }
 
 TEST_CASE("any flipped bit and any cut of a segment is found") {
@@ -95,7 +94,7 @@ TEST_CASE("any flipped bit and any cut of a segment is found") {
     const auto object = damaged.open(segment_path(name), Access::kRead);
     bool is_refused = false;
     const Thrown thrown =
-        thrown_by([&] { is_refused = !find_damaged_blocks(*object, name).empty(); });
+        thrown_by([&] { is_refused = !find_damaged_blocks(*object, name, kTestSecret).empty(); });
     return is_refused || thrown.code == EIO || thrown.code == EINVAL;
   };
   CHECK_FALSE(is_found(good));

@@ -15,6 +15,7 @@
 #include "backend.h"
 #include "manifest.h"
 #include "segment.h"
+#include "store_identity.h"
 
 namespace tplstore::testing {
 
@@ -30,21 +31,41 @@ inline ByteVector block_of(uint64_t number) {
   return block;
 }
 
-// Two different blocks with the same XXH3-128. The hash adds up products of the two halves of each
-// word, mixed with constants that are public, and the words themselves. Where one half equals its
-// constant the product is zero, so what is added to one such word can be taken from another.
-inline std::pair<ByteVector, ByteVector> colliding_blocks() {
+// What the stores of tests have for a secret: 0, 1, 2, …
+inline const HashSecret kTestSecret = [] {
+  HashSecret secret;
+  for (size_t i = 0; i < sizeof secret.bytes; ++i) secret.bytes[i] = static_cast<uint8_t>(i);
+  return secret;
+}();
+inline Hash128 hash_of(Bytes bytes) { return content_hash(bytes, kTestSecret); }
+
+// What the library takes where no secret is given: known to everybody.
+inline const HashSecret kPublicSecret = [] {
+  HashSecret secret;
+  // XXH3's own, as far as colliding_blocks() needs it.
+  const uint8_t head[] = {0xb8, 0xfe, 0x6c, 0x39, 0x23, 0xa4, 0x4b, 0xbe, 0x7c, 0x01, 0x81, 0x2c};
+  std::memcpy(secret.bytes, head, sizeof head);
+  return secret;
+}();
+
+// Two different blocks with the same XXH3-128 under a secret. The hash adds up products of the two
+// halves of each word, mixed with words of the secret, and the words themselves. Where one half
+// equals its part of the secret the product is zero, so what is added to one such word can be taken
+// from another.
+inline std::pair<ByteVector, ByteVector> colliding_blocks(const HashSecret& secret) {
   std::pair<ByteVector, ByteVector> blocks{block_of(4711), {}};
   const auto poke = [](ByteVector& block, uint64_t offset, uint32_t low, uint32_t high) {
     std::memcpy(block.data() + offset, &low, 4);
     std::memcpy(block.data() + offset + 4, &high, 4);
   };
-  constexpr uint32_t kConstant0 = 0x396cfeb8, kConstant1 = 0x2c81017c;
-  poke(blocks.first, 0, kConstant0, 5);
-  poke(blocks.first, 64, kConstant1, 9);
+  uint32_t first, second;
+  std::memcpy(&first, secret.bytes, 4);
+  std::memcpy(&second, secret.bytes + 8, 4);
+  poke(blocks.first, 0, first, 5);
+  poke(blocks.first, 64, second, 9);
   blocks.second = blocks.first;
-  poke(blocks.second, 0, kConstant0, 6);
-  poke(blocks.second, 64, kConstant1, 8);
+  poke(blocks.second, 0, first, 6);
+  poke(blocks.second, 64, second, 8);
   return blocks;
 }
 
@@ -100,8 +121,23 @@ Thrown thrown_by(const F& step) {
   return {};
 }
 
+// The identity of a store, of any format; false when there is one.
+inline bool put_identity(Backend& backend, const HashSecret& secret,
+                         uint32_t format = kStoreFormat) {
+  StoreIdentity identity{};
+  identity.magic = kStoreMagic;
+  identity.format = format;
+  identity.uuid = random_uuid();
+  identity.secret = secret;
+  // Older formats had no secret.
+  const Bytes object = bytes_of(identity).first(format < 3 ? 56 : sizeof identity);
+  identity.checksum = checksum(object.subspan(8));
+  return backend.put_new(kIdentityObject, object);
+}
+
 // Makes what a store has before the first import.
-inline void make_store(Backend& backend) {
+inline void make_store(Backend& backend, const HashSecret& secret = kTestSecret) {
+  put_identity(backend, secret);
   backend.create("gc.lock", 0)->sync();
   backend.sync_folder("");
 }
@@ -110,12 +146,17 @@ inline void make_store(Backend& backend) {
 inline void make_template(Backend& backend, const std::string& name,
                           const std::vector<uint64_t>& numbers, uint64_t size_bytes,
                           uint32_t blocks_per_segment = kSegmentBlocksMax) {
+  put_identity(backend, kTestSecret);
+  const StoreIdentity identity = load_identity(backend);
   Manifest manifest;
+  manifest.name = name;
+  manifest.store = identity.uuid;
   manifest.uuid = random_uuid();
   manifest.size_bytes = size_bytes;
   manifest.created_ns = 1'700'000'000'000'000'000;
   manifest.source = "test";
-  SegmentBuilder builder;
+  ContentIdHasher content_id(size_bytes);
+  SegmentBuilder builder(identity.secret);
   uint32_t segment = 0;
   const auto publish = [&] {
     const uint32_t block_count = builder.block_count();
@@ -125,10 +166,13 @@ inline void make_template(Backend& backend, const std::string& name,
   for (uint64_t i = 0; i < numbers.size(); ++i) {
     if (numbers[i] == 0) continue;
     const ByteVector block = block_of(numbers[i]);
-    manifest.append_block(i, segment, builder.add(block, content_hash(block)));
+    manifest.append_block(i, segment, builder.add(block, content_hash(block, identity.secret)));
+    content_id.add(i * kBlockBytes, Bytes(block).first(std::min<uint64_t>(
+                                        kBlockBytes, size_bytes - i * kBlockBytes)));
     if (builder.block_count() == blocks_per_segment) publish();
   }
   if (!builder.empty()) publish();
+  manifest.content_id = content_id.finish();
   if (!backend.put_new(manifest_path(name), encode_manifest(manifest)))
     fail(EEXIST, name, "exists");
 }

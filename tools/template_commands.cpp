@@ -36,7 +36,8 @@ std::string template_text(const json& info) {
                         {"segments", plain(info["segments"])},
                         {"state", plain(info["state"])},
                         {"created", plain(info["created"])},
-                        {"source", plain(info["source"])}});
+                        {"source", plain(info["source"])},
+                        {"content", plain(info["content_id"])}});
 }
 
 std::vector<std::string> volumes_of(Store& store, const std::string& template_name) {
@@ -61,11 +62,13 @@ void verify(const Context& context, const std::string& name) {
   progress.clear();
   json damage = json::array();
   for (const SegmentDamage& one : report.damage) damage.push_back(damage_json(one));
-  const json result = {{"name", name},
-                       {"sound", report.is_sound()},
-                       {"segments", report.segments},
-                       {"blocks", report.blocks},
-                       {"damage", damage}};
+  const json result = {
+      {"name", name},
+      {"sound", report.is_sound()},
+      {"segments", report.segments},
+      {"blocks", report.blocks},
+      {"content_sound", report.damage.empty() ? json(report.has_content_id) : json(nullptr)},
+      {"damage", damage}};
   context.print(result, [](const json& value) {
     std::string text = fmt::format("{}: {} segments, {} blocks checked\n", plain(value["name"]),
                                    plain(value["segments"]), plain(value["blocks"]));
@@ -73,9 +76,13 @@ void verify(const Context& context, const std::string& name) {
       text += fmt::format("segment {}: {}\n", plain(one["segment"]), plain(one["problem"]));
     return text;
   });
-  if (!report.is_sound())
+  if (!report.damage.empty())
     fail(EIO, name, "{} of its {} segments are damaged: import it again under another name",
          report.damage.size(), report.segments);
+  if (!report.has_content_id)
+    fail(EIO, name,
+         "its segments are sound, but together they are not the disk that was imported: import it "
+         "again under another name");
 }
 
 struct ImportArguments {

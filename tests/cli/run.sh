@@ -12,7 +12,7 @@
 # have a backslash before it. In what is expected, runs of blanks count
 # as one, a line "..." stands for any lines, and these for what differs from run to run:
 #
-#   <dir> the folder   <uuid>   <time>   <age> as "5s"   <pid>   <host>   <size> as "1.5 MiB"
+#   <dir> the folder   <uuid>   <sha256>   <time>   <age> as "5s"   <pid>   <host>   <size> as "1.5 MiB"
 #   <n> a number
 #   <any> anything
 #
@@ -119,6 +119,7 @@ pattern_of() {
     fi
     sed -E -e 's/[][\\.*^$+?(){}|]/\\&/g' -e 's/ +/ +/g' \
         -e 's/<uuid>/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/g' \
+        -e 's/<sha256>/[0-9a-f]{64}/g' \
         -e 's/<time>/[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}Z/g' \
         -e 's/<age>/[0-9]+[smhdy]/g' -e 's/<(n|pid)>/[0-9]+/g' \
         -e 's/<size>/[0-9.]+ [KMGTPE]?i?B/g' \
@@ -139,6 +140,7 @@ perform() {
 
 with_placeholders() {
     sed -E -e 's/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/<uuid>/g' \
+        -e 's/\b[0-9a-f]{64}\b/<sha256>/g' \
         -e 's/[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}Z/<time>/g' \
         -e 's/(pid"?:? |by server )[0-9]+/\1<pid>/g' -e "s/\\b$(hostname)\\b/<host>/g"
 }

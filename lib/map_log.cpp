@@ -167,12 +167,13 @@ ByteVector MapLog::read_frame(uint64_t offset, FrameKind kind, LogPosition& afte
                     frame.begin() + sizeof(FrameHeader) + header.payload_bytes);
 }
 
-void MapLog::begin_life(const LogPosition& at) {
+void MapLog::begin_life(const LogPosition& at, Reserve draws_on) {
   {
     const std::lock_guard guard(mutex_);
     tail_ = at;
     zeroed_end_ = at.offset;
     count_room();
+    if (draws_on == Reserve::kNone) make_room(kSectorBytes);
     do {
       incarnation_ = random_u64();
     } while (incarnation_ == at.incarnation);

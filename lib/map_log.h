@@ -95,7 +95,7 @@ class MapLog {
 
   // Begins to write behind `at`: zeroes what follows, appends an open frame of a new incarnation,
   // and makes it and all before it durable.
-  void begin_life(const LogPosition& at);
+  void begin_life(const LogPosition& at, Reserve draws_on = Reserve::kDeletions);
 
   // Promises that `bytes` more of update records can be appended; ENOSPC.
   void reserve(uint64_t bytes, Reserve draws_on);

@@ -204,14 +204,14 @@ VersionInfo Store::import_version(const std::string& name, const ImportedVersion
       const VersionInfo made = volume.create_version(imported.version);
       if (is_new && !impl_->publish(name, uuid)) fail(EEXIST, object, "exists already");
       return made;
-    } catch (const Error&) {
+    } catch (...) {
       if (base) {
         const VersionInfo remains = volume.rollback(std::to_string(base->number));
         volume.remove_versions({std::to_string(remains.number)});
       }
       throw;
     }
-  } catch (const Error&) {
+  } catch (...) {
     if (is_new) {
       impl_->sync_names();
       impl_->remove_unneeded(uuid, name);

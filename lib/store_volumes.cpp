@@ -44,13 +44,16 @@ Uuid Store::Impl::uuid_of(const std::string& volume) {
   return uuid;
 }
 
-std::map<Uuid, std::string> Store::Impl::volume_names() {
+std::map<Uuid, std::string> Store::Impl::volume_names(std::vector<std::string>* damaged) {
   std::map<Uuid, std::string> names;
   for (const std::string& name : backend->list(std::string(paths::kVolumeNames))) {
     try {
       names[uuid_of(name)] = name;
     } catch (const Error& error) {
-      if (error.code() != ENOENT) throw;  // removed since it was listed
+      if (error.code() == ENOENT) continue;  // removed since it was listed
+      if (damaged == nullptr) throw;
+      options.log(error.what());
+      damaged->push_back(name);
     }
   }
   return names;
@@ -129,6 +132,8 @@ VolumeInfo Store::create_volume(const std::string& name, uint64_t size_bytes,
   if (!template_name.empty()) {
     check_name("template", template_name);
     base = impl_->open_template(template_name);
+    // Its import may be about to make the name durable, or have failed to: the volume needs it.
+    backend.sync_folder(std::string(paths::kTemplates));
     if (size_bytes == 0) size_bytes = round_up(base->size_bytes(), kSectorBytes);
     if (size_bytes < base->size_bytes())
       fail(EINVAL, object, "{} bytes are less than the {} of template {}", size_bytes,
@@ -187,7 +192,8 @@ void Store::Impl::with_versions(const Uuid& uuid, const std::string& name,
 
 std::vector<VolumeInfo> Store::list_volumes() {
   std::vector<VolumeInfo> list;
-  const std::map<Uuid, std::string> names = impl_->volume_names();
+  std::vector<std::string> damaged;
+  const std::map<Uuid, std::string> names = impl_->volume_names(&damaged);
   for (const auto& [uuid, name] : names) {
     VolumeInfo info;
     info.name = name;
@@ -212,13 +218,15 @@ std::vector<VolumeInfo> Store::list_volumes() {
     }
     list.push_back(std::move(info));
   }
+  for (std::string& name : damaged) list.emplace_back().name = std::move(name);
   std::sort(list.begin(), list.end(),
             [](const VolumeInfo& a, const VolumeInfo& b) { return a.name < b.name; });
   return list;
 }
 
 VolumeInfo Store::show_volume(const std::string& name) {
-  const std::map<Uuid, std::string> names = impl_->volume_names();
+  std::vector<std::string> damaged;
+  const std::map<Uuid, std::string> names = impl_->volume_names(&damaged);
   VolumeInfo info = impl_->info_of(name, names);
   impl_->with_versions(info.uuid, name, [&](Volume& volume) {
     info.versions = volume.versions();
@@ -293,9 +301,11 @@ void Store::Impl::remove_objects(const Uuid& uuid) {
   backend->remove_folder(folder);
 }
 
-// Removes a volume that has no forks, nor a name; the parent that it had. EBUSY.
+// Removes a volume that has no name; the parent that it had. EBUSY, also when it has forks: one may
+// have been made up to now.
 Uuid Store::Impl::remove_unneeded(const Uuid& uuid, const std::string& name) {
   const RemovalLocks locks = lock_for_removal(*backend, Volume::folder_of(uuid), uuid, name);
+  if (has_forks(uuid)) fail(EBUSY, fmt::format("volume {}", name), "has forks, which need it");
   const std::optional<VolumeHeader> header = header_if_readable(uuid);
   remove_objects(uuid);
   return header ? header->parent : Uuid{};
@@ -313,10 +323,10 @@ void Store::Impl::sync_names() {
 // A fork of this volume has gone, so something of it may go too; all of it, when it has no name.
 void Store::Impl::release_parent(Uuid uuid) {
   while (!uuid.is_nil()) {
-    const auto names = volume_names();
-    const auto name = names.find(uuid);
     Uuid next;
     try {
+      const auto names = volume_names();
+      const auto name = names.find(uuid);
       if (name == names.end() && !has_forks(uuid)) {
         sync_names();
         next = remove_unneeded(uuid, uuid.text());
@@ -329,7 +339,8 @@ void Store::Impl::release_parent(Uuid uuid) {
       }
       // Else the server that has it open notices by itself.
     } catch (const Error& error) {
-      if (error.code() != ENOENT && error.code() != EBUSY) throw;
+      if (error.code() == EIO) options.log(fmt::format("not collected: {}", error.what()));
+      if (error.code() != ENOENT && error.code() != EBUSY && error.code() != EIO) throw;
     }
     uuid = next;
   }
@@ -342,6 +353,10 @@ void Store::remove_volume(const std::string& name) {
   bool has_forks = false;
   {
     const RemovalLocks locks = lock_for_removal(backend, Volume::folder_of(uuid), uuid, name);
+    // Up to here it may have been removed, and its name given to another one.
+    if (impl_->uuid_of(name) != uuid)
+      fail(EBUSY, fmt::format("volume {}", name),
+           "was removed and made again meanwhile; look at it before you remove this one");
     // There may be nothing that could be read, and then no reason to keep it.
     header = impl_->header_if_readable(uuid);
     has_forks = impl_->has_forks(uuid);
@@ -393,7 +408,8 @@ void Store::reclaim_volume(const std::string& name) {
 }
 
 void Store::reclaim() {
-  for (const auto& [uuid, name] : impl_->volume_names()) {
+  std::vector<std::string> damaged;
+  for (const auto& [uuid, name] : impl_->volume_names(&damaged)) {
     try {
       if (impl_->registry.is_open(uuid)) {
         reclaim_volume(name);

@@ -71,7 +71,8 @@ void Volume::create_fork(const std::string& number_or_name, const Uuid& fork) {
   const std::lock_guard guard(pin_mutex_);
   const VersionInfo base = version(number_or_name);
   if (map_->is_flattening())
-    fail(EBUSY, fmt::format("volume {}", name_), "is being flattened; try again after that");
+    fail(EBUSY, fmt::format("volume {}", name_),
+         "is being flattened, or was until that failed; flatten it first");
   {
     VolumeMap::Promise records(*map_, VolumeMap::kPinRecords);
     map_->pin(base.number, fork);
@@ -145,7 +146,7 @@ std::unique_ptr<Volume> Volume::open_for_writing(const VolumeEnvironment& enviro
   volume->attempt("cannot be opened", [&] {
     try {
       volume->open_template(volume->lock_->header());
-      volume->recover();
+      volume->recover(Reserve::kDeletions);
     } catch (...) {
       failure = std::current_exception();
       throw;
@@ -157,7 +158,7 @@ std::unique_ptr<Volume> Volume::open_for_writing(const VolumeEnvironment& enviro
   std::rethrow_exception(failure);
 }
 
-void Volume::recover() {
+void Volume::recover(Reserve draws_on) {
   map_ = VolumeMap::open(backend_, folder_, uuid_, Access::kWrite);
   // What the last life wrote may be in the page cache only, and after a failed sync it stays there
   // for good: it must not go away again after it has been served.
@@ -171,7 +172,8 @@ void Volume::recover() {
   unswept_ = map_->unswept_versions();
   use_sources();
   use_current(files_->begin(current));
-  map_->begin_life([files = files_.get()] { files->sync_written(); }, [this] { sync_holes(); });
+  map_->begin_life([files = files_.get()] { files->sync_written(); }, [this] { sync_holes(); },
+                   draws_on);
   if (disk_size(lock_->header()) != size_bytes()) lock_->resize(size_bytes());
 }
 
@@ -181,9 +183,11 @@ std::optional<VersionForReader> Volume::freeze_unowned(const VolumeEnvironment& 
   volume->lock_ = WriterLock::borrow(volume->backend_, volume->folder_, uuid, name);
   if (!volume->lock_) return std::nullopt;
   volume->open_template(volume->lock_->header());
-  volume->recover();
+  // On a full disk what is kept for opening is for those who can make room.
+  volume->recover(Reserve::kNone);
   // Versions of readers before, or every one that comes while there is no owner would leave one.
-  volume->reclaim(kUnownedReclaimBudget);
+  volume->attempt("not all space could be given back",
+                  [&] { volume->reclaim(kUnownedReclaimBudget); });
   VersionForReader frozen = volume->freeze_for_reader();
   volume->map_->close();
   volume->files_->remove_prepared();

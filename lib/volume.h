@@ -177,7 +177,7 @@ class Volume {
 
   // volume.cpp: life and versions
   void open_template(const VolumeHeader& header);
-  void recover();
+  void recover(Reserve draws_on);
   void use_current(DataFile& file) noexcept;
   void use_sources();
   template <typename Work>
@@ -193,7 +193,8 @@ class Volume {
   bool sweep(std::chrono::steady_clock::time_point deadline);
   void sweep_region(uint32_t version, Object& file, uint64_t region);
   bool reclaim_for(std::chrono::milliseconds budget, std::exception_ptr& failed);
-  bool punch_some(std::exception_ptr& failed);
+  enum class Punched { kNothing, kNotYet, kSome };
+  Punched punch_some(std::chrono::steady_clock::time_point deadline, std::exception_ptr& failed);
   void punch_file(uint32_t version, std::span<const FreeRange> ranges);
   void help_reclaiming();
   void sync_holes();

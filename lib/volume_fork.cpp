@@ -153,6 +153,7 @@ void Volume::copy_foreign_cells(const std::function<void(uint64_t)>& progress) {
         if (environment_.stop.stop_requested())
           fail(ESHUTDOWN, fmt::format("volume {}", name_),
                "is not flattened yet, and the server is ending: nothing is lost, flatten it again");
+        map_->check_usable();
         from.read(offset, piece);
         to.write(offset, piece);
         offset += piece.size();

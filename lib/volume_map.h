@@ -103,7 +103,8 @@ class VolumeMap {
   // settled before. `sync_data` is what commits call to make
   // the data files durable, `sync_holes` is what checkpoints call to make the holes durable that
   // were punched.
-  void begin_life(std::function<void()> sync_data, std::function<void()> sync_holes);
+  void begin_life(std::function<void()> sync_data, std::function<void()> sync_holes,
+                  Reserve draws_on = Reserve::kDeletions);
   // Commits, writes a checkpoint, compacts a small map if it wants that, and marks the map as
   // closed. Nothing may be in flight.
   void close();
@@ -189,9 +190,6 @@ class VolumeMap {
   // Whether something is free and not punched, or could be collected, now or when its reader has
   // gone.
   bool has_outstanding() const;
-  // Whether the volume's own file of this source is to be removed when it is found empty: its cells
-  // are not counted. Never a file that flattening is still to fill.
-  bool goes_when_empty(uint32_t source) const;
 
   // --- forks; durable after the next commit
   static constexpr uint64_t kPinRecords = 2;     // that pin() and unpin() need promised

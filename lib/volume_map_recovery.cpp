@@ -237,7 +237,8 @@ void VolumeMap::replay_freeze(uint32_t next, uint32_t parent, Decoder& decoder) 
   apply_freeze(next, body.size_bytes, body.created_ns, request);
 }
 
-void VolumeMap::begin_life(std::function<void()> sync_data, std::function<void()> sync_holes) {
+void VolumeMap::begin_life(std::function<void()> sync_data, std::function<void()> sync_holes,
+                           Reserve draws_on) {
   sync_data_ = std::move(sync_data);
   sync_holes_ = std::move(sync_holes);
   // What was decided in the replay is as durable as the records are in a moment.
@@ -252,7 +253,7 @@ void VolumeMap::begin_life(std::function<void()> sync_data, std::function<void()
     if (!name.starts_with(kPrefix)) continue;
     if (folder_ + "/" + name != log_->name()) backend_.remove(folder_ + "/" + name);
   }
-  log_->begin_life(recovered_to_);
+  log_->begin_life(recovered_to_, draws_on);
 }
 
 void VolumeMap::write_pointer(uint64_t checkpoint_offset, uint64_t clean_sequence) {

@@ -231,12 +231,6 @@ bool VolumeMap::wants_to_free() const {
   return free_.wants_commit();
 }
 
-bool VolumeMap::goes_when_empty(uint32_t source) const {
-  const std::shared_lock guard(mutex_);
-  return source > table_.base() && source != current_.number && table_.find(source) == nullptr &&
-         !table_.removed_files.contains(source);
-}
-
 // --- what a removal would free
 
 uint64_t VolumeMap::count_cells(const TreeReader::Removal& region, uint32_t floor) {

@@ -18,6 +18,7 @@ constexpr size_t kRangesAtOnce = 256;
 // How long a file that could not be punched is left alone.
 constexpr std::chrono::seconds kRetryInterval{10};
 constexpr std::chrono::seconds kReclaimSlice{1};
+constexpr std::chrono::milliseconds kHelpMax{10};
 // When writers replace cells faster than holes are punched, they help.
 constexpr size_t kRangesWaitingMax = 1 << 20;
 
@@ -61,16 +62,18 @@ bool Volume::reclaim_for(std::chrono::milliseconds budget, std::exception_ptr& f
     map_->retry_free_ranges();
     retry_punches_at_ = Clock::now() + kRetryInterval;
   }
-  while (punch_some(failed))
-    if (Clock::now() >= deadline) return true;
-  return false;
+  for (;;) {
+    const Punched punched = punch_some(deadline, failed);
+    if (punched == Punched::kNothing) return false;
+    if (punched == Punched::kNotYet || Clock::now() >= deadline) return true;
+  }
 }
 
 void Volume::help_reclaiming() {
   if (map_->free_ranges_waiting() < kRangesWaitingMax) return;
   if (const std::unique_lock guard(space_mutex_, std::try_to_lock); guard) {
     std::exception_ptr failed;  // which is no business of the guest's
-    punch_some(failed);
+    punch_some(Clock::now() + kHelpMax, failed);
   }
 }
 
@@ -118,13 +121,18 @@ void Volume::sweep_region(uint32_t version, Object& file, uint64_t region) {
   }
 }
 
-// A file that cannot be punched keeps no other from it: what of it was to be punched is put aside.
-bool Volume::punch_some(std::exception_ptr& failed) {
+// Waits until the deadline for requests that were there before: one that hangs holds up its own
+// volume only. A file that cannot be punched keeps no other from it: what of it was to be punched
+// is put aside.
+Volume::Punched Volume::punch_some(Clock::time_point deadline, std::exception_ptr& failed) {
   const std::vector<FreeRange> ranges = map_->take_free_ranges(kRangesAtOnce);
-  if (ranges.empty()) return false;
+  if (ranges.empty()) return Punched::kNothing;
   std::set<uint32_t> put_aside;
   try {
-    epochs_.wait_for_requests();
+    if (!epochs_.wait_for_requests_until(deadline)) {
+      map_->give_back_free_ranges();
+      return Punched::kNotYet;
+    }
     for (size_t i = 0; i < ranges.size();) {
       const uint32_t version = ranges[i].source;
       const size_t begin = i;
@@ -144,19 +152,19 @@ bool Volume::punch_some(std::exception_ptr& failed) {
     throw;
   }
   map_->finish_free_ranges(put_aside);
-  return true;
+  return Punched::kSome;
 }
 
 void Volume::punch_file(uint32_t version, std::span<const FreeRange> ranges) {
-  bool is_empty = ranges[0].is_whole_file();
-  if (!is_empty) {
-    const auto file = files_->open_for_punching(version);
-    if (!file) return;
-    for (const FreeRange& range : ranges)
-      file->punch(range.first * kBlockBytes, uint64_t{range.count} * kBlockBytes);
-    is_empty = map_->goes_when_empty(version) && file->allocated_bytes() == 0;
+  if (ranges[0].is_whole_file()) {
+    files_->remove(version);
+    return;
   }
-  if (is_empty) files_->remove(version);
+  // A file that occupies nothing may still have cells: of zeroes, that a copy has made holes of.
+  const auto file = files_->open_for_punching(version);
+  if (!file) return;
+  for (const FreeRange& range : ranges)
+    file->punch(range.first * kBlockBytes, uint64_t{range.count} * kBlockBytes);
 }
 
 void Volume::sync_holes() {

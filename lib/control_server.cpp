@@ -194,8 +194,7 @@ std::string answer_control_request(Store& store, std::string_view request) noexc
     }
     return json_text(answer);
   } catch (...) {
-    return R"({"protocol":1,"ok":false,"errno":12,"code":"ENOMEM","object":"",)"
-           R"("error":"out of memory"})";
+    return {};  // not even that can be said
   }
 }
 
@@ -341,6 +340,7 @@ struct ControlServer::Impl {
         limits(the_limits) {}
 
   void run();
+  void say(const char* what, const std::exception& error) noexcept;
   void run_once();
   void finish();
   void accept_one();
@@ -425,9 +425,17 @@ void ControlServer::Impl::send(Connection& connection) {
 void ControlServer::Impl::take_answers() {
   uint64_t count = 0;
   [[maybe_unused]] const ssize_t taken = ::read(answer_event.get(), &count, sizeof count);
-  for (Operations::Job& job : operations->take_done())
-    if (const auto found = connections.find(job.id); found != connections.end())
-      begin_answer(found->second, std::move(job.answer));
+  for (Operations::Job& job : operations->take_done()) {
+    const auto found = connections.find(job.id);
+    if (found == connections.end()) continue;
+    Connection& connection = found->second;
+    try {
+      connection.is_done = job.answer.empty();
+      if (!connection.is_done) begin_answer(connection, std::move(job.answer));
+    } catch (const std::exception&) {
+      connection.is_done = true;  // the client learns that it has no answer
+    }
+  }
 }
 
 void ControlServer::Impl::close_connections() {
@@ -504,6 +512,14 @@ void ControlServer::Impl::finish() {
   close_connections();
 }
 
+void ControlServer::Impl::say(const char* what, const std::exception& error) noexcept {
+  try {
+    log(fmt::format("control socket: {}: {}", what, error.what()));
+  } catch (const std::exception&) {
+    // There is no memory for a line.
+  }
+}
+
 void ControlServer::Impl::run() {
   pollfd stop = {stop_event.get(), POLLIN, 0};
   while (::poll(&stop, 1, 0) == 0) {
@@ -511,8 +527,7 @@ void ControlServer::Impl::run() {
       run_once();
     } catch (const std::exception& error) {
       // Memory or threads were short, for one of them: no client waits for what may never come.
-      log(fmt::format("control socket: {} connections dropped: {}", connections.size(),
-                      error.what()));
+      say("connections dropped", error);
       for (auto& [id, connection] : connections)
         connection.is_done = connection.state != State::kOperation;
       close_connections();
@@ -521,7 +536,7 @@ void ControlServer::Impl::run() {
   try {
     finish();
   } catch (const std::exception& error) {
-    log(fmt::format("control socket: the last answers were not sent: {}", error.what()));
+    say("the last answers were not sent", error);
   }
 }
 

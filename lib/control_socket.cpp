@@ -48,9 +48,17 @@ int milliseconds_until(Clock::time_point deadline) {
 
 FileDescriptor open_folder(const std::string& store_directory, bool create) {
   const std::string path = store_directory + "/control";
-  if (create && ::mkdir(path.c_str(), 0700) != 0 && errno != EEXIST)
+  const FileDescriptor store(::open(store_directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!store) fail_errno(errno, store_directory, "opening the store");
+  // Root's server makes it for the owner of the store too.
+  if (create && ::mkdirat(store.get(), "control", 0700) == 0) {
+    const FileDescriptor made = open_beneath(store.get(), "control", O_RDONLY | O_DIRECTORY);
+    if (!made || give_to_owner_of(store.get(), made.get()) != 0)
+      fail_errno(errno, path, "making the folder of control sockets");
+  } else if (create && errno != EEXIST) {
     fail_errno(errno, path, "making the folder of control sockets");
-  FileDescriptor folder(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  }
+  FileDescriptor folder = open_beneath(store.get(), "control", O_RDONLY | O_DIRECTORY);
   if (!folder && (create || errno != ENOENT))
     fail_errno(errno, path, "opening the folder of control sockets");
   return folder;

@@ -201,7 +201,8 @@ void DirObject::unpin_written() noexcept {
 }
 
 void DirObject::open_again() {
-  const int flags = access_ == Access::kWrite ? O_RDWR : O_RDONLY;
+  // What is not a file by now must not hold up whoever opens it.
+  const int flags = (access_ == Access::kWrite ? O_RDWR : O_RDONLY) | O_NONBLOCK | O_NOCTTY;
   FileDescriptor fd = open_beneath(storage_.root.get(), name_, flags);
   if (!fd) fail_here(errno, "opening it again");
   struct stat now;

@@ -270,7 +270,12 @@ std::unique_ptr<IoRingPool::Ring> IoRingPool::take_ring() {
 }
 
 std::unique_ptr<IoRingPool::Ring> IoRingPool::make_ring() noexcept {
-  auto ring = std::make_unique<Ring>();
+  std::unique_ptr<Ring> ring(new (std::nothrow) Ring);
+  if (!ring) {
+    const std::lock_guard lock(mutex_);
+    --rings_made_;
+    return nullptr;
+  }
   const int result = ring->make();
   if (result == 0) return ring;
 

@@ -258,9 +258,10 @@ std::vector<Interval> decode_intervals(Decoder& body, uint32_t count, bool allow
   uint64_t at = 0;
   for (uint32_t i = 0; i < count; ++i) {
     const uint64_t gap = body.take_varint();
-    const uint64_t blocks = body.take_varint() + 1;
+    const uint64_t last = body.take_varint();  // so many behind the first
+    const uint64_t blocks = last + 1;
     const uint64_t source = body.take_varint();
-    const bool is_good = gap <= kRegionBlocks && blocks <= kRegionBlocks &&
+    const bool is_good = gap <= kRegionBlocks && last < kRegionBlocks &&
                          at + gap + blocks <= kRegionBlocks && source <= UINT32_MAX &&
                          (allows_unmapped || source != 0);
     if (!is_good)
@@ -288,9 +289,10 @@ void decode_page(Decoder& body, uint32_t count, Page& into) {
     const uint64_t second = body.take_varint();
     Slot slot;
     if ((tagged & 1) != 0) {
-      const uint64_t blocks = body.take_varint() + 1;
-      const bool is_good = tagged >> 1 < kSourceUnmapped && second < kRegionBlocks &&
-                           blocks <= kRegionBlocks - second;
+      const uint64_t last = body.take_varint();
+      const uint64_t blocks = last + 1;
+      const bool is_good =
+          tagged >> 1 < kSourceUnmapped && second < kRegionBlocks && last < kRegionBlocks - second;
       if (!is_good) impossible();
       slot = Slot::of_interval({static_cast<uint16_t>(second), static_cast<uint16_t>(blocks),
                                 static_cast<uint32_t>(tagged >> 1)});

@@ -60,6 +60,8 @@ StoredLeaf read_leaf(MapLog& log, NodeAddress address, uint32_t region) {
       leaf.intervals.insert(at, splice.fresh.begin(), splice.fresh.begin() + splice.fresh_count);
     }
   }
+  if (!are_valid(leaf.intervals))
+    fail(EIO, log.name(), "damaged: what leaves of the map differ in makes no leaf");
   return leaf;
 }
 

@@ -103,10 +103,11 @@ void Store::Impl::run_upkeep() {
 
 std::shared_ptr<TemplateImage> Store::Impl::open_template(const std::string& name) {
   const std::lock_guard guard(templates_mutex);
-  std::weak_ptr<TemplateImage>& known = templates[name];
-  if (auto image = known.lock()) return image;
+  std::erase_if(templates, [](const auto& known) { return known.second.expired(); });
+  if (const auto known = templates.find(name); known != templates.end())
+    if (auto image = known->second.lock()) return image;
   auto image = TemplateImage::open(*backend, name);
-  known = image;
+  templates[name] = image;
   return image;
 }
 
@@ -184,6 +185,8 @@ std::unique_ptr<Disk> Store::open_export(std::string_view export_name, const Pee
     // While it waited for the volume that may have been removed, but for what its forks need.
     if (impl_->uuid_of(name.name) != uuid)
       fail(EBUSY, fmt::format("volume {}", name.name), "was removed and made again; try again");
+    // Whoever gave it may not have come to that yet, and what the VM flushes would have none.
+    impl_->sync_names();
     return std::make_unique<CurrentDisk>(std::move(attachment), peer.pid != 0);
   }
   if (name.kind == ExportName::Kind::kCurrentReader) {

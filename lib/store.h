@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -70,6 +71,9 @@ class Store {
   VolumeInfo flatten_volume(const std::string& name,
                             const std::function<void(uint64_t done_bytes)>& progress);
   std::vector<VolumeInfo> list_volumes();
+  // The volumes that need each template, for who is about to remove templates or what they are made
+  // of. EIO, or why a header cannot be read, when not all is known or a template is missing.
+  std::map<std::string, std::vector<std::string>> template_users();
   VolumeInfo show_volume(const std::string& name);  // with its versions
   // Grows only (EINVAL). When this process has it open, new connections see the new size.
   VolumeInfo resize_volume(const std::string& name, uint64_t size_bytes);

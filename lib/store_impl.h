@@ -28,6 +28,7 @@ struct Store::Impl {
 
   std::shared_ptr<TemplateImage> open_template(const std::string& name);
   Uuid uuid_of(const std::string& volume);
+  void check_names(const std::map<Uuid, std::string>& names);
   // Names that cannot be read are put into `damaged`, or thrown: whoever takes a volume without a
   // name for garbage must not go on.
   std::map<Uuid, std::string> volume_names(std::vector<std::string>* damaged = nullptr);

@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "host.h"
+#include "manifest.h"
 #include "names.h"
 #include "store_impl.h"
 
@@ -48,7 +49,9 @@ std::map<Uuid, std::string> Store::Impl::volume_names(std::vector<std::string>* 
   std::map<Uuid, std::string> names;
   for (const std::string& name : backend->list(std::string(paths::kVolumeNames))) {
     try {
-      names[uuid_of(name)] = name;
+      const auto [other, is_new] = names.try_emplace(uuid_of(name), name);
+      if (!is_new)
+        fail(EIO, volume_name_object(name), "damaged: it leads to the volume of {}", other->second);
     } catch (const Error& error) {
       if (error.code() == ENOENT) continue;  // removed since it was listed
       if (damaged == nullptr) throw;
@@ -263,6 +266,36 @@ VolumeInfo Store::resize_volume(const std::string& name, uint64_t size_bytes) {
   return show_volume(name);
 }
 
+std::map<std::string, std::vector<std::string>> Store::template_users() {
+  Backend& backend = *impl_->backend;
+  std::vector<std::string> damaged;
+  const std::map<Uuid, std::string> names = impl_->volume_names(&damaged);
+  std::map<std::string, std::vector<std::string>> users;
+  for (const Uuid& uuid : impl_->volume_folders()) {
+    const auto name = names.find(uuid);
+    const std::string volume = name == names.end() ? uuid.text() : name->second;
+    VolumeHeader header;
+    try {
+      header = read_header(backend, Volume::folder_of(uuid), uuid);
+    } catch (const Error& error) {
+      if (error.code() == ENOENT) continue;  // without a header it is none
+      fail(error.code(), fmt::format("volume {}", volume),
+           "nobody can tell which template it needs, so nothing of templates is removed: repair or "
+           "remove it first ({})",
+           error.what());
+    }
+    const std::string needed = template_of(header);
+    if (needed.empty()) continue;
+    if (load_manifest_uuid(backend, needed) != header.template_uuid)
+      fail(EIO, fmt::format("template {}", needed),
+           "volume {} needs it, and it is missing: nothing of templates is removed until it is put "
+           "back, or that volume removed",
+           volume);
+    users[needed].push_back(volume);
+  }
+  return users;
+}
+
 // --- removing
 
 // Whether any volume in the store needs this one. Nobody is making one while its lock is held.
@@ -357,6 +390,11 @@ void Store::remove_volume(const std::string& name) {
     if (impl_->uuid_of(name) != uuid)
       fail(EBUSY, fmt::format("volume {}", name),
            "was removed and made again meanwhile; look at it before you remove this one");
+    const auto content = backend.get(volume_name_object(name), 256);
+    for (const std::string& other : backend.list(std::string(paths::kVolumeNames)))
+      if (other != name && backend.get(volume_name_object(other), 256) == content)
+        fail(EIO, volume_name_object(name),
+             "leads to the same volume as {}: one of the two is damaged, repair that first", other);
     // There may be nothing that could be read, and then no reason to keep it.
     header = impl_->header_if_readable(uuid);
     has_forks = impl_->has_forks(uuid);
@@ -372,6 +410,27 @@ void Store::remove_volume(const std::string& name) {
   impl_->with_owner(uuid, name, [](Volume& volume) { volume.keep_pinned_only(); });
 }
 
+// What has no name is garbage only as long as all names are there, and lead to what they should.
+void Store::Impl::check_names(const std::map<Uuid, std::string>& names) {
+  const std::vector<Uuid> folders = volume_folders();
+  for (const auto& [uuid, name] : names)
+    if (std::find(folders.begin(), folders.end(), uuid) == folders.end())
+      fail(EIO, volume_name_object(name),
+           "leads to no volume, so nobody can tell which volumes have lost their names: repair it, "
+           "or remove volume {} first",
+           name);
+  try {
+    backend->sync_folder(std::string(paths::kVolumeNames));
+  } catch (const Error& error) {
+    if (error.code() != ENOENT) throw;
+    // But what the very first creation has left, cut off, nobody has ever written.
+    for (const Uuid& uuid : folders)
+      if (const auto header = header_if_readable(uuid); header && header->epoch > 0)
+        fail(EIO, std::string(paths::kVolumeNames),
+             "is missing, though there are volumes: put it back");
+  }
+}
+
 uint64_t Store::remove_orphans() {
   Backend& backend = *impl_->backend;
   const auto lock = backend.try_lock(std::string(paths::kGcLock), LockMode::kExclusive);
@@ -379,8 +438,8 @@ uint64_t Store::remove_orphans() {
     fail(EBUSY, backend.describe(),
          "volumes are being created or templates imported; "
          "try again when that is done");
-  impl_->sync_names();
   const std::map<Uuid, std::string> names = impl_->volume_names();
+  impl_->check_names(names);
   uint64_t count = 0;
   for (const Uuid& uuid : impl_->volume_folders()) {
     if (names.contains(uuid)) continue;

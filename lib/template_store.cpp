@@ -265,10 +265,11 @@ GcResult remove_template(Backend& backend, const std::string& name,
   const auto held = lock_gc(backend, name);
   std::unique_ptr<HeldLock> lock;
   const bool has_manifest = load_manifest_uuid(backend, name).has_value();
+  const auto volumes = volumes_using_it();
   if (has_manifest) {
     lock = backend.try_lock(manifest_path(name), LockMode::kExclusive);
     if (!lock) fail(EBUSY, name, "in use: a server or a tool is reading this template");
-    if (const auto volumes = volumes_using_it(); !volumes.empty()) {
+    if (!volumes.empty()) {
       std::string some = volumes[0];
       for (size_t i = 1; i < std::min<size_t>(volumes.size(), 5); ++i) some += ", " + volumes[i];
       if (volumes.size() > 5) some += fmt::format(" and {} more", volumes.size() - 5);
@@ -293,8 +294,9 @@ GcResult remove_template(Backend& backend, const std::string& name,
   }
 }
 
-GcResult gc(Backend& backend) {
+GcResult gc(Backend& backend, const std::function<void()>& check) {
   const auto held = lock_gc(backend, "gc");
+  if (check) check();
   return collect(backend);
 }
 

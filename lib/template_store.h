@@ -66,6 +66,6 @@ GcResult remove_template(Backend& backend, const std::string& name,
 
 // Removes segments that no template and no unfinished import uses. EBUSY while imports are
 // running. Removes nothing, and throws, when any manifest cannot be read: what it uses is unknown.
-GcResult gc(Backend& backend);
+GcResult gc(Backend& backend, const std::function<void()>& check = {});
 
 }  // namespace tplstore

@@ -1,6 +1,7 @@
 #include "text.h"
 
 #include <cstdint>
+#include <cstdio>
 
 namespace tplstore {
 namespace {
@@ -64,6 +65,11 @@ size_t count_characters(std::string_view text) {
   size_t count = 0;
   for (const char c : text) count += begins_character(c) ? 1 : 0;
   return count;
+}
+
+void print_error(const std::string& text) noexcept {
+  std::fputs(text.c_str(), stderr);
+  std::fflush(stderr);
 }
 
 }  // namespace tplstore

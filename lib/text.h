@@ -23,4 +23,7 @@ std::string printable_lines(std::string_view text);
 std::string first_characters(std::string_view text, size_t count);
 size_t count_characters(std::string_view text);
 
+// Prints it to stderr, if that takes it; in one piece, and never throws for it.
+void print_error(const std::string& text) noexcept;
+
 }  // namespace tplstore

@@ -70,9 +70,8 @@ void Volume::create(Backend& backend, const Uuid& volume, uint64_t size_bytes,
 void Volume::create_fork(const std::string& number_or_name, const Uuid& fork) {
   const std::lock_guard guard(pin_mutex_);
   const VersionInfo base = version(number_or_name);
-  if (map_->is_flattening())
-    fail(EBUSY, fmt::format("volume {}", name_),
-         "is being flattened, or was until that failed; flatten it first");
+  if (flattens_)
+    fail(EBUSY, fmt::format("volume {}", name_), "is being flattened; try again after that");
   {
     VolumeMap::Promise records(*map_, VolumeMap::kPinRecords);
     map_->pin(base.number, fork);

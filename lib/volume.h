@@ -169,6 +169,7 @@ class Volume {
  private:
   struct Counters;
   struct Edge;
+  class NoForks;
 
   // Before what has failed to write is tried again: on a full disk it takes the last of it.
   static constexpr std::chrono::seconds kFirstPause{1};
@@ -254,6 +255,7 @@ class Volume {
   std::mutex punched_mutex_;       // guards the next
   std::set<uint32_t> punched_;     // files with holes that are not synced
   std::mutex pin_mutex_;           // one fork at a time begins or ends
+  bool flattens_ = false;          // guarded by it: no fork may begin
   // The upkeep's.
   std::chrono::steady_clock::time_point look_for_forks_at_{};
   std::chrono::steady_clock::time_point retry_punches_at_{};  // of files that could not be punched

@@ -77,17 +77,36 @@ void Volume::keep_pinned_only() {
 
 // --- flattening
 
+// Forks have the volume's sources, which flattening is about to change. One that began before, and
+// failed, keeps nobody from forking.
+class Volume::NoForks {
+ public:
+  explicit NoForks(Volume& volume) : volume_(volume) {
+    const std::lock_guard guard(volume_.pin_mutex_);
+    if (!volume_.map_->pins().empty())
+      fail(EBUSY, fmt::format("volume {}", volume_.name_), "is being forked; try again");
+    volume_.flattens_ = true;
+  }
+  ~NoForks() {
+    const std::lock_guard guard(volume_.pin_mutex_);
+    volume_.flattens_ = false;
+  }
+  NoForks(const NoForks&) = delete;
+
+ private:
+  Volume& volume_;
+};
+
 void Volume::flatten(const std::function<void(uint64_t)>& progress) {
   const std::string object = fmt::format("volume {}", name_);
   if (!parent()) fail(EINVAL, object, "is no fork, so there is nothing to flatten");
   // Nothing is punched meanwhile, so what is not mapped any more when it would be copied is not.
   const std::lock_guard space(space_mutex_);
   if (!map_->sources().empty()) {
+    if (drop_dead_pins())
+      fail(EBUSY, object, "has forks itself, which need its parent too; flatten those first");
+    const NoForks no_forks(*this);
     if (!map_->is_flattening()) {
-      if (drop_dead_pins())
-        fail(EBUSY, object, "has forks itself, which need its parent too; flatten those first");
-      const std::lock_guard guard(pin_mutex_);
-      if (!map_->pins().empty()) fail(EBUSY, object, "is being forked; try again");
       map_->promise(1);
       map_->begin_flatten();
       map_->commit();

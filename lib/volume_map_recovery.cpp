@@ -94,7 +94,8 @@ uint64_t VolumeMap::load_checkpoint(uint64_t offset, LogPosition& replay_from) {
   replay_from = record.replay_from;
   if (replay_from.offset < MapLog::kFirstFrameOffset || replay_from.offset > after.offset ||
       replay_from.offset % kSectorBytes != 0 || record.current == 0 ||
-      record.current_parent >= record.current || record.current_size_bytes > kVolumeBytesMax)
+      record.current >= kSourceUnmapped || record.current_parent >= record.current ||
+      record.current_size_bytes > kVolumeBytesMax)
     impossible();
   current_.number = record.current;
   current_.parent = record.current_parent;

@@ -86,7 +86,12 @@ std::vector<pid_t> find_servers() {
   for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
     const std::string pid = entry.path().filename().string();
     if (pid.find_first_not_of("0123456789") != std::string::npos) continue;
-    const std::string text = to_text(read_file("/proc/" + pid + "/stat"));
+    std::string text;
+    try {
+      text = to_text(read_file("/proc/" + pid + "/stat"));
+    } catch (const std::exception&) {
+      continue;  // it has just ended
+    }
     const size_t name_end = text.rfind(')');
     if (name_end == std::string::npos || text.find("(qemu-nbd)") == std::string::npos) continue;
     pid_t parent = 0;

@@ -46,7 +46,7 @@ std::unique_ptr<Store> Context::open_store() const {
   StoreOptions options;
   if (is_verbose)
     options.log = [](const std::string& line) {
-      fmt::print(stderr, "tplstore: {}\n", printable(line));
+      print_error(fmt::format("tplstore: {}\n", printable(line)));
     };
   return Store::open(store_directory, options);
 }

@@ -1,4 +1,7 @@
 // tplstore: the command line of a store. What each command does is in the file of its group.
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
 #include <cerrno>
 #include <cstdio>
@@ -19,7 +22,7 @@ constexpr int kFailed = 1;
 constexpr int kWrongUsage = 2;
 
 int report(const std::string& message) {
-  fmt::print(stderr, "tplstore: {}\n", printable(message));
+  tplstore::print_error(fmt::format("tplstore: {}\n", printable(message)));
   return kFailed;
 }
 
@@ -35,7 +38,8 @@ int report_wrong_usage(const CLI::App& app, const CLI::ParseError& error) {
   const std::vector<std::string> unknown = app.remaining(true);
   if (!innermost->get_subcommands({}).empty() && !unknown.empty())
     message = fmt::format("'{}': there is no such command", unknown.front());
-  fmt::print(stderr, "tplstore: {}\nRun '{} --help' for its usage.\n", printable(message), command);
+  tplstore::print_error(
+      fmt::format("tplstore: {}\nRun '{} --help' for its usage.\n", printable(message), command));
   return kWrongUsage;
 }
 
@@ -88,9 +92,17 @@ int run(std::vector<std::string> arguments) {
   return kDone;
 }
 
+// A file that is opened next must not be taken for one of the standard ones.
+bool have_standard_files() {
+  for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; ++fd)
+    if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) != fd) return false;
+  return true;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+  if (!have_standard_files()) return kFailed;
   int status = kFailed;
   try {
     status = run(std::vector<std::string>(argv + 1, argv + argc));

@@ -109,7 +109,7 @@ Progress::Progress(std::string label) : label_(std::move(label)) {
 Progress::~Progress() { clear(); }
 
 void Progress::clear() {
-  if (is_shown_) fmt::print(stderr, "\r\x1b[K");
+  if (is_shown_) print_error("\r\x1b[K");
   is_shown_ = false;
 }
 
@@ -126,8 +126,7 @@ void Progress::update(uint64_t done_bytes, uint64_t total_bytes) {
   const uint64_t fresh = done_bytes - std::min(done_bytes, done_at_start_bytes_);
   if (seconds > kRateAfterSeconds) state.bytes_per_second = static_cast<double>(fresh) / seconds;
   // Behind a character in the last column terminals wrap.
-  fmt::print(stderr, "\r{}\x1b[K", progress_line(state, terminal_columns() - 1));
-  std::fflush(stderr);
+  print_error(fmt::format("\r{}\x1b[K", progress_line(state, terminal_columns() - 1)));
 }
 
 InterruptGuard::InterruptGuard() {

@@ -135,7 +135,7 @@ void serve(const Context& context, const Arguments& arguments) {
   words.push_back(find_plugin());
   words.push_back("store=" + store);
   words.insert(words.end(), parameters.begin(), parameters.end());
-  if (!uri.empty()) fmt::print(stderr, "tplstore: serving {} as {}\n", printable(store), uri);
+  if (!uri.empty()) print_error(fmt::format("tplstore: serving {} as {}\n", printable(store), uri));
   become(std::move(words));
 }
 

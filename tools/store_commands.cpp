@@ -85,9 +85,10 @@ void show_lock(const Context& context, const std::string& name) {
 
 void collect_garbage(const Context& context) {
   const auto store = context.open_store();
-  json result = gc_json(gc(store->backend()));
   const uint64_t before = store->space().volume_bytes;
-  result["removed_volumes"] = store->remove_orphans();
+  const uint64_t removed_volumes = store->remove_orphans();
+  json result = gc_json(gc(store->backend(), [&] { store->template_users(); }));
+  result["removed_volumes"] = removed_volumes;
   store->reclaim();
   context.control().ask_all({{"op", "reclaim"}}, Patience::kEndless);
   // Guests go on writing meanwhile.

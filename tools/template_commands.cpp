@@ -8,6 +8,7 @@
 #include "progress.h"
 #include "table.h"
 #include "template_store.h"
+#include "text.h"
 
 namespace tplstore::tool {
 namespace {
@@ -38,13 +39,6 @@ std::string template_text(const json& info) {
                         {"created", plain(info["created"])},
                         {"source", plain(info["source"])},
                         {"content", plain(info["content_id"])}});
-}
-
-std::vector<std::string> volumes_of(Store& store, const std::string& template_name) {
-  std::vector<std::string> names;
-  for (const VolumeInfo& volume : store.list_volumes())
-    if (volume.template_name == template_name) names.push_back(volume.name);
-  return names;
 }
 
 json damage_json(const SegmentDamage& damage) {
@@ -121,10 +115,10 @@ void import(const Context& context, const ImportArguments& arguments) {
                        size(value["referenced_bytes"]), size(value["zero_bytes"]));
   });
   if (imported.unreadable_segments > 0)
-    fmt::print(stderr,
-               "tplstore: {}: {} segments of the store could not be read for comparison; "
-               "`tplstore template verify` tells which\n",
-               arguments.name, imported.unreadable_segments);
+    print_error(
+        fmt::format("tplstore: {}: {} segments of the store could not be read for comparison; "
+                    "`tplstore template verify` tells which\n",
+                    arguments.name, imported.unreadable_segments));
 }
 
 void add_import(const Command& group, Context& context) {
@@ -183,7 +177,8 @@ void add_template_commands(const Command& app, Context& context) {
   const Command remove = add_command(
       group, context, "rm", "Remove a template, or an unfinished import", [&context, removed] {
         const auto store = context.open_store();
-        remove_template(store->backend(), *removed, [&] { return volumes_of(*store, *removed); });
+        remove_template(store->backend(), *removed,
+                        [&] { return store->template_users()[*removed]; });
       });
   remove.add_option("NAME", *removed, "The template").required();
 

@@ -1,0 +1,117 @@
+// A server that is short of memory goes on. Each case runs in a process of its own.
+#include <doctest/doctest.h>
+#include <fcntl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <new>
+#include <thread>
+
+#include "control_server.h"
+#include "io_ring.h"
+#include "store.h"
+#include "temporary_directory.h"
+#include "volume_testing.h"
+
+namespace {
+std::atomic<bool> is_everybody_exposed{false};
+std::atomic<int64_t> failures_left{0};
+thread_local bool is_exposed = false;
+
+void* allocate(std::size_t size) {
+  if ((is_exposed || is_everybody_exposed.load()) && failures_left.load() > 0 &&
+      failures_left.fetch_sub(1) > 0)
+    throw std::bad_alloc();
+  void* memory = std::malloc(size == 0 ? 1 : size);
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
+}  // namespace
+
+void* operator new(std::size_t size) { return allocate(size); }
+void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
+  try {
+    return allocate(size);
+  } catch (const std::bad_alloc&) {
+    return nullptr;
+  }
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+
+namespace tplstore {
+namespace {
+
+// The signal that ends a process which does `work`, or 0.
+int signal_of(const std::function<void()>& work) {
+  const pid_t child = fork();
+  if (child == 0) {
+    const rlimit no_core{0, 0};
+    setrlimit(RLIMIT_CORE, &no_core);
+    work();
+    _exit(0);
+  }
+  int status = 0;
+  REQUIRE(waitpid(child, &status, 0) == child);
+  return WIFSIGNALED(status) ? WTERMSIG(status) : 0;
+}
+
+}  // namespace
+
+TEST_CASE("one failed allocation while a ring is made ends no server") {
+  CHECK(signal_of([] {
+          IoRingPool pool([](const std::string&) {});
+          char buffers[2][512];
+          const int fd = open("/proc/self/exe", O_RDONLY);
+          IoOp ops[] = {IoOp::read(fd, 0, std::as_writable_bytes(std::span(buffers[0])), false),
+                        IoOp::read(fd, 4096, std::as_writable_bytes(std::span(buffers[1])), false)};
+          failures_left = 1;
+          is_exposed = true;
+          pool.run_batch(ops);
+          is_exposed = false;
+        }) == 0);
+}
+
+TEST_CASE("no memory while a control request is answered ends no server") {
+  CHECK(signal_of([] {
+          auto memory = memory_store();
+          Store store(std::move(memory), {});
+          failures_left = 1'000;
+          is_exposed = true;
+          try {
+            answer_control_request(store, R"({"protocol":1,"op":"stats"})");
+          } catch (const std::bad_alloc&) {
+          }
+          is_exposed = false;
+        }) == 0);
+}
+
+TEST_CASE("two failed allocations in the control thread end no server") {
+  const TemporaryDirectory directory;
+  CHECK(signal_of([&] {
+          auto memory = memory_store();
+          Store store(std::move(memory), {});
+          ControlServer server(store, directory.path(), [](const std::string&) {});
+          server.start();
+          const std::string path = server.socket_path();
+          const int client = socket(AF_UNIX, SOCK_STREAM, 0);
+          sockaddr_un address{};
+          address.sun_family = AF_UNIX;
+          path.copy(address.sun_path, sizeof address.sun_path - 1);
+          if (connect(client, reinterpret_cast<sockaddr*>(&address), sizeof address) != 0) _exit(9);
+          failures_left = 2;
+          is_everybody_exposed = true;
+          if (send(client, "{", 1, 0) != 1) _exit(8);
+          // The control thread has met them when the connection is gone, or the server.
+          char byte;
+          [[maybe_unused]] const ssize_t count = recv(client, &byte, 1, 0);
+          is_everybody_exposed = false;
+        }) == 0);
+}
+
+}  // namespace tplstore

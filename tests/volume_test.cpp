@@ -197,9 +197,10 @@ TEST_CASE("a first write that is slow to read the rest of its block does not hol
   };
   writer = std::thread([&] { f.volume->write(100, filled(50, 2), false); });
   reads.get_future().wait();
-  CHECK(f.volume->create_version({}).number == 2);  // would wait for ever if it waited
+  const uint32_t number = f.volume->create_version({}).number;  // would wait for ever if it waited
   goes_on.set_value();
   writer.join();
+  CHECK(number == 2);
   f.backend.on_read = nullptr;
   ByteVector expected = filled(kBlockBytes, 1);
   std::fill_n(expected.begin() + 100, 50, std::byte{2});
@@ -355,20 +356,24 @@ TEST_CASE("a hole is not forgotten before it is durable, whenever a checkpoint c
   f.volume->remove_versions({"1"});
   f.volume->reclaim_all();
   f.volume->remove_versions({"2"});
-  unsigned times = 0;
+  size_t events = 0;
   f.backend.on_punch = [&](const std::string& name) {
-    if (name.ends_with("data.1") && times++ == 0) f.volume->checkpoint();
+    if (!name.ends_with("data.1") || events != 0) return;
+    f.volume->checkpoint();
+    events = f.memory->event_count();
   };
   f.volume->reclaim_all();
   f.backend.on_punch = nullptr;
-  REQUIRE(times > 0);
+  REQUIRE(events > 0);
   f.volume->checkpoint();
   f.volume.reset();
-  const auto after =
-      f.memory->crash(f.memory->event_count(), MemoryBackend::Crash::kLoseUnsynced, 0);
-  const auto volume = open_volume(*after, f.uuid);
-  volume->reclaim_all();
-  check_no_leak(*after, f.uuid, kRegionBytes);
+  for (const size_t crash : {events, f.memory->event_count()}) {
+    INFO((crash == events ? "before it is made" : "when it is durable"));
+    const auto after = f.memory->crash(crash, MemoryBackend::Crash::kLoseUnsynced, 0);
+    const auto volume = open_volume(*after, f.uuid);
+    volume->reclaim_all();
+    check_no_leak(*after, f.uuid, kRegionBytes);
+  }
 }
 
 TEST_CASE("a hole that is made while a checkpoint syncs others is listed by that checkpoint") {
@@ -585,6 +590,138 @@ TEST_CASE("upkeep that fails says so once, and writes nothing until some time ha
   f.backend.around = nullptr;
   f.volume->maintain(false);
   CHECK(lines.size() == 2);
+}
+
+TEST_CASE("a version is not made while a write is under way") {
+  Fixture f;
+  f.volume->write(0, filled(kBlockBytes, 1), false);
+  std::thread other;
+  std::atomic<pid_t> id{0};
+  std::atomic<bool> is_made{false};
+  bool was_made = false;
+  f.backend.on_write = [&](const std::string& name) {
+    if (!name.ends_with("data.1") || other.joinable()) return;
+    other = std::thread([&] {
+      id = gettid();
+      f.volume->create_version({});
+      is_made = true;
+    });
+    while (id == 0) std::this_thread::yield();
+    wait_until_asleep(id);
+    was_made = is_made;
+  };
+  f.volume->write(0, filled(kBlockBytes, 2), false);
+  other.join();
+  f.backend.on_write = nullptr;
+  CHECK_FALSE(was_made);
+  CHECK(read_bytes(*f.volume, 1, 0, kBlockBytes) == filled(kBlockBytes, 2));
+}
+
+TEST_CASE("of two first writes to one block neither takes the other's bytes back") {
+  Fixture f;
+  f.volume->write(0, filled(kBlockBytes, 1), false);
+  f.volume->create_version({});
+  std::thread other;
+  std::atomic<pid_t> id{0};
+  f.backend.on_write = [&](const std::string& name) {
+    if (!name.ends_with("data.2") || other.joinable()) return;
+    other = std::thread([&] {
+      id = gettid();
+      f.volume->write(kSectorBytes, filled(kSectorBytes, 3), false);
+    });
+    while (id == 0) std::this_thread::yield();
+    wait_until_asleep(id);
+  };
+  f.volume->write(0, filled(kSectorBytes, 2), false);
+  other.join();
+  f.backend.on_write = nullptr;
+  ByteVector expected = filled(kBlockBytes, 1);
+  std::fill_n(expected.begin(), kSectorBytes, std::byte{2});
+  std::fill_n(expected.begin() + kSectorBytes, kSectorBytes, std::byte{3});
+  CHECK(read_bytes(*f.volume, 0, 0, kBlockBytes) == expected);
+}
+
+TEST_CASE("what a first write that failed has written of its blocks is no leak") {
+  Fixture f;
+  f.volume->write(0, filled(3 * kBlockBytes, 1), false);
+  f.volume->create_version({});
+  // The parts of the blocks at both ends, and the block between them, are written one by one.
+  int writes = 0;
+  f.backend.around = [&](ForwardingBackend::Call call, const std::string& name,
+                         const std::function<void()>& go_on) {
+    if (call == ForwardingBackend::Call::kWrite && name.ends_with("data.2") && ++writes == 3)
+      fail_errno(ENOSPC, name, "writing to it");
+    go_on();
+  };
+  CHECK(error_code([&] { f.volume->write(kSectorBytes, filled(2 * kBlockBytes, 2), false); }) ==
+        ENOSPC);
+  f.backend.around = nullptr;
+  CHECK(writes == 3);
+  CHECK(read_bytes(*f.volume, 0, 0, 3 * kBlockBytes) == filled(3 * kBlockBytes, 1));
+  f.volume->close();
+  f.volume.reset();
+  check_no_leak(*f.memory, f.uuid, kRegionBytes);
+}
+
+TEST_CASE("what was written to a version that a crash takes back is no leak") {
+  Fixture f;
+  f.volume->write(0, filled(kBlockBytes, 1), true);
+  f.volume->write(0, filled(kBlockBytes, 2), false);
+  // Writes go to the next version as soon as this one is frozen, and that is not durable yet.
+  size_t events = 0;
+  f.backend.on_synced = [&](const std::string& name) {
+    if (!name.ends_with("data.1") || events != 0) return;
+    std::thread([&] { f.volume->write(kBlockBytes, filled(kBlockBytes, 3), false); }).join();
+    events = f.memory->event_count();
+  };
+  f.volume->create_version({});
+  f.backend.on_synced = nullptr;
+  REQUIRE(events > 0);
+  f.volume.reset();
+  const auto after = f.memory->crash(events, MemoryBackend::Crash::kKill, 0);
+  REQUIRE(allocated_cells(*after, f.uuid).contains({2, 1}));
+  const auto volume = open_volume(*after, f.uuid);
+  CHECK(volume->current_version() == 1);
+  CHECK(read_bytes(*volume, 0, 0, kBlockBytes) == filled(kBlockBytes, 2));
+  volume->reclaim_all();
+  check_no_leak(*after, f.uuid, kRegionBytes);
+}
+
+TEST_CASE("a cell is not given back before the update that frees it is durable") {
+  Fixture f;
+  f.volume->write(0, filled(kBlockBytes, 1), false);
+  f.volume->create_version({});
+  f.volume->remove_versions({"1"});
+  f.volume->reclaim_all();
+  // Current alone has the block of the removed version, and lets go of it.
+  f.volume->write(0, filled(kBlockBytes, 2), false);
+  size_t events = 0;
+  f.backend.on_synced = [&](const std::string& name) {
+    if (!name.ends_with("data.2") || events != 0) return;
+    std::thread([&] { f.volume->reclaim(std::chrono::milliseconds(100)); }).join();
+    events = f.memory->event_count();
+  };
+  f.volume->flush();
+  f.backend.on_synced = nullptr;
+  REQUIRE(events > 0);
+  f.volume.reset();
+  const auto after = f.memory->crash(events, MemoryBackend::Crash::kKill, 0);
+  CHECK(read_bytes(*open_volume(*after, f.uuid), 0, 0, kBlockBytes) == filled(kBlockBytes, 1));
+}
+
+TEST_CASE("zeroing a part of a block behind the template's end takes no space") {
+  Fixture f;
+  import_test_template(f.backend, "golden", filled(2 * kBlockBytes, 7));
+  const Uuid uuid = random_uuid();
+  Volume::create(f.backend, uuid, kRegionBytes, TemplateImage::open(f.backend, "golden").get());
+  const auto volume = open_volume(f.backend, uuid);
+  volume->zero(4 * kBlockBytes + 100, 200, false);
+  CHECK(volume->stats().first_writes == 0);
+  volume->zero(kBlockBytes + 100, 200, false);
+  CHECK(volume->stats().first_writes == 1);
+  CHECK(read_bytes(*volume, 0, kBlockBytes, 100) == filled(100, 7));
+  CHECK(is_zero(read_bytes(*volume, 0, kBlockBytes + 100, 200)));
+  volume->close();
 }
 
 }  // namespace tplstore

@@ -353,4 +353,41 @@ TEST_CASE("an update behind a record of another kind is one of its own") {
   CHECK(map.source_of(0, 7) == frozen);
 }
 
+TEST_CASE("updates beside each other are one only when they come from one source") {
+  MapUnderTest map(kTiB);
+  map.write(0, 2);
+  map.assign(2, 1, kSourceZero);
+  map.write(3);
+  map.write(4);
+  map->commit();
+  map.open();
+  for (uint64_t block = 0; block < 5; ++block) {
+    INFO("block " << block);
+    CHECK(map.source_of(0, block) == (block == 2 ? kSourceZero : 1));
+  }
+}
+
+TEST_CASE("what is committed while a checkpoint is written is replayed behind it") {
+  MapUnderTest map(kTiB);
+  for (uint64_t i = 0; i < 100; ++i) map.write(i * 3);
+  map->checkpoint();
+  map.write(1);
+  // It is written as what differs from the leaf that is there, which is read for that.
+  bool is_done = false;
+  map.front().around = [&](Call call, const std::string& name, const std::function<void()>& go_on) {
+    if (call == Call::kRead && name == "v/map.1") {
+      map.front().around = nullptr;
+      map.write(kRegionBlocks);
+      map->commit();
+      is_done = true;
+    }
+    go_on();
+  };
+  map->checkpoint();
+  REQUIRE(is_done);
+  map.open();
+  CHECK(map.source_of(0, 1) == 1);
+  CHECK(map.source_of(0, kRegionBlocks) == 1);
+}
+
 }  // namespace tplstore

@@ -12,7 +12,7 @@ namespace {
 
 Manifest example() {
   Manifest manifest;
-  manifest.name = "t";
+  manifest.name = std::string("t");
   manifest.store = random_uuid();
   manifest.uuid = random_uuid();
   manifest.content_id.bytes.fill(0xc5);
@@ -70,7 +70,7 @@ TEST_CASE("a manifest reads back as it was written") {
 
 TEST_CASE("a manifest without data and without a source reads back") {
   Manifest manifest;
-  manifest.name = "t";
+  manifest.name = std::string("t");
   manifest.store = random_uuid();
   manifest.uuid = random_uuid();
   manifest.size_bytes = kTemplateBytesMax;
@@ -199,7 +199,7 @@ TEST_CASE("the example of FORMAT.md is what is written") {
   CHECK(sum == 0xef8924dce3fbbf64);
 
   Manifest manifest;
-  manifest.name = "a";
+  manifest.name = std::string("a");
   REQUIRE(parse_uuid("2d9a61f4-0b3c-4f15-8e77-c6a1940de352", manifest.store));
   REQUIRE(parse_uuid("6f1d3a52-8c07-4e4b-9f60-2b7a51c0d9e4", manifest.uuid));
   ContentIdHasher content_id(3 * kBlockBytes);

@@ -116,7 +116,7 @@ TEST_CASE("any flipped bit and any cut of a segment is found") {
   }
   for (const size_t more : {1, 64, 4112}) {
     ByteVector content = good;
-    content.resize(good.size() + more);
+    content.insert(content.end(), more, std::byte{0});
     CHECK(is_found(content));
   }
 }
@@ -126,6 +126,16 @@ TEST_CASE("a segment that is missing or of another size is not opened") {
   const Hash128 name = publish(backend, {1, 2});
   CHECK(thrown_by([&] { open_segment(backend, name, 3); }).code == EIO);
   CHECK(thrown_by([&] { open_segment(backend, Hash128{1, 2}, 1); }).code == EIO);
+}
+
+TEST_CASE("a segment under the name of another one, or of another store, is refused") {
+  MemoryBackend backend;
+  const Hash128 name = publish(backend, {1, 2});
+  const Hash128 other = publish(backend, {3, 4});
+  const auto object = backend.open(segment_path(name), Access::kRead);
+  CHECK(read_segment_table(*object, name, kTestSecret).size() == 2);
+  CHECK(thrown_by([&] { read_segment_table(*object, other, kTestSecret); }).code == EIO);
+  CHECK(thrown_by([&] { read_segment_table(*object, name, kPublicSecret); }).code == EIO);
 }
 
 TEST_CASE("what is not called like a segment is not listed as one") {

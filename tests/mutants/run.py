@@ -7,7 +7,8 @@ Each mutant of mutants.py is applied to a copy of the tree, the tests that shoul
 and run, and the copy is put right again. A mutant is *killed* when one of them fails, and has
 *survived* when none does; then a test is missing, or the line. What was found out is kept in the
 build folder, and the next run goes on from there as long as the library and the tests concerned
-stay the same; --again forgets it. --check only looks whether all still apply. Slow: minutes each where a header changes.
+stay the same; --again forgets it. --check only looks whether all still apply. Slow: minutes each
+where a header changes.
 
 Exit status: 0 when every mutant that was chosen is killed, else 1. A mutant whose anchor is not in
 the source exactly once, or that does not compile, is an error: mend the list.
@@ -124,7 +125,8 @@ class Bench:
             if run(["ninja", "-C", self.build, test], 3600, log) != 0:
                 return "does not compile", test
             environment = dict(os.environ, TPLSTORE_SEED=os.environ.get("TPLSTORE_SEED", "1"))
-            if run([self.build / "tests" / test], TEST_SECONDS, log, environment) != 0:
+            command = [self.build / "tests" / test, "--abort-after=1"]
+            if run(command, TEST_SECONDS, log, environment) != 0:
                 return "killed", test
         return "survived", ""
 

@@ -11,6 +11,8 @@ constexpr uint32_t kFrameMagic = 0x4d524654;        // "TFRM"
 constexpr uint64_t kWindowBytes = 64 << 10;
 constexpr uint64_t kZeroStepBytes = 128 << 10;
 constexpr uint64_t kZeroStepBytesMax = 1 << 20;
+// Of what behind the end of a log looks like frames.
+constexpr uint64_t kProofScanBytesMax = 64 << 20;
 
 // The first sector of a log; says what it is to whoever opens the wrong file.
 struct LogHeader {
@@ -121,13 +123,14 @@ LogPosition MapLog::scan(const LogPosition& from, uint64_t known_sequence,
   while (at.offset + kSectorBytes <= end) {
     if (!is_frame(window.view(at.offset, kSectorBytes), at.offset, end, header)) break;
     const Bytes frame = window.view(at.offset, header.length);
+    const bool is_open = header.kind == static_cast<uint16_t>(FrameKind::kOpen);
     const bool follows = header.checksum == frame_checksum(frame) &&
                          header.previous == at.checksum && header.sequence == at.sequence + 1 &&
-                         (header.incarnation == at.incarnation ||
-                          header.kind == static_cast<uint16_t>(FrameKind::kOpen));
+                         (header.incarnation == at.incarnation || is_open);
     if (!follows) break;
     visit({header, at.offset + sizeof(FrameHeader),
            frame.subspan(sizeof(FrameHeader), header.payload_bytes)});
+    unused_open_ = is_open && header.length == kSectorBytes ? std::optional(at) : std::nullopt;
     at = {at.offset + header.length, header.sequence, header.checksum, header.incarnation};
     ends.push_back(at.offset);
     durable = std::max(durable, header.durable);
@@ -140,9 +143,22 @@ LogPosition MapLog::scan(const LogPosition& from, uint64_t known_sequence,
   if (object_->size_bytes() < durable_end + kProofBytes)
     damaged(object_->size_bytes(), "it ends there, and should be longer");
   // A frame that was appended when the next one of ours was durable already: that one is damaged.
+  // Hardly anything that is none looks like it; where much does, somebody has made it.
+  uint64_t looked_at_bytes = 0;
+  uint64_t data_end = at.offset;
   for (uint64_t offset = at.offset; offset + kSectorBytes <= end; offset += kSectorBytes) {
+    if (offset >= data_end) {
+      const auto data = object_->find_data(offset);
+      if (!data) break;
+      offset = std::max(offset, round_down(data->offset, kSectorBytes));
+      data_end = data->offset + data->length;
+      if (offset + kSectorBytes > end) break;
+    }
     if (!is_frame(window.view(offset, kSectorBytes), offset, end, header)) continue;
     if (header.durable <= at.sequence) continue;
+    looked_at_bytes += header.length;
+    if (looked_at_bytes > kProofScanBytesMax)
+      damaged(offset, "too much behind its end looks like frames");
     const Bytes frame = window.view(offset, header.length);
     if (header.checksum == frame_checksum(frame))
       damaged(at.offset, fmt::format("frame {} cannot be read, though frame {} follows it",
@@ -170,7 +186,7 @@ ByteVector MapLog::read_frame(uint64_t offset, FrameKind kind, LogPosition& afte
 void MapLog::begin_life(const LogPosition& at, Reserve draws_on) {
   {
     const std::lock_guard guard(mutex_);
-    tail_ = at;
+    tail_ = start_of_life(at);
     zeroed_end_ = at.offset;
     count_room();
     if (draws_on == Reserve::kNone) make_room(kSectorBytes);

@@ -26,6 +26,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 
 #include "backend.h"
@@ -93,8 +94,12 @@ class MapLog {
   // Bytes of a node.
   void read(uint64_t offset, MutableBytes into) { object_->read(offset, into); }
 
-  // Begins to write behind `at`: zeroes what follows, appends an open frame of a new incarnation,
-  // and makes it and all before it durable.
+  // Where the next life begins when scan() has found that the log goes on at `at`: where the last
+  // one did, if nothing has followed its open frame, so that lives that change nothing take no
+  // space. The frame is one sector, and a crash leaves the old one or the new one.
+  LogPosition start_of_life(const LogPosition& at) const { return unused_open_.value_or(at); }
+  // Begins to write there: zeroes what follows, writes an open frame of a new incarnation, and
+  // makes it and all before it durable.
   void begin_life(const LogPosition& at, Reserve draws_on = Reserve::kDeletions);
 
   // Promises that `bytes` more of update records can be appended; ENOSPC.
@@ -127,6 +132,7 @@ class MapLog {
   const std::string name_;
   const uint64_t generation_;
   const uint64_t seed_;
+  std::optional<LogPosition> unused_open_;  // what is before the open frame at the end, if one is
 
   mutable std::mutex mutex_;  // guards all below; held during appends, not syncs
   LogPosition tail_ = start();

@@ -247,7 +247,9 @@ void VolumeMap::begin_life(std::function<void()> sync_data, std::function<void()
   free_.commit();
   // It must not fall back to a log that is about to be removed, whatever became of it in an earlier
   // life: a slot that was not synced, or one whose sync failed.
-  write_pointer(checkpoint_offset_, clean_sequence_);
+  // Nor must it take the new life for one that has been closed.
+  write_pointer(checkpoint_offset_,
+                std::min(clean_sequence_, log_->start_of_life(recovered_to_).sequence));
   // Logs of other generations are what an interrupted compaction left.
   constexpr std::string_view kPrefix = "map.";
   for (const std::string& name : backend_.list(folder_)) {

@@ -157,8 +157,13 @@ void VolumeRegistry::detach(const Uuid& uuid, std::shared_ptr<Volume> volume, bo
 
 std::shared_ptr<Volume> VolumeRegistry::reader(const Uuid& uuid, const std::string& name,
                                                const std::function<void(Volume&)>& find) {
-  const std::lock_guard guard(readers_mutex_);
-  if (auto volume = readers_[uuid].lock()) {
+  std::shared_ptr<Volume> volume;
+  {
+    const std::lock_guard guard(readers_mutex_);
+    if (const auto known = readers_.find(uuid); known != readers_.end())
+      volume = known->second.lock();
+  }
+  if (volume) {
     try {
       find(*volume);
       return volume;
@@ -166,8 +171,11 @@ std::shared_ptr<Volume> VolumeRegistry::reader(const Uuid& uuid, const std::stri
       if (error.code() != ENOENT) throw;  // it may have been made since
     }
   }
-  std::shared_ptr<Volume> volume = Volume::open_for_reading(environment_, uuid, name);
+  // Without the mutex: how long it takes is a matter of that volume.
+  volume = Volume::open_for_reading(environment_, uuid, name);
   find(*volume);
+  const std::lock_guard guard(readers_mutex_);
+  std::erase_if(readers_, [](const auto& known) { return known.second.expired(); });
   readers_[uuid] = volume;
   return volume;
 }

@@ -91,7 +91,7 @@ class VolumeRegistry {
   std::mutex mutex_;  // guards all below; not held while volumes are opened or closed
   std::condition_variable changed_;
   std::map<Uuid, Entry> entries_;
-  std::mutex readers_mutex_;  // guards readers_; held while one is opened
+  std::mutex readers_mutex_;  // guards readers_
   std::map<Uuid, std::weak_ptr<Volume>> readers_;
 };
 

@@ -115,4 +115,35 @@ TEST_CASE("damage to the frame that a life began with is told when something fol
   CHECK_THROWS_AS(f.letters(), Error);
 }
 
+TEST_CASE("lives that write nothing take no space, and what they follow stays") {
+  Fixture f;
+  {
+    const auto log = MapLog::create(f.backend, "v", f.uuid, 1);
+    log->begin_life(MapLog::start());
+    append(*log, "ab");
+    log->sync();
+  }
+  const uint64_t tail = f.next_life()->position().offset;
+  for (int i = 0; i < 10; ++i) CHECK(f.next_life()->position().offset == tail);
+  {
+    const auto log = f.next_life();
+    append(*log, "c");
+    log->sync();
+  }
+  CHECK(f.letters() == "abc");
+  CHECK(f.next_life()->position().offset > tail);
+}
+
+TEST_CASE("a hole behind the end of the log is not looked through") {
+  Fixture f;
+  {
+    const auto log = MapLog::create(f.backend, "v", f.uuid, 1);
+    log->begin_life(MapLog::start());
+    append(*log, "ab");
+    log->sync();
+  }
+  f.backend.open(f.name, Access::kWrite)->stretch(uint64_t{8} << 40);
+  CHECK(f.letters() == "ab");
+}
+
 }  // namespace tplstore

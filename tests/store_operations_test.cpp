@@ -119,6 +119,19 @@ TEST_CASE("on a full disk reads of VOLUME@current do not use up what opening nee
   CHECK(error_code([&] { f.store->remove_versions("vm1", {"old"}); }) == 0);
 }
 
+TEST_CASE("on a full disk a VM that starts over and over again can still start") {
+  Fixture f;
+  f.store->open_export("vm1", vm_peer())->write(0, filled(kBlockBytes, 1), true);
+  f.store->create_version("vm1", {"old", "", {}});
+  fill_up(f);
+  int starts = 0;
+  for (; starts < 800; ++starts) {
+    if (error_code([&] { bytes_at(*f.store->open_export("vm1", vm_peer()), 0); }) != 0) break;
+  }
+  CHECK(starts == 800);
+  CHECK(error_code([&] { f.store->remove_versions("vm1", {"old"}); }) == 0);
+}
+
 TEST_CASE("flattening a volume that fails meanwhile ends, and its VM can open it again") {
   Fixture f;
   {

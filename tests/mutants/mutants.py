@@ -85,8 +85,7 @@ MUTANTS = [
            "A frame of another life passes for a successor.",
            "lib/map_log.cpp",
            "header.previous == at.checksum && header.sequence == at.sequence + 1 &&\n"
-           "                         (header.incarnation == at.incarnation ||\n"
-           "                          header.kind == static_cast<uint16_t>(FrameKind::kOpen));",
+           "                         (header.incarnation == at.incarnation || is_open);",
            "header.sequence == at.sequence + 1;",
            LOG),
     Mutant("damage-taken-for-the-end",
@@ -144,9 +143,14 @@ MUTANTS = [
            "The log that the pointer on the disk names is removed.",
            "lib/volume_map_recovery.cpp",
            ("  if (access_ == Access::kWrite) settle(*pointer_object_);\n",
-            "  write_pointer(checkpoint_offset_, clean_sequence_);\n"),
+            "  write_pointer(checkpoint_offset_,\n                std::min(clean_sequence_, log_->start_of_life(recovered_to_).sequence));\n"),
            ("", ""),
            CRASH),
+    Mutant("life-that-begins-anew-counts-as-closed",
+           "A life that begins where the last one did is taken for closed after a crash.",
+           "lib/volume_map_recovery.cpp",
+           "                std::min(clean_sequence_, log_->start_of_life(recovered_to_).sequence));\n",
+           "                clean_sequence_);\n", ["map_log_test", "volume_map_test", "volume_crash_test"]),
     Mutant("update-beyond-the-disk",
            "Replay takes updates beyond the end of the disk.",
            "lib/volume_map_recovery.cpp",
@@ -540,13 +544,13 @@ EQUIVALENT = [
            why="What is read is written anew before anything depends on it, and whichever slot was "
                "read, what it names was durable before it was written."),
     Mutant("pointer-not-written-anew", "", "lib/volume_map_recovery.cpp",
-           "  write_pointer(checkpoint_offset_, clean_sequence_);\n", "",
+           "  write_pointer(checkpoint_offset_,\n                std::min(clean_sequence_, log_->start_of_life(recovered_to_).sequence));\n",
+           "  clean_sequence_ = std::min(clean_sequence_, log_->start_of_life(recovered_to_).sequence);\n"
+           "  if (clean_sequence_ != recovered_to_.sequence) write_pointer(checkpoint_offset_, clean_sequence_);\n",
            why="It was settled. Kept for pages that the system does not let go of; the memory backend "
                "always does. Without both, life-begins-without-pointer is killed."),
     Mutant("incarnation-not-compared", "", "lib/map_log.cpp",
-           "(header.incarnation == at.incarnation ||\n"
-           "                          header.kind == static_cast<uint16_t>(FrameKind::kOpen));",
-           "true;",
+           "(header.incarnation == at.incarnation || is_open);", "true;",
            why="A frame of another life names another predecessor by its checksum, which covers the "
                "incarnation. The comparison is the second of two; without both, "
                "frames-of-other-lives-follow is killed."),

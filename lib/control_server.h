@@ -53,7 +53,8 @@ class ControlServer {
   std::unique_ptr<Impl> impl_;
 };
 
-// Carries out one request and returns the answer, without a newline. Never throws.
+// Carries out one request and returns the answer, without a newline; nothing where there is no
+// memory even for an error. Never throws.
 std::string answer_control_request(Store& store, std::string_view request) noexcept;
 
 }  // namespace tplstore

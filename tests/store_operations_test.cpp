@@ -1,55 +1,18 @@
 // A store's operations on each other's way: beside each other, cut off, on a full disk, on damage.
 #include <doctest/doctest.h>
-#include <unistd.h>
 
 #include <future>
 #include <thread>
 
-#include "forwarding_backend.h"
-#include "host.h"
 #include "importer.h"
-#include "store.h"
-#include "volume_testing.h"
+#include "store_testing.h"
 
 namespace tplstore {
 namespace {
 
-constexpr uint64_t kDiskBytes = 4 * kRegionBytes;
 constexpr std::chrono::seconds kSoon{10};
 
-ByteVector filled(uint64_t length, int value) {
-  return ByteVector(length, static_cast<std::byte>(value));
-}
-
-Peer vm_peer() { return {"a VM", getppid(), process_start_time(getppid())}; }
-
-int error_code(const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const Error& error) {
-    return error.code();
-  }
-  return 0;
-}
-
-struct Fixture {
-  std::unique_ptr<MemoryBackend> memory = memory_store();
-  ForwardingBackend* backend = nullptr;  // the store's
-  std::unique_ptr<Store> store;
-
-  Fixture() {
-    auto forwarding = std::make_unique<ForwardingBackend>(*memory);
-    backend = forwarding.get();
-    store = std::make_unique<Store>(std::move(forwarding), StoreOptions());
-    store->create_volume("vm1", kDiskBytes, "");
-  }
-};
-
-ByteVector bytes_at(Disk& disk, uint64_t offset, uint64_t length = kBlockBytes) {
-  ByteVector bytes(length);
-  disk.read(offset, bytes);
-  return bytes;
-}
+using Fixture = StoreFixture;
 
 // Fills the storage: not even the log can be made longer.
 void fill_up(Fixture& f) { f.memory->set_capacity_bytes(f.memory->allocated_bytes()); }

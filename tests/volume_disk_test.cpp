@@ -2,25 +2,14 @@
 #include "volume_disk.h"
 
 #include <doctest/doctest.h>
-#include <unistd.h>
 
 #include <cerrno>
 #include <thread>
 
-#include "forwarding_backend.h"
-#include "host.h"
-#include "volume_testing.h"
+#include "store_testing.h"
 
 namespace tplstore {
 namespace {
-
-constexpr uint64_t kDiskBytes = 4 * kRegionBytes;
-
-ByteVector filled(uint64_t length, int value) {
-  return ByteVector(length, static_cast<std::byte>(value));
-}
-
-Peer vm_peer() { return {"a VM", getppid(), process_start_time(getppid())}; }
 
 struct Fixture {
   std::unique_ptr<MemoryBackend> memory = memory_store();
@@ -42,21 +31,6 @@ struct Fixture {
   }
   ByteVector header() { return memory->content(header_name(folder())); }
 };
-
-ByteVector bytes_at(Disk& disk, uint64_t offset, uint64_t length = kBlockBytes) {
-  ByteVector bytes(length);
-  disk.read(offset, bytes);
-  return bytes;
-}
-
-int error_code(const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const Error& error) {
-    return error.code();
-  }
-  return 0;
-}
 
 }  // namespace
 

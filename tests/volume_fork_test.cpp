@@ -5,26 +5,12 @@
 #include <map>
 #include <thread>
 
-#include "forwarding_backend.h"
-#include "volume_testing.h"
+#include "store_testing.h"
 
 namespace tplstore {
 namespace {
 
 constexpr uint64_t kBlocks = 4;
-
-ByteVector filled(uint64_t length, int value) {
-  return ByteVector(length, static_cast<std::byte>(value));
-}
-
-int code_of(const std::function<void()>& work) {
-  try {
-    work();
-  } catch (const Error& error) {
-    return error.code();
-  }
-  return 0;
-}
 
 // vm1@1 has blocks of values 1, 2, …; vm2 is a fork of it that a VM has open.
 struct ForkFixture {
@@ -59,7 +45,7 @@ struct ForkFixture {
     return bytes;
   }
   int flatten() {
-    return code_of([&] { store->flatten_volume("vm2", [](uint64_t) {}); });
+    return error_code([&] { store->flatten_volume("vm2", [](uint64_t) {}); });
   }
 };
 
@@ -215,7 +201,7 @@ TEST_CASE("a fork has all its data after flattening that failed anywhere") {
 TEST_CASE("flattening that fails gives back what it has copied") {
   ForkFixture f;
   const uint64_t before = f.memory->allocated_bytes();
-  CHECK(code_of([&] {
+  CHECK(error_code([&] {
           f.store->flatten_volume("vm2", [](uint64_t) { fail(EINTR, "vm2", "interrupted"); });
         }) == EINTR);
   CHECK_THROWS_AS(f.memory->content(f.copys_file), Error);

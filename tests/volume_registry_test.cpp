@@ -2,41 +2,19 @@
 #include "volume_registry.h"
 
 #include <doctest/doctest.h>
-#include <unistd.h>
 
 #include <future>
 #include <thread>
 
-#include "forwarding_backend.h"
-#include "host.h"
-#include "volume_testing.h"
+#include "store_testing.h"
 
 namespace tplstore {
 namespace {
 
-constexpr uint64_t kDiskBytes = 4 * kRegionBytes;
 // How long a request stalls when nothing ends it before.
 constexpr std::chrono::milliseconds kStall{300};
 
-ByteVector filled(uint64_t length, int value) {
-  return ByteVector(length, static_cast<std::byte>(value));
-}
-
-// Another VM: a process that is there, so that nobody takes it for one that has gone.
-Peer vm_peer() { return {"a VM", getppid(), process_start_time(getppid())}; }
-
-struct Fixture {
-  std::unique_ptr<MemoryBackend> memory = memory_store();
-  ForwardingBackend* backend = nullptr;  // the store's
-  std::unique_ptr<Store> store;
-
-  Fixture() {
-    auto forwarding = std::make_unique<ForwardingBackend>(*memory);
-    backend = forwarding.get();
-    store = std::make_unique<Store>(std::move(forwarding), StoreOptions());
-    store->create_volume("vm1", kDiskBytes, "");
-  }
-
+struct Fixture : StoreFixture {
   // Starts `change` on a connection and lets it stall as soon as it reads or writes an object
   // whose name ends so. Then the VM comes with another connection, writes and flushes; for which
   // it may have to wait for the end of what stalls.

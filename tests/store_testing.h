@@ -1,0 +1,55 @@
+// What the tests of stores share: a store with one volume on a backend that can be interfered with,
+// and who connects to it.
+#pragma once
+
+#include <unistd.h>
+
+#include <functional>
+#include <memory>
+
+#include "forwarding_backend.h"
+#include "host.h"
+#include "store.h"
+#include "volume_testing.h"
+
+namespace tplstore {
+
+inline constexpr uint64_t kDiskBytes = 4 * kRegionBytes;  // of vm1
+
+inline ByteVector filled(uint64_t length, int value) {
+  return ByteVector(length, static_cast<std::byte>(value));
+}
+
+inline ByteVector bytes_at(Disk& disk, uint64_t offset, uint64_t length = kBlockBytes) {
+  ByteVector bytes(length);
+  disk.read(offset, bytes);
+  return bytes;
+}
+
+// Another VM: a process that is there, so that nobody takes it for one that has gone.
+inline Peer vm_peer() { return {"a VM", getppid(), process_start_time(getppid())}; }
+
+// The code of the Error that `action` throws, or 0.
+inline int error_code(const std::function<void()>& action) {
+  try {
+    action();
+  } catch (const Error& error) {
+    return error.code();
+  }
+  return 0;
+}
+
+struct StoreFixture {
+  std::unique_ptr<MemoryBackend> memory = memory_store();
+  ForwardingBackend* backend = nullptr;  // the store's
+  std::unique_ptr<Store> store;
+
+  StoreFixture() {
+    auto forwarding = std::make_unique<ForwardingBackend>(*memory);
+    backend = forwarding.get();
+    store = std::make_unique<Store>(std::move(forwarding), StoreOptions());
+    store->create_volume("vm1", kDiskBytes, "");
+  }
+};
+
+}  // namespace tplstore

@@ -24,11 +24,11 @@
 #include <string>
 #include <unordered_set>
 
-#include "control_server.h"
-#include "host.h"
-#include "names.h"
-#include "store.h"
-#include "text.h"
+#include "base/host.h"
+#include "base/names.h"
+#include "base/text.h"
+#include "control/server.h"
+#include "store/store.h"
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
 

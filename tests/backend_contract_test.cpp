@@ -1,13 +1,14 @@
-// What backend.h promises, on every backend there is. Crashes are in memory_backend_test.cpp.
+// What backend/backend.h promises, on every backend there is. Crashes are in
+// memory_backend_test.cpp.
 #include <doctest/doctest.h>
 
 #include <atomic>
 #include <random>
 #include <thread>
 
-#include "backend.h"
-#include "dir_backend.h"
-#include "memory_backend.h"
+#include "backend/backend.h"
+#include "backend/dir/dir_backend.h"
+#include "memory/memory_backend.h"
 #include "temporary_directory.h"
 
 using namespace tplstore;

@@ -1,12 +1,12 @@
-#include "block_index.h"
+#include "transfer/block_index.h"
 
 #include <doctest/doctest.h>
 
 #include <map>
 
-#include "block_matcher.h"
-#include "memory_backend.h"
+#include "memory/memory_backend.h"
 #include "template_testing.h"
+#include "transfer/block_matcher.h"
 
 using namespace tplstore;
 using namespace tplstore::testing;

@@ -1,4 +1,4 @@
-#include "chore.h"
+#include "base/chore.h"
 
 #include <doctest/doctest.h>
 

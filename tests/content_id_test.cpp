@@ -1,4 +1,4 @@
-#include "content_id.h"
+#include "template/content_id.h"
 
 #include <doctest/doctest.h>
 

@@ -3,9 +3,9 @@
 
 #include <nlohmann/json.hpp>
 
-#include "control_protocol.h"
-#include "control_server.h"
-#include "memory_backend.h"
+#include "control/protocol.h"
+#include "control/server.h"
+#include "memory/memory_backend.h"
 
 using namespace tplstore;
 using nlohmann::json;

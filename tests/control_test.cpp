@@ -16,14 +16,14 @@
 #include <optional>
 #include <thread>
 
-#include "control_client.h"
-#include "control_protocol.h"
-#include "control_server.h"
-#include "control_socket.h"
-#include "json_output.h"
-#include "memory_backend.h"
+#include "base/text.h"
+#include "control/client.h"
+#include "control/json_output.h"
+#include "control/protocol.h"
+#include "control/server.h"
+#include "control/socket.h"
+#include "memory/memory_backend.h"
 #include "temporary_directory.h"
-#include "text.h"
 
 using namespace tplstore;
 using nlohmann::json;

@@ -1,5 +1,6 @@
-// What DirBackend does beyond the contract of backend.h: descriptors, O_DIRECT, paths, processes.
-#include "dir_backend.h"
+// What DirBackend does beyond the contract of backend/backend.h: descriptors, O_DIRECT, paths,
+// processes.
+#include "backend/dir/dir_backend.h"
 
 #include <doctest/doctest.h>
 #include <fcntl.h>

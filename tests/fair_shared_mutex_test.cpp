@@ -1,4 +1,4 @@
-#include "fair_shared_mutex.h"
+#include "base/fair_shared_mutex.h"
 
 #include <doctest/doctest.h>
 
@@ -8,7 +8,7 @@
 #include <thread>
 #include <vector>
 
-#include "request_locks.h"
+#include "volume/range_locks.h"
 
 namespace tplstore {
 namespace {

@@ -8,7 +8,7 @@
 #include <string>
 #include <utility>
 
-#include "backend.h"
+#include "backend/backend.h"
 
 namespace tplstore {
 

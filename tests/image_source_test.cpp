@@ -1,4 +1,4 @@
-#include "image_source.h"
+#include "transfer/image_source.h"
 
 #include <doctest/doctest.h>
 #include <poll.h>
@@ -14,11 +14,11 @@
 #include <filesystem>
 #include <thread>
 
-#include "image_check.h"
-#include "partition_check.h"
-#include "qemu_nbd.h"
 #include "template_testing.h"
 #include "temporary_directory.h"
+#include "transfer/image_check.h"
+#include "transfer/partition_check.h"
+#include "transfer/qemu_nbd.h"
 
 using namespace tplstore;
 using namespace tplstore::testing;

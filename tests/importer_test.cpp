@@ -1,12 +1,12 @@
-#include "importer.h"
+#include "transfer/importer.h"
 
 #include <doctest/doctest.h>
 
 #include <algorithm>
 
-#include "import_journal.h"
-#include "memory_backend.h"
-#include "template_image.h"
+#include "memory/memory_backend.h"
+#include "template/import_journal.h"
+#include "template/template_image.h"
 #include "template_testing.h"
 #include "temporary_directory.h"
 

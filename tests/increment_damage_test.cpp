@@ -4,7 +4,7 @@
 #include <unistd.h>
 
 #include "increment_testing.h"
-#include "map_node.h"
+#include "map/node.h"
 
 using namespace tplstore;
 using namespace tplstore::testing;

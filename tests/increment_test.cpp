@@ -4,7 +4,7 @@
 #include <unistd.h>
 
 #include "increment_testing.h"
-#include "map_node.h"
+#include "map/node.h"
 #include "restricted_process.h"
 
 using namespace tplstore;

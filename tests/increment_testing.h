@@ -11,9 +11,9 @@
 #include <string>
 #include <vector>
 
-#include "increment.h"
 #include "template_testing.h"
 #include "temporary_directory.h"
+#include "transfer/increment.h"
 
 namespace tplstore::testing {
 

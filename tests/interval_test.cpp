@@ -1,4 +1,4 @@
-#include "interval.h"
+#include "map/interval.h"
 
 #include <doctest/doctest.h>
 

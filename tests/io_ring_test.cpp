@@ -1,4 +1,4 @@
-#include "io_ring.h"
+#include "backend/dir/io_ring.h"
 
 #include <doctest/doctest.h>
 #include <fcntl.h>
@@ -13,8 +13,8 @@
 #include <random>
 #include <thread>
 
-#include "bytes.h"
-#include "dir_path.h"
+#include "base/bytes.h"
+#include "base/files.h"
 #include "restricted_process.h"
 #include "temporary_directory.h"
 

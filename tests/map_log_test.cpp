@@ -1,5 +1,5 @@
 // The map log by itself: which frames follow which, and what counts as damage.
-#include "map_log.h"
+#include "map/map_log.h"
 
 #include <doctest/doctest.h>
 

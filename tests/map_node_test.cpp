@@ -1,10 +1,9 @@
 // What nodes of the map hold is refused when it is impossible, whatever its checksum says.
-#include "map_node.h"
-
 #include <doctest/doctest.h>
 
 #include <cerrno>
 
+#include "map/node.h"
 #include "template_testing.h"
 
 using namespace tplstore;

@@ -1,5 +1,5 @@
 // What a crash does to a MemoryBackend, and its faults.
-#include "memory_backend.h"
+#include "memory/memory_backend.h"
 
 #include <doctest/doctest.h>
 

@@ -1,4 +1,4 @@
-#include "pointer_table.h"
+#include "base/pointer_table.h"
 
 #include <doctest/doctest.h>
 

@@ -1,5 +1,3 @@
-#include "published_file.h"
-
 #include <doctest/doctest.h>
 #include <signal.h>
 #include <sys/wait.h>
@@ -7,6 +5,7 @@
 
 #include "template_testing.h"
 #include "temporary_directory.h"
+#include "transfer/atomic_file.h"
 
 using namespace tplstore;
 using namespace tplstore::testing;

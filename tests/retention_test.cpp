@@ -8,7 +8,7 @@
 #include <map>
 #include <random>
 
-#include "bytes.h"
+#include "base/bytes.h"
 
 using namespace tplstore;
 

@@ -1,8 +1,8 @@
-#include "segment.h"
+#include "template/segment.h"
 
 #include <doctest/doctest.h>
 
-#include "memory_backend.h"
+#include "memory/memory_backend.h"
 #include "template_testing.h"
 
 using namespace tplstore;

@@ -12,9 +12,9 @@
 #include <new>
 #include <thread>
 
-#include "control_server.h"
-#include "io_ring.h"
-#include "store.h"
+#include "backend/dir/io_ring.h"
+#include "control/server.h"
+#include "store/store.h"
 #include "temporary_directory.h"
 #include "volume_testing.h"
 

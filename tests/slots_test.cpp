@@ -1,10 +1,9 @@
 // Slot pairs: an object with one is whole after any crash, and after damage to either slot.
-#include "slots.h"
-
 #include <doctest/doctest.h>
 
 #include <array>
 
+#include "backend/superblock.h"
 #include "volume_testing.h"
 
 namespace tplstore {

@@ -1,10 +1,10 @@
-#include "store_identity.h"
+#include "template/store_identity.h"
 
 #include <doctest/doctest.h>
 #include <sys/stat.h>
 
-#include "memory_backend.h"
-#include "store.h"
+#include "memory/memory_backend.h"
+#include "store/store.h"
 #include "template_testing.h"
 #include "temporary_directory.h"
 

@@ -13,11 +13,11 @@
 #include <map>
 #include <set>
 
+#include "base/host.h"
 #include "forwarding_backend.h"
-#include "host.h"
-#include "increment.h"
 #include "retention.h"
 #include "temporary_directory.h"
+#include "transfer/increment.h"
 #include "volume_testing.h"
 
 namespace tplstore {

@@ -4,8 +4,8 @@
 #include <future>
 #include <thread>
 
-#include "importer.h"
 #include "store_testing.h"
+#include "transfer/importer.h"
 
 namespace tplstore {
 namespace {

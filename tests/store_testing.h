@@ -7,9 +7,9 @@
 #include <functional>
 #include <memory>
 
+#include "base/host.h"
 #include "forwarding_backend.h"
-#include "host.h"
-#include "store.h"
+#include "store/store.h"
 #include "volume_testing.h"
 
 namespace tplstore {

@@ -1,12 +1,12 @@
-#include "template_image.h"
+#include "template/template_image.h"
 
 #include <doctest/doctest.h>
 
 #include <algorithm>
 #include <thread>
 
-#include "memory_backend.h"
-#include "template_disk.h"
+#include "memory/memory_backend.h"
+#include "template/template_disk.h"
 #include "template_testing.h"
 
 using namespace tplstore;

@@ -12,10 +12,10 @@
 #include <utility>
 #include <vector>
 
-#include "backend.h"
-#include "manifest.h"
-#include "segment.h"
-#include "store_identity.h"
+#include "backend/backend.h"
+#include "template/manifest.h"
+#include "template/segment.h"
+#include "template/store_identity.h"
 
 namespace tplstore::testing {
 

@@ -1,14 +1,14 @@
 // What reaches a terminal: text of others without control characters, and progress that never
 // wraps.
-#include "text.h"
+#include "base/text.h"
 
 #include <doctest/doctest.h>
 
 #include <random>
 
-#include "error.h"
-#include "json_output.h"
-#include "names.h"
+#include "base/error.h"
+#include "base/names.h"
+#include "control/json_output.h"
 #include "progress.h"
 #include "table.h"
 

@@ -8,7 +8,7 @@
 #include <set>
 #include <string>
 
-#include "bytes.h"
+#include "base/bytes.h"
 
 using namespace tplstore;
 using namespace tplstore::tool;

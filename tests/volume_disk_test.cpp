@@ -1,5 +1,5 @@
 // Reading a volume as it is now, beside the VM that writes it: "vm1@current".
-#include "volume_disk.h"
+#include "store/volume_disk.h"
 
 #include <doctest/doctest.h>
 

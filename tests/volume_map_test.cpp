@@ -1,5 +1,5 @@
 // The map by itself, without data: its size in memory and in the log, compaction, eviction, limits.
-#include "volume_map.h"
+#include "map/volume_map.h"
 
 #include <doctest/doctest.h>
 

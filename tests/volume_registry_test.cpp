@@ -1,5 +1,5 @@
 // Connections that join, replace and wait for each other.
-#include "volume_registry.h"
+#include "store/volume_registry.h"
 
 #include <doctest/doctest.h>
 

@@ -5,9 +5,9 @@
 #include <future>
 #include <thread>
 
+#include "base/host.h"
 #include "forwarding_backend.h"
-#include "host.h"
-#include "store.h"
+#include "store/store.h"
 #include "volume_testing.h"
 
 namespace tplstore {

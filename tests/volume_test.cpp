@@ -1,5 +1,5 @@
 // Volumes: what the model test cannot bring about, each by itself.
-#include "volume.h"
+#include "volume/volume.h"
 
 #include <doctest/doctest.h>
 #include <unistd.h>

@@ -12,12 +12,12 @@
 #include <utility>
 #include <vector>
 
-#include "importer.h"
-#include "memory_backend.h"
-#include "store.h"
-#include "template_image.h"
+#include "memory/memory_backend.h"
+#include "store/store.h"
+#include "template/template_image.h"
 #include "temporary_directory.h"
-#include "volume.h"
+#include "transfer/importer.h"
+#include "volume/volume.h"
 
 namespace tplstore {
 

@@ -1,14 +1,14 @@
 // One writer: the lock, the header, and who may join.
-#include "writer_lock.h"
+#include "lock/writer_lock.h"
 
 #include <doctest/doctest.h>
 #include <unistd.h>
 
 #include <thread>
 
+#include "base/host.h"
 #include "forwarding_backend.h"
-#include "host.h"
-#include "store.h"
+#include "store/store.h"
 #include "volume_testing.h"
 
 namespace tplstore {

@@ -5,9 +5,9 @@
 #include <cstdio>
 #include <thread>
 
-#include "json_output.h"
-#include "names.h"
-#include "text.h"
+#include "base/names.h"
+#include "base/text.h"
+#include "control/json_output.h"
 
 namespace tplstore::tool {
 namespace {

@@ -14,8 +14,8 @@
 #include <vector>
 
 #include "command_line.h"
-#include "control_client.h"
-#include "store.h"
+#include "control/client.h"
+#include "store/store.h"
 
 namespace tplstore::tool {
 

@@ -4,11 +4,11 @@
 
 #include <map>
 
+#include "control/json_output.h"
 #include "export_file.h"
-#include "json_output.h"
 #include "progress.h"
-#include "published_file.h"
 #include "table.h"
+#include "transfer/atomic_file.h"
 
 namespace tplstore::tool {
 namespace {

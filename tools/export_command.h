@@ -1,12 +1,11 @@
 // The command "export", which templates and volumes share.
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <functional>
 #include <string>
 
 #include "command.h"
-#include "increment.h"
+#include "transfer/increment.h"
 
 namespace tplstore::tool {
 

@@ -4,9 +4,9 @@
 #include <cerrno>
 #include <vector>
 
-#include "error.h"
+#include "base/error.h"
 #include "image_sink.h"
-#include "published_file.h"
+#include "transfer/atomic_file.h"
 
 namespace tplstore::tool {
 namespace {

@@ -13,7 +13,7 @@
 #include <functional>
 #include <string>
 
-#include "disk.h"
+#include "base/disk.h"
 
 namespace tplstore::tool {
 

@@ -8,9 +8,9 @@
 #include <optional>
 #include <vector>
 
-#include "child_process.h"
-#include "error.h"
-#include "qemu_nbd.h"
+#include "base/error.h"
+#include "transfer/child_process.h"
+#include "transfer/qemu_nbd.h"
 
 namespace tplstore::tool {
 namespace {

@@ -8,7 +8,7 @@
 #include <memory>
 #include <string>
 
-#include "bytes.h"
+#include "base/bytes.h"
 
 namespace tplstore::tool {
 

@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "base/text.h"
 #include "command.h"
-#include "text.h"
 
 namespace {
 

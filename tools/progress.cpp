@@ -12,8 +12,8 @@
 #include <cstring>
 #include <ctime>
 
-#include "names.h"
-#include "text.h"
+#include "base/names.h"
+#include "base/text.h"
 
 namespace tplstore::tool {
 namespace {

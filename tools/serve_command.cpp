@@ -10,10 +10,10 @@
 #include <filesystem>
 #include <sstream>
 
+#include "base/files.h"
+#include "base/names.h"
+#include "base/text.h"
 #include "command.h"
-#include "dir_path.h"
-#include "names.h"
-#include "text.h"
 
 namespace tplstore::tool {
 namespace {

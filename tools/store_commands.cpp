@@ -2,14 +2,14 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "base/names.h"
+#include "base/text.h"
 #include "command.h"
-#include "json_output.h"
-#include "names.h"
+#include "control/json_output.h"
 #include "progress.h"
 #include "prometheus_output.h"
 #include "table.h"
-#include "template_store.h"
-#include "text.h"
+#include "template/template_catalog.h"
 
 namespace tplstore::tool {
 namespace {

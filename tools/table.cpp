@@ -4,9 +4,9 @@
 
 #include <algorithm>
 
-#include "error.h"
-#include "names.h"
-#include "text.h"
+#include "base/error.h"
+#include "base/names.h"
+#include "base/text.h"
 
 namespace tplstore::tool {
 

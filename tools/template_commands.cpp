@@ -1,14 +1,14 @@
 // template import, list, show, verify, rm, export.
 #include <cerrno>
 
+#include "base/text.h"
 #include "command.h"
+#include "control/json_output.h"
 #include "export_command.h"
-#include "importer.h"
-#include "json_output.h"
 #include "progress.h"
 #include "table.h"
-#include "template_store.h"
-#include "text.h"
+#include "template/template_catalog.h"
+#include "transfer/importer.h"
 
 namespace tplstore::tool {
 namespace {

@@ -2,7 +2,7 @@
 #include <cerrno>
 
 #include "command.h"
-#include "json_output.h"
+#include "control/json_output.h"
 #include "table.h"
 #include "version_text.h"
 

@@ -6,7 +6,7 @@
 #include <map>
 #include <vector>
 
-#include "names.h"
+#include "base/names.h"
 #include "table.h"
 #include "version_graph.h"
 

@@ -1,7 +1,7 @@
 // A volume's versions for people, as JSON has them.
 //
 // Thread safety: pure functions. They throw nothing but std::bad_alloc for JSON that has the keys
-// of json_output.h.
+// of control/json_output.h.
 #pragma once
 
 #include <cstdint>

@@ -1,9 +1,9 @@
 // volume list, show, resize. The other commands of the group have files of their own.
 #include <cerrno>
 
+#include "base/names.h"
 #include "command.h"
-#include "json_output.h"
-#include "names.h"
+#include "control/json_output.h"
 #include "table.h"
 #include "version_text.h"
 

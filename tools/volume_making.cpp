@@ -2,12 +2,13 @@
 #include <algorithm>
 #include <cerrno>
 
+#include "backend/layout.h"
+#include "base/names.h"
+#include "base/text.h"
 #include "command.h"
-#include "json_output.h"
-#include "names.h"
+#include "control/json_output.h"
 #include "progress.h"
 #include "table.h"
-#include "text.h"
 
 namespace tplstore::tool {
 namespace {

@@ -2,13 +2,13 @@
 #include <algorithm>
 #include <cerrno>
 
+#include "base/names.h"
 #include "command.h"
+#include "control/json_output.h"
 #include "export_command.h"
-#include "increment.h"
-#include "json_output.h"
-#include "names.h"
 #include "progress.h"
 #include "table.h"
+#include "transfer/increment.h"
 #include "version_text.h"
 
 namespace tplstore::tool {

@@ -13,8 +13,8 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
-#include "dir_backend.h"
-#include "volume_map.h"
+#include "backend/dir/dir_backend.h"
+#include "map/volume_map.h"
 
 namespace tplstore {
 namespace {

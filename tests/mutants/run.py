@@ -59,8 +59,8 @@ def copy_tree(to):
 def digest_of(top, tests):
     """Stands for all that a verdict of these tests depends on."""
     digest = hashlib.sha256()
-    paths = [top / "CMakeLists.txt", top / "CMakePresets.json", *(top / "lib").iterdir(),
-             *(top / "tests").glob("*.h"), *(top / "tests" / f"{test}.cpp" for test in tests)]
+    paths = [top / "CMakeLists.txt", top / "CMakePresets.json", *(top / "lib").rglob("*"),
+             *(top / "tests").glob("*.h"), *(top / "tests/memory").glob("*"), *(top / "tests" / f"{test}.cpp" for test in tests)]
     for path in sorted(path for path in paths if path.is_file()):
         digest.update(bytes(path.relative_to(top)) + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()

@@ -1,0 +1,150 @@
+// The one seam to storage: sparse, byte-addressed, named objects.
+//
+// Everything above this interface works on any backend: `DirBackend` (a local directory),
+// `MemoryBackend` (for tests: records every change and can lose what was not synced), and later
+// Ceph. So nothing above it may need rename, truncation or preallocation to be cheap, and nothing
+// below it knows what a template or a volume is.
+//
+// Object names are relative paths of lower-case words, digits and names that `base/names.h` allows,
+// e.g. "volumes/<uuid>/map.1"; a name's *folder* is what stands before its last '/'.
+//
+// Durability: object content is durable after sync(); the existence of a created object, and the
+// absence of a removed one, after sync_folder() of its folder. put_new() is durable on return.
+// Without those a crash may keep or lose each change by itself, content by 512-byte sectors.
+//
+// Thread safety: all methods of Backend, Object and HeldLock may be called from any thread;
+// concurrent writes to overlapping bytes leave either's bytes, sector by sector.
+//
+// Errors: Error with the system's errno; ENOENT where an object is not there, ENOSPC when full.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/bytes.h"
+
+namespace tplstore {
+
+enum class Access { kRead, kWrite };
+enum class LockMode { kShared, kExclusive };
+
+struct DataRange {
+  uint64_t offset;
+  uint64_t length;  // never 0
+};
+
+// An open object. Closing (destroying) it does not sync.
+class Object {
+ public:
+  virtual ~Object() = default;
+
+  // Fills `into`; bytes never written, or past the end, read as zeroes.
+  virtual void read(uint64_t offset, MutableBytes into) = 0;
+  virtual void write(uint64_t offset, Bytes from) = 0;
+  // Gives the space of the range back; it reads as zeroes afterwards. Does nothing where the
+  // storage cannot do it, hence only for bytes that nothing will read.
+  virtual void punch(uint64_t offset, uint64_t length) = 0;
+  // Stretches a sparse object; never shrinks it. EFBIG when the storage cannot hold that size.
+  virtual void stretch(uint64_t size_bytes) = 0;
+  // Makes what was written, punched and stretched before the call durable. Throws when that
+  // failed, now or since this Object was opened: what should have become durable may be lost then,
+  // though reads go on showing it and a later sync, of another Object, says nothing.
+  virtual void sync() = 0;
+  // Lets go of what is kept in memory of the content, but for what was written since the last sync:
+  // reads show what the storage has, also where a sync failed. Does nothing where nothing is kept.
+  virtual void drop_cached() = 0;
+
+  virtual uint64_t size_bytes() = 0;
+  virtual uint64_t allocated_bytes() = 0;
+  // The first range at or behind `offset` that may occupy space, synced or not; nothing when there
+  // is none up to the end. It may end before the data does: the next call goes on from its end.
+  // Bytes outside of all ranges occupy nothing and read as zeroes. Where the storage cannot tell,
+  // the range is all from `offset` to the end. What is written or punched during the call may be
+  // seen or not.
+  virtual std::optional<DataRange> find_data(uint64_t offset) = 0;
+};
+
+// Makes what an earlier life left of an object durable, as far as it can be, and what is read of it
+// from now on that which is durable.
+inline void settle(Object& object) {
+  object.sync();
+  object.drop_cached();
+}
+
+struct ReadPiece {
+  Object* object;
+  uint64_t offset;
+  MutableBytes into;
+};
+
+struct WritePiece {
+  Object* object;
+  uint64_t offset;
+  Bytes from;
+};
+
+// An object has a lock per slot, and the locks of different slots do not touch each other. So one
+// object can stand for many things that are locked one by one.
+constexpr uint64_t kLockSlotMax = uint64_t{1} << 40;
+
+// A lock that is held until destroyed, by this open file and not by the process: two HeldLocks on
+// one slot exclude each other within one process too, and the end of the process releases it.
+class HeldLock {
+ public:
+  virtual ~HeldLock() = default;
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  // Opens an existing object. Opening for reading never changes anything.
+  virtual std::unique_ptr<Object> open(const std::string& name, Access access) = 0;
+  // Creates an object that must not exist (EEXIST), sparse and of this size, open for writing.
+  virtual std::unique_ptr<Object> create(const std::string& name, uint64_t size_bytes) = 0;
+
+  // Several pieces at once, of any objects of this backend; returns when all have ended, and
+  // throws the first error then.
+  virtual void read_batch(std::span<const ReadPiece> pieces) = 0;
+  virtual void write_batch(std::span<const WritePiece> pieces) = 0;
+
+  // Publishes `content` under a new name, atomically and durably: after a crash the object is
+  // there whole or not at all. False, and nothing changed, when the name exists.
+  virtual bool put_new(const std::string& name, Bytes content) = 0;
+  // The whole content of an object, or nothing when it does not exist; EFBIG past `max_bytes`.
+  virtual std::optional<ByteVector> get(const std::string& name, uint64_t max_bytes) = 0;
+
+  // Last parts of the names in a folder, sorted; empty when the folder does not exist. Folders
+  // inside it are listed too.
+  virtual std::vector<std::string> list(const std::string& folder) = 0;
+  // False when there was no such object.
+  virtual bool remove(const std::string& name) = 0;
+  // Removes a folder with all that is in it; nothing happens when there is none.
+  virtual void remove_folder(const std::string& folder) = 0;
+  virtual void sync_folder(const std::string& folder) = 0;
+
+  // Nothing when somebody else holds it. The object must exist (ENOENT); EINVAL for a slot past
+  // kLockSlotMax. A lock that is given is of the object that has this name then: never of one that
+  // was removed since it was looked for, while others may lock a new one of that name.
+  virtual std::unique_ptr<HeldLock> try_lock(const std::string& name, LockMode mode,
+                                             uint64_t slot) = 0;
+  // The lock of an object that has just one: slot 0.
+  std::unique_ptr<HeldLock> try_lock(const std::string& name, LockMode mode) {
+    return try_lock(name, mode, 0);
+  }
+  // Whether anybody holds the lock of that object, in either mode. Takes nothing, so that asking
+  // is in nobody's way. ENOENT.
+  virtual bool is_locked(const std::string& name) = 0;
+
+  // Writes and their offsets must be multiples of this many bytes, or cost a read first:
+  // 1, or kBlockBytes where the page cache is bypassed.
+  virtual uint32_t write_alignment_bytes() const = 0;
+  // For messages: "/srv/store", "memory".
+  virtual std::string describe() const = 0;
+};
+
+}  // namespace tplstore

@@ -1,0 +1,449 @@
+#include "backend/dir/dir_object.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "backend/object_name.h"
+
+namespace tplstore {
+namespace {
+
+bool is_aligned(uint64_t value) { return value % kBlockBytes == 0; }
+
+// Only these are large and read with caches of our own above them.
+bool wants_direct(std::string_view name) {
+  return last_part_of(name).starts_with("data.") || is_beneath(name, "segments");
+}
+
+// O_NOATIME where we may: a read shall cost no look at the file's times, and change none.
+bool set_flags(int fd, int flags) {
+  return fcntl(fd, F_SETFL, flags | O_NOATIME) == 0 || fcntl(fd, F_SETFL, flags) == 0;
+}
+
+}  // namespace
+
+// --- DescriptorCache
+
+void DescriptorCache::add(DirObject& object) {
+  std::lock_guard lock(mutex_);
+  add_locked(object);
+}
+
+void DescriptorCache::reopen(DirObject& object) {
+  std::lock_guard lock(mutex_);
+  if ((object.state_.load(std::memory_order_acquire) & DirObject::kOpen) != 0) return;
+  for (;;) {
+    try {
+      object.open_again();
+      break;
+    } catch (const Error& error) {
+      if ((error.code() != EMFILE && error.code() != ENFILE) || !close_one_locked()) throw;
+    }
+  }
+  add_locked(object);
+}
+
+void DescriptorCache::drop(DirObject& object) {
+  std::lock_guard lock(mutex_);
+  if ((object.state_.load(std::memory_order_acquire) & DirObject::kOpen) == 0) return;
+  forget_locked(object);
+  close(object.fd_);
+}
+
+bool DescriptorCache::close_one() {
+  std::lock_guard lock(mutex_);
+  return close_one_locked();
+}
+
+size_t DescriptorCache::open_count() const {
+  std::lock_guard lock(mutex_);
+  return open_.size();
+}
+
+void DescriptorCache::add_locked(DirObject& object) {
+  open_.push_back(&object);
+  object.cache_slot_ = open_.size() - 1;
+  while (open_.size() > cap_count_ && close_one_locked()) {
+  }
+}
+
+void DescriptorCache::forget_locked(DirObject& object) {
+  open_.back()->cache_slot_ = object.cache_slot_;
+  open_[object.cache_slot_] = open_.back();
+  open_.pop_back();
+}
+
+bool DescriptorCache::close_one_locked() {
+  // Two rounds: the first takes the mark of use away, the second finds it still gone.
+  for (size_t steps = 2 * open_.size(); steps > 0; --steps) {
+    hand_ = hand_ + 1 < open_.size() ? hand_ + 1 : 0;
+    DirObject& object = *open_[hand_];
+    uint32_t state = object.state_.load(std::memory_order_relaxed);
+    if ((state & (DirObject::kPins | DirObject::kUnsynced)) != 0) continue;
+    if ((state & DirObject::kUsed) != 0) {
+      object.state_.fetch_and(~DirObject::kUsed, std::memory_order_relaxed);
+      continue;
+    }
+    // Fails when somebody has pinned it or written to it since.
+    if (!object.state_.compare_exchange_strong(state, state & ~DirObject::kOpen,
+                                               std::memory_order_acq_rel)) {
+      continue;
+    }
+    forget_locked(object);
+    close(std::exchange(object.fd_, -1));
+    return true;
+  }
+  return false;
+}
+
+// --- DirStorage
+
+std::string DirStorage::describe(std::string_view name) const {
+  return name.empty() ? directory : fmt::format("{}/{}", directory, name);
+}
+
+bool DirStorage::set_mode(int fd, std::string_view name) {
+  if (is_direct.load(std::memory_order_relaxed) && wants_direct(name)) {
+    if (set_flags(fd, O_DIRECT)) return true;
+    if (is_direct.exchange(false) && log) {
+      log(fmt::format("{}: the file system refuses O_DIRECT ({}); using the page cache", directory,
+                      std::strerror(errno)));
+    }
+  }
+  set_flags(fd, 0);
+  return false;
+}
+
+void DirStorage::give_to_owner(int fd) {
+  if (give_to_owner_of(root.get(), fd) == 0 || has_kept_files.exchange(true) || !log) return;
+  log(fmt::format(
+      "{}: files that are made here cannot be given to the owner of the directory ({}); "
+      "servers of that user may not be able to open them",
+      directory, std::strerror(errno)));
+}
+
+// --- DirObject
+
+class DirObject::Pin {
+ public:
+  explicit Pin(DirObject& object) : object_(object), fd_(object.pin()) {}
+  ~Pin() {
+    if (is_written_) {
+      object_.unpin_written();
+    } else {
+      object_.unpin();
+    }
+  }
+  Pin(const Pin&) = delete;
+  Pin& operator=(const Pin&) = delete;
+  int fd() const { return fd_; }
+  void mark_written() { is_written_ = true; }
+
+ private:
+  DirObject& object_;
+  const int fd_;
+  bool is_written_ = false;
+};
+
+class DirObject::Alone {
+ public:
+  explicit Alone(TransferGate& gate) : gate_(gate) { gate_.enter_alone(); }
+  ~Alone() { gate_.leave_alone(); }
+  Alone(const Alone&) = delete;
+  Alone& operator=(const Alone&) = delete;
+
+ private:
+  TransferGate& gate_;
+};
+
+DirObject::DirObject(DirStorage& storage, std::string name, Access access, FileDescriptor fd,
+                     const struct stat& status)
+    : access_(access),
+      is_direct_(storage.set_mode(fd.get(), name)),
+      fd_(fd.release()),
+      size_floor_bytes_(static_cast<uint64_t>(status.st_size)),
+      storage_(storage),
+      name_(std::move(name)),
+      device_(status.st_dev),
+      inode_(status.st_ino) {
+  storage_.cache.add(*this);
+}
+
+DirObject::~DirObject() { storage_.cache.drop(*this); }
+
+int DirObject::pin() {
+  const uint32_t before = state_.fetch_add(1, std::memory_order_acquire);
+  if ((before & kOpen) == 0) [[unlikely]] {
+    try {
+      storage_.cache.reopen(*this);
+    } catch (...) {
+      unpin();
+      throw;
+    }
+  }
+  if ((before & kUsed) == 0) state_.fetch_or(kUsed, std::memory_order_relaxed);
+  return fd_;
+}
+
+void DirObject::unpin() noexcept { state_.fetch_sub(1, std::memory_order_release); }
+
+// The mark comes after the write and before the pin goes: a sync that began before the write ended
+// has not taken it away, and until now the pin kept the descriptor open.
+void DirObject::unpin_written() noexcept {
+  if ((state_.load(std::memory_order_relaxed) & kUnsynced) == 0) {
+    state_.fetch_or(kUnsynced, std::memory_order_relaxed);
+  }
+  unpin();
+}
+
+void DirObject::open_again() {
+  // What is not a file by now must not hold up whoever opens it.
+  const int flags = (access_ == Access::kWrite ? O_RDWR : O_RDONLY) | O_NONBLOCK | O_NOCTTY;
+  FileDescriptor fd = open_beneath(storage_.root.get(), name_, flags);
+  if (!fd) fail_here(errno, "opening it again");
+  struct stat now;
+  if (fstat(fd.get(), &now) != 0) fail_here(errno, "opening it again");
+  if (now.st_dev != device_ || now.st_ino != inode_) {
+    fail(ENOENT, storage_.describe(name_), "the file was removed and another has its name");
+  }
+  if (!set_flags(fd.get(), is_direct_ ? O_DIRECT : 0)) {
+    fail_here(errno, "opening it again");
+  }
+  fd_ = fd.release();
+  state_.fetch_or(kOpen, std::memory_order_release);
+}
+
+void DirObject::fail_here(int code, std::string_view action) const {
+  fail_errno(code, storage_.describe(name_), action);
+}
+
+void DirObject::check(const IoOp& op) const {
+  if (op.error == 0) [[likely]]
+    return;
+  fail_here(op.error,
+            fmt::format("{} {} bytes at {}", op.kind == IoOp::Kind::kRead ? "reading" : "writing",
+                        op.length, op.offset));
+}
+
+void DirObject::ensure_writable() const {
+  if (access_ != Access::kWrite) {
+    fail(EBADF, storage_.describe(name_), "written to, but opened for reading");
+  }
+  if ((state_.load(std::memory_order_relaxed) & kFailed) != 0) {
+    fail(EIO, storage_.describe(name_),
+         "an earlier sync failed, so data may be lost; it must be opened again");
+  }
+}
+
+size_t DirObject::bounce_bytes(uint64_t offset, Bytes buffer) const {
+  if (!is_direct_ || (is_aligned(offset) && is_aligned(buffer.size()) &&
+                      is_aligned(reinterpret_cast<uintptr_t>(buffer.data())))) {
+    return 0;
+  }
+  return round_up(offset + buffer.size(), kBlockBytes) - round_down(offset, kBlockBytes);
+}
+
+IoOp DirObject::begin_read(uint64_t offset, MutableBytes into, std::byte* bounce) {
+  const int fd = pin();
+  const size_t bytes = bounce_bytes(offset, into);
+  if (bytes == 0) return IoOp::read(fd, offset, into, is_direct_);
+  return IoOp::read(fd, round_down(offset, kBlockBytes), MutableBytes(bounce, bytes), true);
+}
+
+void DirObject::end_read(const IoOp& op, uint64_t offset, MutableBytes into) noexcept {
+  unpin();
+  const size_t skipped = offset - op.offset;  // of a bounce buffer
+  const size_t count = op.done > skipped ? std::min(op.done - skipped, into.size()) : 0;
+  if (op.data + skipped != into.data() && count > 0) {
+    std::memcpy(into.data(), op.data + skipped, count);
+  }
+  // Past the end of the file. The memory may be null when there is nothing to read at all.
+  if (count < into.size()) std::memset(into.data() + count, 0, into.size() - count);
+}
+
+void DirObject::read(uint64_t offset, MutableBytes into) {
+  const BounceBuffer bounce(bounce_bytes(offset, into));
+  IoOp op = begin_read(offset, into, bounce.data());
+  run_plain(op);
+  end_read(op, offset, into);
+  check(op);
+}
+
+std::optional<IoOp> DirObject::begin_write(uint64_t offset, Bytes from, std::byte* bounce) {
+  if (offset + from.size() > size_floor_bytes_.load(std::memory_order_relaxed)) return {};
+  if (is_direct_ && !(is_aligned(offset) && is_aligned(from.size()))) return {};
+  const int fd = pin();
+  try {
+    ensure_writable();
+    if (is_direct_) gate_.enter_shared();
+  } catch (...) {
+    unpin();
+    throw;
+  }
+  if (bounce_bytes(offset, from) == 0) return IoOp::write(fd, offset, from, is_direct_);
+  std::memcpy(bounce, from.data(), from.size());
+  return IoOp::write(fd, offset, Bytes(bounce, from.size()), true);
+}
+
+void DirObject::end_write() noexcept {
+  if (is_direct_) gate_.leave_shared();
+  unpin_written();
+}
+
+void DirObject::write(uint64_t offset, Bytes from) {
+  if (from.empty()) return;
+  {
+    const BounceBuffer bounce(bounce_bytes(offset, from));
+    if (std::optional<IoOp> op = begin_write(offset, from, bounce.data())) {
+      run_plain(*op);
+      end_write();
+      check(*op);
+      return;
+    }
+  }
+  write_alone(offset, from);
+}
+
+void DirObject::write_alone(uint64_t offset, Bytes from) {
+  Pin pinned(*this);
+  ensure_writable();
+  const Alone alone(gate_);
+  pinned.mark_written();
+  if (is_direct_ && !(is_aligned(offset) && is_aligned(from.size()))) {
+    write_parts_of_blocks(pinned.fd(), offset, from);
+    return;
+  }
+  const BounceBuffer bounce(bounce_bytes(offset, from));
+  if (bounce.data() != nullptr) {
+    std::memcpy(bounce.data(), from.data(), from.size());
+    from = Bytes(bounce.data(), from.size());
+  }
+  IoOp op = IoOp::write(pinned.fd(), offset, from, is_direct_);
+  run_plain(op);
+  check(op);
+  raise_size_floor(offset + from.size());
+}
+
+void DirObject::write_parts_of_blocks(int fd, uint64_t offset, Bytes from) {
+  struct stat before;
+  if (fstat(fd, &before) != 0) fail_here(errno, "asking for its size");
+  const uint64_t begin = round_down(offset, kBlockBytes);
+  const uint64_t end = round_up(offset + from.size(), kBlockBytes);
+  const BounceBuffer bounce(end - begin);
+  const MutableBytes blocks(bounce.data(), end - begin);
+
+  IoOp op = IoOp::read(fd, begin, blocks, true);
+  run_plain(op);
+  check(op);
+  std::memset(blocks.data() + op.done, 0, blocks.size() - op.done);
+  std::memcpy(blocks.data() + (offset - begin), from.data(), from.size());
+  op = IoOp::write(fd, begin, blocks, true);
+  run_plain(op);
+  check(op);
+
+  // Whole blocks may have made the file longer than what was written to it.
+  const uint64_t size = std::max<uint64_t>(before.st_size, offset + from.size());
+  if (end > size && ftruncate(fd, static_cast<off_t>(size)) != 0) {
+    fail_here(errno, "cutting it to its size");
+  }
+  raise_size_floor(size);
+}
+
+void DirObject::raise_size_floor(uint64_t size_bytes) {
+  if (size_bytes > size_floor_bytes_.load(std::memory_order_relaxed)) {
+    size_floor_bytes_.store(size_bytes, std::memory_order_relaxed);
+  }
+}
+
+void DirObject::punch(uint64_t offset, uint64_t length) {
+  if (length == 0) return;
+  Pin pinned(*this);
+  ensure_writable();
+  while (fallocate(pinned.fd(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                   static_cast<off_t>(offset), static_cast<off_t>(length)) != 0) {
+    if (errno == EOPNOTSUPP) return;
+    if (errno != EINTR) fail_here(errno, fmt::format("punching {} bytes at {}", length, offset));
+  }
+}
+
+void DirObject::stretch(uint64_t size_bytes) {
+  Pin pinned(*this);
+  ensure_writable();
+  const Alone alone(gate_);
+  struct stat now;
+  if (fstat(pinned.fd(), &now) != 0) fail_here(errno, "asking for its size");
+  if (static_cast<uint64_t>(now.st_size) < size_bytes) {
+    const auto size = static_cast<off_t>(size_bytes);
+    if (size < 0) fail_here(EFBIG, "stretching it");
+    while (ftruncate(pinned.fd(), size) != 0) {
+      if (errno != EINTR) fail_here(errno, fmt::format("stretching it to {} bytes", size_bytes));
+    }
+  }
+  raise_size_floor(size_bytes);
+}
+
+void DirObject::sync() {
+  // Alone, so that the one that the kernel tells of a failure has marked it before the next asks.
+  std::lock_guard lock(sync_mutex_);
+  Pin pinned(*this);
+  if ((state_.load(std::memory_order_relaxed) & kFailed) != 0) {
+    fail(EIO, storage_.describe(name_),
+         "an earlier sync failed, so data may be lost; it must be opened again");
+  }
+  state_.fetch_and(~kUnsynced, std::memory_order_relaxed);
+  while (storage_.fdatasync(pinned.fd()) != 0) {
+    if (errno == EINTR) continue;
+    const int code = errno;
+    state_.fetch_or(kFailed, std::memory_order_relaxed);
+    fail_here(code, "syncing it");
+  }
+}
+
+void DirObject::drop_cached() {
+  Pin pinned(*this);
+  const int code = posix_fadvise(pinned.fd(), 0, 0, POSIX_FADV_DONTNEED);
+  if (code != 0) fail_here(code, "dropping its cached pages");
+}
+
+struct stat DirObject::status() {
+  Pin pinned(*this);
+  struct stat now;
+  if (fstat(pinned.fd(), &now) != 0) fail_here(errno, "asking for its size");
+  return now;
+}
+
+uint64_t DirObject::size_bytes() { return static_cast<uint64_t>(status().st_size); }
+
+uint64_t DirObject::allocated_bytes() { return static_cast<uint64_t>(status().st_blocks) * 512; }
+
+std::optional<uint64_t> DirObject::seek(int fd, uint64_t offset, int whence) {
+  const off_t found = lseek(fd, static_cast<off_t>(offset), whence);
+  if (found >= 0) return static_cast<uint64_t>(found);
+  if (errno == ENXIO) return {};
+  // A file system that knows no holes: all of the file is data, and its end is the only hole.
+  if (errno != EINVAL && errno != EOPNOTSUPP) fail_here(errno, "asking where it has data");
+  const uint64_t size = size_bytes();
+  if (offset >= size) return {};
+  return whence == SEEK_DATA ? offset : size;
+}
+
+std::optional<DataRange> DirObject::find_data(uint64_t offset) {
+  if (offset > INT64_MAX) return {};  // no file goes that far
+  Pin pinned(*this);
+  for (;;) {
+    const std::optional<uint64_t> begin = seek(pinned.fd(), offset, SEEK_DATA);
+    if (!begin) return {};
+    // Between the two questions the data may be punched, and what whole blocks of O_DIRECT added to
+    // the file may be cut off again. Then there was nothing here.
+    const std::optional<uint64_t> end = seek(pinned.fd(), *begin, SEEK_HOLE);
+    if (!end) return {};
+    if (*end > *begin) return DataRange{*begin, *end - *begin};
+    offset = *begin;
+  }
+}
+
+}  // namespace tplstore

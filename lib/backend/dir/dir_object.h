@@ -1,0 +1,182 @@
+// An open file of a DirBackend, and the cache of descriptors that closes idle ones.
+//
+// A DirObject exists as long as its owner wants; its descriptor is closed when more are open than
+// the cap allows and it has been idle, and opened again by the next use. Then it must be the same
+// file: an object whose name was removed or replaced meanwhile answers ENOENT.
+//
+// Using a descriptor pins it with one atomic addition; only opening and closing take the cache's
+// mutex. Invariants:
+//  - a descriptor is closed only while nothing has it pinned and no write on it awaits a sync: the
+//    kernel reports a failed write-back once, to the descriptors that were open then;
+//  - after a failed sync the object is dead for writing: write() and sync() throw EIO, for the
+//    kernel may have dropped the data and a second sync would call it durable;
+//  - a file's size changes only with the gate held exclusively, so nothing ever shrinks it.
+//
+// All transfers say their offset. The position of a descriptor is nobody's, since find_data() moves
+// it while others use the descriptor.
+//
+// With O_DIRECT all transfers are whole aligned blocks of the file; what is not aligned goes
+// through a bounce buffer, and a write of parts of blocks reads them first, alone at the gate.
+//
+// Thread safety: all methods. Errors: Error with the system's errno and the path of the file. The
+// DirStorage must outlive its objects.
+#pragma once
+
+#include <sys/stat.h>
+
+#include <atomic>
+#include <cerrno>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "backend/backend.h"
+#include "backend/dir/dir_transfer.h"
+#include "backend/dir/io_ring.h"
+#include "base/files.h"
+
+namespace tplstore {
+
+class DirObject;
+
+// The open descriptors, in the order of a clock's hand.
+class DescriptorCache {
+ public:
+  explicit DescriptorCache(size_t cap_count) : cap_count_(cap_count) {}
+
+  // Takes in an object that has just been opened, and closes idle ones over the cap.
+  void add(DirObject& object);
+  // Opens a pinned object's descriptor unless somebody else has.
+  void reopen(DirObject& object);
+  // Forgets an object that ends.
+  void drop(DirObject& object);
+  // Closes one idle descriptor; false when there is none.
+  bool close_one();
+  size_t open_count() const;
+
+ private:
+  void add_locked(DirObject& object);
+  bool close_one_locked();
+  void forget_locked(DirObject& object);
+
+  const size_t cap_count_;
+  mutable std::mutex mutex_;
+  std::vector<DirObject*> open_;
+  size_t hand_ = 0;
+};
+
+// What a DirBackend and its objects share.
+struct DirStorage {
+  DirStorage(std::string directory_path, FileDescriptor root_fd, size_t descriptor_cap,
+             std::function<void(const std::string&)> logger)
+      : directory(std::move(directory_path)),
+        root(std::move(root_fd)),
+        cache(descriptor_cap),
+        log(std::move(logger)) {}
+
+  std::string describe(std::string_view name) const;
+  // Calls `open`, which gives a descriptor or sets errno, closing idle objects and trying again as
+  // long as the process is out of descriptors.
+  template <typename F>
+  FileDescriptor open_with_room(F open) {
+    for (;;) {
+      FileDescriptor fd = open();
+      if (fd || (errno != EMFILE && errno != ENFILE)) return fd;
+      const int refused_with = errno;
+      if (!cache.close_one()) {
+        errno = refused_with;
+        return fd;
+      }
+    }
+  }
+  FileDescriptor open(const std::string& name, int flags) {
+    return open_with_room([&] { return open_beneath(root.get(), name, flags); });
+  }
+  // Sets the mode that an object's descriptor works in; true when that is O_DIRECT, which data
+  // objects get if it is wanted and possible.
+  bool set_mode(int fd, std::string_view name);
+
+  // Gives a file that was just made to the owner of the directory, if root made it.
+  void give_to_owner(int fd);
+
+  const std::string directory;
+  const FileDescriptor root;
+  DescriptorCache cache;
+  const std::function<void(const std::string&)> log;
+  std::function<int(int)> fdatasync;
+  std::atomic<bool> is_direct{false};
+  std::atomic<bool> has_kept_files{false};  // that could not be given to the owner
+};
+
+class alignas(64) DirObject final : public Object {
+ public:
+  // `status` is the file's, `fd` is open with the access.
+  DirObject(DirStorage& storage, std::string name, Access access, FileDescriptor fd,
+            const struct stat& status);
+  ~DirObject() override;
+
+  void read(uint64_t offset, MutableBytes into) override;
+  void write(uint64_t offset, Bytes from) override;
+  void punch(uint64_t offset, uint64_t length) override;
+  void stretch(uint64_t size_bytes) override;
+  void sync() override;
+  void drop_cached() override;
+  uint64_t size_bytes() override;
+  uint64_t allocated_bytes() override;
+  std::optional<DataRange> find_data(uint64_t offset) override;
+
+  // The parts of read() and write(), for batches. Each begin that gave an operation is followed,
+  // when that has run, by its end and then by check().
+  size_t bounce_bytes(uint64_t offset, Bytes buffer) const;
+  IoOp begin_read(uint64_t offset, MutableBytes into, std::byte* bounce);
+  void end_read(const IoOp& op, uint64_t offset, MutableBytes into) noexcept;
+  // Nothing when the write needs to be alone: then use write().
+  std::optional<IoOp> begin_write(uint64_t offset, Bytes from, std::byte* bounce);
+  void end_write() noexcept;
+  void check(const IoOp& op) const;
+
+ private:
+  friend class DescriptorCache;
+  class Pin;
+  class Alone;
+
+  int pin();
+  void unpin() noexcept;
+  void unpin_written() noexcept;
+  void open_again();  // with the cache's mutex held
+  void ensure_writable() const;
+  struct stat status();
+  // Where data or a hole begins at or behind `offset`; nothing when none does.
+  std::optional<uint64_t> seek(int fd, uint64_t offset, int whence);
+  void write_alone(uint64_t offset, Bytes from);
+  void write_parts_of_blocks(int fd, uint64_t offset, Bytes from);
+  void raise_size_floor(uint64_t size_bytes);
+  [[noreturn]] void fail_here(int code, std::string_view action) const;
+
+  // Bits of state_ above the count of pins.
+  static constexpr uint32_t kOpen = 1u << 31;      // fd_ is a descriptor
+  static constexpr uint32_t kUnsynced = 1u << 30;  // a write has ended since the last sync began
+  static constexpr uint32_t kUsed = 1u << 29;      // since the clock's hand last passed
+  static constexpr uint32_t kFailed = 1u << 28;    // a sync failed
+  static constexpr uint32_t kPins = kFailed - 1;
+
+  // What every transfer looks at is in one cache line, for there may be very many objects.
+  const Access access_;
+  const bool is_direct_;
+  std::atomic<uint32_t> state_{kOpen | kUsed};
+  int fd_;  // written with the cache's mutex held, read by who has it pinned
+  // The file is at least this long: writes below it need not be alone.
+  std::atomic<uint64_t> size_floor_bytes_;
+  DirStorage& storage_;
+  size_t cache_slot_ = 0;  // the cache's
+  const std::string name_;
+  const dev_t device_;
+  const ino_t inode_;
+  TransferGate gate_;
+  std::mutex sync_mutex_;  // one sync at a time, for the kernel tells a failure to one of them only
+};
+
+}  // namespace tplstore

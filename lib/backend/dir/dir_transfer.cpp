@@ -1,0 +1,77 @@
+#include "backend/dir/dir_transfer.h"
+
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+#include "base/bytes.h"
+
+namespace tplstore {
+namespace {
+
+constexpr size_t kThreadBounceBytes = size_t{1} << 20;
+
+struct Free {
+  void operator()(void* memory) const { std::free(memory); }
+};
+
+struct ThreadBounce {
+  std::unique_ptr<void, Free> memory;
+  bool is_taken = false;
+};
+thread_local ThreadBounce thread_bounce;
+
+void* allocate_aligned(size_t size) {
+  void* memory = std::aligned_alloc(kBlockBytes, round_up(size, kBlockBytes));
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
+
+}  // namespace
+
+BounceBuffer::BounceBuffer(size_t size) {
+  if (size == 0) return;
+  ThreadBounce& own = thread_bounce;
+  is_from_heap_ = own.is_taken || size > kThreadBounceBytes;
+  if (is_from_heap_) {
+    data_ = static_cast<std::byte*>(allocate_aligned(size));
+    return;
+  }
+  if (!own.memory) own.memory.reset(allocate_aligned(kThreadBounceBytes));
+  own.is_taken = true;
+  data_ = static_cast<std::byte*>(own.memory.get());
+}
+
+BounceBuffer::~BounceBuffer() {
+  if (data_ == nullptr) return;
+  if (is_from_heap_) {
+    std::free(data_);
+  } else {
+    thread_bounce.is_taken = false;
+  }
+}
+
+void TransferGate::enter_shared() {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [this] { return !is_alone_; });
+  ++shared_count_;
+}
+
+void TransferGate::leave_shared() noexcept {
+  std::lock_guard lock(mutex_);
+  if (--shared_count_ == 0) changed_.notify_all();
+}
+
+void TransferGate::enter_alone() {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [this] { return !is_alone_ && shared_count_ == 0; });
+  is_alone_ = true;
+}
+
+void TransferGate::leave_alone() noexcept {
+  std::lock_guard lock(mutex_);
+  is_alone_ = false;
+  changed_.notify_all();
+}
+
+}  // namespace tplstore

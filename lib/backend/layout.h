@@ -1,0 +1,18 @@
+// The folders and single objects of a store; lib/FORMAT.md says what is in them.
+#pragma once
+
+#include <string_view>
+
+namespace tplstore {
+
+namespace paths {
+inline constexpr std::string_view kTemplates = "templates";  // NAME: manifest
+inline constexpr std::string_view kSegments = "segments";    // xx/HASH
+inline constexpr std::string_view kImports = "imports";      // NAME: unfinished import
+inline constexpr std::string_view kVolumeNames = "names";    // NAME: uuid
+inline constexpr std::string_view kVolumes = "volumes";      // UUID/…
+inline constexpr std::string_view kGcLock = "gc.lock";       // imports share it, gc has it alone
+inline constexpr std::string_view kControl = "control";      // sockets of servers, dir only
+}  // namespace paths
+
+}  // namespace tplstore

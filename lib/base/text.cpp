@@ -1,0 +1,75 @@
+#include "base/text.h"
+
+#include <cstdint>
+#include <cstdio>
+
+namespace tplstore {
+namespace {
+
+struct Character {
+  uint32_t code;
+  size_t bytes;  // 0: no valid UTF-8
+};
+
+Character decode(std::string_view text) {
+  const auto byte = [&](size_t at) { return static_cast<unsigned char>(text[at]); };
+  const unsigned char first = byte(0);
+  if (first < 0x80) return {first, 1};
+  const size_t bytes = first >= 0xf0 ? 4 : first >= 0xe0 ? 3 : 2;
+  if (first < 0xc2 || first > 0xf4 || text.size() < bytes) return {0, 0};
+  uint32_t code = first & (0xffu >> (bytes + 1));
+  for (size_t i = 1; i < bytes; ++i) {
+    if ((byte(i) & 0xc0) != 0x80) return {0, 0};
+    code = code << 6 | (byte(i) & 0x3fu);
+  }
+  const uint32_t smallest = bytes == 2 ? 0x80 : bytes == 3 ? 0x800 : 0x10000;
+  const bool is_surrogate = code >= 0xd800 && code < 0xe000;
+  if (code < smallest || code > 0x10ffff || is_surrogate) return {0, 0};
+  return {code, bytes};
+}
+
+bool is_control(uint32_t code) { return code < 0x20 || (code >= 0x7f && code < 0xa0); }
+
+std::string replace_controls(std::string_view text, bool with_newlines) {
+  std::string result;
+  result.reserve(text.size());
+  while (!text.empty()) {
+    const auto [code, bytes] = decode(text);
+    const bool is_shown = bytes > 0 && (!is_control(code) || (with_newlines && code == '\n'));
+    const size_t taken = bytes == 0 ? 1 : bytes;
+    if (is_shown)
+      result += text.substr(0, taken);
+    else
+      result += '?';
+    text.remove_prefix(taken);
+  }
+  return result;
+}
+
+bool begins_character(char c) { return (static_cast<unsigned char>(c) & 0xc0) != 0x80; }
+
+}  // namespace
+
+std::string printable(std::string_view text) { return replace_controls(text, false); }
+
+std::string printable_lines(std::string_view text) { return replace_controls(text, true); }
+
+std::string first_characters(std::string_view text, size_t count) {
+  size_t end = 0;
+  for (; end < text.size(); ++end)
+    if (begins_character(text[end]) && count-- == 0) break;
+  return std::string(text.substr(0, end));
+}
+
+size_t count_characters(std::string_view text) {
+  size_t count = 0;
+  for (const char c : text) count += begins_character(c) ? 1 : 0;
+  return count;
+}
+
+void print_error(const std::string& text) noexcept {
+  std::fputs(text.c_str(), stderr);
+  std::fflush(stderr);
+}
+
+}  // namespace tplstore

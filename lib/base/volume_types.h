@@ -1,0 +1,127 @@
+// What the store tells about volumes and versions. Plain data.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/bytes.h"
+
+namespace tplstore {
+
+// Who is at the other end of a connection. Two connections belong to one VM when pid is not 0 and
+// pid and start time are equal.
+struct Peer {
+  std::string address;  // for messages: "unix socket, pid 4711", "127.0.0.1:50122", "tplstore tool"
+  int64_t pid = 0;      // 0 when unknown (TCP, or outside our pid namespace)
+  uint64_t start_time = 0;  // of that process, in clock ticks since boot; 0 when unknown
+
+  bool is_same_vm(const Peer& other) const {
+    return pid != 0 && pid == other.pid && start_time == other.start_time;
+  }
+};
+
+// The writer of a volume as its header has it: for people and for other hosts.
+struct WriterInfo {
+  std::string host_name;
+  Uuid host_id;
+  Uuid boot_id;
+  uint32_t server_pid = 0;
+  uint64_t server_start_time = 0;
+  std::string peer;
+  uint64_t epoch = 0;
+  int64_t since_ns = 0;
+};
+
+// A version of any volume, wherever its data may have been carried to.
+struct VersionIdentity {
+  Uuid volume;
+  uint32_t number = 0;
+  bool is_nil() const { return volume.is_nil() && number == 0; }
+  bool operator==(const VersionIdentity&) const = default;
+};
+
+// A version that is to be made of what current is.
+struct NewVersion {
+  std::string name;  // may be empty
+  std::string note;  // likewise
+  VersionIdentity origin;
+};
+
+struct VersionInfo {
+  uint32_t number = 0;
+  std::string name;        // empty when it has none
+  std::string note;        // likewise
+  uint32_t parent = 0;     // the version it started from; 0 for the first
+  int64_t created_ns = 0;  // when it was frozen; for the current one, when it began
+  uint64_t size_bytes = 0;
+  uint64_t own_bytes = 0;  // what removing it would give back; of current, what it alone has
+  bool is_hidden = false;  // removed, but forks or several versions that start from it need it
+  bool is_current = false;
+  std::vector<uint32_t> children;  // versions that start from it
+  std::vector<std::string> forks;  // volumes that do; the uuids of those that have lost their name
+  VersionIdentity identity;        // the same for a version that was carried to another store
+};
+
+// A run of a disk in which two versions may differ.
+struct ChangedRange {
+  uint64_t offset;
+  uint64_t length;
+  bool is_zero;  // in the later one
+};
+
+struct VolumeInfo {
+  std::string name;
+  Uuid uuid;
+  uint64_t size_bytes = 0;
+  std::string template_name;  // empty when it has none
+  uint32_t current_version = 0;
+  bool is_attached = false;          // somebody has it open for writing
+  std::optional<WriterInfo> writer;  // who that is, as far as the header tells
+  uint64_t unique_bytes = 0;         // what its files occupy
+  uint64_t shared_bytes = 0;         // what current reads of volumes it was forked from
+  std::string parent;  // "vm1@7", where it was forked from; empty when it was not, or is flattened
+  std::vector<VersionInfo> versions;  // oldest first; filled by Store::show_volume only
+};
+
+// What the store's objects occupy.
+struct StoreSpace {
+  uint64_t volume_bytes = 0;
+  uint64_t template_bytes = 0;
+  uint64_t other_bytes = 0;
+};
+
+// Counters of one open volume since it was opened.
+struct VolumeStats {
+  std::string name;
+  uint32_t current_version = 0;
+  uint64_t size_bytes = 0;
+  uint32_t connections = 0;
+  uint64_t reads = 0, read_bytes = 0;
+  uint64_t writes = 0, write_bytes = 0;
+  uint64_t trims = 0, trim_bytes = 0;
+  uint64_t zeroes = 0, zero_bytes = 0;
+  uint64_t flushes = 0;
+  uint64_t errors = 0;
+  uint64_t first_writes = 0;  // blocks written for the first time in their version
+  uint64_t template_reads = 0, template_read_bytes = 0;    // pieces read from template segments
+  uint64_t data_file_reads = 0, data_file_read_bytes = 0;  // pieces read from data files
+  uint64_t commits = 0;            // group commits, at least one flush or FUA each
+  uint64_t log_bytes = 0;          // the map log up to its tail
+  uint64_t log_garbage_bytes = 0;  // of which a compaction would drop
+  uint64_t log_generation = 0;
+  uint64_t checkpoints = 0;
+  uint64_t compactions = 0;
+  uint64_t map_bytes = 0;  // map metadata in memory
+  uint64_t map_loads = 0;  // nodes read from the log
+  uint64_t map_evictions = 0;
+};
+
+struct StoreStats {
+  std::vector<VolumeStats> volumes;
+  uint64_t map_cache_bytes = 0;      // sum of map_bytes
+  uint64_t map_cache_max_bytes = 0;  // the cap
+};
+
+}  // namespace tplstore

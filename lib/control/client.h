@@ -1,0 +1,50 @@
+// The tool's side of the control sockets: finds the servers of a store and asks them.
+//
+// It reads STORE/control, connects to every socket there, and removes those on which nobody
+// listens any more. Every request has a connection of its own. An answer must come within the
+// timeout, but for requests whose work may take hours (Patience::kEndless): then it is only a ping
+// before the request that must be answered in time, so that a server that hangs is noticed.
+//
+// Thread safety: all of it. Errors: what a server refused is thrown as the Error that it was there;
+// ETIMEDOUT when a server does not answer in time, ECONNRESET when it ends before it answers,
+// EPROTO when the server is of a release that speaks another protocol, or the answer is not what
+// control/protocol.h says: what is returned has been checked, key by key.
+#pragma once
+
+#include <chrono>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace tplstore {
+
+enum class Patience { kUsual, kEndless };
+
+class ControlClient {
+ public:
+  explicit ControlClient(std::string store_directory,
+                         std::chrono::milliseconds timeout = std::chrono::seconds(30))
+      : store_directory_(std::move(store_directory)), timeout_(timeout) {}
+
+  // What the server that has the request's volume open answers; nothing when no server has it.
+  // The trouble of a server that may have had it is thrown only when no other one answers.
+  std::optional<nlohmann::json> ask_owner(const nlohmann::json& request,
+                                          Patience patience = Patience::kUsual) const;
+  // What every server answers. One that ends meanwhile is left out.
+  std::vector<nlohmann::json> ask_all(const nlohmann::json& request,
+                                      Patience patience = Patience::kUsual) const;
+
+ private:
+  // The names of the sockets in STORE/control.
+  std::vector<std::string> find_sockets() const;
+  // The answer; nothing when there is no such server any more.
+  std::optional<nlohmann::json> ask(const std::string& socket_name, const nlohmann::json& request,
+                                    Patience patience) const;
+
+  std::string store_directory_;
+  std::chrono::milliseconds timeout_;
+};
+
+}  // namespace tplstore

@@ -1,0 +1,75 @@
+// A volume's header (object "header"): its identity, and the lock that its size field is.
+//
+// While a writer holds the volume, the size field is 0 and the true size stands in the writer
+// record: a program that does not know the protocol sees an empty disk and leaves it alone. The
+// header changes only under the volume's held lock (lock/writer_lock.h), after being read again.
+//
+// Thread safety: pure functions. Errors: Error(EIO) for damage and for another volume's header,
+// EINVAL for a newer format.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "backend/backend.h"
+#include "backend/superblock.h"
+#include "base/volume_types.h"
+
+namespace tplstore {
+
+inline constexpr uint64_t kHeaderMagic = 0x31445248434c5054;  // "TPLCHRD1"
+inline constexpr uint32_t kHeaderFormat = 1;
+
+struct VolumeHeader {
+  SlotPrefix prefix;
+  uint32_t format;
+  uint32_t block_bytes;
+  uint32_t region_blocks;
+  uint32_t is_taken;               // 1 while a writer holds the volume
+  uint64_t incompatible_features;  // bits that a program must know to open the volume
+  uint64_t compatible_features;    // bits that it may ignore; 0 so far
+  Uuid volume;
+  uint64_t size_bytes;      // 0 while taken
+  Uuid template_uuid;       // nil without a template
+  char template_name[136];  // padded with zeroes
+
+  // The writer record; means something while taken, but for the epoch, which only rises.
+  uint64_t true_size_bytes;
+  uint64_t epoch;
+  int64_t taken_at_ns;
+  Uuid host_id;
+  Uuid boot_id;
+  uint64_t server_start_time;
+  uint32_t server_pid;
+  uint32_t reserved_pid;
+  char host_name[64];
+  char peer[128];
+
+  Uuid parent;              // the volume that this one is a fork of; nil when it stands alone
+  uint32_t parent_version;  // that it was forked from
+  uint32_t reserved_parent;
+  uint64_t reserved[13];
+};
+static_assert(sizeof(VolumeHeader) == 624 && offsetof(VolumeHeader, size_bytes) == 72 &&
+              offsetof(VolumeHeader, true_size_bytes) == 232);
+
+// The volume reads files of others (FORMAT.md, "Forks").
+inline constexpr uint64_t kFeatureFork = 1;
+
+using HeaderSlots = SlotPair<VolumeHeader>;
+
+std::string header_name(const std::string& folder);
+std::string lock_name(const std::string& folder);     // held by who has the volume for writing
+std::string readers_name(const std::string& folder);  // held, shared, by who reads versions of it
+// Reads and checks the header of the volume `volume`, which is in `folder`.
+VolumeHeader read_header(Object& object, const std::string& folder, const Uuid& volume,
+                         HeaderSlots& slots);
+VolumeHeader read_header(Backend& backend, const std::string& folder, const Uuid& volume);
+
+uint64_t disk_size(const VolumeHeader& header);  // whether taken or not
+std::optional<WriterInfo> writer_of(const VolumeHeader& header);
+std::string template_of(const VolumeHeader& header);
+void put_text(char* field, size_t field_bytes, const std::string& text);  // cut to fit
+
+}  // namespace tplstore

@@ -1,0 +1,106 @@
+// Intervals: runs of blocks of one region that come from one source, and the sorted arrays of them
+// that a leaf of the map is.
+//
+// A *source* is the number of the version that wrote the blocks, kSourceZero for blocks that read
+// as zeroes, or kSourceUnmapped for blocks that no interval covers: they come from the template,
+// or read as zeroes where there is none. An array never holds kSourceUnmapped; it is sorted, its
+// intervals do not overlap, and two that touch have different sources.
+//
+// Pure functions; nothing is thrown.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "base/bytes.h"
+
+namespace tplstore {
+
+inline constexpr uint32_t kSourceZero = 0;
+inline constexpr uint32_t kSourceUnmapped = UINT32_MAX;
+
+struct Interval {
+  uint16_t first;  // block within the region
+  uint16_t count;  // 1 to kRegionBlocks
+  uint32_t source;
+
+  constexpr uint32_t end() const { return uint32_t{first} + count; }
+  bool operator==(const Interval&) const = default;
+};
+static_assert(sizeof(Interval) == 8);
+
+// A run of blocks of a disk with one source; what a lookup yields.
+struct Run {
+  uint64_t first;  // block of the disk
+  uint64_t count;
+  uint32_t source;
+};
+
+// The runs of one request. Allocates only past what a usual request needs.
+class RunList {
+ public:
+  void add(const Run& run) {
+    if (count_ > 0) {
+      Run& last = (*this)[count_ - 1];
+      if (last.source == run.source && last.first + last.count == run.first) {
+        last.count += run.count;
+        return;
+      }
+    }
+    if (count_ < inline_.size()) {
+      inline_[count_] = run;
+    } else {
+      overflow_.push_back(run);
+    }
+    ++count_;
+  }
+  void clear() {
+    count_ = 0;
+    overflow_.clear();
+  }
+  size_t size() const { return count_; }
+  Run& operator[](size_t i) {
+    return i < inline_.size() ? inline_[i] : overflow_[i - inline_.size()];
+  }
+  const Run& operator[](size_t i) const {
+    return i < inline_.size() ? inline_[i] : overflow_[i - inline_.size()];
+  }
+
+ private:
+  size_t count_ = 0;
+  std::array<Run, 12> inline_;
+  std::vector<Run> overflow_;
+};
+
+// Appends the runs of blocks [first, first + count) of a region that starts at block `base` of the
+// disk; blocks without an interval become runs of kSourceUnmapped.
+void find_runs(std::span<const Interval> intervals, uint64_t base, uint32_t first, uint32_t count,
+               RunList& runs);
+
+// What replacing a range changes in an array: intervals [begin, end) give way to `fresh`.
+struct Splice {
+  size_t begin;
+  size_t end;
+  size_t fresh_count;
+  std::array<Interval, 3> fresh;
+};
+// The splice that gives blocks [first, first + count) to `source`, merging with neighbours;
+// kSourceUnmapped removes.
+Splice splice_for(std::span<const Interval> intervals, uint32_t first, uint32_t count,
+                  uint32_t source);
+
+// Blocks of [first, first + count) whose source is `source`.
+uint32_t count_blocks(std::span<const Interval> intervals, uint32_t first, uint32_t count,
+                      uint32_t source);
+
+// Whether an array from disk is as described above.
+bool are_valid(std::span<const Interval> intervals);
+
+// The assignments that turn `base` into `target`: applied in order with splice_for they do.
+// kSourceUnmapped stands for removed blocks.
+std::vector<Interval> difference(std::span<const Interval> base, std::span<const Interval> target);
+
+}  // namespace tplstore

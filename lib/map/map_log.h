@@ -1,0 +1,149 @@
+// The map log: one append-only object "map.<generation>" of checksummed frames.
+//
+// A frame is a header and a payload, padded to whole sectors, so that no durable sector is ever
+// written again. Its checksum covers the log's identity (volume uuid and generation, as the seed),
+// its sequence number, the incarnation and the checksum of the frame before it: a frame is valid
+// only as the successor of exactly one other. An *incarnation* is one life of a writer; it begins
+// with an open frame, so a frame of an earlier life that is still there after a crash can never
+// pass for a successor.
+//
+// The log is written ahead with zeroes, so that appending changes no file size (fdatasync stays
+// cheap) and cannot run out of space: reserve() promises space for an update before the write that
+// causes it is accepted, and kReserveBytes stay free beyond that. On a full disk, what frees cells
+// may draw on them: trims only on the first kTrimReserveBytes, so that whatever guests do the rest
+// is there for removing versions and forks, and for the open frame.
+//
+// Recovery reads until the first frame that is not valid. Anything that proves it had been durable
+// makes that damage (Error EIO), not the end of the log: a later frame that says so, a clean close
+// or a checkpoint behind it, or an object that ends too early (behind every durable frame there
+// are at least kProofBytes).
+//
+// Thread safety: all methods, once begin_life() or scan() has returned.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+
+#include "backend/backend.h"
+#include "base/bytes.h"
+
+namespace tplstore {
+
+// How far a promise may draw on the log's reserve when the disk is full.
+enum class Reserve { kNone, kTrims, kDeletions };
+
+enum class FrameKind : uint16_t { kOpen = 1, kUpdates = 2, kNodes = 3, kCheckpoint = 4 };
+
+struct FrameHeader {
+  uint32_t magic;
+  uint32_t length;       // of the frame with its padding, in bytes
+  uint64_t checksum;     // XXH3-64 of the frame from `previous` on, seeded with the log's seed
+  uint64_t previous;     // checksum of the frame before; 0 for the first
+  uint64_t incarnation;  // random, one for each life of a writer
+  uint64_t sequence;     // 1, 2, …
+  uint64_t durable;      // the last sequence number known to be durable when this was appended
+  uint32_t payload_bytes;
+  uint16_t kind;
+  uint16_t reserved;
+};
+static_assert(sizeof(FrameHeader) == 56 && offsetof(FrameHeader, kind) == 52);
+
+// Where a log goes on: behind a frame.
+struct LogPosition {
+  uint64_t offset;       // of the next frame
+  uint64_t sequence;     // of the frame before it
+  uint64_t checksum;     // of the frame before it
+  uint64_t incarnation;  // of the frame before it
+};
+static_assert(sizeof(LogPosition) == 32);
+
+struct LogFrame {
+  FrameHeader header;
+  uint64_t payload_offset;  // in the log
+  Bytes payload;
+};
+
+class MapLog {
+ public:
+  static constexpr uint64_t kFirstFrameOffset = 4096;  // behind the log's own header
+  static constexpr uint64_t kReserveBytes = 64 << 10;
+  static constexpr uint64_t kTrimReserveBytes = 16 << 10;
+  static constexpr uint64_t kProofBytes = 4096;
+
+  static std::string object_name(const std::string& folder, uint64_t generation);
+  // Makes a log that must not exist; durable after the caller syncs the folder and the log.
+  static std::unique_ptr<MapLog> create(Backend& backend, const std::string& folder,
+                                        const Uuid& volume, uint64_t generation);
+  // ENOENT when there is none; EIO when it is not this volume's. For writing it is settled first.
+  static std::unique_ptr<MapLog> open(Backend& backend, const std::string& folder,
+                                      const Uuid& volume, uint64_t generation, Access access);
+
+  static LogPosition start() { return {kFirstFrameOffset, 0, 0, 0}; }
+
+  // Reads frames from `from` on and gives each to `visit`. `known_sequence` is a frame that is
+  // known to be durable. Returns where the log goes on; EIO for damage.
+  LogPosition scan(const LogPosition& from, uint64_t known_sequence,
+                   const std::function<void(const LogFrame&)>& visit);
+  // The single frame at `offset`; EIO unless it is valid by itself.
+  ByteVector read_frame(uint64_t offset, FrameKind kind, LogPosition& after);
+  // Bytes of a node.
+  void read(uint64_t offset, MutableBytes into) { object_->read(offset, into); }
+
+  // Where the next life begins when scan() has found that the log goes on at `at`: where the last
+  // one did, if nothing has followed its open frame, so that lives that change nothing take no
+  // space. The frame is one sector, and a crash leaves the old one or the new one.
+  LogPosition start_of_life(const LogPosition& at) const { return unused_open_.value_or(at); }
+  // Begins to write there: zeroes what follows, writes an open frame of a new incarnation, and
+  // makes it and all before it durable.
+  void begin_life(const LogPosition& at, Reserve draws_on = Reserve::kDeletions);
+
+  // Promises that `bytes` more of update records can be appended; ENOSPC.
+  void reserve(uint64_t bytes, Reserve draws_on);
+  void unreserve(uint64_t bytes);
+  uint64_t reserved_bytes() const;
+  // Promises what another log had promised, whether there is room or not: what cannot be appended
+  // then says so.
+  void adopt_reserved(uint64_t bytes) noexcept;
+  // Appends a frame; `reserved` bytes of promises end with it. Returns the payload's offset.
+  uint64_t append(FrameKind kind, Bytes payload, uint64_t reserved);
+  // Makes all that was appended before the call durable.
+  void sync();
+
+  LogPosition position() const;  // of the tail
+  uint64_t seed() const { return seed_; }
+  uint64_t generation() const { return generation_; }
+  const std::string& name() const { return name_; }
+  bool has_failed() const;
+
+ private:
+  MapLog(std::unique_ptr<Object> object, std::string name, const Uuid& volume, uint64_t generation);
+  uint64_t frame_checksum(Bytes frame) const;
+  bool is_frame(Bytes sector, uint64_t offset, uint64_t end, FrameHeader& header) const;
+  void make_room(uint64_t bytes);  // with mutex_ held
+  void count_room();               // with mutex_ held
+  [[noreturn]] void damaged(uint64_t offset, const std::string& why) const;
+
+  std::unique_ptr<Object> object_;
+  const std::string name_;
+  const uint64_t generation_;
+  const uint64_t seed_;
+  std::optional<LogPosition> unused_open_;  // what is before the open frame at the end, if one is
+
+  mutable std::mutex mutex_;  // guards all below; held during appends, not syncs
+  LogPosition tail_ = start();
+  uint64_t incarnation_ = 0;
+  uint64_t durable_ = 0;
+  uint64_t zeroed_end_ = 0;
+  bool has_failed_ = false;
+  int64_t total_room_ = 0;  // room_ and what is promised together
+  // Also changed without the mutex: what is promised, and what more may be without making room.
+  std::atomic<uint64_t> reserved_{0};
+  std::atomic<int64_t> room_{0};
+};
+
+}  // namespace tplstore

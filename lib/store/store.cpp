@@ -1,0 +1,264 @@
+// A store as a whole: its identity, its background thread, its exports, what it occupies.
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+
+#include "backend/dir/dir_backend.h"
+#include "backend/layout.h"
+#include "base/names.h"
+#include "store/store_impl.h"
+#include "store/volume_disk.h"
+#include "template/store_identity.h"
+#include "template/template_catalog.h"
+#include "template/template_disk.h"
+
+namespace tplstore {
+namespace {
+
+constexpr std::chrono::milliseconds kUpkeepInterval{250};
+constexpr size_t kListedVersionsMax = 4096;
+
+}  // namespace
+
+// --- a store
+
+void Store::init(const std::string& directory) {
+  if (mkdir(directory.c_str(), 0700) != 0 && errno != EEXIST)
+    fail_errno(errno, directory, "cannot make the directory of the store");
+  DirBackend backend(directory, false, [](const std::string&) {});
+  if (!backend.list("").empty()) {
+    const bool is_store = backend.get(kIdentityObject, kSlotBytes).has_value();
+    if (is_store) fail(EEXIST, directory, "is a store already");
+    fail(ENOTEMPTY, directory, "is not empty; choose a new or empty directory for the store");
+  }
+  // The secret in it is for the owner alone, whoever else may read the store.
+  DirBackend private_backend(directory, false, [](const std::string&) {}, {.file_mode = 0600});
+  init(backend, private_backend);
+}
+
+void Store::init(Backend& backend) { init(backend, backend); }
+
+void Store::init(Backend& backend, Backend& for_identity) {
+  backend.put_new(std::string(paths::kGcLock), {});
+  if (!put_new_identity(for_identity)) fail(EEXIST, backend.describe(), "is a store already");
+}
+
+std::unique_ptr<Store> Store::open(const std::string& directory, const StoreOptions& options) {
+  struct stat status;
+  if (stat(directory.c_str(), &status) != 0) fail_errno(errno, directory, "cannot open the store");
+  if (!S_ISDIR(status.st_mode)) fail(ENOTDIR, directory, "is not a directory, hence not a store");
+  return std::make_unique<Store>(
+      std::make_unique<DirBackend>(directory, options.io == IoMode::kDirect, options.log), options);
+}
+
+Store::Store(std::unique_ptr<Backend> backend, const StoreOptions& options)
+    : impl_(std::make_unique<Impl>(std::move(backend), options)) {
+  load_identity(*impl_->backend);  // says what is wrong with it
+}
+
+Store::~Store() {
+  {
+    const std::lock_guard guard(impl_->upkeep_mutex);
+    impl_->upkeep_ends = true;
+  }
+  impl_->upkeep_changed.notify_all();
+  if (impl_->upkeep.joinable()) impl_->upkeep.join();
+}
+
+void Store::start() {
+  impl_->upkeep = std::thread([this] { impl_->run_upkeep(); });
+}
+
+void Store::stop() { impl_->stop.request_stop(); }
+
+Backend& Store::backend() { return *impl_->backend; }
+const StoreOptions& Store::options() const { return impl_->options; }
+
+void Store::Impl::wake() {
+  const std::lock_guard guard(upkeep_mutex);
+  upkeep_wanted = true;
+  upkeep_changed.notify_all();
+}
+
+void Store::Impl::run_upkeep() {
+  std::unique_lock guard(upkeep_mutex);
+  while (!upkeep_ends) {
+    upkeep_changed.wait_for(guard, kUpkeepInterval,
+                            [this] { return upkeep_wanted || upkeep_ends; });
+    upkeep_wanted = false;
+    guard.unlock();
+    const auto say = [this](const char* why) {
+      options.log(fmt::format("upkeep failed: {}", why));
+    };
+    upkeep_of_all.attempt(say, [this] {
+      const bool evicts = node_memory_bytes() > options.map_cache_bytes;
+      for (const auto& attachment : registry.pin_all()) attachment->volume().maintain(evicts);
+      if (evicts)
+        for (const auto& volume : registry.readers()) volume->maintain(evicts);
+    });
+    guard.lock();
+  }
+}
+
+std::shared_ptr<TemplateImage> Store::Impl::open_template(const std::string& name) {
+  const std::lock_guard guard(templates_mutex);
+  std::erase_if(templates, [](const auto& known) { return known.second.expired(); });
+  if (const auto known = templates.find(name); known != templates.end())
+    if (auto image = known->second.lock()) return image;
+  auto image = TemplateImage::open(*backend, name);
+  templates[name] = image;
+  return image;
+}
+
+// --- exports
+
+namespace {
+
+// Who has a volume, as far as its header and its lock tell; nothing is taken to find out.
+std::string use_of(Backend& backend, const std::string& folder, const VolumeHeader& header) {
+  const auto writer = writer_of(header);
+  const bool is_locked = backend.is_locked(lock_name(folder));
+  if (!writer) return is_locked ? "; being opened or closed" : "";
+  const std::string who = fmt::format("{} of {} since {}", writer->peer, writer->host_name,
+                                      format_time(writer->since_ns));
+  return is_locked ? "; in use by " + who : "; its server died, in use before by " + who;
+}
+
+}  // namespace
+
+// The frozen versions of a volume, from its map alone: who removes the volume meanwhile need not
+// wait.
+std::vector<VersionRecord> Store::Impl::versions_of(const Uuid& uuid) {
+  if (const auto open = registry.pin(uuid)) return open->volume().records();
+  return VolumeMap::open(*backend, Volume::folder_of(uuid), uuid, Access::kRead)->versions();
+}
+
+std::vector<ExportInfo> Store::list_exports() {
+  Backend& backend = *impl_->backend;
+  std::vector<ExportInfo> exports;
+  std::vector<ExportInfo> versions;
+  for (const std::string& name : backend.list(std::string(paths::kVolumeNames))) {
+    try {
+      const Uuid uuid = impl_->uuid_of(name);
+      const std::string folder = Volume::folder_of(uuid);
+      const VolumeHeader header = read_header(backend, folder, uuid);
+      const std::string template_name = template_of(header);
+      exports.push_back(
+          {fmt::format("{}@current", name),
+           fmt::format("volume of {}{}, write as {}{}", format_size(disk_size(header)),
+                       template_name.empty() ? "" : " from template " + template_name, name,
+                       use_of(backend, folder, header))});
+      for (const VersionRecord& version : impl_->versions_of(uuid)) {
+        if (version.is_hidden() || versions.size() == kListedVersionsMax) continue;
+        versions.push_back({fmt::format("{}@{}", name, version.number),
+                            fmt::format("version {} of {}, {}{}, read-only", version.number, name,
+                                        format_time(version.created_ns),
+                                        version.name.empty() ? "" : ", '" + version.name + "'")});
+      }
+    } catch (const Error& error) {
+      // What is damaged must not hide the rest; what is not there was removed since it was listed.
+      if (error.code() != ENOENT)
+        impl_->options.log(fmt::format("volume {}: {}", name, error.what()));
+    }
+  }
+  exports.insert(exports.end(), std::make_move_iterator(versions.begin()),
+                 std::make_move_iterator(versions.end()));
+  for (const TemplateInfo& info : list_templates(*impl_->backend)) {
+    if (info.state != "ready") continue;
+    exports.push_back({fmt::format("template/{}", info.name),
+                       fmt::format("template of {}, read-only", format_size(info.size_bytes))});
+  }
+  return exports;
+}
+
+std::unique_ptr<Disk> Store::open_export(std::string_view export_name, const Peer& peer,
+                                         bool only_reads) {
+  ExportName name = parse_export_name(export_name);
+  if (only_reads && name.kind == ExportName::Kind::kCurrent)
+    name.kind = ExportName::Kind::kCurrentReader;
+  if (name.kind == ExportName::Kind::kTemplate)
+    return std::make_unique<TemplateDisk>(impl_->open_template(name.name));
+  const Uuid uuid = impl_->uuid_of(name.name);
+  if (name.kind == ExportName::Kind::kCurrent) {
+    auto attachment = impl_->registry.attach(uuid, name.name, peer);
+    // While it waited for the volume that may have been removed, but for what its forks need.
+    if (impl_->uuid_of(name.name) != uuid)
+      fail(EBUSY, fmt::format("volume {}", name.name), "was removed and made again; try again");
+    // Whoever gave it may not have come to that yet, and what the VM flushes would have none.
+    impl_->sync_names();
+    return std::make_unique<CurrentDisk>(std::move(attachment), peer.pid != 0);
+  }
+  if (name.kind == ExportName::Kind::kCurrentReader) {
+    const uint64_t size_bytes =
+        disk_size(read_header(*impl_->backend, Volume::folder_of(uuid), uuid));
+    return std::make_unique<CurrentReaderDisk>(
+        name.name, size_bytes,
+        [impl = impl_.get(), uuid, name = name.name] { return impl->freeze_current(uuid, name); });
+  }
+  HeldVersion version = impl_->hold_version(uuid, name.name, name.version);
+  if (name.kind == ExportName::Kind::kVersion)
+    return std::make_unique<VersionDisk>(std::move(version));
+  return std::make_unique<ChangesDisk>(impl_->hold_version(uuid, name.name, name.since),
+                                       std::move(version));
+}
+
+void Store::checkpoint(bool compacts) {
+  for (const auto& attachment : impl_->registry.pin_all()) {
+    if (compacts) {
+      attachment->volume().compact_log();
+    } else {
+      attachment->volume().checkpoint();
+    }
+  }
+}
+
+StoreStats Store::stats() {
+  StoreStats stats;
+  for (const auto& attachment : impl_->registry.pin_all()) {
+    VolumeStats volume = attachment->volume().stats();
+    volume.connections = impl_->registry.connections(attachment->uuid());
+    stats.volumes.push_back(std::move(volume));
+  }
+  stats.map_cache_bytes = node_memory_bytes();
+  stats.map_cache_max_bytes = impl_->options.map_cache_bytes;
+  return stats;
+}
+
+namespace {
+
+uint64_t allocated_below(Backend& backend, const std::string& folder) {
+  uint64_t bytes = 0;
+  for (const std::string& part : backend.list(folder)) {
+    const std::string name = folder.empty() ? part : folder + "/" + part;
+    try {
+      bytes += backend.open(name, Access::kRead)->allocated_bytes();
+    } catch (const Error& error) {
+      if (error.code() == EISDIR) {
+        bytes += allocated_below(backend, name);
+      } else if (error.code() != ENOENT && error.code() != ENXIO) {
+        throw;  // not just gone since it was listed, or a socket
+      }
+    }
+  }
+  return bytes;
+}
+
+}  // namespace
+
+StoreSpace Store::space() {
+  Backend& backend = *impl_->backend;
+  StoreSpace space;
+  space.volume_bytes = allocated_below(backend, std::string(paths::kVolumes));
+  space.template_bytes = allocated_below(backend, std::string(paths::kTemplates)) +
+                         allocated_below(backend, std::string(paths::kSegments));
+  space.other_bytes = allocated_below(backend, "") - space.volume_bytes - space.template_bytes;
+  return space;
+}
+
+bool Store::is_open(const std::string& volume) {
+  return impl_->registry.is_open(impl_->uuid_of(volume));
+}
+
+}  // namespace tplstore

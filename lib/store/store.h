@@ -1,0 +1,144 @@
+// A store: templates, volumes and their names on one backend. What the plugin and the tool use.
+//
+// Start reading the library here. A server makes one Store; every connection gets a Disk from
+// open_export(). The tool makes one too, and does with it what it may do itself; what concerns a
+// volume that a server has open throws Error(EBUSY), upon which the tool asks that server
+// (control/client.h).
+//
+// Thread safety: all methods. Errors: Error everywhere; see the methods.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "backend/backend.h"
+#include "base/disk.h"
+#include "base/volume_types.h"
+
+namespace tplstore {
+
+enum class IoMode { kBuffered, kDirect };
+
+struct StoreOptions {
+  IoMode io = IoMode::kBuffered;
+  uint64_t map_cache_bytes = uint64_t{64} << 20;
+  // Log lines for the operator (recoveries, take-overs, damage, I/O errors).
+  std::function<void(const std::string&)> log = [](const std::string&) {};
+};
+
+struct ExportInfo {
+  std::string name;
+  std::string description;
+};
+
+class Store {
+ public:
+  // Makes an empty store in a directory that does not exist or is empty (EEXIST, ENOTEMPTY).
+  static void init(const std::string& directory);
+  static void init(Backend& backend);
+  // Opens the store in a directory; ENOENT with advice when there is none, EIO when its identity
+  // is damaged, EINVAL when it was made by a newer format. Starts no thread.
+  static std::unique_ptr<Store> open(const std::string& directory, const StoreOptions& options);
+  Store(std::unique_ptr<Backend> backend, const StoreOptions& options);
+  // Closes what is open, cleanly. All Disks must be gone.
+  ~Store();
+
+  // Starts the background thread (checkpoints, log compaction). After a fork, not before.
+  void start();
+  // The program is ending: what takes long ends early, with ESHUTDOWN (flattening) or with the rest
+  // left for the next time (giving back space).
+  void stop();
+
+  Backend& backend();
+  const StoreOptions& options() const;
+
+  // --- volumes
+  // Size 0 with a template: the template's. EEXIST, ENOENT (template), EINVAL (smaller than the
+  // template, 0, or not a multiple of 512), EFBIG (the file system cannot hold such a file).
+  VolumeInfo create_volume(const std::string& name, uint64_t size_bytes,
+                           const std::string& template_name);
+  // A volume that begins as a frozen version of another one, at once, and shares its data. Size 0:
+  // the version's. EEXIST, ENOENT, EINVAL (smaller).
+  VolumeInfo fork_volume(const std::string& name, const std::string& parent,
+                         const std::string& version, uint64_t size_bytes);
+  // Gives a fork its own copy of what it shares, so that it needs its parent no more. EINVAL when
+  // it is no fork, EBUSY when it has forks itself.
+  VolumeInfo flatten_volume(const std::string& name,
+                            const std::function<void(uint64_t done_bytes)>& progress);
+  std::vector<VolumeInfo> list_volumes();
+  // The volumes that need each template, for who is about to remove templates or what they are made
+  // of. EIO, or why a header cannot be read, when not all is known or a template is missing.
+  std::map<std::string, std::vector<std::string>> template_users();
+  VolumeInfo show_volume(const std::string& name);  // with its versions
+  // Grows only (EINVAL). When this process has it open, new connections see the new size.
+  VolumeInfo resize_volume(const std::string& name, uint64_t size_bytes);
+  // EBUSY while a writer has it or a reader reads one of its versions. What forks need of it stays,
+  // without a name, until they are gone.
+  void remove_volume(const std::string& name);
+  // Gives back what can be given back of a volume: of versions and forks that are gone. Waits.
+  void reclaim_volume(const std::string& name);
+
+  // --- versions; `version` is a number or a name
+  std::vector<VersionInfo> list_versions(const std::string& volume);
+  // Freezes current, atomically against requests in flight, durable on return; the frozen one.
+  VersionInfo create_version(const std::string& volume, const NewVersion& request);
+  // Freezes current and starts a new current from `version`; the frozen one. EBUSY while a writer
+  // is connected.
+  VersionInfo rollback(const std::string& volume, const std::string& version);
+  // Removes frozen versions, all or none, in any order. ENOENT; EBUSY for current and for one that
+  // is being read. What forks or several later versions need of one stays, hidden.
+  std::vector<VersionInfo> remove_versions(const std::string& volume,
+                                           const std::vector<std::string>& versions);
+  // Calls `add` for what differs between two versions, in rising order; an empty `to` is current.
+  // Takes time in proportion to that.
+  void diff_versions(const std::string& volume, const std::string& from, const std::string& to,
+                     const std::function<void(const ChangedRange&)>& add);
+  // Makes a version with what `fill` writes over `base` (empty: over nothing, and the volume is
+  // made). Current is put back to `base` before, unless it is like it. EBUSY while a writer is
+  // connected; EINVAL when `base` is known to be another version than `base_identity`. When it
+  // fails, current is like `base`, and what it was before, if that was something else, is a
+  // version.
+  struct ImportedVersion {
+    std::string base;
+    VersionIdentity base_identity;
+    uint64_t size_bytes = 0;
+    NewVersion version;
+  };
+  VersionInfo import_version(const std::string& volume, const ImportedVersion& imported,
+                             const std::function<void(Disk&)>& fill);
+
+  // --- exports
+  std::vector<ExportInfo> list_exports();
+  // Opens an export for one connection; the volume stays open as long as any of its Disks. A
+  // current version is locked for its peer: EBUSY naming the owner when another VM has it. For a
+  // peer that only reads, "vm1" is "vm1@current".
+  std::unique_ptr<Disk> open_export(std::string_view export_name, const Peer& peer,
+                                    bool only_reads = false);
+
+  // Removes what an interrupted creation or removal of a volume left behind; how many volumes.
+  // EBUSY while volumes are being created or templates imported.
+  uint64_t remove_orphans();
+  // Gives back the space of removed versions, of all volumes that no other process has open. Waits.
+  void reclaim();
+
+  // Upkeep of the volumes that are open here, at once: a checkpoint, or a compaction of the log.
+  void checkpoint(bool compacts);
+
+  StoreStats stats();
+  StoreSpace space();
+  // Whether this process has the volume open for writing.
+  bool is_open(const std::string& volume);
+
+ private:
+  static void init(Backend& backend, Backend& for_identity);
+
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace tplstore

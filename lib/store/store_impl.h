@@ -1,0 +1,78 @@
+// What the files of Store share: its state, and how it finds, opens and lets go of volumes.
+// Thread safety: as Store.
+#pragma once
+
+#include <condition_variable>
+#include <map>
+#include <mutex>
+#include <stop_token>
+#include <thread>
+
+#include "base/chore.h"
+#include "store/store.h"
+#include "store/volume_disk.h"
+#include "store/volume_registry.h"
+
+namespace tplstore {
+
+std::string volume_name_object(const std::string& volume);
+Peer tool_peer();
+// Throws EINVAL or EFBIG for what no disk can have.
+void check_volume_size(const std::string& object, uint64_t size_bytes);
+// Throws EFBIG for what the store's file system cannot hold.
+[[noreturn]] void fail_too_large(Backend& backend, const std::string& object, uint64_t size_bytes);
+
+struct Store::Impl {
+  Impl(std::unique_ptr<Backend> backend_of, const StoreOptions& options_of)
+      : backend(std::move(backend_of)), options(options_of), registry(environment()) {}
+
+  std::shared_ptr<TemplateImage> open_template(const std::string& name);
+  Uuid uuid_of(const std::string& volume);
+  void check_names(const std::map<Uuid, std::string>& names);
+  // Names that cannot be read are put into `damaged`, or thrown: whoever takes a volume without a
+  // name for garbage must not go on.
+  std::map<Uuid, std::string> volume_names(std::vector<std::string>* damaged = nullptr);
+  std::vector<Uuid> volume_folders();
+  std::unique_ptr<HeldLock> share_gc_lock();
+  VolumeEnvironment environment();
+  VolumeInfo info_of(const std::string& name, const std::map<Uuid, std::string>& names);
+  void with_owner(const std::string& name, const std::function<void(Volume&)>& body);
+  void with_owner(const Uuid& uuid, const std::string& name,
+                  const std::function<void(Volume&)>& body);
+  bool has_forks(const Uuid& uuid);
+  bool is_free(const Uuid& uuid);
+  std::optional<VolumeHeader> header_if_readable(const Uuid& uuid);
+  // The objects of a volume that has no name yet, and that name: false when somebody has taken it.
+  void make_objects(const std::string& object, const Uuid& uuid, uint64_t size_bytes,
+                    const TemplateImage* base);
+  // When it throws, the name was taken back; durably if sync_names() works, and until then the
+  // objects must stay.
+  bool publish(const std::string& volume, const Uuid& uuid);
+  void remove_objects(const Uuid& uuid);
+  Uuid remove_unneeded(const Uuid& uuid, const std::string& name);
+  void sync_names();
+  void release_parent(Uuid uuid);
+  HeldVersion hold_version(const Uuid& uuid, const std::string& name, const std::string& version);
+  std::vector<VersionRecord> versions_of(const Uuid& uuid);
+  HeldVersion freeze_current(const Uuid& uuid, const std::string& name);
+  void with_versions(const Uuid& uuid, const std::string& name,
+                     const std::function<void(Volume&)>& body);
+  void wake();
+  void run_upkeep();
+
+  const std::unique_ptr<Backend> backend;
+  const StoreOptions options;
+  std::mutex templates_mutex;
+  std::map<std::string, std::weak_ptr<TemplateImage>> templates;
+  std::stop_source stop;
+  VolumeRegistry registry;
+
+  std::mutex upkeep_mutex;
+  std::condition_variable upkeep_changed;
+  bool upkeep_wanted = false;
+  bool upkeep_ends = false;
+  Chore upkeep_of_all;  // the thread's
+  std::thread upkeep;
+};
+
+}  // namespace tplstore

@@ -1,0 +1,223 @@
+// What a store does with versions and forks of its volumes.
+#include <cerrno>
+#include <chrono>
+#include <thread>
+
+#include "base/names.h"
+#include "store/store_impl.h"
+
+namespace tplstore {
+namespace {
+
+// While a volume is being opened or closed.
+constexpr std::chrono::milliseconds kOwnerLookAgain{10};
+
+}  // namespace
+
+std::vector<VersionInfo> Store::list_versions(const std::string& volume) {
+  return show_volume(volume).versions;
+}
+
+VersionInfo Store::create_version(const std::string& volume, const NewVersion& request) {
+  VersionInfo info;
+  impl_->with_owner(volume, [&](Volume& open) { info = open.create_version(request); });
+  return info;
+}
+
+VersionInfo Store::rollback(const std::string& volume, const std::string& version) {
+  const Uuid uuid = impl_->uuid_of(volume);
+  // attach() refuses, naming the owner, while a writer is connected.
+  const auto attachment =
+      impl_->registry.attach(uuid, volume, tool_peer(), VolumeRegistry::Use::kAlone);
+  return attachment->volume().rollback(version);
+}
+
+std::vector<VersionInfo> Store::remove_versions(const std::string& volume,
+                                                const std::vector<std::string>& versions) {
+  std::vector<VersionInfo> removed;
+  impl_->with_owner(volume, [&](Volume& open) { removed = open.remove_versions(versions); });
+  return removed;
+}
+
+HeldVersion Store::Impl::hold_version(const Uuid& uuid, const std::string& name,
+                                      const std::string& version) {
+  HeldVersion held;
+  held.volume = registry.reader(uuid, name, [&](Volume& volume) { volume.version(version); });
+  held.version = held.volume->version(version);
+  while (true) {
+    held.hold = held.volume->hold_version(held.version.number);
+    // The reader's map may be old: the version may have been removed just before, and its name
+    // given to another one. Whoever has the volume open knows; else what is on disk now. Nobody can
+    // remove the version any more.
+    const auto owner = registry.pin(uuid);
+    if (!owner) held.volume = Volume::open_for_reading(environment(), uuid, name);
+    const VersionInfo latest = (owner ? owner->volume() : *held.volume).version(version);
+    if (latest.number == held.version.number) return held;
+    held.hold.reset();
+    if (owner)
+      held.volume = registry.reader(
+          uuid, name, [&](Volume& volume) { volume.version(std::to_string(latest.number)); });
+    held.version = latest;
+  }
+}
+
+// Freezes current for a reader: what has been written up to now, as a crash would leave it.
+HeldVersion Store::Impl::freeze_current(const Uuid& uuid, const std::string& name) {
+  const auto deadline = std::chrono::steady_clock::now() + WriterLock::kWaitMax;
+  std::optional<VersionForReader> frozen;
+  if (uuid_of(name) != uuid)
+    fail(EBUSY, fmt::format("volume {}", name), "was removed and made again; connect again");
+  while (true) {
+    if (const auto owner = registry.pin(uuid)) {
+      frozen = owner->volume().freeze_for_reader();
+    } else if (!registry.is_changing(uuid)) {
+      frozen = Volume::freeze_unowned(environment(), uuid, name);
+    }
+    if (frozen) break;
+    if (std::chrono::steady_clock::now() >= deadline) {
+      const auto writer = writer_of(read_header(*backend, Volume::folder_of(uuid), uuid));
+      fail(EBUSY, fmt::format("volume {}", name),
+           "in use by {}; to read it as it is now, connect to that server",
+           writer ? describe(*writer) : "another process that is opening or closing it");
+    }
+    std::this_thread::sleep_for(kOwnerLookAgain);
+  }
+  HeldVersion held;
+  held.hold = std::move(frozen->hold);
+  held.volume = registry.reader(uuid, name,
+                                [&](Volume& volume) { volume.version_for_reader(frozen->number); });
+  held.version = held.volume->version_for_reader(frozen->number);
+  return held;
+}
+
+void Store::diff_versions(const std::string& volume, const std::string& from, const std::string& to,
+                          const std::function<void(const ChangedRange&)>& add) {
+  const Uuid uuid = impl_->uuid_of(volume);
+  const HeldVersion since = impl_->hold_version(uuid, volume, from);
+  if (!to.empty()) {
+    const HeldVersion until = impl_->hold_version(uuid, volume, to);
+    until.volume->changes(since.version.number, until.version.number, 0, until.version.size_bytes,
+                          add);
+    return;
+  }
+  impl_->with_versions(uuid, volume, [&](Volume& open) {
+    open.changes(since.version.number, 0, 0, open.size_bytes(), add);
+  });
+}
+
+// --- forks
+
+VolumeInfo Store::fork_volume(const std::string& name, const std::string& parent,
+                              const std::string& version, uint64_t size_bytes) {
+  check_name("volume", name);
+  const std::string object = fmt::format("volume {}", name);
+  Backend& backend = *impl_->backend;
+  if (backend.get(volume_name_object(name), 256)) fail(EEXIST, object, "exists already");
+  if (size_bytes != 0) check_volume_size(object, size_bytes);
+  const auto gc_lock = impl_->share_gc_lock();
+  const Uuid uuid = random_uuid();
+  impl_->with_owner(parent, [&](Volume& volume) {
+    const VersionInfo base = volume.version(version);
+    if (size_bytes != 0 && size_bytes < base.size_bytes)
+      fail(EINVAL, object, "{} bytes are less than the {} of {}@{}", size_bytes, base.size_bytes,
+           parent, base.number);
+    volume.create_fork(version, uuid);
+    if (impl_->publish(name, uuid)) return;
+    impl_->remove_unneeded(uuid, name);
+    volume.drop_dead_pins();
+    fail(EEXIST, object, "exists already");
+  });
+  VolumeInfo info = show_volume(name);
+  if (size_bytes <= info.size_bytes) return info;
+  try {
+    return resize_volume(name, size_bytes);
+  } catch (const Error& error) {
+    remove_volume(name);
+    if (error.code() != EFBIG) throw;
+    fail_too_large(backend, object, size_bytes);
+  }
+}
+
+VolumeInfo Store::flatten_volume(const std::string& name,
+                                 const std::function<void(uint64_t)>& progress) {
+  Uuid parent;
+  impl_->with_owner(name, [&](Volume& volume) {
+    if (const auto identity = volume.parent()) parent = identity->volume;
+    volume.flatten(progress);
+  });
+  impl_->release_parent(parent);
+  return show_volume(name);
+}
+
+// --- importing
+
+namespace {
+
+// Whether current is what `base` is.
+bool is_current_like(Volume& volume, const VersionInfo& base) {
+  if (volume.size_bytes() != base.size_bytes) return false;
+  bool is_like = true;
+  volume.changes(base.number, 0, 0, base.size_bytes, [&](const ChangedRange&) { is_like = false; });
+  return is_like;
+}
+
+void check_base(const std::string& object, const VersionInfo& base, const VersionIdentity& wanted,
+                const Uuid& volume) {
+  // A version that was written here may be the same as another one elsewhere: nobody can know.
+  const bool is_known = base.identity.volume != volume || wanted.volume == volume;
+  if (is_known && base.identity != wanted)
+    fail(EINVAL, object, "version {} is not the one that the changes are based on: that is {}@{}",
+         base.number, wanted.volume.text(), wanted.number);
+}
+
+}  // namespace
+
+VersionInfo Store::import_version(const std::string& name, const ImportedVersion& imported,
+                                  const std::function<void(Disk&)>& fill) {
+  const std::string object = fmt::format("volume {}", name);
+  const bool is_new = imported.base.empty();
+  // A new volume has its name once it is whole; until then gc must not take it for a remnant.
+  const auto gc_lock = is_new ? impl_->share_gc_lock() : nullptr;
+  if (is_new) {
+    check_name("volume", name);
+    if (impl_->backend->get(volume_name_object(name), 256)) fail(EEXIST, object, "exists already");
+    check_volume_size(object, imported.size_bytes);
+  }
+  const Uuid uuid = is_new ? random_uuid() : impl_->uuid_of(name);
+  if (is_new) impl_->make_objects(object, uuid, imported.size_bytes, nullptr);
+  try {
+    auto attachment = impl_->registry.attach(uuid, name, tool_peer(), VolumeRegistry::Use::kAlone);
+    Volume& volume = attachment->volume();
+    CurrentDisk disk(std::move(attachment), false);
+    std::optional<VersionInfo> base;
+    if (!is_new) {
+      base = volume.version(imported.base);
+      check_base(object, *base, imported.base_identity, uuid);
+      if (imported.size_bytes < base->size_bytes)
+        fail(EINVAL, object, "{} bytes are less than the {} of version {}", imported.size_bytes,
+             base->size_bytes, base->number);
+      if (!is_current_like(volume, *base)) volume.rollback(imported.base);
+    }
+    try {
+      if (imported.size_bytes > volume.size_bytes()) volume.resize(imported.size_bytes);
+      fill(disk);
+      const VersionInfo made = volume.create_version(imported.version);
+      if (is_new && !impl_->publish(name, uuid)) fail(EEXIST, object, "exists already");
+      return made;
+    } catch (...) {
+      if (base) {
+        const VersionInfo remains = volume.rollback(std::to_string(base->number));
+        volume.remove_versions({std::to_string(remains.number)});
+      }
+      throw;
+    }
+  } catch (...) {
+    if (is_new) {
+      impl_->sync_names();
+      impl_->remove_unneeded(uuid, name);
+    }
+    throw;
+  }
+}
+
+}  // namespace tplstore

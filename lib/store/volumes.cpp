@@ -1,0 +1,489 @@
+// The volumes of a store: making, showing, resizing, removing them, and what is left of them.
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <thread>
+
+#include "backend/layout.h"
+#include "base/host.h"
+#include "base/names.h"
+#include "store/store_impl.h"
+#include "template/manifest.h"
+
+namespace tplstore {
+namespace {
+
+constexpr std::chrono::milliseconds kGcWaitMax{2000};
+
+}  // namespace
+
+std::string volume_name_object(const std::string& volume) {
+  return fmt::format("{}/{}", paths::kVolumeNames, volume);
+}
+
+Peer tool_peer() {
+  const int64_t pid = getpid();
+  return {fmt::format("tplstore tool, pid {}", pid), pid, process_start_time(pid)};
+}
+
+VolumeEnvironment Store::Impl::environment() {
+  return {*backend, [this](const std::string& name) { return open_template(name); }, options.log,
+          [this] { wake(); }, stop.get_token()};
+}
+
+// --- names and folders
+
+Uuid Store::Impl::uuid_of(const std::string& volume) {
+  check_name("volume", volume);
+  const auto content = backend->get(volume_name_object(volume), 256);
+  if (!content)
+    fail(ENOENT, fmt::format("volume {}", volume), "is not there; see 'tplstore volume list'");
+  Uuid uuid;
+  if (!parse_uuid(to_text(*content), uuid))
+    fail(EIO, volume_name_object(volume), "damaged: it holds no uuid");
+  return uuid;
+}
+
+std::map<Uuid, std::string> Store::Impl::volume_names(std::vector<std::string>* damaged) {
+  std::map<Uuid, std::string> names;
+  for (const std::string& name : backend->list(std::string(paths::kVolumeNames))) {
+    try {
+      const auto [other, is_new] = names.try_emplace(uuid_of(name), name);
+      if (!is_new)
+        fail(EIO, volume_name_object(name), "damaged: it leads to the volume of {}", other->second);
+    } catch (const Error& error) {
+      if (error.code() == ENOENT) continue;  // removed since it was listed
+      if (damaged == nullptr) throw;
+      options.log(error.what());
+      damaged->push_back(name);
+    }
+  }
+  return names;
+}
+
+std::vector<Uuid> Store::Impl::volume_folders() {
+  std::vector<Uuid> uuids;
+  for (const std::string& folder : backend->list(std::string(paths::kVolumes))) {
+    Uuid uuid;
+    if (parse_uuid(folder, uuid)) uuids.push_back(uuid);
+  }
+  return uuids;
+}
+
+// --- making, showing, resizing
+
+// Keeps gc and the removal of templates out.
+std::unique_ptr<HeldLock> Store::Impl::share_gc_lock() {
+  auto lock = try_lock_for(*backend, std::string(paths::kGcLock), LockMode::kShared, kGcWaitMax);
+  if (!lock)
+    fail(EBUSY, backend->describe(), "a template is being removed or gc is running; try again");
+  return lock;
+}
+
+void check_volume_size(const std::string& object, uint64_t size_bytes) {
+  if (size_bytes == 0 || size_bytes % kSectorBytes != 0)
+    fail(EINVAL, object,
+         "{} bytes are no size of a disk; it must be a multiple of {}, and more "
+         "than 0",
+         size_bytes, kSectorBytes);
+  if (size_bytes > kVolumeBytesMax)
+    fail(EFBIG, object, "{} bytes are more than the most, {}", size_bytes, kVolumeBytesMax);
+}
+
+void fail_too_large(Backend& backend, const std::string& object, uint64_t size_bytes) {
+  fail(EFBIG, object,
+       "the file system of {} holds no file of {} bytes; use a smaller size, or "
+       "a file system like XFS",
+       backend.describe(), size_bytes);
+}
+
+void Store::Impl::make_objects(const std::string& object, const Uuid& uuid, uint64_t size_bytes,
+                               const TemplateImage* base) {
+  try {
+    Volume::create(*backend, uuid, size_bytes, base);
+  } catch (const Error& error) {
+    backend->remove_folder(Volume::folder_of(uuid));
+    if (error.code() != EFBIG) throw;
+    fail_too_large(*backend, object, size_bytes);
+  }
+}
+
+bool Store::Impl::publish(const std::string& volume, const Uuid& uuid) {
+  const std::string text = uuid.text(), name = volume_name_object(volume);
+  try {
+    return backend->put_new(name, as_bytes(text));
+  } catch (const Error&) {
+    // It may have got as far as giving the name; what cannot be made durable is not there.
+    const auto there = backend->get(name, 256);
+    if (there && to_text(*there) == text) {
+      backend->remove(name);
+      sync_names();
+    }
+    throw;
+  }
+}
+
+VolumeInfo Store::create_volume(const std::string& name, uint64_t size_bytes,
+                                const std::string& template_name) {
+  check_name("volume", name);
+  Backend& backend = *impl_->backend;
+  const std::string object = fmt::format("volume {}", name);
+  if (backend.get(volume_name_object(name), 256)) fail(EEXIST, object, "exists already");
+  const auto gc_lock = impl_->share_gc_lock();
+  std::shared_ptr<TemplateImage> base;
+  if (!template_name.empty()) {
+    check_name("template", template_name);
+    base = impl_->open_template(template_name);
+    // Its import may be about to make the name durable, or have failed to: the volume needs it.
+    backend.sync_folder(std::string(paths::kTemplates));
+    if (size_bytes == 0) size_bytes = round_up(base->size_bytes(), kSectorBytes);
+    if (size_bytes < base->size_bytes())
+      fail(EINVAL, object, "{} bytes are less than the {} of template {}", size_bytes,
+           base->size_bytes(), template_name);
+  }
+  check_volume_size(object, size_bytes);
+
+  const Uuid uuid = random_uuid();
+  impl_->make_objects(object, uuid, size_bytes, base.get());
+  if (!impl_->publish(name, uuid)) {
+    impl_->remove_unneeded(uuid, name);
+    fail(EEXIST, object, "exists already");
+  }
+  VolumeInfo info;
+  info.name = name;
+  info.uuid = uuid;
+  info.size_bytes = size_bytes;
+  info.template_name = template_name;
+  info.current_version = 1;
+  return info;
+}
+
+VolumeInfo Store::Impl::info_of(const std::string& name, const std::map<Uuid, std::string>& names) {
+  VolumeInfo info;
+  info.name = name;
+  info.uuid = uuid_of(name);
+  const std::string folder = Volume::folder_of(info.uuid);
+  const VolumeHeader header = read_header(*backend, folder, info.uuid);
+  info.size_bytes = disk_size(header);
+  info.template_name = template_of(header);
+  if (!header.parent.is_nil()) {
+    const auto parent = names.find(header.parent);
+    info.parent =
+        fmt::format("{}@{}", parent == names.end() ? header.parent.text() : parent->second,
+                    header.parent_version);
+  }
+  // The header of a volume whose server died says "taken" too; the lock tells the truth.
+  info.is_attached = backend->is_locked(lock_name(folder));
+  if (info.is_attached) info.writer = writer_of(header);
+  for (const std::string& part : backend->list(folder)) {
+    try {
+      info.unique_bytes += backend->open(folder + "/" + part, Access::kRead)->allocated_bytes();
+    } catch (const Error& error) {
+      if (error.code() != ENOENT) throw;  // gone since it was listed
+    }
+  }
+  return info;
+}
+
+// Runs `body` on the volume that this process has open, or opens it for reading.
+void Store::Impl::with_versions(const Uuid& uuid, const std::string& name,
+                                const std::function<void(Volume&)>& body) {
+  if (const auto open = registry.pin(uuid)) return body(open->volume());
+  body(*Volume::open_for_reading(environment(), uuid, name));
+}
+
+std::vector<VolumeInfo> Store::list_volumes() {
+  std::vector<VolumeInfo> list;
+  std::vector<std::string> damaged;
+  const std::map<Uuid, std::string> names = impl_->volume_names(&damaged);
+  for (const auto& [uuid, name] : names) {
+    VolumeInfo info;
+    info.name = name;
+    try {
+      info = impl_->info_of(name, names);
+      if (const auto open = impl_->registry.pin(uuid)) {
+        info.current_version = open->volume().current_version();
+        info.shared_bytes = open->volume().shared_bytes();
+      } else {
+        // Without the template, which whoever asks may have locked.
+        const auto map =
+            VolumeMap::open(*impl_->backend, Volume::folder_of(uuid), uuid, Access::kRead);
+        info.current_version = map->current();
+        info.shared_bytes = map->current_record().foreign_blocks * kBlockBytes;
+      }
+    } catch (const Error& error) {
+      const bool is_gone =
+          error.code() == ENOENT && !impl_->backend->get(volume_name_object(name), 256);
+      if (is_gone) continue;  // removed since it was listed
+      // One that is damaged must not hide the others, and is listed with what is known of it.
+      impl_->options.log(fmt::format("volume {}: {}", name, error.what()));
+    }
+    list.push_back(std::move(info));
+  }
+  for (std::string& name : damaged) list.emplace_back().name = std::move(name);
+  std::sort(list.begin(), list.end(),
+            [](const VolumeInfo& a, const VolumeInfo& b) { return a.name < b.name; });
+  return list;
+}
+
+VolumeInfo Store::show_volume(const std::string& name) {
+  std::vector<std::string> damaged;
+  const std::map<Uuid, std::string> names = impl_->volume_names(&damaged);
+  VolumeInfo info = impl_->info_of(name, names);
+  impl_->with_versions(info.uuid, name, [&](Volume& volume) {
+    info.versions = volume.versions();
+    info.current_version = volume.current_version();
+    info.shared_bytes = volume.shared_bytes();
+  });
+  for (VersionInfo& version : info.versions) {
+    for (std::string& fork : version.forks) {
+      Uuid uuid;
+      const auto found = parse_uuid(fork, uuid) ? names.find(uuid) : names.end();
+      if (found != names.end()) fork = found->second;
+    }
+  }
+  return info;
+}
+
+// Runs `body` on the volume that this process has open, or opens it for that long.
+void Store::Impl::with_owner(const std::string& name, const std::function<void(Volume&)>& body) {
+  with_owner(uuid_of(name), name, body);
+}
+
+void Store::Impl::with_owner(const Uuid& uuid, const std::string& name,
+                             const std::function<void(Volume&)>& body) {
+  body(registry.attach_for_upkeep(uuid, name, tool_peer())->volume());
+}
+
+VolumeInfo Store::resize_volume(const std::string& name, uint64_t size_bytes) {
+  const std::string object = fmt::format("volume {}", name);
+  if (size_bytes % kSectorBytes != 0)
+    fail(EINVAL, object, "{} bytes are not a multiple of {}", size_bytes, kSectorBytes);
+  if (size_bytes > kVolumeBytesMax)
+    fail(EFBIG, object, "{} bytes are more than the most, {}", size_bytes, kVolumeBytesMax);
+  impl_->with_owner(name, [&](Volume& volume) { volume.resize(size_bytes); });
+  return show_volume(name);
+}
+
+std::map<std::string, std::vector<std::string>> Store::template_users() {
+  Backend& backend = *impl_->backend;
+  std::vector<std::string> damaged;
+  const std::map<Uuid, std::string> names = impl_->volume_names(&damaged);
+  std::map<std::string, std::vector<std::string>> users;
+  for (const Uuid& uuid : impl_->volume_folders()) {
+    const auto name = names.find(uuid);
+    const std::string volume = name == names.end() ? uuid.text() : name->second;
+    VolumeHeader header;
+    try {
+      header = read_header(backend, Volume::folder_of(uuid), uuid);
+    } catch (const Error& error) {
+      if (error.code() == ENOENT) continue;  // without a header it is none
+      fail(error.code(), fmt::format("volume {}", volume),
+           "nobody can tell which template it needs, so nothing of templates is removed: repair or "
+           "remove it first ({})",
+           error.what());
+    }
+    const std::string needed = template_of(header);
+    if (needed.empty()) continue;
+    if (load_manifest_uuid(backend, needed) != header.template_uuid)
+      fail(EIO, fmt::format("template {}", needed),
+           "volume {} needs it, and it is missing: nothing of templates is removed until it is put "
+           "back, or that volume removed",
+           volume);
+    users[needed].push_back(volume);
+  }
+  return users;
+}
+
+// --- removing
+
+// Whether any volume in the store needs this one. Nobody is making one while its lock is held.
+bool Store::Impl::has_forks(const Uuid& uuid) {
+  for (const Uuid& other : volume_folders())
+    if (other != uuid && Volume::is_fork_of(*backend, other, uuid)) return true;
+  return false;
+}
+
+// Whether nobody has the volume open for writing.
+bool Store::Impl::is_free(const Uuid& uuid) {
+  return !backend->is_locked(lock_name(Volume::folder_of(uuid)));
+}
+
+// Nothing where there is none, and where there is nothing that could be read.
+std::optional<VolumeHeader> Store::Impl::header_if_readable(const Uuid& uuid) {
+  try {
+    return read_header(*backend, Volume::folder_of(uuid), uuid);
+  } catch (const Error& error) {
+    if (error.code() != ENOENT && error.code() != EIO) throw;
+    if (error.code() == EIO) options.log(error.what());
+    return std::nullopt;
+  }
+}
+
+// With the volume's locks held. The header goes first: without it a folder is no volume. The lock
+// goes last, so that as long as anything is left there is just one that it can be held by.
+void Store::Impl::remove_objects(const Uuid& uuid) {
+  const std::string folder = Volume::folder_of(uuid);
+  if (backend->remove(header_name(folder))) backend->sync_folder(folder);
+  for (const std::string& part : backend->list(folder)) {
+    const std::string object = fmt::format("{}/{}", folder, part);
+    if (object != lock_name(folder)) backend->remove(object);
+  }
+  backend->remove(lock_name(folder));
+  backend->remove_folder(folder);
+}
+
+// Removes a volume that has no name; the parent that it had. EBUSY, also when it has forks: one may
+// have been made up to now.
+Uuid Store::Impl::remove_unneeded(const Uuid& uuid, const std::string& name) {
+  const RemovalLocks locks = lock_for_removal(*backend, Volume::folder_of(uuid), uuid, name);
+  if (has_forks(uuid)) fail(EBUSY, fmt::format("volume {}", name), "has forks, which need it");
+  const std::optional<VolumeHeader> header = header_if_readable(uuid);
+  remove_objects(uuid);
+  return header ? header->parent : Uuid{};
+}
+
+// A name whose removal is in the page cache only must not come back when its volume is gone.
+void Store::Impl::sync_names() {
+  try {
+    backend->sync_folder(std::string(paths::kVolumeNames));
+  } catch (const Error& error) {
+    if (error.code() != ENOENT) throw;  // there never was one
+  }
+}
+
+// A fork of this volume has gone, so something of it may go too; all of it, when it has no name.
+void Store::Impl::release_parent(Uuid uuid) {
+  while (!uuid.is_nil()) {
+    Uuid next;
+    try {
+      const auto names = volume_names();
+      const auto name = names.find(uuid);
+      if (name == names.end() && !has_forks(uuid)) {
+        sync_names();
+        next = remove_unneeded(uuid, uuid.text());
+      } else if (registry.is_open(uuid) || is_free(uuid)) {
+        with_owner(uuid, name == names.end() ? uuid.text() : name->second, [&](Volume& volume) {
+          volume.drop_dead_pins();
+          if (name == names.end()) volume.keep_pinned_only();
+          volume.reclaim_all();
+        });
+      }
+      // Else the server that has it open notices by itself.
+    } catch (const Error& error) {
+      if (error.code() == EIO) options.log(fmt::format("not collected: {}", error.what()));
+      if (error.code() != ENOENT && error.code() != EBUSY && error.code() != EIO) throw;
+    }
+    uuid = next;
+  }
+}
+
+void Store::remove_volume(const std::string& name) {
+  const Uuid uuid = impl_->uuid_of(name);
+  Backend& backend = *impl_->backend;
+  std::optional<VolumeHeader> header;
+  bool has_forks = false;
+  {
+    const RemovalLocks locks = lock_for_removal(backend, Volume::folder_of(uuid), uuid, name);
+    // Up to here it may have been removed, and its name given to another one.
+    if (impl_->uuid_of(name) != uuid)
+      fail(EBUSY, fmt::format("volume {}", name),
+           "was removed and made again meanwhile; look at it before you remove this one");
+    const auto content = backend.get(volume_name_object(name), 256);
+    for (const std::string& other : backend.list(std::string(paths::kVolumeNames)))
+      if (other != name && backend.get(volume_name_object(other), 256) == content)
+        fail(EIO, volume_name_object(name),
+             "leads to the same volume as {}: one of the two is damaged, repair that first", other);
+    // There may be nothing that could be read, and then no reason to keep it.
+    header = impl_->header_if_readable(uuid);
+    has_forks = impl_->has_forks(uuid);
+    // Without its name nobody can open the volume any more; what is left is only space.
+    backend.remove(volume_name_object(name));
+    backend.sync_folder(std::string(paths::kVolumeNames));
+    if (!has_forks) impl_->remove_objects(uuid);
+  }
+  if (!has_forks) {
+    if (header) impl_->release_parent(header->parent);
+    return;
+  }
+  impl_->with_owner(uuid, name, [](Volume& volume) { volume.keep_pinned_only(); });
+}
+
+// What has no name is garbage only as long as all names are there, and lead to what they should.
+void Store::Impl::check_names(const std::map<Uuid, std::string>& names) {
+  const std::vector<Uuid> folders = volume_folders();
+  for (const auto& [uuid, name] : names)
+    if (std::find(folders.begin(), folders.end(), uuid) == folders.end())
+      fail(EIO, volume_name_object(name),
+           "leads to no volume, so nobody can tell which volumes have lost their names: repair it, "
+           "or remove volume {} first",
+           name);
+  try {
+    backend->sync_folder(std::string(paths::kVolumeNames));
+  } catch (const Error& error) {
+    if (error.code() != ENOENT) throw;
+    // But what the very first creation has left, cut off, nobody has ever written.
+    for (const Uuid& uuid : folders)
+      if (const auto header = header_if_readable(uuid); header && header->epoch > 0)
+        fail(EIO, std::string(paths::kVolumeNames),
+             "is missing, though there are volumes: put it back");
+  }
+}
+
+uint64_t Store::remove_orphans() {
+  Backend& backend = *impl_->backend;
+  const auto lock = backend.try_lock(std::string(paths::kGcLock), LockMode::kExclusive);
+  if (!lock)
+    fail(EBUSY, backend.describe(),
+         "volumes are being created or templates imported; "
+         "try again when that is done");
+  const std::map<Uuid, std::string> names = impl_->volume_names();
+  impl_->check_names(names);
+  uint64_t count = 0;
+  for (const Uuid& uuid : impl_->volume_folders()) {
+    if (names.contains(uuid)) continue;
+    // One that forks need, or what a creation or a removal has left.
+    try {
+      if (impl_->has_forks(uuid)) {
+        if (impl_->header_if_readable(uuid)) impl_->release_parent(uuid);
+        continue;
+      }
+      const Uuid parent = impl_->remove_unneeded(uuid, uuid.text());
+      ++count;
+      impl_->release_parent(parent);
+    } catch (const Error& error) {
+      impl_->options.log(fmt::format("not collected: {}", error.what()));
+    }
+  }
+  return count;
+}
+
+void Store::reclaim_volume(const std::string& name) {
+  impl_->with_owner(name, [](Volume& volume) {
+    volume.drop_dead_pins();
+    volume.reclaim_all();
+  });
+}
+
+void Store::reclaim() {
+  std::vector<std::string> damaged;
+  for (const auto& [uuid, name] : impl_->volume_names(&damaged)) {
+    try {
+      if (impl_->registry.is_open(uuid)) {
+        reclaim_volume(name);
+      } else if (impl_->is_free(uuid)) {
+        // Most have nothing to give back, and need not be opened for writing.
+        const auto map =
+            VolumeMap::open(*impl_->backend, Volume::folder_of(uuid), uuid, Access::kRead);
+        if (!map->was_closed_cleanly() || map->has_outstanding() || !map->pins().empty())
+          reclaim_volume(name);
+      }
+    } catch (const Error& error) {
+      if (error.code() != ENOENT && error.code() != EBUSY) impl_->options.log(error.what());
+    }
+  }
+}
+
+}  // namespace tplstore

@@ -1,0 +1,184 @@
+#include "template/segment.h"
+
+#include <algorithm>
+
+namespace tplstore {
+namespace {
+
+constexpr std::string_view kRepair =
+    "restore this object from a backup or remove the templates that use it and import them again";
+
+// One piece of a segment as it is read for checking: few reads, little memory.
+constexpr uint64_t kPieceBytes = uint64_t{1} << 20;
+
+uint64_t trailer_checksum(const SegmentTrailer& trailer) {
+  return checksum(bytes_of(trailer).first(offsetof(SegmentTrailer, checksum)));
+}
+
+Bytes table_bytes(const std::vector<Hash128>& table) { return std::as_bytes(std::span(table)); }
+
+// Whether the object under `name` has exactly these bytes.
+bool has_content(Backend& backend, const std::string& name, Bytes expected) {
+  const auto object = backend.open(name, Access::kRead);
+  if (object->size_bytes() != expected.size()) return false;
+  ByteVector buffer(kPieceBytes);
+  for (uint64_t offset = 0; offset < expected.size(); offset += kPieceBytes) {
+    const Bytes piece = expected.subspan(offset, std::min(kPieceBytes, expected.size() - offset));
+    const MutableBytes into = MutableBytes(buffer).first(piece.size());
+    object->read(offset, into);
+    if (std::memcmp(piece.data(), into.data(), piece.size()) != 0) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+std::string segment_folder(const Hash128& name) { return "segments/" + name.hex().substr(0, 2); }
+
+std::string segment_path(const Hash128& name) {
+  const std::string hex = name.hex();
+  return "segments/" + hex.substr(0, 2) + "/" + hex;
+}
+
+std::vector<Hash128> list_segments(Backend& backend) {
+  std::vector<Hash128> names;
+  for (const std::string& folder : backend.list("segments")) {
+    if (folder.size() != 2) continue;
+    for (const std::string& entry : backend.list("segments/" + folder)) {
+      Hash128 name;
+      if (parse_hash(entry, name) && entry.starts_with(folder)) names.push_back(name);
+    }
+  }
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+SegmentBuilder::SegmentBuilder(const HashSecret& secret) : secret_(secret) {
+  hashes_.reserve(kSegmentBlocksMax);
+  content_.reserve(kSegmentBytesMax);
+}
+
+Bytes SegmentBuilder::block(uint32_t index) const {
+  ensure(index < block_count(), "a block of a segment being built is one that was added");
+  return Bytes(content_).subspan(uint64_t{index} * kBlockBytes, kBlockBytes);
+}
+
+uint32_t SegmentBuilder::add(Bytes block, const Hash128& hash) {
+  ensure(!full(), "a segment has at most 1024 blocks");
+  ensure(block.size() == kBlockBytes, "a block has 4096 bytes");
+  content_.insert(content_.end(), block.begin(), block.end());
+  hashes_.push_back(hash);
+  return block_count() - 1;
+}
+
+Hash128 SegmentBuilder::name() const {
+  ensure(!empty(), "a segment has at least one block");
+  return content_hash(table_bytes(hashes_), secret_);
+}
+
+Hash128 SegmentBuilder::publish(Backend& backend) {
+  SegmentTrailer trailer{};
+  trailer.magic = kSegmentMagic;
+  trailer.format = kSegmentFormat;
+  trailer.block_count = block_count();
+  trailer.table_hash = name();
+  trailer.checksum = trailer_checksum(trailer);
+
+  const Bytes table = table_bytes(hashes_);
+  const Bytes end = bytes_of(trailer);
+  const uint64_t data_bytes = content_.size();
+  content_.insert(content_.end(), table.begin(), table.end());
+  content_.insert(content_.end(), end.begin(), end.end());
+  ensure(content_.size() == segment_object_bytes(trailer.block_count),
+         "a segment is as long as its block count says");
+
+  const std::string path = segment_path(trailer.table_hash);
+  try {
+    if (!backend.put_new(path, content_)) {
+      if (!has_content(backend, path, content_))
+        fail(EIO, path,
+             "exists with other bytes than those that would get this name: it is damaged, or two "
+             "contents have the same hash; run 'tplstore template verify', and if it is damaged {}",
+             kRepair);
+      // Whoever put it may not have made its name durable yet; what we publish relies on it.
+      backend.sync_folder(segment_folder(trailer.table_hash));
+    }
+  } catch (...) {
+    content_.resize(data_bytes);
+    throw;
+  }
+  content_.clear();
+  hashes_.clear();
+  return trailer.table_hash;
+}
+
+std::vector<Hash128> read_segment_table(Object& segment, const Hash128& name,
+                                        const HashSecret& secret) {
+  const std::string path = segment_path(name);
+  const uint64_t size = segment.size_bytes();
+  constexpr uint64_t kBytesPerBlock = kBlockBytes + sizeof(Hash128);
+  if (size < segment_object_bytes(1) || size > kSegmentBytesMax ||
+      (size - sizeof(SegmentTrailer)) % kBytesPerBlock != 0)
+    fail(EIO, path, "damaged: {} bytes is not the size of a segment; {}", size, kRepair);
+  const auto block_count = static_cast<uint32_t>((size - sizeof(SegmentTrailer)) / kBytesPerBlock);
+
+  const uint64_t table_offset = segment_table_offset(block_count);
+  ByteVector bytes(size - table_offset);
+  segment.read(table_offset, bytes);
+  Decoder decoder(bytes, path);
+  const Bytes table = decoder.take_bytes(uint64_t{block_count} * sizeof(Hash128));
+  const auto trailer = decoder.take<SegmentTrailer>();
+  if (trailer.magic != kSegmentMagic || trailer.checksum != trailer_checksum(trailer))
+    fail(EIO, path, "damaged: its trailer is not that of a segment; {}", kRepair);
+  if (trailer.format != kSegmentFormat)
+    fail(EINVAL, path, "has format {}, this program reads format {}: use a newer tplstore",
+         trailer.format, kSegmentFormat);
+  if (trailer.block_count != block_count)
+    fail(EIO, path, "damaged: its size is that of {} blocks, its trailer says {}; {}", block_count,
+         trailer.block_count, kRepair);
+  if (trailer.table_hash != name || content_hash(table, secret) != name)
+    fail(EIO, path,
+         "damaged, or of another store: its table of hashes does not have the segment's name; {}",
+         kRepair);
+
+  std::vector<Hash128> hashes(block_count);
+  std::memcpy(hashes.data(), table.data(), table.size());
+  return hashes;
+}
+
+std::unique_ptr<Object> open_segment(Backend& backend, const Hash128& name, uint32_t block_count) {
+  std::unique_ptr<Object> segment;
+  const std::string path = segment_path(name);
+  try {
+    segment = backend.open(path, Access::kRead);
+  } catch (const Error& error) {
+    if (error.code() != ENOENT) throw;
+    fail(EIO, path, "a template needs this segment and it is missing; {}", kRepair);
+  }
+  // Reads past the end give zeroes, so a segment cut short would serve holes where data was.
+  const uint64_t size = segment->size_bytes();
+  if (size != segment_object_bytes(block_count))
+    fail(EIO, path, "damaged: has {} bytes instead of {}; {}", size,
+         segment_object_bytes(block_count), kRepair);
+  return segment;
+}
+
+std::vector<uint32_t> find_damaged_blocks(Object& segment, const Hash128& name,
+                                          const HashSecret& secret) {
+  const std::vector<Hash128> table = read_segment_table(segment, name, secret);
+  constexpr uint64_t kPieceBlocks = kPieceBytes / kBlockBytes;
+  std::vector<uint32_t> damaged;
+  ByteVector buffer(kPieceBytes);
+  for (uint64_t first = 0; first < table.size(); first += kPieceBlocks) {
+    const uint64_t count = std::min(kPieceBlocks, table.size() - first);
+    segment.read(first * kBlockBytes, MutableBytes(buffer).first(count * kBlockBytes));
+    for (uint64_t i = 0; i < count; ++i) {
+      const Bytes block = Bytes(buffer).subspan(i * kBlockBytes, kBlockBytes);
+      if (content_hash(block, secret) != table[first + i])
+        damaged.push_back(static_cast<uint32_t>(first + i));
+    }
+  }
+  return damaged;
+}
+
+}  // namespace tplstore

@@ -1,0 +1,55 @@
+#include "template/store_identity.h"
+
+#include <algorithm>
+
+#include "base/names.h"
+
+namespace tplstore {
+namespace {
+
+constexpr uint64_t kIdentityBytesMax = 4096;
+// What all formats have in common.
+constexpr uint64_t kHeadBytes = offsetof(StoreIdentity, reserved_too);
+
+uint64_t checksum_of(Bytes object) { return checksum(object.subspan(sizeof(uint64_t))); }
+
+}  // namespace
+
+bool put_new_identity(Backend& backend) {
+  StoreIdentity identity{};
+  identity.magic = kStoreMagic;
+  identity.format = kStoreFormat;
+  identity.uuid = random_uuid();
+  identity.created_ns = now_unix_ns();
+  identity.secret = random_secret();
+  identity.checksum = checksum_of(bytes_of(identity));
+  return backend.put_new(kIdentityObject, bytes_of(identity));
+}
+
+StoreIdentity load_identity(Backend& backend) {
+  const auto content = backend.get(kIdentityObject, kIdentityBytesMax);
+  if (!content)
+    fail(ENOENT, backend.describe(), "is not a store; make one with 'tplstore init {}'",
+         backend.describe());
+  StoreIdentity identity{};
+  if (!content->empty())
+    std::memcpy(&identity, content->data(), std::min(content->size(), sizeof identity));
+  if (content->size() < kHeadBytes || identity.magic != kStoreMagic ||
+      identity.checksum != checksum_of(*content))
+    fail(EIO, backend.describe(), "damaged: its identity ('{}') fails its checksum",
+         kIdentityObject);
+  if (identity.format < kStoreFormat)
+    fail(EINVAL, backend.describe(),
+         "was made by an older tplstore (format {}), which this one does not read; export its "
+         "volumes and templates with that one",
+         identity.format);
+  if (identity.format != kStoreFormat || identity.incompatible_features != 0)
+    fail(EINVAL, backend.describe(), "was made by a newer tplstore (format {}); use that one",
+         identity.format);
+  if (content->size() != sizeof identity)
+    fail(EIO, backend.describe(), "damaged: its identity ('{}') has {} bytes", kIdentityObject,
+         content->size());
+  return identity;
+}
+
+}  // namespace tplstore

@@ -1,0 +1,120 @@
+#include "template/template_image.h"
+
+#include <algorithm>
+
+#include "base/names.h"
+#include "template/segment.h"
+
+namespace tplstore {
+
+std::shared_ptr<TemplateImage> TemplateImage::open(Backend& backend, const std::string& name) {
+  check_name("template", name);
+  const auto absent = [&]() {
+    fail(ENOENT, name, "no such template; 'tplstore template list' names those that exist");
+  };
+  // The lock is on whatever object had the name at that moment. The same identity before and
+  // after says that it was the object we read, and not one that was just being replaced.
+  const auto uuid_before = load_manifest_uuid(backend, name);
+  if (!uuid_before) absent();
+  std::unique_ptr<HeldLock> lock;
+  try {
+    lock = backend.try_lock(manifest_path(name), LockMode::kShared);
+  } catch (const Error& error) {
+    if (error.code() != ENOENT) throw;
+    absent();
+  }
+  if (!lock) fail(EBUSY, name, "this template is being removed");
+  auto manifest = load_manifest(backend, name);
+  if (!manifest) absent();
+  if (manifest->uuid != *uuid_before)
+    fail(EBUSY, name, "this template is being replaced; try again");
+  return std::shared_ptr<TemplateImage>(
+      new TemplateImage(backend, name, std::move(*manifest), std::move(lock)));
+}
+
+TemplateImage::TemplateImage(Backend& backend, std::string name, Manifest manifest,
+                             std::unique_ptr<HeldLock> lock)
+    : backend_(backend),
+      name_(std::move(name)),
+      manifest_(std::move(manifest)),
+      lock_(std::move(lock)),
+      segments_(manifest_.segments.size()) {}
+
+const std::string& TemplateImage::name() const { return name_; }
+const Uuid& TemplateImage::uuid() const { return manifest_.uuid; }
+uint64_t TemplateImage::size_bytes() const { return manifest_.size_bytes; }
+uint64_t TemplateImage::reads() const { return reads_.load(std::memory_order_relaxed); }
+uint64_t TemplateImage::read_bytes() const { return read_bytes_.load(std::memory_order_relaxed); }
+
+std::vector<TemplateRun>::const_iterator TemplateImage::find_run(uint64_t block) const {
+  return std::upper_bound(manifest_.runs.begin(), manifest_.runs.end(), block,
+                          [](uint64_t at, const TemplateRun& run) { return at < run.end(); });
+}
+
+Object& TemplateImage::segment(uint32_t index) {
+  std::atomic<Object*>& slot = segments_[index];
+  if (Object* object = slot.load(std::memory_order_acquire)) [[likely]]
+    return *object;
+  const std::lock_guard guard(opening_);
+  if (Object* object = slot.load(std::memory_order_relaxed)) return *object;
+  const ManifestSegment& segment = manifest_.segments[index];
+  opened_.push_back(open_segment(backend_, segment.name, segment.block_count));
+  slot.store(opened_.back().get(), std::memory_order_release);
+  return *opened_.back();
+}
+
+void TemplateImage::resolve(uint64_t offset, MutableBytes into, PieceList& pieces) {
+  const uint64_t available = offset < size_bytes() ? size_bytes() - offset : 0;
+  const uint64_t end = offset + std::min<uint64_t>(into.size(), available);
+  const auto zero = [&](uint64_t from, uint64_t to) {
+    std::memset(into.data() + (from - offset), 0, to - from);
+  };
+  uint64_t touched_bytes = 0;
+  uint64_t position = offset;
+  for (auto run = find_run(offset / kBlockBytes); position < end; ++run) {
+    const uint64_t run_begin =
+        run == manifest_.runs.end() ? end : std::min(end, run->block * kBlockBytes);
+    if (position < run_begin) {
+      zero(position, run_begin);
+      position = run_begin;
+    }
+    if (position == end) break;
+    const uint64_t piece_end = std::min(end, run->end() * kBlockBytes);
+    const uint64_t in_segment =
+        run->segment_block * uint64_t{kBlockBytes} + (position - run->block * kBlockBytes);
+    pieces.add({&segment(run->segment), in_segment,
+                into.subspan(position - offset, piece_end - position)});
+    touched_bytes += piece_end - position;
+    position = piece_end;
+  }
+  if (into.size() > end - offset)
+    std::memset(into.data() + (end - offset), 0, into.size() - (end - offset));
+  if (touched_bytes > 0) {
+    reads_.fetch_add(1, std::memory_order_relaxed);
+    read_bytes_.fetch_add(touched_bytes, std::memory_order_relaxed);
+  }
+}
+
+void TemplateImage::read(uint64_t offset, MutableBytes into) {
+  PieceList pieces;
+  resolve(offset, into, pieces);
+  pieces.read_all(backend_);
+}
+
+TemplateImage::Run TemplateImage::run_at(uint64_t block, uint64_t count) const {
+  const uint64_t wanted = std::min<uint64_t>(count, UINT32_MAX);
+  auto run = find_run(block);
+  const bool is_hole = run == manifest_.runs.end() || run->block > block;
+  uint64_t found;
+  if (is_hole) {
+    found = run == manifest_.runs.end() ? wanted : run->block - block;
+  } else {
+    uint64_t end = run->end();
+    while (end - block < wanted && ++run != manifest_.runs.end() && run->block == end)
+      end = run->end();
+    found = end - block;
+  }
+  return {static_cast<uint32_t>(std::min(found, wanted)), is_hole};
+}
+
+}  // namespace tplstore

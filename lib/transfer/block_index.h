@@ -1,0 +1,73 @@
+// Where the store already has a block: content hash → (segment, block), in memory, for an import.
+//
+// A flat open-addressing table with linear probing, 12 bytes per slot: 64 bits of the hash and a
+// packed location. It is filled to 80 % at most and grows by half, so it takes 15 to 23 bytes per
+// block (15 right after load(), which knows the count), and while it grows 25 to 38. The segments'
+// names add 16 bytes per 1024 blocks. A store of 1 TiB of unique template data needs 4 GiB.
+//
+// A find is a hint, never a proof: half a hash is kept, and XXH3 is no MAC.
+// Whoever references a block compares its bytes first (transfer/block_matcher.h).
+//
+// Limit: 2^22 - 1 segments (16 TiB of data); what lies beyond is not indexed and is stored again.
+// Thread safety: none; one import's.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "template/segment.h"
+
+namespace tplstore {
+
+struct BlockLocation {
+  uint32_t segment;  // the index's own number of the segment
+  uint32_t block;
+  bool operator==(const BlockLocation&) const = default;
+};
+
+class BlockIndex {
+ public:
+  // Equal content can be in several places (two imports ran at once); more are not kept.
+  static constexpr size_t kCandidatesMax = 4;
+  struct Candidates {
+    std::array<BlockLocation, kCandidatesMax> locations;
+    size_t count = 0;
+    std::span<const BlockLocation> all() const& { return {locations.data(), count}; }
+    std::span<const BlockLocation> all() const&& = delete;  // it would point to what is gone
+  };
+
+  // Indexes all segments of the store. Segments whose table cannot be read are left out: their
+  // blocks are stored again. How many those are.
+  uint64_t load(Backend& backend);
+
+  // Makes room for so many blocks without growing.
+  void reserve(uint64_t block_count);
+  // The number of a new segment, whose name is to be set before anything but find() needs it.
+  uint32_t add_segment(const Hash128& name, uint32_t block_count);
+  void set_segment(uint32_t segment, const Hash128& name, uint32_t block_count);
+  void insert(const Hash128& hash, BlockLocation location);
+  Candidates find(const Hash128& hash) const;
+
+  struct SegmentEntry {
+    Hash128 name;
+    uint32_t block_count;
+  };
+  const SegmentEntry& segment(uint32_t number) const { return segments_[number]; }
+  uint32_t segment_count() const { return static_cast<uint32_t>(segments_.size()); }
+  uint64_t block_count() const { return used_; }
+  uint64_t memory_bytes() const;
+
+ private:
+  void place(uint64_t key, uint32_t packed);
+  uint64_t home(uint64_t key) const;
+  void rebuild(uint64_t capacity);
+
+  std::vector<uint64_t> keys_;
+  std::vector<uint32_t> locations_;  // 0: free; else segment << 10 | block, plus 1
+  uint64_t used_ = 0;
+  std::vector<SegmentEntry> segments_;
+};
+
+}  // namespace tplstore

@@ -1,0 +1,118 @@
+#include "transfer/block_matcher.h"
+
+#include <algorithm>
+
+namespace tplstore {
+namespace {
+
+bool is_before(const BlockLocation& a, const BlockLocation& b) {
+  return a.segment != b.segment ? a.segment < b.segment : a.block < b.block;
+}
+
+}  // namespace
+
+Object* BlockMatcher::open(uint32_t segment) {
+  if (segment >= open_.size()) open_.resize(index_.segment_count());
+  if (!open_[segment]) {
+    const auto& entry = index_.segment(segment);
+    try {
+      open_[segment] = open_segment(backend_, entry.name, entry.block_count);
+    } catch (const Error&) {
+      return nullptr;
+    }
+  }
+  return open_[segment].get();
+}
+
+bool BlockMatcher::has_bytes(BlockLocation location, Bytes block) {
+  Object* object = open(location.segment);
+  if (object == nullptr) return false;
+  std::array<std::byte, kBlockBytes> there;
+  try {
+    object->read(location.block * uint64_t{kBlockBytes}, there);
+  } catch (const Error&) {
+    return false;
+  }
+  return std::memcmp(there.data(), block.data(), kBlockBytes) == 0;
+}
+
+void BlockMatcher::match(std::span<Wanted> wanted, std::optional<BlockLocation> previous,
+                         uint32_t segment_limit) {
+  std::vector<BlockIndex::Candidates> candidates(wanted.size());
+  comparisons_.clear();
+  for (uint32_t i = 0; i < wanted.size(); ++i) {
+    wanted[i].match.reset();
+    candidates[i] = index_.find(wanted[i].hash);
+    std::optional<BlockLocation> choice;
+    for (const BlockLocation& location : candidates[i].all()) {
+      if (location.segment >= segment_limit) continue;
+      const bool continues = previous && location.segment == previous->segment &&
+                             location.block == previous->block + 1;
+      if (!choice || continues) choice = location;
+      if (continues) break;
+    }
+    if (choice) comparisons_.push_back({*choice, i});
+    previous = choice;
+  }
+  compare(wanted, comparisons_);
+
+  // Equal hashes with different bytes, or an unreadable place: the other places, one by one.
+  for (const Comparison& done : comparisons_) {
+    Wanted& block = wanted[done.wanted];
+    for (const BlockLocation& location : candidates[done.wanted].all()) {
+      if (block.match) break;
+      if (location.segment < segment_limit && location != done.location &&
+          has_bytes(location, block.block))
+        block.match = location;
+    }
+  }
+}
+
+void BlockMatcher::compare(std::span<Wanted> wanted, std::vector<Comparison>& comparisons) {
+  std::sort(comparisons.begin(), comparisons.end(), [](const Comparison& a, const Comparison& b) {
+    return is_before(a.location, b.location);
+  });
+  buffer_.resize(std::max<size_t>(buffer_.size(), comparisons.size() * kBlockBytes));
+  pieces_.clear();
+  // The bytes of comparison i go to slot slots[i] of the buffer; equal places share one.
+  std::vector<uint32_t> slots(comparisons.size());
+  uint32_t used = 0;
+  for (size_t i = 0; i < comparisons.size(); ++i) {
+    const BlockLocation& location = comparisons[i].location;
+    if (i > 0 && comparisons[i - 1].location == location) {
+      slots[i] = slots[i - 1];
+      continue;
+    }
+    slots[i] = used++;
+    const MutableBytes into =
+        MutableBytes(buffer_).subspan(slots[i] * uint64_t{kBlockBytes}, kBlockBytes);
+    Object* object = open(location.segment);
+    if (object == nullptr) {
+      std::fill(into.begin(), into.end(), std::byte{0});  // wanted blocks are never zero
+      continue;
+    }
+    const uint64_t offset = location.block * uint64_t{kBlockBytes};
+    if (!pieces_.empty() && pieces_.back().object == object &&
+        pieces_.back().offset + pieces_.back().into.size() == offset &&
+        pieces_.back().into.data() + pieces_.back().into.size() == into.data()) {
+      pieces_.back().into = {pieces_.back().into.data(), pieces_.back().into.size() + kBlockBytes};
+    } else {
+      pieces_.push_back({object, offset, into});
+    }
+  }
+  bool is_read = true;
+  try {
+    if (!pieces_.empty()) backend_.read_batch(pieces_);
+  } catch (const Error&) {
+    is_read = false;  // some piece failed, and nobody says which
+  }
+  for (size_t i = 0; i < comparisons.size(); ++i) {
+    Wanted& block = wanted[comparisons[i].wanted];
+    const std::byte* there = buffer_.data() + slots[i] * uint64_t{kBlockBytes};
+    const bool equal = is_read ? std::memcmp(there, block.block.data(), kBlockBytes) == 0
+                               : has_bytes(comparisons[i].location, block.block);
+    if (equal) block.match = comparisons[i].location;
+  }
+}
+
+}  // namespace tplstore

@@ -1,0 +1,232 @@
+#include "transfer/importer.h"
+
+#include <algorithm>
+#include <optional>
+#include <set>
+#include <vector>
+
+#include "base/names.h"
+#include "template/import_journal.h"
+#include "template/manifest.h"
+#include "template/segment.h"
+#include "template/store_identity.h"
+#include "transfer/block_index.h"
+#include "transfer/block_matcher.h"
+
+namespace tplstore {
+namespace {
+
+constexpr uint32_t kNotReferenced = UINT32_MAX;
+
+class Import {
+ public:
+  Import(Backend& backend, const std::string& name,
+         const std::function<std::unique_ptr<ImageSource>()>& open_source,
+         const ImportOptions& options)
+      : backend_(backend),
+        name_(name),
+        options_(options),
+        identity_(load_identity(backend)),
+        matcher_(backend, index_),
+        builder_(identity_.secret) {
+    check_name("template", name_);
+    gc_lock_ = backend_.try_lock("gc.lock", LockMode::kShared);
+    if (!gc_lock_)
+      fail(EBUSY, name_, "a template is being removed or gc is running; try again when it is done");
+    refuse_taken_name();
+    source_ = open_source();
+  }
+
+  ImportResult run() {
+    journal_.emplace(backend_, name_, source_->size_bytes());
+    // Another import of this name may have ended between our first look and our lock.
+    refuse_taken_name();
+    result_.unreadable_segments = index_.load(backend_);
+    building_ = index_.add_segment({}, 0);
+
+    manifest_.name = name_;
+    manifest_.store = identity_.uuid;
+    manifest_.uuid = random_uuid();
+    manifest_.size_bytes = source_->size_bytes();
+    manifest_.created_ns = now_unix_ns();
+    manifest_.source = printable(source_->description());
+    report_progress(0);
+    ContentIdHasher content_id(manifest_.size_bytes);
+    source_->read_data([&](uint64_t offset, Bytes data) {
+      content_id.add(offset, data);
+      add_data(offset, data);
+      check_interrupted();
+      report_progress(offset + data.size());
+    });
+    if (!builder_.empty()) publish_segment();
+    manifest_.content_id = content_id.finish();
+    publish_manifest();
+    report_progress(manifest_.size_bytes);
+    result_.zero_bytes = round_up(manifest_.size_bytes, kBlockBytes) - result_.stored_bytes -
+                         result_.referenced_bytes;
+    result_.info = show_template(backend_, name_);
+    return result_;
+  }
+
+ private:
+  void refuse_taken_name() {
+    if (load_manifest_uuid(backend_, name_))
+      fail(EEXIST, name_, "a template of this name exists: choose another name or remove it first");
+  }
+
+  static std::string printable(std::string text) {
+    for (char& c : text) {
+      if (static_cast<unsigned char>(c) < ' ' || c == 0x7f) c = '?';
+    }
+    return text.substr(0, kSourceTextBytesMax);
+  }
+
+  void check_interrupted() {
+    if (options_.interrupted && options_.interrupted())
+      fail(EINTR, name_, "interrupted; import this name again to continue, or remove it");
+  }
+
+  void report_progress(uint64_t done_bytes) {
+    if (options_.progress) options_.progress(done_bytes, manifest_.size_bytes);
+  }
+
+  // Data at a multiple of the block size. The disk's last block may be short; its rest is zero.
+  void add_data(uint64_t offset, Bytes data) {
+    ensure(offset % kBlockBytes == 0, "an image is read in whole blocks");
+    if (const uint64_t whole = round_down(data.size(), kBlockBytes); whole < data.size()) {
+      ByteVector last(kBlockBytes);
+      std::copy(data.begin() + static_cast<ptrdiff_t>(whole), data.end(), last.begin());
+      add_blocks(offset / kBlockBytes, data.first(whole));
+      add_blocks((offset + whole) / kBlockBytes, last);
+    } else {
+      add_blocks(offset / kBlockBytes, data);
+    }
+  }
+
+  void add_blocks(uint64_t first_block, Bytes data) {
+    wanted_.clear();
+    wanted_blocks_.clear();
+    for (uint64_t i = 0; i < data.size() / kBlockBytes; ++i) {
+      const Bytes block = data.subspan(i * kBlockBytes, kBlockBytes);
+      if (is_zero(block)) continue;
+      wanted_.push_back({content_hash(block, identity_.secret), block, std::nullopt});
+      wanted_blocks_.push_back(first_block + i);
+    }
+    const uint32_t published_before = building_;
+    matcher_.match(wanted_, previous_, published_before);
+    for (size_t i = 0; i < wanted_.size(); ++i) {
+      if (!wanted_[i].match) find_just_stored(wanted_[i], published_before);
+      if (wanted_[i].match) {
+        result_.referenced_bytes += kBlockBytes;
+      } else {
+        store(wanted_[i]);
+      }
+      previous_ = wanted_[i].match;
+      // Numbered only now: what is stored below may end the segment.
+      manifest_.append_block(wanted_blocks_[i], reference(wanted_[i].match->segment),
+                             wanted_[i].match->block);
+      if (builder_.full()) publish_segment();
+    }
+  }
+
+  // The same content among the blocks that were stored since the matcher looked.
+  void find_just_stored(BlockMatcher::Wanted& wanted, uint32_t published_before) {
+    const auto candidates = index_.find(wanted.hash);
+    for (const BlockLocation& location : candidates.all()) {
+      if (location.segment < published_before) continue;
+      const bool is_equal = location.segment == building_
+                                ? std::memcmp(builder_.block(location.block).data(),
+                                              wanted.block.data(), kBlockBytes) == 0
+                                : matcher_.has_bytes(location, wanted.block);
+      if (!is_equal) continue;
+      wanted.match = location;
+      return;
+    }
+  }
+
+  void store(BlockMatcher::Wanted& wanted) {
+    const BlockLocation location{building_, builder_.add(wanted.block, wanted.hash)};
+    index_.insert(wanted.hash, location);
+    wanted.match = location;
+    result_.stored_bytes += kBlockBytes;
+  }
+
+  // The manifest's number of a segment.
+  uint32_t reference(uint32_t segment) {
+    if (segment >= referenced_.size()) referenced_.resize(index_.segment_count(), kNotReferenced);
+    if (referenced_[segment] == kNotReferenced) {
+      referenced_[segment] = static_cast<uint32_t>(manifest_.segments.size());
+      const auto& entry = index_.segment(segment);
+      manifest_.segments.push_back({entry.name, entry.block_count, 0});
+      if (segment != building_) {
+        journal_->add(entry.name);
+        folders_.insert(segment_folder(entry.name));
+      }
+    }
+    return referenced_[segment];
+  }
+
+  void publish_segment() {
+    const uint32_t block_count = builder_.block_count();
+    const Hash128 name = builder_.name();
+    journal_->add(name);
+    journal_->commit();
+    builder_.publish(backend_);
+    index_.set_segment(building_, name, block_count);
+    ManifestSegment& entry = manifest_.segments[reference(building_)];
+    entry.name = name;
+    entry.block_count = block_count;
+    building_ = index_.add_segment({}, 0);
+  }
+
+  void publish_manifest() {
+    journal_->commit();
+    // Another import that is still running may have published what we refer to, and its folder may
+    // not be durable yet.
+    for (const std::string& folder : folders_) backend_.sync_folder(folder);
+    if (!backend_.put_new(manifest_path(name_), encode_manifest(manifest_)))
+      fail(EEXIST, name_, "a template of this name was made meanwhile");
+    journal_->remove();
+  }
+
+  Backend& backend_;
+  const std::string name_;
+  const ImportOptions& options_;
+  const StoreIdentity identity_;
+  std::unique_ptr<HeldLock> gc_lock_;
+  std::unique_ptr<ImageSource> source_;
+  std::optional<ImportJournal> journal_;
+
+  BlockIndex index_;
+  BlockMatcher matcher_;
+  SegmentBuilder builder_;
+  uint32_t building_ = 0;  // the index's number of the segment in the builder
+  std::optional<BlockLocation> previous_;
+  std::vector<BlockMatcher::Wanted> wanted_;
+  std::vector<uint64_t> wanted_blocks_;
+
+  Manifest manifest_;
+  std::vector<uint32_t> referenced_;  // index's number → manifest's
+  std::set<std::string> folders_;     // of segments that others have published
+  ImportResult result_;
+};
+
+}  // namespace
+
+ImportResult import_template(Backend& backend, const std::string& name, const std::string& source,
+                             const ImportOptions& options) {
+  const auto open_source = [&] {
+    return ImageSource::open(source, {.format = options.format,
+                                      .allow_backing = options.allow_backing,
+                                      .interrupted = options.interrupted});
+  };
+  return import_from(backend, name, open_source, options);
+}
+
+ImportResult import_from(Backend& backend, const std::string& name,
+                         const std::function<std::unique_ptr<ImageSource>()>& open_source,
+                         const ImportOptions& options) {
+  return Import(backend, name, open_source, options).run();
+}
+
+}  // namespace tplstore

@@ -1,0 +1,116 @@
+// The data files of a volume: one sparse object "data.<version>" for each version that wrote
+// something, with block b of the disk at offset b × 4096.
+//
+// Files that may have unsynced writes (current's, and those frozen since) are known here, so that
+// sync_written() makes all that was written durable. Frozen files are opened when first read and
+// stay open; the backend bounds descriptors. Of a fork, the files of ancestors are those of other
+// volumes, which it only reads.
+//
+// A DataFile lives until remove(), end_copies() or the end of this object. Who calls the first two
+// has waited for requests that may still use it.
+//
+// Thread safety: all methods; begin() and advance() while no write is in flight.
+#pragma once
+
+#include <atomic>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <shared_mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "backend/backend.h"
+#include "base/pointer_table.h"
+
+namespace tplstore {
+
+struct DataFile {
+  uint32_t version;
+  std::unique_ptr<Object> object;
+  std::atomic<bool> is_dirty{false};  // written since the last sync began
+
+  void write(uint64_t offset, Bytes from) {
+    object->write(offset, from);
+    note_write();
+  }
+  void note_write() { is_dirty.store(true, std::memory_order_release); }
+};
+
+class DataFiles {
+ public:
+  DataFiles(Backend& backend, std::string folder) : backend_(backend), folder_(std::move(folder)) {}
+
+  static std::string name_of(const std::string& folder, uint32_t version);
+  // Makes the file of a version exclusively and stretches it to hold a disk of this size.
+  static void create(Backend& backend, const std::string& folder, uint32_t version,
+                     uint64_t disk_bytes);
+
+  // Versions up to `last`, and past those of the row before, have their files in `folder`.
+  struct Ancestor {
+    uint32_t last;
+    std::string folder;
+  };
+  void set_ancestors(std::vector<Ancestor> ancestors);
+
+  // The file of a frozen version or of current, open at least for reading; EIO when it is missing.
+  Object& get(uint32_t version) {
+    if (Object* object = objects_.find(version)) [[likely]]
+      return *object;
+    return *open(version, Access::kRead)->object;
+  }
+
+  // For the owner of the volume. Removes files above `current`, which a crash left behind.
+  void remove_above(uint32_t current);
+  // Opens current's file for writing.
+  DataFile& begin(uint32_t current);
+  // Syncs the volume's own file of a version, if there is one, whatever is known of its writes.
+  void sync_existing(uint32_t version);
+  // Likewise, and reads of it show what is on the disk from then on: for what an earlier life
+  // wrote.
+  void settle_existing(uint32_t version);
+  // Makes the file of the next version ahead of time, if it is not there yet; durably. One that an
+  // earlier call could not finish is made anew.
+  void prepare(uint32_t version, uint64_t disk_bytes);
+  // The prepared file becomes the one that is written.
+  DataFile& advance(uint32_t version) noexcept;
+  // Removes the volume's own file of a frozen version that no block is in, if there is one, and
+  // gives its space back at once, whoever has it open. An ancestor's file of that number stays as
+  // it is.
+  void remove(uint32_t version);
+  // The volume's own file of a frozen version, for making holes; nothing when it is not there.
+  std::unique_ptr<Object> open_for_punching(uint32_t version);
+  // Removes the file that was made ahead, at a clean close.
+  void remove_prepared();
+  void stretch(uint32_t version, uint64_t disk_bytes);  // of a file that is open for writing
+  void sync_written();
+
+  // Own copies of ancestors' files, which take their places at the end. Until then the volume reads
+  // its ancestors' files, and nobody else uses what is in its own folder under their numbers.
+  Object& copy_of(uint32_t version);
+  // Removes what copies there are, of an earlier life too.
+  void forget_copies();
+  void sync_copies();
+  // Returns the ancestors' files, which requests may still use.
+  std::vector<std::shared_ptr<DataFile>> end_copies();
+
+ private:
+  std::shared_ptr<DataFile> open(uint32_t version, Access access);
+  std::string file_of(uint32_t version) const;
+  std::vector<uint32_t> own_versions();
+  std::string own_name(uint32_t version) const { return name_of(folder_, version); }
+
+  Backend& backend_;
+  const std::string folder_;
+  std::shared_mutex mutex_;  // guards the next two, and changes of the third
+  std::unordered_map<uint32_t, std::shared_ptr<DataFile>> files_;
+  std::vector<Ancestor> ancestors_;
+  PointerTable<Object> objects_;  // of files_
+  std::mutex written_mutex_;      // guards all below
+  std::vector<std::shared_ptr<DataFile>> written_;
+  uint32_t prepared_ = 0;
+  std::map<uint32_t, std::unique_ptr<Object>> copies_;  // one thread uses these
+};
+
+}  // namespace tplstore

@@ -1,0 +1,438 @@
+// The requests of a volume: reads, writes, trims. See volume/volume.h for the order of steps.
+#include <algorithm>
+#include <array>
+#include <cerrno>
+
+#include "volume/counters.h"
+#include "volume/volume.h"
+
+namespace tplstore {
+namespace {
+
+constexpr uint64_t kCacheStepBytes = 128 << 10;
+
+uint64_t first_block(uint64_t offset) { return offset / kBlockBytes; }
+uint64_t block_count(uint64_t offset, uint64_t length) {
+  return (offset + length - 1) / kBlockBytes - first_block(offset) + 1;
+}
+
+}  // namespace
+
+// A block that a first write covers in part only.
+struct Volume::Edge {
+  bool is_split = false;
+  uint64_t block = 0;
+  // What `data` was read from, whose bytes for this block never change; nothing was read when the
+  // block was current's, whose do.
+  std::optional<uint32_t> source;
+  alignas(kBlockBytes) std::array<std::byte, kBlockBytes> data;
+};
+
+template <typename Operation>
+void Volume::counted(std::atomic<uint64_t>& requests, std::atomic<uint64_t>* bytes, uint64_t length,
+                     Operation operation) {
+  Counters::add(requests);
+  if (bytes != nullptr) Counters::add(*bytes, length);
+  try {
+    operation();
+  } catch (...) {
+    Counters::add(counters_->errors);
+    throw;
+  }
+}
+
+void Volume::with_map(const std::function<void(VolumeMap&)>& body) {
+  if (lock_) return body(*map_);
+  // A reader's log may have been compacted away by the volume's owner.
+  for (int tries = 0;; ++tries) {
+    const auto map = this->map();
+    try {
+      return body(*map);
+    } catch (const Error& error) {
+      if (error.code() != ENOENT || tries == 3) throw;
+      reload_map(map);
+    }
+  }
+}
+
+void Volume::find(uint32_t version, uint64_t first, uint64_t count, RunList& runs) {
+  if (lock_) {
+    map_->find(version, first, count, runs);
+    return;
+  }
+  with_map([&](VolumeMap& map) {
+    runs.clear();
+    map.find(version, first, count, runs);
+  });
+}
+
+bool Volume::reads_as_hole(const Run& run) const {
+  return run.source == kSourceZero ||
+         (run.source == kSourceUnmapped && run.first >= template_blocks_);
+}
+
+// --- reading
+
+void Volume::read(uint32_t version, uint64_t offset, MutableBytes into) {
+  counted(counters_->reads, &counters_->read_bytes, into.size(), [&] {
+    // What current's map leads to is in doubt then.
+    if (version == 0 && lock_) map_->check_usable();
+    read_range(version, offset, into);
+  });
+}
+
+void Volume::read_range(uint32_t version, uint64_t offset, MutableBytes into) {
+  if (into.empty()) return;
+  // What is found stays allocated until the request has ended.
+  const RequestEpochs::Request request(epochs_);
+  RunList runs;
+  find(version, first_block(offset), block_count(offset, into.size()), runs);
+  read_runs(runs, offset, into);
+}
+
+// Reads what a lookup has found, in the request that has looked it up.
+void Volume::read_runs(const RunList& runs, uint64_t offset, MutableBytes into) {
+  PieceList pieces;
+  uint64_t template_bytes = 0;
+  uint64_t own_bytes = 0;
+  size_t template_pieces = 0;
+  for (size_t i = 0; i < runs.size(); ++i) {
+    const Run& run = runs[i];
+    const uint64_t begin = std::max(run.first * kBlockBytes, offset);
+    const uint64_t end = std::min((run.first + run.count) * kBlockBytes, offset + into.size());
+    const MutableBytes part = into.subspan(begin - offset, end - begin);
+    if (reads_as_hole(run)) {
+      std::memset(part.data(), 0, part.size());
+    } else if (run.source == kSourceUnmapped) {
+      const size_t before = pieces.size();
+      template_->resolve(begin, part, pieces);
+      template_pieces += pieces.size() - before;
+      if (pieces.size() > before) template_bytes += part.size();
+    } else {
+      pieces.add({&files_->get(run.source), begin, part});
+      own_bytes += part.size();
+    }
+  }
+  pieces.read_all(backend_);
+  if (template_pieces > 0) {
+    Counters::add(counters_->template_reads, template_pieces);
+    Counters::add(counters_->template_read_bytes, template_bytes);
+  }
+  if (pieces.size() > template_pieces) {
+    Counters::add(counters_->data_file_reads, pieces.size() - template_pieces);
+    Counters::add(counters_->data_file_read_bytes, own_bytes);
+  }
+}
+
+void Volume::extents(uint32_t version, uint64_t offset, uint64_t length,
+                     const std::function<bool(const Extent&)>& add) {
+  Counters::add(counters_->extents);
+  // Neighbours of one kind are joined before they are told.
+  Extent joined{offset, 0, false};
+  const auto tell = [&](uint64_t until, bool is_hole) {
+    if (joined.length > 0 && joined.is_hole != is_hole) {
+      if (!add(joined)) return false;
+      joined = {joined.offset + joined.length, 0, is_hole};
+    }
+    joined.is_hole = is_hole;
+    joined.length = until - joined.offset;
+    return true;
+  };
+  const uint64_t end = offset + length;
+  uint64_t block = first_block(offset);
+  const uint64_t block_end = length == 0 ? block : block + block_count(offset, length);
+  while (block < block_end) {
+    const uint64_t stop = std::min(block_end, (block / kRegionBlocks + 1) * kRegionBlocks);
+    RunList runs;
+    find(version, block, stop - block, runs);
+    for (size_t i = 0; i < runs.size(); ++i) {
+      const Run& run = runs[i];
+      uint64_t at = run.first;
+      while (at < run.first + run.count) {
+        uint64_t count = run.first + run.count - at;
+        bool is_hole = reads_as_hole(run);
+        if (!is_hole && run.source == kSourceUnmapped) {
+          const TemplateImage::Run part = template_->run_at(at, count);
+          count = part.count;
+          is_hole = part.is_hole;
+        }
+        at += count;
+        if (!tell(std::min(at * kBlockBytes, end), is_hole)) return;
+      }
+    }
+    block = stop;
+  }
+  if (joined.length > 0) add(joined);
+}
+
+void Volume::changes(uint32_t from, uint32_t to, uint64_t offset, uint64_t length,
+                     const std::function<void(const ChangedRange&)>& add) {
+  if (length == 0) return;
+  std::vector<ChangedRange> ranges;
+  with_map([&](VolumeMap& map) {
+    ranges.clear();
+    map.find_difference(from, to, first_block(offset), block_count(offset, length),
+                        [&](const Run& before, const Run& after) {
+                          const bool is_zero = reads_as_hole(after);
+                          if (is_zero && reads_as_hole(before)) return;
+                          const uint64_t begin = std::max(after.first * kBlockBytes, offset);
+                          const uint64_t end =
+                              std::min((after.first + after.count) * kBlockBytes, offset + length);
+                          if (!ranges.empty() && ranges.back().is_zero == is_zero &&
+                              ranges.back().offset + ranges.back().length == begin) {
+                            ranges.back().length += end - begin;
+                          } else {
+                            ranges.push_back({begin, end - begin, is_zero});
+                          }
+                        });
+  });
+  for (const ChangedRange& range : ranges) add(range);
+}
+
+void Volume::cache(uint32_t version, uint64_t offset, uint64_t length) {
+  ByteVector scratch(std::min(length, kCacheStepBytes));
+  for (uint64_t done = 0; done < length; done += scratch.size())
+    read_range(version, offset + done,
+               MutableBytes(scratch).first(std::min<uint64_t>(scratch.size(), length - done)));
+}
+
+// --- writing
+
+void Volume::flush() {
+  counted(counters_->flushes, nullptr, 0, [&] {
+    map_->commit();
+    if (map_->wants_checkpoint()) environment_.wake();
+  });
+}
+
+// What a change does first and last; `operation` is the change.
+template <typename Operation>
+void Volume::change(bool durable, Operation operation) {
+  {
+    const RequestEpochs::Request request(changes_);
+    map_->check_usable();
+    operation();
+  }
+  if (durable) map_->commit();
+}
+
+bool Volume::wait_for_changes(std::chrono::steady_clock::time_point deadline) {
+  return changes_.wait_for_requests_until(deadline);
+}
+
+void Volume::write(uint64_t offset, Bytes from, bool durable) {
+  counted(counters_->writes, &counters_->write_bytes, from.size(),
+          [&] { change(durable, [&] { write_range(offset, from); }); });
+}
+
+void Volume::write_range(uint64_t offset, Bytes from) {
+  if (from.empty() || try_overwrite(offset, from)) return;
+  first_write(offset, from);
+}
+
+bool Volume::try_overwrite(uint64_t offset, Bytes from) {
+  if (offset % write_alignment_ != 0 || from.size() % write_alignment_ != 0) return false;
+  const uint64_t first = first_block(offset);
+  const uint64_t count = block_count(offset, from.size());
+  const Gate::Pass pass(gate_);
+  const StretchLocks::Shared hold(stretches_, first, count);
+  RunList runs;
+  map_->find(0, first, count, runs);
+  if (runs.size() != 1 || runs[0].source != current_.load(std::memory_order_relaxed)) return false;
+  current_file_.load(std::memory_order_relaxed)->write(offset, from);
+  return true;
+}
+
+// The bytes are those of the lookup that their source comes from: they are compared by that later,
+// and of two lookups the second one might see what is no more by then.
+void Volume::read_edge(Edge& edge) {
+  const RequestEpochs::Request request(epochs_);
+  const uint32_t current = current_.load();
+  RunList runs;
+  map_->find(0, edge.block, 1, runs);
+  const uint32_t source = runs[0].source;
+  // Versions that have begun since count as current too.
+  const bool may_change = source >= current && source != kSourceUnmapped;
+  edge.source.reset();
+  if (may_change) return;
+  read_runs(runs, edge.block * kBlockBytes, edge.data);
+  edge.source = source;
+}
+
+void Volume::first_write(uint64_t offset, Bytes from) {
+  if (map_->must_commit()) map_->commit();
+  help_reclaiming();
+  const uint64_t end = offset + from.size();
+  Edge head;
+  Edge tail;
+  head.block = first_block(offset);
+  tail.block = first_block(end - 1);
+  head.is_split = offset % kBlockBytes != 0 || (head.block == tail.block && end % kBlockBytes != 0);
+  tail.is_split = tail.block != head.block && end % kBlockBytes != 0;
+
+  bool is_done = false;
+  while (!is_done) {
+    // Reads of slow sources come before the gate, so that they do not hold up a new version.
+    if (head.is_split) read_edge(head);
+    if (tail.is_split) read_edge(tail);
+    const uint64_t first = head.block;
+    const uint64_t count = tail.block - first + 1;
+    uint64_t promised = VolumeMap::records_for(first, count);
+    map_->promise(promised);
+    try {
+      is_done = try_first_write(offset, from, head, tail, promised);
+    } catch (...) {
+      map_->withdraw(promised);
+      throw;
+    }
+    map_->withdraw(promised);
+  }
+}
+
+// False when a split block has got another source since its rest was read.
+bool Volume::try_first_write(uint64_t offset, Bytes from, Edge& head, Edge& tail,
+                             uint64_t& promised) {
+  const uint64_t first = head.block;
+  const uint64_t count = tail.block - first + 1;
+  const uint64_t end = offset + from.size();
+  const Gate::Pass pass(gate_);
+  const StretchLocks::Exclusive hold(stretches_, first, count);
+  const uint32_t current = current_.load(std::memory_order_relaxed);
+  DataFile& file = *current_file_.load(std::memory_order_relaxed);
+  // Where the blocks come from matters when some of their bytes stay.
+  RunList runs;
+  const auto find_runs = [&] {
+    if (runs.size() == 0) map_->find(0, first, count, runs);
+  };
+
+  // Each split block becomes a whole one with the rest that was read; or, when it is current's
+  // already, only the part that the request covers is written.
+  std::array<WritePiece, 3> pieces;
+  size_t piece_count = 0;
+  uint64_t middle_begin = offset;
+  uint64_t middle_end = end;
+  const auto merge = [&](Edge& edge) {
+    if (!edge.is_split) return true;
+    find_runs();
+    const uint32_t source = runs[&edge == &head ? 0 : runs.size() - 1].source;
+    const uint64_t begin = edge.block * kBlockBytes;
+    if (source == current) {
+      if (write_alignment_ == 1) return true;
+      file.object->read(begin, edge.data);
+    } else if (source != edge.source) {
+      return false;
+    }
+    const uint64_t from_byte = std::max(begin, offset);
+    const uint64_t to_byte = std::min(begin + kBlockBytes, end);
+    std::memcpy(edge.data.data() + (from_byte - begin), from.data() + (from_byte - offset),
+                to_byte - from_byte);
+    pieces[piece_count++] = {file.object.get(), begin, edge.data};
+    if (from_byte == offset) middle_begin = to_byte;
+    if (to_byte == end) middle_end = std::max(middle_begin, from_byte);
+    return true;
+  };
+  if (!merge(head) || !merge(tail)) return false;
+  if (middle_begin < middle_end)
+    pieces[piece_count++] = {file.object.get(), middle_begin,
+                             from.subspan(middle_begin - offset, middle_end - middle_begin)};
+  try {
+    if (piece_count == 1) {
+      file.object->write(pieces[0].offset, pieces[0].from);
+    } else {
+      backend_.write_batch(std::span(pieces).first(piece_count));
+    }
+    file.note_write();
+    map_->assign(first, count, current, promised);
+  } catch (...) {
+    // What was written of blocks that have not become current's belongs to nobody.
+    runs.clear();
+    find_runs();
+    for (size_t i = 0; i < runs.size(); ++i)
+      if (runs[i].source != current)
+        file.object->punch(runs[i].first * kBlockBytes, runs[i].count * kBlockBytes);
+    file.note_write();
+    throw;
+  }
+  Counters::add(counters_->first_writes, count);
+  return true;
+}
+
+// --- trimming and zeroing
+
+void Volume::trim(uint64_t offset, uint64_t length, bool durable) {
+  counted(counters_->trims, &counters_->trim_bytes, length,
+          [&] { change(durable, [&] { discard(offset, length); }); });
+}
+
+void Volume::zero(uint64_t offset, uint64_t length, bool durable) {
+  counted(counters_->zeroes, &counters_->zero_bytes, length,
+          [&] { change(durable, [&] { discard(offset, length); }); });
+}
+
+void Volume::discard(uint64_t offset, uint64_t length) {
+  const uint64_t end = offset + length;
+  // The last block of a disk whose size is not a multiple of a block counts as whole.
+  const uint64_t whole_end =
+      end == size_bytes() ? blocks_of(end) : std::max(blocks_of(offset), end / kBlockBytes);
+  const uint64_t whole_begin = std::min(blocks_of(offset), whole_end);
+  if (whole_begin == whole_end) {
+    zero_part(offset, length);
+    return;
+  }
+  zero_part(offset, whole_begin * kBlockBytes - offset);
+  if (end > whole_end * kBlockBytes)
+    zero_part(whole_end * kBlockBytes, end - whole_end * kBlockBytes);
+
+  // Behind the template's end, blocks that no interval covers read as zeroes anyway.
+  for (uint64_t first = whole_begin; first < whole_end;) {
+    uint64_t stop = std::min(whole_end, (first / kRegionBlocks + 1) * kRegionBlocks);
+    if (first < template_blocks_) stop = std::min(stop, template_blocks_);
+    discard_blocks(first, stop - first);
+    first = stop;
+  }
+}
+
+// Zeroes bytes within a block or two, unless they are zero anyway.
+void Volume::zero_part(uint64_t offset, uint64_t length) {
+  static constexpr std::array<std::byte, kBlockBytes> kZeroes{};
+  while (length > 0) {
+    const uint64_t part = std::min(length, kBlockBytes - offset % kBlockBytes);
+    RunList runs;
+    map_->find(0, first_block(offset), 1, runs);
+    if (!reads_as_hole(runs[0])) write_range(offset, Bytes(kZeroes).first(part));
+    offset += part;
+    length -= part;
+  }
+}
+
+// Makes blocks of one region read as zeroes and gives back the space of current's own among them.
+void Volume::discard_blocks(uint64_t first, uint64_t count) {
+  RunList before;
+  map_->find(0, first, count, before);
+  if (before.size() == 1 && reads_as_hole(before[0])) return;
+  if (map_->must_commit()) map_->commit();
+
+  uint64_t promised = 1;
+  map_->promise(promised, map_->frees_cells(before) ? Reserve::kTrims : Reserve::kNone);
+  try {
+    const Gate::Pass pass(gate_);
+    const StretchLocks::Exclusive hold(stretches_, first, count);
+    const uint32_t current = current_.load(std::memory_order_relaxed);
+    DataFile& file = *current_file_.load(std::memory_order_relaxed);
+    RunList runs;
+    map_->find(0, first, count, runs);
+    // The holes come first: a cell that could not be punched would belong to nobody.
+    for (size_t i = 0; i < runs.size(); ++i) {
+      if (runs[i].source != current) continue;
+      file.object->punch(runs[i].first * kBlockBytes, runs[i].count * kBlockBytes);
+      file.note_write();
+    }
+    map_->assign(first, count, first < template_blocks_ ? kSourceZero : kSourceUnmapped, promised);
+  } catch (...) {
+    map_->withdraw(promised);
+    throw;
+  }
+  map_->withdraw(promised);
+}
+
+}  // namespace tplstore

@@ -1,0 +1,188 @@
+// How a volume gives space back: one thread at a time, in slices.
+//
+//   sweeping    after a crash, current's file may have cells whose updates were never committed.
+//               Region by region, what is allocated is compared with the map.
+//   collecting  versions whose readers have gone are hidden, and hidden ones that nothing needs are
+//               taken out of the map.
+//   punching    free ranges whose decision is durable, when the requests that may have looked them
+//               up have ended. Holes are synced before a checkpoint forgets them.
+#include <algorithm>
+#include <cerrno>
+
+#include "volume/volume.h"
+
+namespace tplstore {
+namespace {
+
+constexpr size_t kRangesAtOnce = 256;
+// How long a file that could not be punched is left alone.
+constexpr std::chrono::seconds kRetryInterval{10};
+constexpr std::chrono::seconds kReclaimSlice{1};
+constexpr std::chrono::milliseconds kHelpMax{10};
+// When writers replace cells faster than holes are punched, they help.
+constexpr size_t kRangesWaitingMax = 1 << 20;
+
+using Clock = std::chrono::steady_clock;
+
+}  // namespace
+
+bool Volume::reclaim(std::chrono::milliseconds budget) {
+  // Flattening may take hours, and upkeep has other volumes to see to.
+  const std::unique_lock guard(space_mutex_, std::try_to_lock);
+  if (!guard) return false;
+  std::exception_ptr failed;
+  const bool has_more = reclaim_for(budget, failed);
+  if (failed) std::rethrow_exception(failed);
+  return has_more;
+}
+
+void Volume::reclaim_all() {
+  std::exception_ptr failed;
+  bool has_more = true;
+  while (has_more && !environment_.stop.stop_requested()) {
+    const std::lock_guard guard(space_mutex_);
+    if (!failed) retry_punches_at_ = {};
+    has_more = reclaim_for(kReclaimSlice, failed);
+  }
+  if (failed) std::rethrow_exception(failed);
+}
+
+// With space_mutex_ held. `failed` is the first error of a file that could not be punched.
+bool Volume::reclaim_for(std::chrono::milliseconds budget, std::exception_ptr& failed) {
+  const auto deadline = Clock::now() + budget;
+  // Before a version may be taken out.
+  if (!sweep(deadline)) return true;
+  hide_left_versions();
+  while (map_->wants_collection()) {
+    map_->collect_one();
+    if (Clock::now() >= deadline) return true;
+  }
+  if (map_->wants_to_free()) map_->commit();
+  if (Clock::now() >= retry_punches_at_) {
+    map_->retry_free_ranges();
+    retry_punches_at_ = Clock::now() + kRetryInterval;
+  }
+  for (;;) {
+    const Punched punched = punch_some(deadline, failed);
+    if (punched == Punched::kNothing) return false;
+    if (punched == Punched::kNotYet || Clock::now() >= deadline) return true;
+  }
+}
+
+void Volume::help_reclaiming() {
+  if (map_->free_ranges_waiting() < kRangesWaitingMax) return;
+  if (const std::unique_lock guard(space_mutex_, std::try_to_lock); guard) {
+    std::exception_ptr failed;  // which is no business of the guest's
+    punch_some(Clock::now() + kHelpMax, failed);
+  }
+}
+
+// False when it has not come to the end.
+bool Volume::sweep(Clock::time_point deadline) {
+  while (!unswept_.empty()) {
+    const uint32_t version = unswept_.back();
+    const auto file = files_->open_for_punching(version);
+    while (file) {
+      const auto data = file->find_data(swept_bytes_);
+      if (!data) break;
+      const uint64_t region = data->offset / kRegionBytes;
+      sweep_region(version, *file, region);
+      swept_bytes_ = (region + 1) * kRegionBytes;
+      if (Clock::now() >= deadline) return false;
+    }
+    // It may be current's: a failed sync is told once, and was a flush's to hear.
+    if (file) map_->or_stop([&] { file->sync(); });
+    map_->note_swept(version);
+    unswept_.pop_back();
+    swept_bytes_ = 0;
+  }
+  return true;
+}
+
+void Volume::sweep_region(uint32_t version, Object& file, uint64_t region) {
+  const uint64_t first = region * kRegionBlocks;
+  // As a first write would: nothing is between its data and its update then. When the version has
+  // been frozen meanwhile nothing of it changes anyway.
+  const Gate::Pass pass(gate_);
+  const StretchLocks::Exclusive hold(stretches_, first, kRegionBlocks);
+  RunList runs;
+  map_->find(version, first, kRegionBlocks, runs);
+  for (size_t i = 0; i < runs.size(); ++i) {
+    if (runs[i].source == version) continue;
+    const uint64_t end = (runs[i].first + runs[i].count) * kBlockBytes;
+    for (uint64_t offset = runs[i].first * kBlockBytes; offset < end;) {
+      const auto data = file.find_data(offset);
+      if (!data || data->offset >= end) break;
+      const uint64_t begin = std::max(offset, round_down(data->offset, kBlockBytes));
+      const uint64_t stop = std::min(end, round_up(data->offset + data->length, kBlockBytes));
+      file.punch(begin, stop - begin);
+      offset = stop;
+    }
+  }
+}
+
+// Waits until the deadline for requests that were there before: one that hangs holds up its own
+// volume only. A file that cannot be punched keeps no other from it: what of it was to be punched
+// is put aside.
+Volume::Punched Volume::punch_some(Clock::time_point deadline, std::exception_ptr& failed) {
+  const std::vector<FreeRange> ranges = map_->take_free_ranges(kRangesAtOnce);
+  if (ranges.empty()) return Punched::kNothing;
+  std::set<uint32_t> put_aside;
+  try {
+    if (!epochs_.wait_for_requests_until(deadline)) {
+      map_->give_back_free_ranges();
+      return Punched::kNotYet;
+    }
+    for (size_t i = 0; i < ranges.size();) {
+      const uint32_t version = ranges[i].source;
+      const size_t begin = i;
+      while (i < ranges.size() && ranges[i].source == version) ++i;
+      try {
+        punch_file(version, std::span(ranges).subspan(begin, i - begin));
+      } catch (...) {
+        if (!failed) failed = std::current_exception();
+        put_aside.insert(version);
+      }
+      // Not earlier: a checkpoint may come in between, and sync the file as it is then.
+      const std::lock_guard guard(punched_mutex_);
+      punched_.insert(version);
+    }
+  } catch (...) {
+    map_->give_back_free_ranges();
+    throw;
+  }
+  map_->finish_free_ranges(put_aside);
+  return Punched::kSome;
+}
+
+void Volume::punch_file(uint32_t version, std::span<const FreeRange> ranges) {
+  if (ranges[0].is_whole_file()) {
+    files_->remove(version);
+    return;
+  }
+  // A file that occupies nothing may still have cells: of zeroes, that a copy has made holes of.
+  const auto file = files_->open_for_punching(version);
+  if (!file) return;
+  for (const FreeRange& range : ranges)
+    file->punch(range.first * kBlockBytes, uint64_t{range.count} * kBlockBytes);
+}
+
+void Volume::sync_holes() {
+  std::set<uint32_t> punched;
+  {
+    const std::lock_guard guard(punched_mutex_);
+    punched.swap(punched_);
+  }
+  try {
+    for (const uint32_t version : punched)
+      if (const auto file = files_->open_for_punching(version))
+        map_->or_stop([&] { file->sync(); });
+    if (!punched.empty()) backend_.sync_folder(folder_);
+  } catch (...) {
+    const std::lock_guard guard(punched_mutex_);
+    punched_.merge(punched);
+    throw;
+  }
+}
+
+}  // namespace tplstore

@@ -25,8 +25,8 @@
 #include <unordered_set>
 
 #include "base/host.h"
-#include "base/names.h"
 #include "base/text.h"
+#include "base/units.h"
 #include "control/server.h"
 #include "store/store.h"
 

@@ -145,17 +145,17 @@ ON_EVERY_BACKEND("an object has the size of its last byte, and reads as zeroes b
   }
 }
 
-ON_EVERY_BACKEND("stretch grows and never shrinks", Fixture) {
+ON_EVERY_BACKEND("grow never shrinks", Fixture) {
   Fixture fixture;
   auto object = fixture.backend.create("a/data.1", 8192);
   object->write(0, pattern(8192, 1));
-  object->stretch(100);
+  object->grow(100);
   CHECK(object->size_bytes() == 8192);
-  object->stretch(uint64_t{1} << 30);
+  object->grow(uint64_t{1} << 30);
   CHECK(object->size_bytes() == uint64_t{1} << 30);
   CHECK(object->allocated_bytes() < (1 << 20));
   CHECK(read_all(*object, 0, 8192) == pattern(8192, 1));
-  CHECK(error_code([&] { object->stretch(UINT64_MAX); }) == EFBIG);
+  CHECK(error_code([&] { object->grow(UINT64_MAX); }) == EFBIG);
   CHECK(error_code([&] { fixture.backend.create("a/data.2", UINT64_MAX); }) == EFBIG);
   CHECK(fixture.backend.list("a") == Names{"data.1"});
 }
@@ -224,7 +224,7 @@ ON_EVERY_BACKEND("data is found where it was written, synced or not, and not in 
     CHECK(punched[1].offset == 33 * kMiB + kMiB / 2);
     CHECK(punched[1].length == kMiB / 2);
     object->punch(0, round_up(kSize, kBlockBytes));
-    object->stretch(2 * kSize);
+    object->grow(2 * kSize);
     CHECK_FALSE(fixture.backend.open(name, Access::kRead)->find_data(0));
   }
 }
@@ -304,7 +304,7 @@ ON_EVERY_BACKEND("opening says at once what is missing or not allowed", Fixture)
   auto reader = fixture.backend.open("a/b", Access::kRead);
   CHECK(error_code([&] { reader->write(0, pattern(1, 1)); }) == EBADF);
   CHECK(error_code([&] { reader->punch(0, 1); }) == EBADF);
-  CHECK(error_code([&] { reader->stretch(100); }) == EBADF);
+  CHECK(error_code([&] { reader->grow(100); }) == EBADF);
   reader->sync();
 }
 
@@ -586,7 +586,7 @@ ON_EVERY_BACKEND("threads that write neighbouring bytes lose none of them", Fixt
     threads.emplace_back([&, t] {
       for (int i = 0; i < 20; ++i) {
         object->write((i * kThreads + t) * kEach, pattern(kEach, t * 100 + i));
-        if (t == 0) object->stretch(i * 1500);
+        if (t == 0) object->grow(i * 1500);
         if (t == 1) object->sync();
       }
     });

@@ -70,7 +70,7 @@ class GatedObject final : public Object {
   void read(uint64_t offset, MutableBytes into) override { inner_->read(offset, into); }
   void write(uint64_t offset, Bytes from) override { inner_->write(offset, from); }
   void punch(uint64_t offset, uint64_t length) override { inner_->punch(offset, length); }
-  void stretch(uint64_t size_bytes) override { inner_->stretch(size_bytes); }
+  void grow(uint64_t size_bytes) override { inner_->grow(size_bytes); }
   void sync() override {
     gate_.pass();
     inner_->sync();

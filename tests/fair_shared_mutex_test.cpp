@@ -156,8 +156,8 @@ TEST_CASE("requests far from each other take different locks, whatever the dista
   const auto locks_of = [](uint64_t first, uint64_t count) {
     std::set<uint32_t> locks;
     uint32_t last = 0;
-    StretchLocks::Range(first, count).for_each([&](uint32_t line, uint32_t i) {
-      const uint32_t lock = line * StretchLocks::kLineLocks + i;
+    RangeLocks::Range(first, count).for_each([&](uint32_t line, uint32_t i) {
+      const uint32_t lock = line * RangeLocks::kLineLocks + i;
       // Rising, so that no two requests wait for each other.
       CHECK((locks.empty() || lock > last));
       last = lock;
@@ -178,7 +178,7 @@ TEST_CASE("requests far from each other take different locks, whatever the dista
   CHECK(locks_of(1024, 1024).size() == 128);
   for (uint64_t block = 1024; block < 2048; ++block)
     CHECK(locks_of(1024, 1024).contains(*locks_of(block, 1).begin()));
-  CHECK(locks_of(0, 1 << 20).size() == StretchLocks::kLockCount);
+  CHECK(locks_of(0, 1 << 20).size() == RangeLocks::kLockCount);
 }
 
 }  // namespace tplstore

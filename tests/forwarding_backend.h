@@ -37,7 +37,7 @@ class ForwardingBackend final : public Backend {
     kRead,
     kWrite,
     kPunch,
-    kStretch,
+    kGrow,
     kSync,
     kPutNew,
     kGet,
@@ -126,8 +126,8 @@ class ForwardingBackend final : public Backend {
       if (backend_.on_punch) backend_.on_punch(name_);
       backend_.pass(Call::kPunch, name_, [&] { to_->punch(offset, length); });
     }
-    void stretch(uint64_t size_bytes) override {
-      backend_.pass(Call::kStretch, name_, [&] { to_->stretch(size_bytes); });
+    void grow(uint64_t size_bytes) override {
+      backend_.pass(Call::kGrow, name_, [&] { to_->grow(size_bytes); });
     }
     void sync() override {
       backend_.pass(Call::kSync, name_, [&] { to_->sync(); });

@@ -31,7 +31,7 @@ struct Fixture {
     auto log = MapLog::open(backend, "v", uuid, 1, Access::kWrite);
     LogPosition end{};
     scan(*log, end);
-    log->begin_life(end);
+    log->start_writing(end);
     return log;
   }
 };
@@ -53,7 +53,7 @@ TEST_CASE("frames that a former life left behind the end of the log are no part 
   ByteVector left;
   {
     const auto log = MapLog::create(f.backend, "v", f.uuid, 1);
-    log->begin_life(MapLog::start());
+    log->start_writing(MapLog::start());
     begin = log->position().offset;
     append(*log, "abcdef");
     left = f.backend.content(f.name);
@@ -85,7 +85,7 @@ TEST_CASE("frames that a former life left behind the end of the log are no part 
 TEST_CASE("a log that lost its end is damaged, and no shorter one") {
   Fixture f;
   const auto log = MapLog::create(f.backend, "v", f.uuid, 1);
-  log->begin_life(MapLog::start());
+  log->start_writing(MapLog::start());
   const uint64_t begin = log->position().offset;
   append(*log, "abc");
   log->sync();
@@ -102,7 +102,7 @@ TEST_CASE("damage to the frame that a life began with is told when something fol
   Fixture f;
   {
     const auto log = MapLog::create(f.backend, "v", f.uuid, 1);
-    log->begin_life(MapLog::start());
+    log->start_writing(MapLog::start());
     append(*log, "a");
   }
   const auto log = f.next_life();
@@ -119,7 +119,7 @@ TEST_CASE("lives that write nothing take no space, and what they follow stays") 
   Fixture f;
   {
     const auto log = MapLog::create(f.backend, "v", f.uuid, 1);
-    log->begin_life(MapLog::start());
+    log->start_writing(MapLog::start());
     append(*log, "ab");
     log->sync();
   }
@@ -138,11 +138,11 @@ TEST_CASE("a hole behind the end of the log is not looked through") {
   Fixture f;
   {
     const auto log = MapLog::create(f.backend, "v", f.uuid, 1);
-    log->begin_life(MapLog::start());
+    log->start_writing(MapLog::start());
     append(*log, "ab");
     log->sync();
   }
-  f.backend.open(f.name, Access::kWrite)->stretch(uint64_t{8} << 40);
+  f.backend.open(f.name, Access::kWrite)->grow(uint64_t{8} << 40);
   CHECK(f.letters() == "ab");
 }
 

@@ -177,7 +177,7 @@ TEST_CASE("growth is kept or lost, and what stuck behind a lost end is gone") {
   object->sync();
   backend.sync_folder("v");
   object->write(100, filled(1000, 2));
-  object->stretch(5000);
+  object->grow(5000);
   std::set<uint64_t> sizes;
   for (uint64_t seed = 0; seed < kSeeds; ++seed) {
     auto after = crash_at_end(backend, Crash::kRandom, seed);
@@ -185,7 +185,7 @@ TEST_CASE("growth is kept or lost, and what stuck behind a lost end is gone") {
     const uint64_t size = reopened->size_bytes();
     sizes.insert(size);
     CHECK(read_all(*reopened, 0, 100) == filled(100, 1));
-    reopened->stretch(10'000);
+    reopened->grow(10'000);
     CHECK(read_all(*reopened, size, 5000) == filled(5000, 0));
   }
   CHECK(sizes == std::set<uint64_t>{100, 1100, 5000});

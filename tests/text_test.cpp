@@ -7,7 +7,7 @@
 #include <random>
 
 #include "base/error.h"
-#include "base/names.h"
+#include "base/units.h"
 #include "control/json_output.h"
 #include "progress.h"
 #include "table.h"

@@ -413,13 +413,13 @@ TEST_CASE("the log stays small while versions come and go") {
   const Uuid uuid = random_uuid();
   VolumeMap::create(backend, "v", uuid, uint64_t{1} << 40);
   const auto map = VolumeMap::open(backend, "v", uuid, Access::kWrite);
-  map->begin_life([] {}, [] {});
+  map->start_writing([] {}, [] {});
   Random random(test_seed());
   const auto write = [&](uint64_t block) {
-    uint64_t promised = 1;
-    map->promise(promised);
-    map->assign(block, 1, map->current(), promised);
-    map->withdraw(promised);
+    uint64_t reserved = 1;
+    map->reserve(reserved);
+    map->assign(block, 1, map->current(), reserved);
+    map->release(reserved);
   };
   const auto upkeep = [&] {
     map->commit();
@@ -437,10 +437,10 @@ TEST_CASE("the log stays small while versions come and go") {
   const uint64_t base_bytes = map->stats().log_bytes;
   uint64_t largest = 0;
   for (int i = 0; i < 400; ++i) {
-    map->promise(VolumeMap::kFreezeRecords);
+    map->reserve(VolumeMap::kFreezeRecords);
     const uint32_t frozen = map->freeze({});
     for (int j = 0; j < 300; ++j) write(random.below(64 * kRegionBlocks));
-    map->promise(1, Reserve::kDeletions);
+    map->reserve(1, Reserve::kDeletions);
     map->hide({frozen});
     if (i % 4 == 0) map->checkpoint();
     upkeep();

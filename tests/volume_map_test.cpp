@@ -19,7 +19,7 @@ class MapUnderTest {
   }
   void open() {
     map_ = VolumeMap::open(front_, "v", uuid_, Access::kWrite);
-    map_->begin_life([] {}, [] {});
+    map_->start_writing([] {}, [] {});
   }
   void reopen() {
     map_->close();
@@ -27,14 +27,14 @@ class MapUnderTest {
     open();
   }
   void assign(uint64_t first, uint64_t count, uint32_t source) {
-    uint64_t promised = VolumeMap::records_for(first, count);
-    map_->promise(promised);
-    map_->assign(first, count, source, promised);
-    map_->withdraw(promised);
+    uint64_t reserved = VolumeMap::records_for(first, count);
+    map_->reserve(reserved);
+    map_->assign(first, count, source, reserved);
+    map_->release(reserved);
   }
   void write(uint64_t first, uint64_t count = 1) { assign(first, count, map_->current()); }
   uint32_t freeze() {
-    map_->promise(VolumeMap::kFreezeRecords);
+    map_->reserve(VolumeMap::kFreezeRecords);
     return map_->freeze({});
   }
   uint32_t source_of(uint32_t version, uint64_t block) {
@@ -227,7 +227,7 @@ TEST_CASE("after a failed sync nothing more is accepted") {
   map.backend().fail_next_sync("v/map.1", EIO);
   CHECK_THROWS_AS(map->commit(), Error);
   CHECK_THROWS_AS(map->commit(), Error);
-  CHECK_THROWS_AS(map->promise(1), Error);
+  CHECK_THROWS_AS(map->reserve(1), Error);
 }
 
 TEST_CASE("an update beyond the end of the disk, as large as it is then, is damage") {
@@ -244,7 +244,7 @@ TEST_CASE("an update beyond the end of the disk, as large as it is then, is dama
     return true;
   };
   const auto resize = [&](uint64_t blocks) {
-    map->promise(1);
+    map->reserve(1);
     map->resize(blocks * kBlockBytes);
   };
   map.write(kBlocks - 1);
@@ -257,7 +257,7 @@ TEST_CASE("an update beyond the end of the disk, as large as it is then, is dama
   SUBCASE("after it was rolled back to when it was smaller") {
     FreezeRequest request;
     request.parent = small;
-    map->promise(VolumeMap::kFreezeRecords);
+    map->reserve(VolumeMap::kFreezeRecords);
     map->freeze(request);
     map.write(kBlocks);
   }
@@ -272,7 +272,7 @@ TEST_CASE("after a failed sync of the object that names the checkpoint nothing m
   const uint64_t log_bytes = map->stats().log_bytes;
   for (int i = 0; i < 3; ++i) CHECK_THROWS_AS(map->checkpoint(), Error);
   CHECK(map->stats().log_bytes == log_bytes);
-  CHECK_THROWS_AS(map->promise(1), Error);
+  CHECK_THROWS_AS(map->reserve(1), Error);
   CHECK_THROWS_AS(map->commit(), Error);
   map.open();
   CHECK(map.source_of(0, 7) == 1);
@@ -312,7 +312,7 @@ TEST_CASE("a compaction that fails at its last step leaves the map that was ther
   map.backend().fail_reads("v/map.2", 0);
   for (uint64_t i = 0; i < 100; ++i) REQUIRE(map.source_of(0, i * 100) == 1);
   CHECK(map.source_of(0, 1) == kSourceUnmapped);
-  CHECK_THROWS_AS(map->promise(1), Error);
+  CHECK_THROWS_AS(map->reserve(1), Error);
   CHECK_THROWS_AS(map->commit(), Error);
   map.open();
   for (uint64_t i = 0; i < 100; ++i) REQUIRE(map.source_of(0, i * 100) == 1);
@@ -339,10 +339,10 @@ TEST_CASE("an update behind a record of another kind is one of its own") {
   map.write(0, 8);
   const uint32_t frozen = map.freeze();
   map.assign(0, 1, kSourceZero);
-  map->promise(1);
+  map->reserve(1);
   map->hide({frozen});
   map.assign(frozen, 1, kSourceZero);
-  map->promise(1);
+  map->reserve(1);
   map->resize(2 * kTiB);
   map.assign(2 * kTiB / kBlockBytes - 1, 1, kSourceZero);
   map->commit();

@@ -7,6 +7,7 @@
 
 #include "base/names.h"
 #include "base/text.h"
+#include "base/units.h"
 #include "control/json_output.h"
 
 namespace tplstore::tool {

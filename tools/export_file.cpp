@@ -71,7 +71,7 @@ void check_export_target(const std::string& file, const ExportOptions& options) 
 
 uint64_t export_disk(Disk& disk, const std::string& file, const ExportOptions& options) {
   check_export_target(file, options);
-  PublishedFile target(file);
+  AtomicFile target(file);
   const auto fail_interrupted = [&] {
     if (options.interrupted()) fail(EINTR, file, "interrupted: nothing was left behind");
   };

@@ -12,8 +12,8 @@
 #include <cstring>
 #include <ctime>
 
-#include "base/names.h"
 #include "base/text.h"
+#include "base/units.h"
 
 namespace tplstore::tool {
 namespace {

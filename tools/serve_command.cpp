@@ -11,7 +11,6 @@
 #include <sstream>
 
 #include "base/files.h"
-#include "base/names.h"
 #include "base/text.h"
 #include "command.h"
 

@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <filesystem>
 
-#include "base/names.h"
 #include "base/text.h"
 #include "command.h"
 #include "control/json_output.h"

@@ -5,8 +5,8 @@
 #include <algorithm>
 
 #include "base/error.h"
-#include "base/names.h"
 #include "base/text.h"
+#include "base/units.h"
 
 namespace tplstore::tool {
 

@@ -6,7 +6,7 @@
 #include <map>
 #include <vector>
 
-#include "base/names.h"
+#include "base/units.h"
 #include "table.h"
 #include "version_graph.h"
 

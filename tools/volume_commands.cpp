@@ -1,7 +1,7 @@
 // volume list, show, resize. The other commands of the group have files of their own.
 #include <cerrno>
 
-#include "base/names.h"
+#include "base/units.h"
 #include "command.h"
 #include "control/json_output.h"
 #include "table.h"

@@ -5,6 +5,7 @@
 #include "backend/layout.h"
 #include "base/names.h"
 #include "base/text.h"
+#include "base/units.h"
 #include "command.h"
 #include "control/json_output.h"
 #include "progress.h"

@@ -48,9 +48,9 @@ class Object {
   // Gives the space of the range back; it reads as zeroes afterwards. Does nothing where the
   // storage cannot do it, hence only for bytes that nothing will read.
   virtual void punch(uint64_t offset, uint64_t length) = 0;
-  // Stretches a sparse object; never shrinks it. EFBIG when the storage cannot hold that size.
-  virtual void stretch(uint64_t size_bytes) = 0;
-  // Makes what was written, punched and stretched before the call durable. Throws when that
+  // Grows a sparse object; never shrinks it. EFBIG when the storage cannot hold that size.
+  virtual void grow(uint64_t size_bytes) = 0;
+  // Makes what was written, punched and grown before the call durable. Throws when that
   // failed, now or since this Object was opened: what should have become durable may be lost then,
   // though reads go on showing it and a later sync, of another Object, says nothing.
   virtual void sync() = 0;

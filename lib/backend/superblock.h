@@ -26,12 +26,12 @@ struct SlotPrefix {
 static_assert(sizeof(SlotPrefix) == 24);
 
 template <typename T>
-class SlotPair {
+class Superblock {
   static_assert(std::is_trivially_copyable_v<T> && sizeof(T) <= kSlotBytes);
   static_assert(std::has_unique_object_representations_v<T>, "no padding, so that bytes compare");
 
  public:
-  explicit SlotPair(uint64_t magic) : magic_(magic) {}
+  explicit Superblock(uint64_t magic) : magic_(magic) {}
 
   // The newest valid slot, or nothing when both are damaged.
   std::optional<T> read(Object& object) {

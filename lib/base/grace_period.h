@@ -17,11 +17,11 @@
 
 namespace tplstore {
 
-class RequestEpochs {
+class GracePeriod {
  public:
   class Request {
    public:
-    explicit Request(RequestEpochs& epochs)
+    explicit Request(GracePeriod& epochs)
         : count_(epochs.lines_[line_of_thread()].active[epochs.set_.load()]) {
       count_.fetch_add(1);
     }

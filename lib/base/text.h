@@ -18,6 +18,8 @@ namespace tplstore {
 std::string printable(std::string_view text);
 // The same for text that we have laid out in lines ourselves: newlines stay.
 std::string printable_lines(std::string_view text);
+// For a message about a name that was typed or sent: printable, and cut after 160 characters.
+std::string excerpt(std::string_view text);
 
 // The first `count` characters of printable text, of which a terminal shows each in one column.
 std::string first_characters(std::string_view text, size_t count);

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <map>
 
-#include "base/names.h"
+#include "base/units.h"
 
 namespace tplstore {
 namespace {

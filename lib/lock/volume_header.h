@@ -57,7 +57,7 @@ static_assert(sizeof(VolumeHeader) == 624 && offsetof(VolumeHeader, size_bytes) 
 // The volume reads files of others (FORMAT.md, "Forks").
 inline constexpr uint64_t kFeatureFork = 1;
 
-using HeaderSlots = SlotPair<VolumeHeader>;
+using HeaderSlots = Superblock<VolumeHeader>;
 
 std::string header_name(const std::string& folder);
 std::string lock_name(const std::string& folder);     // held by who has the volume for writing

@@ -8,7 +8,7 @@
 
 #include "backend/object_name.h"
 #include "base/host.h"
-#include "base/names.h"
+#include "base/units.h"
 
 namespace tplstore {
 namespace {

@@ -67,9 +67,9 @@ void VolumeMap::plan_dirty(TreeWriter& writer, Node* node, TreeWriter::Place pla
 }
 
 // The word of a root that was planned, or needed no writing.
-uint64_t VolumeMap::root_word(const TreeWriter& writer, const Slot& root) {
+uint64_t VolumeMap::root_word(const TreeWriter& writer, const NodeRef& root) {
   if (!root.is_node() || !root.node()->is_dirty) return root.disk_word();
-  return Slot::of_address(writer.planned(root.node())->address).disk_word();
+  return NodeRef::of_address(writer.planned(root.node())->address).disk_word();
 }
 
 // Writes a group's rows in place of those that were written before; the bytes by which the log's
@@ -158,7 +158,7 @@ void VolumeMap::checkpoint_locked() {
   std::map<uint32_t, NodeAddress> groups;
   uint64_t live_bytes = 0;
   try {
-    const auto plan_root = [&](const Slot& root) {
+    const auto plan_root = [&](const NodeRef& root) {
       if (root.is_node() && root.node()->is_dirty) plan_dirty(writer, root.node(), {});
     };
     for (const auto& [number, version] : snapshot.unwritten) plan_root(version.root);
@@ -176,7 +176,7 @@ void VolumeMap::checkpoint_locked() {
         live_bytes -= std::min(live_bytes, written.node->address.length());
     std::map<uint32_t, VersionRecord> rows = snapshot.rows;
     for (auto& [number, row] : rows)
-      Slot::from_disk(root_word(writer, row.root), kPageLevels, row.root);
+      NodeRef::from_disk(root_word(writer, row.root), kPageLevels, row.root);
     for (const uint32_t group : snapshot.dirty_groups)
       live_bytes += write_group(*log_, group, snapshot.current.number, rows, groups);
     const uint64_t offset = write_checkpoint_frame(
@@ -199,8 +199,8 @@ void VolumeMap::checkpoint_locked() {
   for (const auto& [number, version] : snapshot.unwritten) {
     VersionRecord* record = table_.find(number);
     if (record == nullptr) continue;
-    Slot& root = record->root;
-    if (root.is_node() && !root.node()->is_dirty) root = Slot::of_address(root.node()->address);
+    NodeRef& root = record->root;
+    if (root.is_node() && !root.node()->is_dirty) root = NodeRef::of_address(root.node()->address);
   }
   table_.groups() = std::move(groups);
   live_bytes_ = live_bytes;

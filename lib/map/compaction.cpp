@@ -60,21 +60,21 @@ class VolumeMap::Compaction {
 
   // A tree, in the old log and memory, and the word of its root in the new log.
   struct Tree {
-    Slot root;
+    NodeRef root;
     uint64_t word = 0;
   };
 
   void add_versions();
-  uint64_t write(const Slot& root, const Tree& base);
-  uint64_t plan(TreeWriter& writer, const Slot& slot, const Slot& base, uint64_t base_word,
+  uint64_t write(const NodeRef& root, const Tree& base);
+  uint64_t plan(TreeWriter& writer, const NodeRef& slot, const NodeRef& base, uint64_t base_word,
                 uint32_t level, uint32_t index, TreeWriter::Place place,
                 TreeWriter::PlannedPage** root);
   // What the tree in memory becomes in the new log.
   struct Relocation {
-    std::vector<std::pair<Slot*, Slot>> slots;
+    std::vector<std::pair<NodeRef*, NodeRef>> slots;
     std::vector<std::pair<Node*, NodeAddress>> nodes;
   };
-  void plan_relocation(Relocation& to, Slot& slot, const Slot& base, uint64_t base_word,
+  void plan_relocation(Relocation& to, NodeRef& slot, const NodeRef& base, uint64_t base_word,
                        uint32_t level, uint32_t index);
   uint64_t write_checkpoint(Snapshot& snapshot, std::map<uint32_t, NodeAddress>& groups);
   void switch_over();
@@ -93,9 +93,9 @@ class VolumeMap::Compaction {
 
 namespace {
 
-Slot slot_of_word(uint64_t word, uint32_t level) {
-  Slot slot;
-  ensure(Slot::from_disk(word, level, slot), "a word that was written can be read");
+NodeRef slot_of_word(uint64_t word, uint32_t level) {
+  NodeRef slot;
+  ensure(NodeRef::from_disk(word, level, slot), "a word that was written can be read");
   return slot;
 }
 
@@ -103,13 +103,13 @@ Slot slot_of_word(uint64_t word, uint32_t level) {
 
 // Plans what of a tree is not in `base`. Returns the word of the slot, or 0 when the writer fills
 // it in (or, for a root, gives the planned page through `root`).
-uint64_t VolumeMap::Compaction::plan(TreeWriter& writer, const Slot& slot, const Slot& base,
+uint64_t VolumeMap::Compaction::plan(TreeWriter& writer, const NodeRef& slot, const NodeRef& base,
                                      uint64_t base_word, uint32_t level, uint32_t index,
                                      TreeWriter::Place place, TreeWriter::PlannedPage** root) {
   if (old_reader_.is_same(slot, base)) return base_word;
   if (!slot.is_node() && !slot.is_address()) return slot.disk_word();
-  const Slot base_slot = slot_of_word(base_word, level);
-  const Slot node = old_reader_.loaded(slot, level, index);
+  const NodeRef base_slot = slot_of_word(base_word, level);
+  const NodeRef node = old_reader_.loaded(slot, level, index);
   if (level == 0) {
     const auto* leaf = static_cast<Leaf*>(node.node());
     const NodeAddress below = base_slot.is_address() ? base_slot.address() : NodeAddress{};
@@ -129,19 +129,19 @@ uint64_t VolumeMap::Compaction::plan(TreeWriter& writer, const Slot& slot, const
   return 0;
 }
 
-uint64_t VolumeMap::Compaction::write(const Slot& root, const Tree& base) {
+uint64_t VolumeMap::Compaction::write(const NodeRef& root, const Tree& base) {
   TreeWriter writer(*fresh_);
   TreeWriter::PlannedPage* planned = nullptr;
   const uint64_t word = plan(writer, root, base.root, base.word, kPageLevels, 0, {}, &planned);
   if (planned == nullptr) return word;
   writer.finish();
   live_bytes_ += writer.written_bytes();
-  return Slot::of_address(planned->address).disk_word();
+  return NodeRef::of_address(planned->address).disk_word();
 }
 
 // Writes the versions that were not written yet, parents before children.
 void VolumeMap::Compaction::add_versions() {
-  std::vector<std::tuple<uint32_t, uint32_t, Slot>> fresh;
+  std::vector<std::tuple<uint32_t, uint32_t, NodeRef>> fresh;
   {
     const std::shared_lock guard(map_.mutex_);
     for (const auto& [number, version] : map_.table_.all())
@@ -160,9 +160,9 @@ void VolumeMap::Compaction::add_versions() {
 }
 
 void VolumeMap::Compaction::run() {
-  fresh_->begin_life(MapLog::start());
+  fresh_->start_writing(MapLog::start());
   for (int pass = 0; pass < kPassesMax; ++pass) {
-    Slot root;
+    NodeRef root;
     uint32_t number = 0;
     uint32_t parent = 0;
     map_.run_exclusively([&] {
@@ -217,11 +217,11 @@ void VolumeMap::Compaction::switch_over() {
   });
   std::map<uint32_t, NodeAddress> groups;
   uint64_t offset = 0;
-  uint64_t promised = 0;
+  uint64_t reserved = 0;
   try {
     offset = write_checkpoint(snapshot, groups);
-    promised = old_->reserved_bytes() + (64 << 10);
-    fresh_->reserve(promised, Reserve::kNone);
+    reserved = old_->reserved_bytes() + (64 << 10);
+    fresh_->reserve(reserved, Reserve::kNone);
     fresh_->sync();
     map_.backend_.sync_folder(map_.folder_);
   } catch (...) {
@@ -247,8 +247,8 @@ void VolumeMap::Compaction::switch_over() {
       node->replaces_own = false;
     }
     const uint64_t outstanding = old_->reserved_bytes();
-    if (outstanding > promised) fresh_->adopt_reserved(outstanding - promised);
-    if (outstanding < promised) fresh_->unreserve(promised - outstanding);
+    if (outstanding > reserved) fresh_->adopt_reserved(outstanding - reserved);
+    if (outstanding < reserved) fresh_->unreserve(reserved - outstanding);
     for (auto& [number, version] : map_.table_.all())
       version.root = slot_of_word(versions_.at(number).word, kPageLevels);
     map_.table_.groups() = std::move(groups);
@@ -264,7 +264,7 @@ void VolumeMap::Compaction::switch_over() {
 
 // Finds what gives a tree in memory, which has changed since `base` was written, its words in the
 // new log. Holds the map's lock; what it reads was written or read just now.
-void VolumeMap::Compaction::plan_relocation(Relocation& to, Slot& slot, const Slot& base,
+void VolumeMap::Compaction::plan_relocation(Relocation& to, NodeRef& slot, const NodeRef& base,
                                             uint64_t base_word, uint32_t level, uint32_t index) {
   if (!slot.is_node() && !slot.is_address()) return;
   if (slot.is_same(base)) {
@@ -274,7 +274,7 @@ void VolumeMap::Compaction::plan_relocation(Relocation& to, Slot& slot, const Sl
   ensure(!slot.is_address(), "what changed since the last pass is in memory");
   Node* node = slot.node();
   ensure(node->is_dirty, "what changed since the last pass is dirty");
-  const Slot base_slot = slot_of_word(base_word, level);
+  const NodeRef base_slot = slot_of_word(base_word, level);
   to.nodes.emplace_back(node, base_slot.is_address() ? base_slot.address() : NodeAddress{});
   if (level == 0) return;
   PageSlots base_slots;

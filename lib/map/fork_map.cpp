@@ -13,7 +13,7 @@
 #include <algorithm>
 #include <cerrno>
 
-#include "base/names.h"
+#include "base/units.h"
 #include "map/volume_map.h"
 
 namespace tplstore {
@@ -24,11 +24,11 @@ class TreeCopy {
  public:
   TreeCopy(TreeReader& reader, MapLog& to) : reader_(reader), writer_(to) {}
 
-  uint64_t copy(const Slot& root) {
+  uint64_t copy(const NodeRef& root) {
     if (root.is_empty()) return 0;
     TreeWriter::PlannedPage* page = copy_page(root, kPageLevels, 0, {});
     writer_.finish();
-    return Slot::of_address(page->address).disk_word();
+    return NodeRef::of_address(page->address).disk_word();
   }
   uint64_t blocks() const { return blocks_; }  // that do not read as zeroes
   uint64_t written_bytes() const { return writer_.written_bytes(); }
@@ -39,9 +39,9 @@ class TreeCopy {
       if (interval.source != kSourceZero) blocks_ += interval.count;
   }
 
-  TreeWriter::PlannedPage* copy_page(const Slot& slot, uint32_t level, uint32_t index,
+  TreeWriter::PlannedPage* copy_page(const NodeRef& slot, uint32_t level, uint32_t index,
                                      TreeWriter::Place place) {
-    const Slot node = reader_.loaded(slot, level, index);
+    const NodeRef node = reader_.loaded(slot, level, index);
     TreeWriter::PlannedPage* planned = writer_.add_page(place, node.node()->version, nullptr);
     const PageSlots slots = reader_.slots_of(node.node());
     for (uint32_t i = 0; i < kPageSlots; ++i) {
@@ -54,7 +54,7 @@ class TreeCopy {
         count({&interval, 1});
         planned->words[i] = slots[i].disk_word();
       } else {
-        const Slot leaf = reader_.loaded(slots[i], 0, below);
+        const NodeRef leaf = reader_.loaded(slots[i], 0, below);
         const auto intervals = static_cast<const Leaf*>(leaf.node())->intervals();
         count(intervals);
         writer_.add_leaf({planned, i}, leaf.node()->version, intervals, {}, nullptr);
@@ -73,7 +73,7 @@ class TreeCopy {
 void VolumeMap::create_fork(uint32_t version, const std::string& folder, const Uuid& fork) {
   const std::lock_guard maintenance(maintenance_mutex_);
   Snapshot snapshot;
-  Slot root;
+  NodeRef root;
   std::shared_ptr<MapLog> log;
   {
     const std::unique_lock guard(mutex_);
@@ -92,7 +92,7 @@ void VolumeMap::create_fork(uint32_t version, const std::string& folder, const U
   snapshot.current.set_own(0);
 
   const auto fresh = MapLog::create(backend_, folder, fork, 1);
-  fresh->begin_life(MapLog::start());
+  fresh->start_writing(MapLog::start());
   TreeReader reader(*log, mutex_);
   TreeCopy copy(reader, *fresh);
   const uint64_t word = copy.copy(root);
@@ -177,7 +177,7 @@ void VolumeMap::visit_foreign_cells(uint64_t begin_region, uint64_t end_region,
                                     const std::function<void(const FreeRange&)>& visit) {
   const std::lock_guard maintenance(maintenance_mutex_);
   run_removals();
-  std::vector<Slot> roots;
+  std::vector<NodeRef> roots;
   std::shared_ptr<MapLog> log;
   uint32_t base = 0;
   {
@@ -189,9 +189,9 @@ void VolumeMap::visit_foreign_cells(uint64_t begin_region, uint64_t end_region,
   }
   TreeReader reader(*log, mutex_);
   reader.walk_all(std::move(roots), begin_region, end_region,
-                  [&](uint32_t region, const std::vector<Slot>& slots) {
+                  [&](uint32_t region, const std::vector<NodeRef>& slots) {
                     std::vector<FreeRange> cells;
-                    for (const Slot& slot : slots)
+                    for (const NodeRef& slot : slots)
                       for (const Interval& interval : reader.intervals(slot, region))
                         if (interval.source != kSourceZero && interval.source <= base)
                           cells.push_back({interval.source, interval.count,

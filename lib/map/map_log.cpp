@@ -183,7 +183,7 @@ ByteVector MapLog::read_frame(uint64_t offset, FrameKind kind, LogPosition& afte
                     frame.begin() + sizeof(FrameHeader) + header.payload_bytes);
 }
 
-void MapLog::begin_life(const LogPosition& at, Reserve draws_on) {
+void MapLog::start_writing(const LogPosition& at, Reserve draws_on) {
   {
     const std::lock_guard guard(mutex_);
     tail_ = start_of_life(at);
@@ -198,8 +198,8 @@ void MapLog::begin_life(const LogPosition& at, Reserve draws_on) {
   sync();
 }
 
-// Sets what can be promised without making room. Promises made meanwhile are not lost: both sides
-// of the difference are added to, not set.
+// Sets what can be reserved without making room. Reservations made meanwhile are not lost: both
+// sides of the difference are added to, not set.
 void MapLog::count_room() {
   const uint64_t fixed = tail_.offset + frame_cost(0) + kReserveBytes + kSectorBytes;
   const int64_t total = static_cast<int64_t>(zeroed_end_) - static_cast<int64_t>(fixed);
@@ -259,7 +259,7 @@ void MapLog::adopt_reserved(uint64_t bytes) noexcept {
     const std::lock_guard guard(mutex_);
     make_room(0);
   } catch (const std::exception&) {
-    // The next promise fails, until there is room.
+    // The next reservation fails, until there is room.
   }
 }
 
@@ -272,7 +272,7 @@ uint64_t MapLog::append(FrameKind kind, Bytes payload, uint64_t reserved) {
 
   const std::lock_guard guard(mutex_);
   if (has_failed_) fail(EIO, name_, "the map log could not be written before");
-  ensure(reserved_ >= reserved, "an append ends promises that were made");
+  ensure(reserved_ >= reserved, "an append ends reservations that were made");
   const auto has_room = [&] { return tail_.offset + length + kProofBytes <= zeroed_end_; };
   try {
     if (reserved == 0 || !has_room()) make_room(length);

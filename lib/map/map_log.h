@@ -8,17 +8,17 @@
 // pass for a successor.
 //
 // The log is written ahead with zeroes, so that appending changes no file size (fdatasync stays
-// cheap) and cannot run out of space: reserve() promises space for an update before the write that
-// causes it is accepted, and kReserveBytes stay free beyond that. On a full disk, what frees cells
-// may draw on them: trims only on the first kTrimReserveBytes, so that whatever guests do the rest
-// is there for removing versions and forks, and for the open frame.
+// cheap) and cannot run out of space: reserve() sets space aside for an update before the write
+// that causes it is accepted, and kReserveBytes stay free beyond that. On a full disk, what frees
+// cells may draw on them: trims only on the first kTrimReserveBytes, so that whatever guests do the
+// rest is there for removing versions and forks, and for the open frame.
 //
 // Recovery reads until the first frame that is not valid. Anything that proves it had been durable
 // makes that damage (Error EIO), not the end of the log: a later frame that says so, a clean close
 // or a checkpoint behind it, or an object that ends too early (behind every durable frame there
 // are at least kProofBytes).
 //
-// Thread safety: all methods, once begin_life() or scan() has returned.
+// Thread safety: all methods, once start_writing() or scan() has returned.
 #pragma once
 
 #include <atomic>
@@ -34,7 +34,7 @@
 
 namespace tplstore {
 
-// How far a promise may draw on the log's reserve when the disk is full.
+// How far a reservation may draw on the log's reserve when the disk is full.
 enum class Reserve { kNone, kTrims, kDeletions };
 
 enum class FrameKind : uint16_t { kOpen = 1, kUpdates = 2, kNodes = 3, kCheckpoint = 4 };
@@ -100,16 +100,16 @@ class MapLog {
   LogPosition start_of_life(const LogPosition& at) const { return unused_open_.value_or(at); }
   // Begins to write there: zeroes what follows, writes an open frame of a new incarnation, and
   // makes it and all before it durable.
-  void begin_life(const LogPosition& at, Reserve draws_on = Reserve::kDeletions);
+  void start_writing(const LogPosition& at, Reserve draws_on = Reserve::kDeletions);
 
-  // Promises that `bytes` more of update records can be appended; ENOSPC.
+  // From then on `bytes` more of update records can be appended; ENOSPC.
   void reserve(uint64_t bytes, Reserve draws_on);
   void unreserve(uint64_t bytes);
   uint64_t reserved_bytes() const;
-  // Promises what another log had promised, whether there is room or not: what cannot be appended
+  // Reserves what another log had reserved, whether there is room or not: what cannot be appended
   // then says so.
   void adopt_reserved(uint64_t bytes) noexcept;
-  // Appends a frame; `reserved` bytes of promises end with it. Returns the payload's offset.
+  // Appends a frame; `reserved` bytes of reservations end with it. Returns the payload's offset.
   uint64_t append(FrameKind kind, Bytes payload, uint64_t reserved);
   // Makes all that was appended before the call durable.
   void sync();
@@ -140,8 +140,8 @@ class MapLog {
   uint64_t durable_ = 0;
   uint64_t zeroed_end_ = 0;
   bool has_failed_ = false;
-  int64_t total_room_ = 0;  // room_ and what is promised together
-  // Also changed without the mutex: what is promised, and what more may be without making room.
+  int64_t total_room_ = 0;  // room_ and what is reserved together
+  // Also changed without the mutex: what is reserved, and what more may be without making room.
   std::atomic<uint64_t> reserved_{0};
   std::atomic<int64_t> room_{0};
 };

@@ -37,30 +37,30 @@ NodeAddress NodeAddress::make(uint64_t offset, uint64_t length) {
   return {length / 8 << 48 | offset / 8};
 }
 
-Slot::Slot(const Slot& other) : word_(other.word_) {
+NodeRef::NodeRef(const NodeRef& other) : word_(other.word_) {
   if (is_node()) retain(node());
 }
 
-void Slot::release() {
+void NodeRef::release() {
   if (is_node()) tplstore::release(node());
 }
 
-Slot Slot::of_interval(const Interval& interval) {
-  return Slot(kIntervalTag | uint64_t{interval.first} << 32 | uint64_t{interval.count - 1u} << 42 |
-              interval.source);
+NodeRef NodeRef::of_interval(const Interval& interval) {
+  return NodeRef(kIntervalTag | uint64_t{interval.first} << 32 |
+                 uint64_t{interval.count - 1u} << 42 | interval.source);
 }
 
-Slot Slot::of_address(NodeAddress address) { return Slot(kAddressTag | address.word); }
+NodeRef NodeRef::of_address(NodeAddress address) { return NodeRef(kAddressTag | address.word); }
 
-Slot Slot::adopt(Node* node) { return Slot(reinterpret_cast<uint64_t>(node)); }
+NodeRef NodeRef::adopt(Node* node) { return NodeRef(reinterpret_cast<uint64_t>(node)); }
 
-Interval Slot::interval() const {
+Interval NodeRef::interval() const {
   return {static_cast<uint16_t>(word_ >> 32 & 1023),
           static_cast<uint16_t>((word_ >> 42 & 1023) + 1), static_cast<uint32_t>(word_)};
 }
 
-bool Slot::from_disk(uint64_t word, uint32_t level, Slot& into) {
-  Slot slot;
+bool NodeRef::from_disk(uint64_t word, uint32_t level, NodeRef& into) {
+  NodeRef slot;
   slot.word_ = word & (kIntervalTag | kAddressTag) ? word : 0;  // never a pointer from disk
   if (slot.word_ != word) return false;
   bool is_good = true;
@@ -74,13 +74,13 @@ bool Slot::from_disk(uint64_t word, uint32_t level, Slot& into) {
   return is_good;
 }
 
-uint64_t Slot::disk_word() const {
+uint64_t NodeRef::disk_word() const {
   if (!is_node()) return word_;
   ensure(!node()->is_dirty, "a slot goes to disk after the node it leads to");
   return kAddressTag | node()->address.word;
 }
 
-bool Slot::is_clean() const { return !node()->is_dirty; }
+bool NodeRef::is_clean() const { return !node()->is_dirty; }
 
 uint64_t node_memory_bytes() { return memory_bytes.load(std::memory_order_relaxed); }
 
@@ -215,8 +215,8 @@ uint64_t encode_page(Encoder& to, uint64_t seed, uint32_t index, uint32_t versio
   uint64_t expected = 0;
   for (const uint64_t word : slot_words) {
     if (word == 0) continue;
-    Slot slot;
-    ensure(Slot::from_disk(word, level - 1, slot), "a page's slots can be read");
+    NodeRef slot;
+    ensure(NodeRef::from_disk(word, level - 1, slot), "a page's slots can be read");
     if (slot.is_interval()) {
       const Interval interval = slot.interval();
       to.put_varint(uint64_t{interval.source} << 1 | 1);
@@ -287,25 +287,25 @@ void decode_page(Decoder& body, uint32_t count, Page& into) {
     if ((present >> i & 1) == 0) continue;
     const uint64_t tagged = body.take_varint();
     const uint64_t second = body.take_varint();
-    Slot slot;
+    NodeRef slot;
     if ((tagged & 1) != 0) {
       const uint64_t last = body.take_varint();
       const uint64_t blocks = last + 1;
       const bool is_good =
           tagged >> 1 < kSourceUnmapped && second < kRegionBlocks && last < kRegionBlocks - second;
       if (!is_good) impossible();
-      slot = Slot::of_interval({static_cast<uint16_t>(second), static_cast<uint16_t>(blocks),
-                                static_cast<uint32_t>(tagged >> 1)});
+      slot = NodeRef::of_interval({static_cast<uint16_t>(second), static_cast<uint16_t>(blocks),
+                                   static_cast<uint32_t>(tagged >> 1)});
     } else {
       const uint64_t offset = expected + static_cast<uint64_t>(unzigzag(tagged >> 1));
       const bool is_good =
           offset < uint64_t{1} << 48 && second < uint64_t{1} << 12 && second * 8 >= kNodeBytesMin;
       if (!is_good) impossible();
-      slot = Slot::of_address(NodeAddress::make(offset * 8, second * 8));
+      slot = NodeRef::of_address(NodeAddress::make(offset * 8, second * 8));
       expected = offset + second;
     }
     // Checked like a word that was read.
-    if (!Slot::from_disk(slot.disk_word(), into.level - 1u, into.slots[i]) ||
+    if (!NodeRef::from_disk(slot.disk_word(), into.level - 1u, into.slots[i]) ||
         into.slots[i].is_empty())
       impossible();
   }

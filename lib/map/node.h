@@ -1,8 +1,8 @@
 // Nodes of the map: leaves (the intervals of one region) and pages (64 slots to the level below),
 // in memory and as bytes in the map log.
 //
-// A Slot is the 8-byte reference from a page (or a version's root) to what is below it: nothing, a
-// region that is one interval, the address of a node in the map log, or a node in memory. The
+// A NodeRef is the 8-byte reference from a page (or a version's root) to what is below it: nothing,
+// a region that is one interval, the address of a node in the map log, or a node in memory. The
 // first three are the same word in memory and on disk. Nodes in memory are shared by reference
 // count between the trees that have them in common. A node that more than one reference leads to
 // is never changed, but copied, except that its slots may be loaded and evicted.
@@ -43,22 +43,22 @@ struct NodeAddress {
 
 struct Node;
 
-class Slot {
+class NodeRef {
  public:
-  Slot() = default;
-  Slot(const Slot& other);
-  Slot(Slot&& other) noexcept : word_(std::exchange(other.word_, 0)) {}
-  Slot& operator=(Slot other) noexcept {
+  NodeRef() = default;
+  NodeRef(const NodeRef& other);
+  NodeRef(NodeRef&& other) noexcept : word_(std::exchange(other.word_, 0)) {}
+  NodeRef& operator=(NodeRef other) noexcept {
     std::swap(word_, other.word_);
     return *this;
   }
-  ~Slot() { release(); }
+  ~NodeRef() { release(); }
 
-  static Slot of_interval(const Interval& interval);
-  static Slot of_address(NodeAddress address);
-  static Slot adopt(Node* node);  // takes over the caller's reference
+  static NodeRef of_interval(const Interval& interval);
+  static NodeRef of_address(NodeAddress address);
+  static NodeRef adopt(Node* node);  // takes over the caller's reference
   // From disk: false when the word is none of what may stand there.
-  static bool from_disk(uint64_t word, uint32_t level, Slot& into);
+  static bool from_disk(uint64_t word, uint32_t level, NodeRef& into);
 
   bool is_empty() const { return word_ == 0; }
   bool is_interval() const { return (word_ & kIntervalTag) != 0; }
@@ -71,21 +71,21 @@ class Slot {
   uint64_t disk_word() const;
   // Equal for slots that lead to the same for sure: an address, or a clean node that has it.
   uint64_t key() const { return is_node() && !is_clean() ? word_ : disk_word(); }
-  bool is_same(const Slot& other) const { return word_ == other.word_ || key() == other.key(); }
-  bool operator==(const Slot& other) const { return word_ == other.word_; }
+  bool is_same(const NodeRef& other) const { return word_ == other.word_ || key() == other.key(); }
+  bool operator==(const NodeRef& other) const { return word_ == other.word_; }
   // Drops the word without dropping the reference, which somebody else has ended.
   void forget() { word_ = 0; }
 
  private:
   static constexpr uint64_t kIntervalTag = uint64_t{1} << 63;
   static constexpr uint64_t kAddressTag = uint64_t{1} << 62;
-  explicit Slot(uint64_t word) : word_(word) {}
+  explicit NodeRef(uint64_t word) : word_(word) {}
   void release();
   bool is_clean() const;
 
   uint64_t word_ = 0;
 };
-static_assert(sizeof(Slot) == 8);
+static_assert(sizeof(NodeRef) == 8);
 
 // What leaves and pages have in common.
 struct Node {
@@ -117,7 +117,7 @@ struct Leaf : Node {
 };
 
 struct Page : Node {
-  std::array<Slot, kPageSlots> slots;
+  std::array<NodeRef, kPageSlots> slots;
 
   using Node::Node;
 };

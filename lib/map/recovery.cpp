@@ -4,6 +4,7 @@
 #include <charconv>
 
 #include "base/names.h"
+#include "base/units.h"
 #include "map/volume_map.h"
 
 namespace tplstore {
@@ -18,7 +19,7 @@ std::string pointer_name(const std::string& folder) { return folder + "/map"; }
 void VolumeMap::create(Backend& backend, const std::string& folder, const Uuid& volume,
                        uint64_t size_bytes) {
   const auto log = MapLog::create(backend, folder, volume, 1);
-  log->begin_life(MapLog::start());
+  log->start_writing(MapLog::start());
   Snapshot snapshot;
   snapshot.current.number = 1;
   snapshot.current.created_ns = now_unix_ns();
@@ -38,7 +39,7 @@ void VolumeMap::write_first_pointer(Backend& backend, const std::string& folder,
   pointer.checkpoint_offset = checkpoint_offset;
   pointer.clean_sequence = log.position().sequence;
   const auto object = backend.create(pointer_name(folder), 0);
-  object->write(0, SlotPair<MapPointer>(kMapPointerMagic).initial(pointer));
+  object->write(0, Superblock<MapPointer>(kMapPointerMagic).initial(pointer));
   object->sync();
 }
 
@@ -106,7 +107,7 @@ uint64_t VolumeMap::load_checkpoint(uint64_t offset, LogPosition& replay_from) {
   current_.foreign_blocks = record.current_foreign_blocks;
   current_.flags = record.current_flags;
   live_bytes_ = record.live_bytes;
-  if (!Slot::from_disk(record.current_root, kPageLevels, root_)) impossible();
+  if (!NodeRef::from_disk(record.current_root, kPageLevels, root_)) impossible();
   for (uint32_t i = 0; i < record.group_count; ++i) {
     const auto group = decoder.take<CheckpointGroup>();
     const NodeAddress address{group.address};
@@ -238,8 +239,8 @@ void VolumeMap::replay_freeze(uint32_t next, uint32_t parent, Decoder& decoder) 
   apply_freeze(next, body.size_bytes, body.created_ns, request);
 }
 
-void VolumeMap::begin_life(std::function<void()> sync_data, std::function<void()> sync_holes,
-                           Reserve draws_on) {
+void VolumeMap::start_writing(std::function<void()> sync_data, std::function<void()> sync_holes,
+                              Reserve draws_on) {
   sync_data_ = std::move(sync_data);
   sync_holes_ = std::move(sync_holes);
   // What was decided in the replay is as durable as the records are in a moment.
@@ -256,7 +257,7 @@ void VolumeMap::begin_life(std::function<void()> sync_data, std::function<void()
     if (!name.starts_with(kPrefix)) continue;
     if (folder_ + "/" + name != log_->name()) backend_.remove(folder_ + "/" + name);
   }
-  log_->begin_life(recovered_to_, draws_on);
+  log_->start_writing(recovered_to_, draws_on);
 }
 
 void VolumeMap::write_pointer(uint64_t checkpoint_offset, uint64_t clean_sequence) {

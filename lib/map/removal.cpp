@@ -75,7 +75,7 @@ bool VolumeMap::has_outstanding() const {
 bool VolumeMap::collect_one() {
   const std::lock_guard maintenance(maintenance_mutex_);
   run_removals();
-  Promise record(*this, 1, Reserve::kDeletions);
+  LogReservation record(*this, 1, Reserve::kDeletions);
   {
     const std::unique_lock guard(mutex_);
     const std::optional<uint32_t> version = table_.collectible();

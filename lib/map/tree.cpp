@@ -10,11 +10,11 @@ uint32_t slot_index(uint64_t region, uint32_t level) {
   return static_cast<uint32_t>(region >> (6 * (level - 1)) & (kPageSlots - 1));
 }
 
-MissingNode missing(const Slot& slot, uint64_t region, uint32_t level) {
+MissingNode missing(const NodeRef& slot, uint64_t region, uint32_t level) {
   return {slot.address(), level, static_cast<uint32_t>(region >> (6 * level)), region};
 }
 
-Page* page_of(const Slot& slot) {
+Page* page_of(const NodeRef& slot) {
   ensure(slot.is_node() && !slot.node()->is_leaf(), "a page is where a page has to be");
   return static_cast<Page*>(slot.node());
 }
@@ -33,9 +33,9 @@ void note_superseded(const Node* node, uint32_t current, AssignEffect& effect) {
 }
 
 // Makes the page in `slot` one that may be changed.
-Page* writable_page(Slot& slot, uint32_t level, uint32_t current, AssignEffect& effect) {
+Page* writable_page(NodeRef& slot, uint32_t level, uint32_t current, AssignEffect& effect) {
   if (slot.is_empty()) {
-    slot = Slot::adopt(new_page(level, current, {}, true));
+    slot = NodeRef::adopt(new_page(level, current, {}, true));
     return page_of(slot);
   }
   Page* page = page_of(slot);
@@ -43,7 +43,7 @@ Page* writable_page(Slot& slot, uint32_t level, uint32_t current, AssignEffect& 
   if (is_shared(page)) {
     Page* copy = new_page(level, current, {}, true);
     copy->slots = page->slots;
-    slot = Slot::adopt(copy);
+    slot = NodeRef::adopt(copy);
     return copy;
   }
   page->is_dirty = true;
@@ -53,7 +53,7 @@ Page* writable_page(Slot& slot, uint32_t level, uint32_t current, AssignEffect& 
 }
 
 // Changes the leaf in `slot`, of which there is one in memory, by a splice.
-void change_leaf(Slot& slot, const Splice& splice, uint32_t current, AssignEffect& effect) {
+void change_leaf(NodeRef& slot, const Splice& splice, uint32_t current, AssignEffect& effect) {
   auto* leaf = static_cast<Leaf*>(slot.node());
   const bool was_dirty = leaf->is_dirty;
   const bool was_own = leaf->version == current;
@@ -65,7 +65,7 @@ void change_leaf(Slot& slot, const Splice& splice, uint32_t current, AssignEffec
     const bool replaced_own = leaf->replaces_own;
     leaf = new_leaf(leaf->intervals(), current, leaf->address, true);
     leaf->replaces_own = replaced_own && was_own;
-    slot = Slot::adopt(leaf);
+    slot = NodeRef::adopt(leaf);
   }
   if (!was_dirty) leaf->replaces_own = was_own && leaf->address;
   leaf->is_dirty = true;
@@ -73,7 +73,7 @@ void change_leaf(Slot& slot, const Splice& splice, uint32_t current, AssignEffec
   Leaf* changed = apply_splice(leaf, splice);
   if (changed != leaf) {
     // apply_splice has freed the old one and the slot's reference with it.
-    Slot fresh = Slot::adopt(changed);
+    NodeRef fresh = NodeRef::adopt(changed);
     slot.forget();
     slot = std::move(fresh);
   }
@@ -82,10 +82,10 @@ void change_leaf(Slot& slot, const Splice& splice, uint32_t current, AssignEffec
 
 }  // namespace
 
-std::optional<MissingNode> find(const Slot& root, uint64_t region, uint32_t first, uint32_t count,
-                                RunList& runs) {
+std::optional<MissingNode> find(const NodeRef& root, uint64_t region, uint32_t first,
+                                uint32_t count, RunList& runs) {
   const uint64_t base = region * kRegionBlocks;
-  const Slot* slot = &root;
+  const NodeRef* slot = &root;
   for (uint32_t level = kPageLevels; level > 0; --level) {
     if (slot->is_empty()) {
       runs.add({base + first, count, kSourceUnmapped});
@@ -110,11 +110,11 @@ std::optional<MissingNode> find(const Slot& root, uint64_t region, uint32_t firs
   return std::nullopt;
 }
 
-void assign(Slot& root, uint64_t region, uint32_t first, uint32_t count, uint32_t source,
+void assign(NodeRef& root, uint64_t region, uint32_t first, uint32_t count, uint32_t source,
             uint32_t current, AssignEffect& effect) {
   ensure(region < kRegionsMax && count > 0 && first + count <= kRegionBlocks,
          "an assignment lies within one region");
-  Slot* slot = &root;
+  NodeRef* slot = &root;
   for (uint32_t level = kPageLevels; level > 0; --level)
     slot = &writable_page(*slot, level, current, effect)->slots[slot_index(region, level)];
 
@@ -132,7 +132,7 @@ void assign(Slot& root, uint64_t region, uint32_t first, uint32_t count, uint32_
     if (slot->is_node()) {
       change_leaf(*slot, splice, current, effect);
     } else {
-      Slot fresh = Slot::adopt(new_leaf(intervals, current, {}, true));
+      NodeRef fresh = NodeRef::adopt(new_leaf(intervals, current, {}, true));
       change_leaf(fresh, splice, current, effect);
       *slot = std::move(fresh);
       ++effect.leaves_dirtied;
@@ -142,17 +142,17 @@ void assign(Slot& root, uint64_t region, uint32_t first, uint32_t count, uint32_
   // What remains fits into the slot.
   if (slot->is_node()) note_superseded(slot->node(), current, effect);
   if (left == 0) {
-    *slot = Slot();
+    *slot = NodeRef();
   } else {
     Interval last = splice.fresh[0];
     if (splice.fresh_count == 0) last = splice.begin > 0 ? intervals.front() : intervals.back();
-    *slot = Slot::of_interval(last);
+    *slot = NodeRef::of_interval(last);
   }
 }
 
-void install(Slot& root, const MissingNode& absent, Node* node) {
-  Slot loaded = Slot::adopt(node);
-  Slot* slot = &root;
+void install(NodeRef& root, const MissingNode& absent, Node* node) {
+  NodeRef loaded = NodeRef::adopt(node);
+  NodeRef* slot = &root;
   for (uint32_t level = kPageLevels; level > absent.level; --level) {
     if (!slot->is_node()) return;
     slot = &page_of(*slot)->slots[slot_index(absent.region, level)];
@@ -163,22 +163,22 @@ void install(Slot& root, const MissingNode& absent, Node* node) {
 namespace {
 
 // True when the node in the slot may go and has not been looked at since the last call.
-bool is_idle(const Slot& slot) {
+bool is_idle(const NodeRef& slot) {
   if (!slot.is_node() || slot.node()->is_dirty) return false;
   return !slot.node()->is_touched.exchange(false, std::memory_order_relaxed);
 }
 
-void let_go(Slot& slot) { slot = Slot::of_address(slot.node()->address); }
+void let_go(NodeRef& slot) { slot = NodeRef::of_address(slot.node()->address); }
 
 }  // namespace
 
-void evict(Slot& root, uint64_t& cursor, uint32_t page_count) {
+void evict(NodeRef& root, uint64_t& cursor, uint32_t page_count) {
   for (uint32_t pages = 0; pages < page_count; ++pages) {
     if (cursor >= kRegionsMax) {
       cursor = 0;
       return;
     }
-    Slot* slot = &root;
+    NodeRef* slot = &root;
     uint32_t level = kPageLevels;
     while (level > 1 && slot->is_node()) {
       slot = &page_of(*slot)->slots[slot_index(cursor, level)];
@@ -189,7 +189,7 @@ void evict(Slot& root, uint64_t& cursor, uint32_t page_count) {
     cursor = (cursor / span + 1) * span;
     if (!slot->is_node()) continue;
     bool has_nodes = false;
-    for (Slot& below : page_of(*slot)->slots) {
+    for (NodeRef& below : page_of(*slot)->slots) {
       if (is_idle(below)) let_go(below);
       has_nodes = has_nodes || below.is_node();
     }
@@ -197,12 +197,12 @@ void evict(Slot& root, uint64_t& cursor, uint32_t page_count) {
   }
 }
 
-uint64_t loaded_bytes(const Slot& slot) {
+uint64_t loaded_bytes(const NodeRef& slot) {
   if (!slot.is_node()) return 0;
   if (slot.node()->is_leaf())
     return sizeof(Leaf) + static_cast<Leaf*>(slot.node())->capacity * sizeof(Interval);
   uint64_t bytes = sizeof(Page);
-  for (const Slot& below : page_of(slot)->slots) bytes += loaded_bytes(below);
+  for (const NodeRef& below : page_of(slot)->slots) bytes += loaded_bytes(below);
   return bytes;
 }
 

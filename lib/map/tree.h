@@ -31,23 +31,23 @@ struct AssignEffect {
 };
 
 // Appends the runs of blocks [first, first + count) of `region`.
-std::optional<MissingNode> find(const Slot& root, uint64_t region, uint32_t first, uint32_t count,
-                                RunList& runs);
+std::optional<MissingNode> find(const NodeRef& root, uint64_t region, uint32_t first,
+                                uint32_t count, RunList& runs);
 
 // Gives the blocks to `source` (kSourceUnmapped takes them out) in the tree of version `current`,
 // all of which find() has just found.
-void assign(Slot& root, uint64_t region, uint32_t first, uint32_t count, uint32_t source,
+void assign(NodeRef& root, uint64_t region, uint32_t first, uint32_t count, uint32_t source,
             uint32_t current, AssignEffect& effect);
 
 // Puts a node that was loaded into its place, unless the place has changed meanwhile. Takes over
 // the reference.
-void install(Slot& root, const MissingNode& missing, Node* node);
+void install(NodeRef& root, const MissingNode& missing, Node* node);
 
 // Lets go of clean leaves and pages of up to `page_count` pages from region `cursor` on, sparing
 // those that were looked at since the last pass; moves the cursor, to 0 after the last region.
-void evict(Slot& root, uint64_t& cursor, uint32_t page_count);
+void evict(NodeRef& root, uint64_t& cursor, uint32_t page_count);
 
 // Memory of the nodes below a slot that are loaded.
-uint64_t loaded_bytes(const Slot& slot);
+uint64_t loaded_bytes(const NodeRef& slot);
 
 }  // namespace tplstore

@@ -6,9 +6,9 @@
 
 namespace tplstore {
 
-Slot TreeReader::loaded(const Slot& slot, uint32_t level, uint32_t index) {
+NodeRef TreeReader::loaded(const NodeRef& slot, uint32_t level, uint32_t index) {
   if (slot.is_node()) return slot;
-  return Slot::adopt(
+  return NodeRef::adopt(
       read_node(log_, {slot.address(), level, index, static_cast<uint64_t>(index) << (6 * level)}));
 }
 
@@ -17,14 +17,14 @@ PageSlots TreeReader::slots_of(Node* page) const {
   return static_cast<Page*>(page)->slots;
 }
 
-PageSlots TreeReader::slots_below(const Slot& slot, uint32_t level, uint32_t index) {
+PageSlots TreeReader::slots_below(const NodeRef& slot, uint32_t level, uint32_t index) {
   if (slot.is_empty()) return {};
   if (slot.is_node()) return slots_of(slot.node());
-  const Slot page = loaded(slot, level, index);
+  const NodeRef page = loaded(slot, level, index);
   return static_cast<Page*>(page.node())->slots;
 }
 
-std::vector<Interval> TreeReader::intervals(const Slot& slot, uint32_t region) {
+std::vector<Interval> TreeReader::intervals(const NodeRef& slot, uint32_t region) {
   if (slot.is_empty()) return {};
   if (slot.is_interval()) return {slot.interval()};
   if (slot.is_address()) return read_leaf(log_, slot.address(), region).intervals;
@@ -33,24 +33,24 @@ std::vector<Interval> TreeReader::intervals(const Slot& slot, uint32_t region) {
   return {intervals.begin(), intervals.end()};
 }
 
-bool TreeReader::is_same(const Slot& a, const Slot& b) const {
+bool TreeReader::is_same(const NodeRef& a, const NodeRef& b) const {
   if (a == b) return true;
   const std::shared_lock guard(mutex_);
   return a.is_same(b);
 }
 
 // Leaves one of those slots that lead to the same, and none that is empty.
-void TreeReader::remove_duplicates(std::vector<Slot>& slots) const {
+void TreeReader::remove_duplicates(std::vector<NodeRef>& slots) const {
   const std::shared_lock guard(mutex_);
-  std::erase_if(slots, [](const Slot& slot) { return slot.is_empty(); });
+  std::erase_if(slots, [](const NodeRef& slot) { return slot.is_empty(); });
   std::sort(slots.begin(), slots.end(),
-            [](const Slot& a, const Slot& b) { return a.key() < b.key(); });
+            [](const NodeRef& a, const NodeRef& b) { return a.key() < b.key(); });
   slots.erase(std::unique(slots.begin(), slots.end(),
-                          [](const Slot& a, const Slot& b) { return a.key() == b.key(); }),
+                          [](const NodeRef& a, const NodeRef& b) { return a.key() == b.key(); }),
               slots.end());
 }
 
-void TreeReader::walk_difference(const Slot& a, const Slot& b, uint32_t level, uint32_t index,
+void TreeReader::walk_difference(const NodeRef& a, const NodeRef& b, uint32_t level, uint32_t index,
                                  uint64_t begin, uint64_t end, const Visit& visit) {
   const uint64_t span = uint64_t{1} << (6 * level);  // regions below these slots
   if (index * span >= end || (index + uint64_t{1}) * span <= begin) return;
@@ -65,8 +65,8 @@ void TreeReader::walk_difference(const Slot& a, const Slot& b, uint32_t level, u
     walk_difference(below_a[i], below_b[i], level - 1, index * kPageSlots + i, begin, end, visit);
 }
 
-void TreeReader::walk_all(std::vector<Slot> slots, uint32_t level, uint32_t index, uint64_t begin,
-                          uint64_t end, const VisitAll& visit) {
+void TreeReader::walk_all(std::vector<NodeRef> slots, uint32_t level, uint32_t index,
+                          uint64_t begin, uint64_t end, const VisitAll& visit) {
   const uint64_t span = uint64_t{1} << (6 * level);
   if (index * span >= end || (index + uint64_t{1}) * span <= begin) return;
   remove_duplicates(slots);
@@ -76,21 +76,22 @@ void TreeReader::walk_all(std::vector<Slot> slots, uint32_t level, uint32_t inde
     return;
   }
   std::vector<PageSlots> pages;
-  for (const Slot& slot : slots) pages.push_back(slots_below(slot, level, index));
+  for (const NodeRef& slot : slots) pages.push_back(slots_below(slot, level, index));
   for (uint32_t i = 0; i < kPageSlots; ++i) {
-    std::vector<Slot> below;
+    std::vector<NodeRef> below;
     for (const PageSlots& page : pages) below.push_back(page[i]);
     walk_all(std::move(below), level - 1, index * kPageSlots + i, begin, end, visit);
   }
 }
 
-uint64_t TreeReader::walk_removal(const Slot& version, const Slot& successor, const Slot& ancestor,
+uint64_t TreeReader::walk_removal(const NodeRef& version, const NodeRef& successor,
+                                  const NodeRef& ancestor,
                                   const std::function<void(const Removal&)>& visit) {
   return walk_removal(version, successor, ancestor, kPageLevels, 0, visit);
 }
 
-uint64_t TreeReader::walk_removal(const Slot& version, const Slot& successor, const Slot& ancestor,
-                                  uint32_t level, uint32_t index,
+uint64_t TreeReader::walk_removal(const NodeRef& version, const NodeRef& successor,
+                                  const NodeRef& ancestor, uint32_t level, uint32_t index,
                                   const std::function<void(const Removal&)>& visit) {
   if (version.is_empty() || is_same(version, successor) || is_same(version, ancestor)) return 0;
   uint64_t garbage_bytes = 0;

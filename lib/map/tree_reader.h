@@ -20,27 +20,27 @@
 
 namespace tplstore {
 
-using PageSlots = std::array<Slot, kPageSlots>;
+using PageSlots = std::array<NodeRef, kPageSlots>;
 
 class TreeReader {
  public:
   TreeReader(MapLog& log, SpinningSharedMutex& mutex) : log_(log), mutex_(mutex) {}
 
   // The node that a slot leads to, in memory.
-  Slot loaded(const Slot& slot, uint32_t level, uint32_t index);
+  NodeRef loaded(const NodeRef& slot, uint32_t level, uint32_t index);
   // The slots of a page; empty ones where there is no page.
-  PageSlots slots_below(const Slot& slot, uint32_t level, uint32_t index);
+  PageSlots slots_below(const NodeRef& slot, uint32_t level, uint32_t index);
   // A copy of a page's slots that stays good while others load and evict.
   PageSlots slots_of(Node* page) const;
   // The intervals of a region, whatever form they have.
-  std::vector<Interval> intervals(const Slot& slot, uint32_t region);
+  std::vector<Interval> intervals(const NodeRef& slot, uint32_t region);
   // Whether both lead to the same for sure. Whether a node is dirty changes under the lock only.
-  bool is_same(const Slot& a, const Slot& b) const;
+  bool is_same(const NodeRef& a, const NodeRef& b) const;
 
   using Visit = std::function<void(uint32_t region, const std::vector<Interval>& a,
                                    const std::vector<Interval>& b)>;
   // Visits the regions of [begin, end) in which the trees of two roots may differ, in rising order.
-  void walk_difference(const Slot& a, const Slot& b, uint32_t begin, uint32_t end,
+  void walk_difference(const NodeRef& a, const NodeRef& b, uint32_t begin, uint32_t end,
                        const Visit& visit) {
     walk_difference(a, b, kPageLevels, 0, begin, end, visit);
   }
@@ -54,23 +54,23 @@ class TreeReader {
   // Visits the regions where `version` may have cells that neither `successor` nor `ancestor` has.
   // Returns the bytes of nodes in the log that only `version` leads to, as far as that can be told
   // without reading more.
-  uint64_t walk_removal(const Slot& version, const Slot& successor, const Slot& ancestor,
+  uint64_t walk_removal(const NodeRef& version, const NodeRef& successor, const NodeRef& ancestor,
                         const std::function<void(const Removal&)>& visit);
 
   // Visits each region of [begin, end) with what the trees of any number of roots have there, each
   // different slot once.
-  using VisitAll = std::function<void(uint32_t region, const std::vector<Slot>& slots)>;
-  void walk_all(std::vector<Slot> roots, uint64_t begin, uint64_t end, const VisitAll& visit) {
+  using VisitAll = std::function<void(uint32_t region, const std::vector<NodeRef>& slots)>;
+  void walk_all(std::vector<NodeRef> roots, uint64_t begin, uint64_t end, const VisitAll& visit) {
     walk_all(std::move(roots), kPageLevels, 0, begin, end, visit);
   }
 
  private:
-  void remove_duplicates(std::vector<Slot>& slots) const;
-  void walk_all(std::vector<Slot> slots, uint32_t level, uint32_t index, uint64_t begin,
+  void remove_duplicates(std::vector<NodeRef>& slots) const;
+  void walk_all(std::vector<NodeRef> slots, uint32_t level, uint32_t index, uint64_t begin,
                 uint64_t end, const VisitAll& visit);
-  void walk_difference(const Slot& a, const Slot& b, uint32_t level, uint32_t index, uint64_t begin,
-                       uint64_t end, const Visit& visit);
-  uint64_t walk_removal(const Slot& version, const Slot& successor, const Slot& ancestor,
+  void walk_difference(const NodeRef& a, const NodeRef& b, uint32_t level, uint32_t index,
+                       uint64_t begin, uint64_t end, const Visit& visit);
+  uint64_t walk_removal(const NodeRef& version, const NodeRef& successor, const NodeRef& ancestor,
                         uint32_t level, uint32_t index,
                         const std::function<void(const Removal&)>& visit);
 

@@ -73,7 +73,7 @@ Node* read_node(MapLog& log, const MissingNode& missing) {
   const ByteVector bytes = read_bytes(log, missing.address);
   auto [header, body] = open_node(bytes, log.seed(), missing.index, log.name());
   if (header.kind != NodeKind::kPage || header.level != missing.level) wrong_kind(log);
-  Slot holder = Slot::adopt(new_page(missing.level, header.version, missing.address, false));
+  NodeRef holder = NodeRef::adopt(new_page(missing.level, header.version, missing.address, false));
   decode_page(body, header.count, *static_cast<Page*>(holder.node()));
   Node* node = holder.node();
   holder.forget();
@@ -81,7 +81,8 @@ Node* read_node(MapLog& log, const MissingNode& missing) {
 }
 
 void TreeWriter::fill(const Place& place, NodeAddress address) {
-  if (place.page != nullptr) place.page->words[place.slot] = Slot::of_address(address).disk_word();
+  if (place.page != nullptr)
+    place.page->words[place.slot] = NodeRef::of_address(address).disk_word();
 }
 
 bool TreeWriter::link(Node* node, Place place) {

@@ -177,7 +177,7 @@ void decode_group(Bytes bytes, uint64_t seed, uint32_t group, const std::string&
                          row.file_blocks <= kVolumeBytesMax / kBlockBytes &&
                          (row.flags & ~kKnownFlags) == 0 && version.note.size() <= kNoteBytesMax &&
                          (version.name.empty() || is_valid_name(version.name)) &&
-                         Slot::from_disk(row.root, kPageLevels, version.root);
+                         NodeRef::from_disk(row.root, kPageLevels, version.root);
     if (!is_good || !versions.emplace(row.number, std::move(version)).second)
       fail(EIO, object, "damaged: the list of versions holds an impossible version");
   }

@@ -42,7 +42,7 @@ struct VersionRecord {
   std::string note;
   VersionIdentity origin;          // of a version that was imported
   std::vector<uint32_t> children;  // that have it as their parent; follows from `parent`
-  Slot root;
+  NodeRef root;
 
   bool is_hidden() const;   // removed, or for readers
   bool is_removed() const;  // and kept for others, or not collected yet

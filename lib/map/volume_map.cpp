@@ -4,6 +4,7 @@
 #include <cerrno>
 
 #include "base/names.h"
+#include "base/units.h"
 
 namespace tplstore {
 namespace {
@@ -53,7 +54,7 @@ namespace {
 
 VersionRecord without_root(const VersionRecord& record) {
   VersionRecord copy = record;
-  copy.root = Slot();
+  copy.root = NodeRef();
   return copy;
 }
 
@@ -81,7 +82,7 @@ std::optional<VersionRecord> VolumeMap::version(const std::string& number_or_nam
   return without_root(*found);
 }
 
-Slot* VolumeMap::root_of(uint32_t version) {
+NodeRef* VolumeMap::root_of(uint32_t version) {
   if (version == 0 || version == current_.number) return &root_;
   const auto it = table_.all().find(version);
   return it == table_.all().end() ? nullptr : &it->second.root;
@@ -93,9 +94,9 @@ VersionRecord* VolumeMap::record_of(uint32_t version) {
 
 void VolumeMap::load(const MissingNode& missing, uint32_t version,
                      const std::shared_ptr<MapLog>& log) {
-  Slot node;
+  NodeRef node;
   try {
-    node = Slot::adopt(read_node(*log, missing));
+    node = NodeRef::adopt(read_node(*log, missing));
   } catch (const Error&) {
     // When the log was compacted away meanwhile, what is missing is found in the new one.
     const std::shared_lock guard(mutex_);
@@ -105,7 +106,7 @@ void VolumeMap::load(const MissingNode& missing, uint32_t version,
   const std::unique_lock guard(mutex_);
   ++stats_.loads;
   // An address means something in its own log only.
-  Slot* root = root_of(version);
+  NodeRef* root = root_of(version);
   if (log != log_ || root == nullptr) return;
   Node* loaded = node.node();
   node.forget();
@@ -122,7 +123,7 @@ void VolumeMap::find(uint32_t version, uint64_t first, uint64_t count, RunList& 
       std::shared_ptr<MapLog> log;
       {
         const std::shared_lock guard(mutex_);
-        const Slot* root = root_of(version);
+        const NodeRef* root = root_of(version);
         if (root == nullptr) fail(ENOENT, fmt::format("version {}", version), "is not there");
         missing = tplstore::find(*root, region, in_region, part, runs);
         if (missing) log = log_;
@@ -190,12 +191,12 @@ void VolumeMap::find_difference(uint32_t from, uint32_t to, uint64_t first, uint
                                 const std::function<void(const Run&, const Run&)>& visit) {
   if (count == 0) return;
   const std::lock_guard maintenance(maintenance_mutex_);
-  Slot roots[2];
+  NodeRef roots[2];
   std::shared_ptr<MapLog> log;
   {
     const std::unique_lock guard(mutex_);
     for (int i = 0; i < 2; ++i) {
-      const Slot* root = root_of(i == 0 ? from : to);
+      const NodeRef* root = root_of(i == 0 ? from : to);
       if (root == nullptr)
         fail(ENOENT, fmt::format("version {}", i == 0 ? from : to), "is not there");
       roots[i] = *root;
@@ -223,14 +224,14 @@ uint64_t VolumeMap::records_for(uint64_t first, uint64_t count) {
   return count == 0 ? 0 : (first + count - 1) / kRegionBlocks - first / kRegionBlocks + 1;
 }
 
-void VolumeMap::promise(uint64_t records, Reserve draws_on) {
+void VolumeMap::reserve(uint64_t records, Reserve draws_on) {
   check_usable();
   // The lock keeps the log from being exchanged meanwhile.
   const std::shared_lock guard(mutex_);
   log_->reserve(records * kRecordBytes, draws_on);
 }
 
-void VolumeMap::withdraw(uint64_t records) {
+void VolumeMap::release(uint64_t records) {
   if (records == 0) return;
   const std::shared_lock guard(mutex_);
   log_->unreserve(records * kRecordBytes);
@@ -243,13 +244,13 @@ bool VolumeMap::frees_cells(const RunList& runs) const {
   return false;
 }
 
-void VolumeMap::assign(uint64_t first, uint64_t count, uint32_t source, uint64_t& promised) {
+void VolumeMap::assign(uint64_t first, uint64_t count, uint32_t source, uint64_t& reserved) {
   while (count > 0) {
     const auto in_region = static_cast<uint32_t>(first % kRegionBlocks);
     const auto part = static_cast<uint32_t>(std::min<uint64_t>(count, kRegionBlocks - in_region));
-    ensure(promised > 0, "an assignment was promised room in the log");
+    ensure(reserved > 0, "an assignment has its records reserved");
     assign_in_region(first / kRegionBlocks, in_region, part, source, false);
-    --promised;
+    --reserved;
     first += part;
     count -= part;
   }
@@ -329,12 +330,12 @@ void VolumeMap::make_pending_room(uint64_t records) {
 }
 
 // Appends a record to the pending ones, under the lock; there is room for it.
-void VolumeMap::put_record(const RecordHeader& record, Bytes body, uint64_t promised_records) {
+void VolumeMap::put_record(const RecordHeader& record, Bytes body, uint64_t reserved_records) {
   const Bytes header = bytes_of(record);
   pending_.insert(pending_.end(), header.begin(), header.end());
   pending_.insert(pending_.end(), body.begin(), body.end());
   pending_.resize(round_up(pending_.size(), kRecordBytes));
-  pending_promised_ += promised_records * kRecordBytes;
+  pending_reserved_ += reserved_records * kRecordBytes;
   pending_bytes_.store(pending_.size(), std::memory_order_relaxed);
   last_pending_is_update_ = false;
 }
@@ -382,7 +383,7 @@ uint32_t VolumeMap::freeze(const FreezeRequest& request) {
     body.put(request.origin.volume);
     body.put(request.origin.number);
   }
-  ensure(body.size() < kFreezeRecords * kRecordBytes, "a freeze fits what was promised for it");
+  ensure(body.size() < kFreezeRecords * kRecordBytes, "a freeze fits what was reserved for it");
   change(kFreezeRecords, [&] { apply_freeze(frozen + 1, size_bytes, now_ns, request); });
   put_record(RecordHeader::make(RecordKind::kFreeze, 0, frozen + 1, parent), body.bytes(),
              kFreezeRecords);
@@ -474,7 +475,7 @@ void VolumeMap::run_exclusively(const std::function<void()>& body) {
 void VolumeMap::commit_cut(const std::function<void()>& at_cut) {
   check_usable();
   ByteVector cut;
-  uint64_t promised = 0;
+  uint64_t reserved = 0;
   std::shared_ptr<MapLog> log;
   {
     const std::unique_lock guard(mutex_);
@@ -483,7 +484,7 @@ void VolumeMap::commit_cut(const std::function<void()>& at_cut) {
     if (at_cut) at_cut();
     cut.swap(pending_);
     pending_bytes_.store(0, std::memory_order_relaxed);
-    promised = std::exchange(pending_promised_, 0);
+    reserved = std::exchange(pending_reserved_, 0);
     last_pending_is_update_ = false;
     log = log_;
   }
@@ -491,7 +492,7 @@ void VolumeMap::commit_cut(const std::function<void()>& at_cut) {
   or_stop([&] {
     sync_data_();
     if (!cut.empty()) {
-      log->append(FrameKind::kUpdates, cut, promised);
+      log->append(FrameKind::kUpdates, cut, reserved);
       log->sync();
     }
     const std::unique_lock guard(mutex_);
@@ -581,7 +582,7 @@ bool VolumeMap::evict_some() {
   // Frozen versions are read by few; they are dropped from the top.
   for (auto& [number, version] : table_.all())
     if (version.root.is_node() && !version.root.node()->is_dirty)
-      version.root = Slot::of_address(version.root.node()->address);
+      version.root = NodeRef::of_address(version.root.node()->address);
   return false;
 }
 

@@ -31,7 +31,7 @@
 // Thread safety: all methods, except where said. Lock order: maintenance_mutex_, version_mutex_,
 // commit_mutex_, mutex_, failure_mutex_. mutex_ is never held during I/O, but for the last step of
 // a compaction.
-// Errors: Error(EIO) for damage and once it is stopped, ENOSPC from promise(); std::bad_alloc.
+// Errors: Error(EIO) for damage and once it is stopped, ENOSPC from reserve(); std::bad_alloc.
 #pragma once
 
 #include <atomic>
@@ -91,7 +91,7 @@ class VolumeMap {
   // Makes the map of a fork of this map's version: a copy of that version's tree. The version is
   // pinned before.
   void create_fork(uint32_t version, const std::string& folder, const Uuid& fork);
-  // Reads the map and replays the log. For writing, call begin_life() before changing anything.
+  // Reads the map and replays the log. For writing, call start_writing() before changing anything.
   static std::unique_ptr<VolumeMap> open(Backend& backend, const std::string& folder,
                                          const Uuid& volume, Access access);
 
@@ -103,8 +103,8 @@ class VolumeMap {
   // settled before. `sync_data` is what commits call to make
   // the data files durable, `sync_holes` is what checkpoints call to make the holes durable that
   // were punched.
-  void begin_life(std::function<void()> sync_data, std::function<void()> sync_holes,
-                  Reserve draws_on = Reserve::kDeletions);
+  void start_writing(std::function<void()> sync_data, std::function<void()> sync_holes,
+                     Reserve draws_on = Reserve::kDeletions);
   // Commits, writes a checkpoint, compacts a small map if it wants that, and marks the map as
   // closed. Nothing may be in flight.
   void close();
@@ -137,25 +137,25 @@ class VolumeMap {
   // Cells in the files of removed versions. For tests.
   std::map<uint32_t, uint64_t> removed_files() const;
 
-  // --- changing current; the caller has a promise for the records (see promise())
-  // Gives the blocks to `source`, after their data has been written. Uses up promised records, one
-  // for each region, and takes them off `promised`.
-  void assign(uint64_t first, uint64_t count, uint32_t source, uint64_t& promised);
-  // Promises log space for `records` records, ENOSPC; withdraw() what was not used.
-  void promise(uint64_t records, Reserve draws_on = Reserve::kNone);
-  void withdraw(uint64_t records);
+  // --- changing current; the caller has reserved the records (see reserve())
+  // Gives the blocks to `source`, after their data has been written. Uses up reserved records, one
+  // for each region, and takes them off `reserved`.
+  void assign(uint64_t first, uint64_t count, uint32_t source, uint64_t& reserved);
+  // Reserves log space for `records` records, ENOSPC; release() what was not used.
+  void reserve(uint64_t records, Reserve draws_on = Reserve::kNone);
+  void release(uint64_t records);
   static uint64_t records_for(uint64_t first, uint64_t count);
   // Whether cells become free when current stops mapping these runs.
   bool frees_cells(const RunList& runs) const;
-  // A promise that is withdrawn at its end, but for what was used.
-  class Promise {
+  // Log space that is released at its end, but for what was used.
+  class LogReservation {
    public:
-    Promise(VolumeMap& map, uint64_t records, Reserve draws_on = Reserve::kNone)
+    LogReservation(VolumeMap& map, uint64_t records, Reserve draws_on = Reserve::kNone)
         : map_(map), unused_(records) {
-      map.promise(records, draws_on);
+      map.reserve(records, draws_on);
     }
-    ~Promise() { map_.withdraw(unused_); }
-    Promise(const Promise&) = delete;
+    ~LogReservation() { map_.release(unused_); }
+    LogReservation(const LogReservation&) = delete;
     void use(uint64_t records) { unused_ -= records; }
 
    private:
@@ -164,14 +164,14 @@ class VolumeMap {
   };
 
   // Freezes current, whose number it returns, and starts the next version. No write is in flight,
-  // version_mutex() is held, and the records are promised. Durable after the next commit.
+  // version_mutex() is held, and the records are reserved. Durable after the next commit.
   uint32_t freeze(const FreezeRequest& request);
-  static constexpr uint64_t kFreezeRecords = 48;  // that freeze() needs promised
+  static constexpr uint64_t kFreezeRecords = 48;  // that freeze() needs reserved
   void resize(uint64_t size_bytes);               // one record
   std::mutex& version_mutex() { return version_mutex_; }
 
   // --- removing versions; durable after the next commit
-  // Hides versions, all or none; a record is promised for each. ENOENT when one is not there or
+  // Hides versions, all or none; a record is reserved for each. ENOENT when one is not there or
   // removed already.
   void hide(const std::vector<uint32_t>& versions);
   // Those that were frozen for readers, and are not removed yet.
@@ -192,7 +192,7 @@ class VolumeMap {
   bool has_outstanding() const;
 
   // --- forks; durable after the next commit
-  static constexpr uint64_t kPinRecords = 2;     // that pin() and unpin() need promised
+  static constexpr uint64_t kPinRecords = 2;     // that pin() and unpin() need reserved
   void pin(uint32_t version, const Uuid& fork);  // ENOENT when it is not there or hidden
   void unpin(const Uuid& fork);
   std::vector<Pin> pins() const;
@@ -256,9 +256,9 @@ class VolumeMap {
   // A version that was taken out, to be compared with what came after it.
   struct Removal {
     uint32_t floor;
-    Slot root;
-    Slot successor;
-    Slot ancestor;
+    NodeRef root;
+    NodeRef successor;
+    NodeRef ancestor;
   };
 
   // map/recovery.cpp
@@ -272,14 +272,14 @@ class VolumeMap {
 
   // map/volume_map.cpp
   void load(const MissingNode& missing, uint32_t version, const std::shared_ptr<MapLog>& log);
-  Slot* root_of(uint32_t version);
+  NodeRef* root_of(uint32_t version);
   VersionRecord* record_of(uint32_t version);  // current's too; nullptr when it is not there
   void assign_in_region(uint64_t region, uint32_t first, uint32_t count, uint32_t source,
                         bool is_replay);
   void put_pending_update(uint64_t first, uint32_t count, uint32_t source);
   void account(const RunList& before, uint32_t source, uint32_t count);
   void make_pending_room(uint64_t records);
-  void put_record(const RecordHeader& record, Bytes body = {}, uint64_t promised_records = 1);
+  void put_record(const RecordHeader& record, Bytes body = {}, uint64_t reserved_records = 1);
   // A change of the list of versions: makes room for `records` records, applies it, and calls
   // put_record() that often, which cannot fail then. With mutex_ held.
   template <typename Apply>
@@ -316,7 +316,7 @@ class VolumeMap {
   Snapshot take_snapshot();
   void restore(Snapshot& snapshot, uint64_t bytes) noexcept;
   void plan_dirty(TreeWriter& writer, Node* node, TreeWriter::Place place);
-  static uint64_t root_word(const TreeWriter& writer, const Slot& root);
+  static uint64_t root_word(const TreeWriter& writer, const NodeRef& root);
   static uint64_t write_group(MapLog& log, uint32_t group, uint32_t current,
                               const std::map<uint32_t, VersionRecord>& versions,
                               std::map<uint32_t, NodeAddress>& groups);
@@ -353,7 +353,7 @@ class VolumeMap {
 
   mutable SpinningSharedMutex mutex_;  // guards all below
   std::shared_ptr<MapLog> log_;
-  Slot root_;              // of current
+  NodeRef root_;           // of current
   VersionRecord current_;  // its root member is not used
   VersionTable table_;
   // Of the cells that current stops mapping, those with sources above its floor are free. Those
@@ -370,7 +370,7 @@ class VolumeMap {
   std::set<uint32_t> dirty_groups_;
   std::set<uint32_t> unwritten_versions_;   // frozen since the last checkpoint
   ByteVector pending_;                      // records that are not in the log yet
-  uint64_t pending_promised_ = 0;           // bytes promised for them
+  uint64_t pending_reserved_ = 0;           // bytes reserved for them
   std::atomic<uint64_t> pending_bytes_{0};  // may be read without the lock
   bool last_pending_is_update_ = false;
   uint64_t live_bytes_ = 0;
@@ -383,7 +383,7 @@ class VolumeMap {
   MapStats stats_;
 
   std::unique_ptr<Object> pointer_object_;  // "map"
-  SlotPair<MapPointer> pointer_slots_{kMapPointerMagic};
+  Superblock<MapPointer> pointer_slots_{kMapPointerMagic};
   uint64_t checkpoint_offset_ = 0;
   uint64_t clean_sequence_ = 0;  // that the pointer had when it was read
   std::vector<uint32_t> replayed_versions_;

@@ -8,6 +8,7 @@
 #include "backend/dir/dir_backend.h"
 #include "backend/layout.h"
 #include "base/names.h"
+#include "base/units.h"
 #include "store/store_impl.h"
 #include "store/volume_disk.h"
 #include "template/store_identity.h"
@@ -94,7 +95,7 @@ void Store::Impl::run_upkeep() {
     };
     upkeep_of_all.attempt(say, [this] {
       const bool evicts = node_memory_bytes() > options.map_cache_bytes;
-      for (const auto& attachment : registry.pin_all()) attachment->volume().maintain(evicts);
+      for (const auto& attachment : registry.all_open()) attachment->volume().maintain(evicts);
       if (evicts)
         for (const auto& volume : registry.readers()) volume->maintain(evicts);
     });
@@ -131,7 +132,7 @@ std::string use_of(Backend& backend, const std::string& folder, const VolumeHead
 // The frozen versions of a volume, from its map alone: who removes the volume meanwhile need not
 // wait.
 std::vector<VersionRecord> Store::Impl::versions_of(const Uuid& uuid) {
-  if (const auto open = registry.pin(uuid)) return open->volume().records();
+  if (const auto open = registry.find_open(uuid)) return open->volume().records();
   return VolumeMap::open(*backend, Volume::folder_of(uuid), uuid, Access::kRead)->versions();
 }
 
@@ -205,7 +206,7 @@ std::unique_ptr<Disk> Store::open_export(std::string_view export_name, const Pee
 }
 
 void Store::checkpoint(bool compacts) {
-  for (const auto& attachment : impl_->registry.pin_all()) {
+  for (const auto& attachment : impl_->registry.all_open()) {
     if (compacts) {
       attachment->volume().compact_log();
     } else {
@@ -216,7 +217,7 @@ void Store::checkpoint(bool compacts) {
 
 StoreStats Store::stats() {
   StoreStats stats;
-  for (const auto& attachment : impl_->registry.pin_all()) {
+  for (const auto& attachment : impl_->registry.all_open()) {
     VolumeStats volume = attachment->volume().stats();
     volume.connections = impl_->registry.connections(attachment->uuid());
     stats.volumes.push_back(std::move(volume));

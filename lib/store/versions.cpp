@@ -49,7 +49,7 @@ HeldVersion Store::Impl::hold_version(const Uuid& uuid, const std::string& name,
     // The reader's map may be old: the version may have been removed just before, and its name
     // given to another one. Whoever has the volume open knows; else what is on disk now. Nobody can
     // remove the version any more.
-    const auto owner = registry.pin(uuid);
+    const auto owner = registry.find_open(uuid);
     if (!owner) held.volume = Volume::open_for_reading(environment(), uuid, name);
     const VersionInfo latest = (owner ? owner->volume() : *held.volume).version(version);
     if (latest.number == held.version.number) return held;
@@ -68,7 +68,7 @@ HeldVersion Store::Impl::freeze_current(const Uuid& uuid, const std::string& nam
   if (uuid_of(name) != uuid)
     fail(EBUSY, fmt::format("volume {}", name), "was removed and made again; connect again");
   while (true) {
-    if (const auto owner = registry.pin(uuid)) {
+    if (const auto owner = registry.find_open(uuid)) {
       frozen = owner->volume().freeze_for_reader();
     } else if (!registry.is_changing(uuid)) {
       frozen = Volume::freeze_unowned(environment(), uuid, name);

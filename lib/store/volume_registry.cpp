@@ -94,7 +94,7 @@ std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::attach_for_upkeep(
   for (auto it = entries_.find(uuid); it != entries_.end(); it = entries_.find(uuid)) {
     if (it->second.state == State::kOpen) {
       std::unique_ptr<Attachment> joined(new Attachment(*this, uuid, it->second.volume, false));
-      ++it->second.pins;
+      ++it->second.helpers;
       return joined;
     }
     if (Clock::now() - start >= kClosingWaitMax)
@@ -103,7 +103,7 @@ std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::attach_for_upkeep(
   }
   Entry entry;
   entry.peer = peer;
-  entry.pins = 1;
+  entry.helpers = 1;
   return open(guard, uuid, name, entry);
 }
 
@@ -130,21 +130,21 @@ std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::open(
   return attachment;
 }
 
-std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::pin(const Uuid& uuid) {
+std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::find_open(const Uuid& uuid) {
   const std::lock_guard guard(mutex_);
   const auto it = entries_.find(uuid);
   if (it == entries_.end() || it->second.state != State::kOpen) return nullptr;
-  std::unique_ptr<Attachment> pinned(new Attachment(*this, uuid, it->second.volume, false));
-  ++it->second.pins;
-  return pinned;
+  std::unique_ptr<Attachment> open(new Attachment(*this, uuid, it->second.volume, false));
+  ++it->second.helpers;
+  return open;
 }
 
 void VolumeRegistry::detach(const Uuid& uuid, std::shared_ptr<Volume> volume, bool is_writer) {
   {
     const std::lock_guard guard(mutex_);
     Entry& entry = entries_.at(uuid);
-    --(is_writer ? entry.writers : entry.pins);
-    if (entry.writers + entry.pins > 0) return;
+    --(is_writer ? entry.writers : entry.helpers);
+    if (entry.writers + entry.helpers > 0) return;
     entry.state = State::kClosing;
     entry.volume.reset();
   }
@@ -192,16 +192,16 @@ bool VolumeRegistry::is_changing(const Uuid& uuid) {
   return it != entries_.end() && it->second.state != State::kOpen;
 }
 
-std::vector<std::unique_ptr<VolumeRegistry::Attachment>> VolumeRegistry::pin_all() {
+std::vector<std::unique_ptr<VolumeRegistry::Attachment>> VolumeRegistry::all_open() {
   std::vector<Uuid> uuids;
   {
     const std::lock_guard guard(mutex_);
     for (const auto& [uuid, entry] : entries_) uuids.push_back(uuid);
   }
-  std::vector<std::unique_ptr<Attachment>> pinned;
+  std::vector<std::unique_ptr<Attachment>> open;
   for (const Uuid& uuid : uuids)
-    if (auto attachment = pin(uuid)) pinned.push_back(std::move(attachment));
-  return pinned;
+    if (auto attachment = find_open(uuid)) open.push_back(std::move(attachment));
+  return open;
 }
 
 std::vector<std::shared_ptr<Volume>> VolumeRegistry::readers() {

@@ -55,7 +55,7 @@ class VolumeRegistry {
   std::unique_ptr<Attachment> attach_for_upkeep(const Uuid& uuid, const std::string& name,
                                                 const Peer& peer);
   // Keeps a volume open that is open for writing; nothing when it is not, or is being closed.
-  std::unique_ptr<Attachment> pin(const Uuid& uuid);
+  std::unique_ptr<Attachment> find_open(const Uuid& uuid);
   // The volume for reading frozen versions; opened anew when `find`, which looks for one, throws
   // ENOENT.
   std::shared_ptr<Volume> reader(const Uuid& uuid, const std::string& name,
@@ -64,8 +64,8 @@ class VolumeRegistry {
   bool is_open(const Uuid& uuid);
   // Whether it is being opened or closed.
   bool is_changing(const Uuid& uuid);
-  // All that are open for writing, pinned, and those open for reading.
-  std::vector<std::unique_ptr<Attachment>> pin_all();
+  // All that are open for writing, and those open for reading.
+  std::vector<std::unique_ptr<Attachment>> all_open();
   std::vector<std::shared_ptr<Volume>> readers();
   uint32_t connections(const Uuid& uuid);
 
@@ -77,7 +77,7 @@ class VolumeRegistry {
     Peer peer;
     uint64_t requests_before = 0;  // that the volume had had when the peer came
     uint32_t writers = 0;
-    uint32_t pins = 0;
+    uint32_t helpers = 0;
     bool is_alone = false;
   };
 

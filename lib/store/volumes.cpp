@@ -190,7 +190,7 @@ VolumeInfo Store::Impl::info_of(const std::string& name, const std::map<Uuid, st
 // Runs `body` on the volume that this process has open, or opens it for reading.
 void Store::Impl::with_versions(const Uuid& uuid, const std::string& name,
                                 const std::function<void(Volume&)>& body) {
-  if (const auto open = registry.pin(uuid)) return body(open->volume());
+  if (const auto open = registry.find_open(uuid)) return body(open->volume());
   body(*Volume::open_for_reading(environment(), uuid, name));
 }
 
@@ -203,7 +203,7 @@ std::vector<VolumeInfo> Store::list_volumes() {
     info.name = name;
     try {
       info = impl_->info_of(name, names);
-      if (const auto open = impl_->registry.pin(uuid)) {
+      if (const auto open = impl_->registry.find_open(uuid)) {
         info.current_version = open->volume().current_version();
         info.shared_bytes = open->volume().shared_bytes();
       } else {

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "base/names.h"
+#include "base/units.h"
 #include "template/store_identity.h"
 
 namespace tplstore {

@@ -24,7 +24,7 @@ void check_publish_target(const std::string& file, bool may_replace) {
   if (!may_replace) fail(EEXIST, file, "the file exists: use --force to replace it");
 }
 
-PublishedFile::PublishedFile(std::string file) : file_(std::move(file)) {
+AtomicFile::AtomicFile(std::string file) : file_(std::move(file)) {
   const std::filesystem::path target = std::filesystem::absolute(file_);
   folder_ = target.parent_path();
   target_ = target;
@@ -38,16 +38,16 @@ PublishedFile::PublishedFile(std::string file) : file_(std::move(file)) {
   if (!descriptor_) fail_errno(errno, file_, "making the file");
 }
 
-PublishedFile::~PublishedFile() {
+AtomicFile::~AtomicFile() {
   if (!hidden_.empty()) ::unlink(hidden_.c_str());
 }
 
-std::string PublishedFile::choose_hidden_name() const {
+std::string AtomicFile::choose_hidden_name() const {
   return folder_ /
          fmt::format(".tplstore-export-{}-{:08x}.part", ::getpid(), random_u64() & UINT32_MAX);
 }
 
-bool PublishedFile::take_name(const std::string& path) {
+bool AtomicFile::take_name(const std::string& path) {
   int result;
   if (hidden_.empty()) {
     const std::string from = fmt::format("/proc/self/fd/{}", descriptor_.get());
@@ -66,7 +66,7 @@ bool PublishedFile::take_name(const std::string& path) {
   fail_errno(errno, file_, "giving the finished file its name");
 }
 
-void PublishedFile::publish(bool may_replace) {
+void AtomicFile::publish(bool may_replace) {
   if (!take_name(target_)) {
     if (!may_replace) fail_errno(EEXIST, file_, "giving the finished file its name");
     // Only a name can take the place of another one.

@@ -18,12 +18,12 @@ namespace tplstore {
 // Throws EEXIST when publishing under this name would, as things are now: before the work is done.
 void check_publish_target(const std::string& file, bool may_replace);
 
-class PublishedFile {
+class AtomicFile {
  public:
-  explicit PublishedFile(std::string file);
-  ~PublishedFile();
-  PublishedFile(const PublishedFile&) = delete;
-  PublishedFile& operator=(const PublishedFile&) = delete;
+  explicit AtomicFile(std::string file);
+  ~AtomicFile();
+  AtomicFile(const AtomicFile&) = delete;
+  AtomicFile& operator=(const AtomicFile&) = delete;
 
   // Where its content goes: open for reading and writing.
   int descriptor() const { return descriptor_.get(); }

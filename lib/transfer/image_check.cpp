@@ -6,7 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
-#include "base/names.h"
+#include "base/units.h"
 #include "template/manifest.h"
 #include "transfer/child_process.h"
 #include "transfer/image_file.h"

@@ -13,7 +13,7 @@
 #include <deque>
 #include <vector>
 
-#include "base/names.h"
+#include "base/units.h"
 #include "transfer/image_check.h"
 #include "transfer/partition_check.h"
 #include "transfer/qemu_nbd.h"

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/names.h"
+#include "base/units.h"
 #include "template/import_journal.h"
 #include "template/manifest.h"
 #include "template/segment.h"

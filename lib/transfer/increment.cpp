@@ -197,7 +197,7 @@ uint64_t write_increment(Disk& disk, const IncrementInfo& info, const std::strin
   const uint64_t size = disk.size_bytes();
   ensure(size == info.size_bytes, "an incremental file has the size of its disk");
   check_publish_target(file, options.may_replace);
-  PublishedFile target(file);
+  AtomicFile target(file);
   IncrementWriter writer(target.descriptor(), file, info);
   const auto tell_progress = [&](uint64_t offset) {
     if (options.interrupted()) fail(EINTR, file, "interrupted: nothing was left behind");

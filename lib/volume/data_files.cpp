@@ -89,7 +89,7 @@ void DataFiles::prepare(uint32_t version, uint64_t disk_bytes) {
   const std::lock_guard guard(written_mutex_);
   if (prepared_ == version) {
     // It may have been made for a smaller disk.
-    get(version).stretch(round_up(disk_bytes, kBlockBytes));
+    get(version).grow(round_up(disk_bytes, kBlockBytes));
     return;
   }
   // Nothing is in it, since no map leads to a version that does not exist.
@@ -141,10 +141,10 @@ void DataFiles::remove_prepared() {
     backend_.remove(own_name(prepared_));
 }
 
-void DataFiles::stretch(uint32_t version, uint64_t disk_bytes) {
+void DataFiles::grow(uint32_t version, uint64_t disk_bytes) {
   const std::shared_lock guard(mutex_);
   DataFile& file = *files_.at(version);
-  file.object->stretch(round_up(disk_bytes, kBlockBytes));
+  file.object->grow(round_up(disk_bytes, kBlockBytes));
   file.note_write();
 }
 

@@ -43,7 +43,7 @@ class DataFiles {
   DataFiles(Backend& backend, std::string folder) : backend_(backend), folder_(std::move(folder)) {}
 
   static std::string name_of(const std::string& folder, uint32_t version);
-  // Makes the file of a version exclusively and stretches it to hold a disk of this size.
+  // Makes the file of a version exclusively and grows it to hold a disk of this size.
   static void create(Backend& backend, const std::string& folder, uint32_t version,
                      uint64_t disk_bytes);
 
@@ -83,7 +83,7 @@ class DataFiles {
   std::unique_ptr<Object> open_for_punching(uint32_t version);
   // Removes the file that was made ahead, at a clean close.
   void remove_prepared();
-  void stretch(uint32_t version, uint64_t disk_bytes);  // of a file that is open for writing
+  void grow(uint32_t version, uint64_t disk_bytes);  // of a file that is open for writing
   void sync_written();
 
   // Own copies of ancestors' files, which take their places at the end. Until then the volume reads

@@ -49,7 +49,7 @@ bool Volume::drop_dead_pins() {
     const bool is_alive = is_fork_of(backend_, pin.fork, uuid_);
     is_any_left = is_any_left || is_alive;
     if (is_alive) continue;
-    map_->promise(VolumeMap::kPinRecords, Reserve::kDeletions);
+    map_->reserve(VolumeMap::kPinRecords, Reserve::kDeletions);
     map_->unpin(pin.fork);
   }
   return is_any_left;
@@ -67,7 +67,7 @@ void Volume::keep_pinned_only() {
     const std::lock_guard guard(map_->version_mutex());
     for (const VersionRecord& version : map_->versions()) {
       if (version.is_hidden()) continue;
-      map_->promise(1, Reserve::kDeletions);
+      map_->reserve(1, Reserve::kDeletions);
       map_->hide({version.number});
     }
   }
@@ -107,7 +107,7 @@ void Volume::flatten(const std::function<void(uint64_t)>& progress) {
       fail(EBUSY, object, "has forks itself, which need its parent too; flatten those first");
     const NoForks no_forks(*this);
     if (!map_->is_flattening()) {
-      map_->promise(1);
+      map_->reserve(1);
       map_->begin_flatten();
       map_->commit();
     }
@@ -117,7 +117,7 @@ void Volume::flatten(const std::function<void(uint64_t)>& progress) {
     try {
       copy_foreign_cells(progress);
       files_->sync_copies();
-      map_->promise(1);
+      map_->reserve(1);
     } catch (...) {
       forget_copies_or_log();
       throw;
@@ -126,7 +126,7 @@ void Volume::flatten(const std::function<void(uint64_t)>& progress) {
     map_->commit();
   }
   const auto replaced = files_->end_copies();
-  epochs_.wait_for_requests();
+  cell_users_.wait_for_requests();
   // Those who opened the volume before read its ancestors' files still.
   const auto readers = backend_.try_lock(readers_name(folder_), LockMode::kExclusive);
   if (!readers)
@@ -162,7 +162,7 @@ void Volume::copy_foreign_cells(const std::function<void(uint64_t)>& progress) {
     // File by file: neighbours are read together.
     join_free_ranges(cells);
     for (const FreeRange& range : cells) {
-      const RequestEpochs::Request request(epochs_);
+      const GracePeriod::Request request(cell_users_);
       Object& from = files_->get(range.source);
       Object& to = files_->copy_of(range.source);
       const uint64_t end = (range.first + range.count) * kBlockBytes;

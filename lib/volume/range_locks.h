@@ -16,16 +16,16 @@ namespace tplstore {
 
 // Requests that change something pass through the gate. close() keeps new ones out and returns
 // when those inside have left.
-class Gate {
+class Quiesce {
  public:
   class Pass {
    public:
-    explicit Pass(Gate& gate) : gate_(gate) { gate_.enter(); }
-    ~Pass() { gate_.leave(); }
+    explicit Pass(Quiesce& gate) : quiesce_(gate) { quiesce_.enter(); }
+    ~Pass() { quiesce_.leave(); }
     Pass(const Pass&) = delete;
 
    private:
-    Gate& gate_;
+    Quiesce& quiesce_;
   };
 
   // One closer at a time.
@@ -60,7 +60,7 @@ class Gate {
 // disk is taken in stretches of 32 KiB. The locks of 16 neighbours are in one cache line, which
 // thousands of others use too, but spread so that two ranges anywhere meet in one lock of
 // kLockCount: requests that have nothing to do with each other do not wait for each other.
-class StretchLocks {
+class RangeLocks {
  public:
   static constexpr uint64_t kStretchBlocks = 8;
   static constexpr uint32_t kLineLocks = 16;
@@ -126,7 +126,7 @@ class StretchLocks {
   template <bool kIsExclusive>
   class Hold {
    public:
-    Hold(StretchLocks& locks, uint64_t first_block, uint64_t block_count)
+    Hold(RangeLocks& locks, uint64_t first_block, uint64_t block_count)
         : locks_(locks), range_(first_block, block_count) {
       range_.for_each([this](uint32_t line, uint32_t i) {
         if constexpr (kIsExclusive) {
@@ -148,7 +148,7 @@ class StretchLocks {
     Hold(const Hold&) = delete;
 
    private:
-    StretchLocks& locks_;
+    RangeLocks& locks_;
     const Range range_;
   };
   using Shared = Hold<false>;

@@ -84,7 +84,7 @@ void Volume::read(uint32_t version, uint64_t offset, MutableBytes into) {
 void Volume::read_range(uint32_t version, uint64_t offset, MutableBytes into) {
   if (into.empty()) return;
   // What is found stays allocated until the request has ended.
-  const RequestEpochs::Request request(epochs_);
+  const GracePeriod::Request request(cell_users_);
   RunList runs;
   find(version, first_block(offset), block_count(offset, into.size()), runs);
   read_runs(runs, offset, into);
@@ -209,7 +209,7 @@ void Volume::flush() {
 template <typename Operation>
 void Volume::change(bool durable, Operation operation) {
   {
-    const RequestEpochs::Request request(changes_);
+    const GracePeriod::Request request(changes_);
     map_->check_usable();
     operation();
   }
@@ -234,8 +234,8 @@ bool Volume::try_overwrite(uint64_t offset, Bytes from) {
   if (offset % write_alignment_ != 0 || from.size() % write_alignment_ != 0) return false;
   const uint64_t first = first_block(offset);
   const uint64_t count = block_count(offset, from.size());
-  const Gate::Pass pass(gate_);
-  const StretchLocks::Shared hold(stretches_, first, count);
+  const Quiesce::Pass pass(quiesce_);
+  const RangeLocks::Shared hold(range_locks_, first, count);
   RunList runs;
   map_->find(0, first, count, runs);
   if (runs.size() != 1 || runs[0].source != current_.load(std::memory_order_relaxed)) return false;
@@ -246,7 +246,7 @@ bool Volume::try_overwrite(uint64_t offset, Bytes from) {
 // The bytes are those of the lookup that their source comes from: they are compared by that later,
 // and of two lookups the second one might see what is no more by then.
 void Volume::read_edge(Edge& edge) {
-  const RequestEpochs::Request request(epochs_);
+  const GracePeriod::Request request(cell_users_);
   const uint32_t current = current_.load();
   RunList runs;
   map_->find(0, edge.block, 1, runs);
@@ -277,26 +277,26 @@ void Volume::first_write(uint64_t offset, Bytes from) {
     if (tail.is_split) read_edge(tail);
     const uint64_t first = head.block;
     const uint64_t count = tail.block - first + 1;
-    uint64_t promised = VolumeMap::records_for(first, count);
-    map_->promise(promised);
+    uint64_t reserved = VolumeMap::records_for(first, count);
+    map_->reserve(reserved);
     try {
-      is_done = try_first_write(offset, from, head, tail, promised);
+      is_done = try_first_write(offset, from, head, tail, reserved);
     } catch (...) {
-      map_->withdraw(promised);
+      map_->release(reserved);
       throw;
     }
-    map_->withdraw(promised);
+    map_->release(reserved);
   }
 }
 
 // False when a split block has got another source since its rest was read.
 bool Volume::try_first_write(uint64_t offset, Bytes from, Edge& head, Edge& tail,
-                             uint64_t& promised) {
+                             uint64_t& reserved) {
   const uint64_t first = head.block;
   const uint64_t count = tail.block - first + 1;
   const uint64_t end = offset + from.size();
-  const Gate::Pass pass(gate_);
-  const StretchLocks::Exclusive hold(stretches_, first, count);
+  const Quiesce::Pass pass(quiesce_);
+  const RangeLocks::Exclusive hold(range_locks_, first, count);
   const uint32_t current = current_.load(std::memory_order_relaxed);
   DataFile& file = *current_file_.load(std::memory_order_relaxed);
   // Where the blocks come from matters when some of their bytes stay.
@@ -342,7 +342,7 @@ bool Volume::try_first_write(uint64_t offset, Bytes from, Edge& head, Edge& tail
       backend_.write_batch(std::span(pieces).first(piece_count));
     }
     file.note_write();
-    map_->assign(first, count, current, promised);
+    map_->assign(first, count, current, reserved);
   } catch (...) {
     // What was written of blocks that have not become current's belongs to nobody.
     runs.clear();
@@ -412,11 +412,11 @@ void Volume::discard_blocks(uint64_t first, uint64_t count) {
   if (before.size() == 1 && reads_as_hole(before[0])) return;
   if (map_->must_commit()) map_->commit();
 
-  uint64_t promised = 1;
-  map_->promise(promised, map_->frees_cells(before) ? Reserve::kTrims : Reserve::kNone);
+  uint64_t reserved = 1;
+  map_->reserve(reserved, map_->frees_cells(before) ? Reserve::kTrims : Reserve::kNone);
   try {
-    const Gate::Pass pass(gate_);
-    const StretchLocks::Exclusive hold(stretches_, first, count);
+    const Quiesce::Pass pass(quiesce_);
+    const RangeLocks::Exclusive hold(range_locks_, first, count);
     const uint32_t current = current_.load(std::memory_order_relaxed);
     DataFile& file = *current_file_.load(std::memory_order_relaxed);
     RunList runs;
@@ -427,12 +427,12 @@ void Volume::discard_blocks(uint64_t first, uint64_t count) {
       file.object->punch(runs[i].first * kBlockBytes, runs[i].count * kBlockBytes);
       file.note_write();
     }
-    map_->assign(first, count, first < template_blocks_ ? kSourceZero : kSourceUnmapped, promised);
+    map_->assign(first, count, first < template_blocks_ ? kSourceZero : kSourceUnmapped, reserved);
   } catch (...) {
-    map_->withdraw(promised);
+    map_->release(reserved);
     throw;
   }
-  map_->withdraw(promised);
+  map_->release(reserved);
 }
 
 }  // namespace tplstore

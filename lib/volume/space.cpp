@@ -103,8 +103,8 @@ void Volume::sweep_region(uint32_t version, Object& file, uint64_t region) {
   const uint64_t first = region * kRegionBlocks;
   // As a first write would: nothing is between its data and its update then. When the version has
   // been frozen meanwhile nothing of it changes anyway.
-  const Gate::Pass pass(gate_);
-  const StretchLocks::Exclusive hold(stretches_, first, kRegionBlocks);
+  const Quiesce::Pass pass(quiesce_);
+  const RangeLocks::Exclusive hold(range_locks_, first, kRegionBlocks);
   RunList runs;
   map_->find(version, first, kRegionBlocks, runs);
   for (size_t i = 0; i < runs.size(); ++i) {
@@ -129,7 +129,7 @@ Volume::Punched Volume::punch_some(Clock::time_point deadline, std::exception_pt
   if (ranges.empty()) return Punched::kNothing;
   std::set<uint32_t> put_aside;
   try {
-    if (!epochs_.wait_for_requests_until(deadline)) {
+    if (!cell_users_.wait_for_requests_until(deadline)) {
       map_->give_back_free_ranges();
       return Punched::kNotYet;
     }

@@ -73,7 +73,7 @@ void Volume::create_fork(const std::string& number_or_name, const Uuid& fork) {
   if (flattens_)
     fail(EBUSY, fmt::format("volume {}", name_), "is being flattened; try again after that");
   {
-    VolumeMap::Promise records(*map_, VolumeMap::kPinRecords);
+    VolumeMap::LogReservation records(*map_, VolumeMap::kPinRecords);
     map_->pin(base.number, fork);
     records.use(VolumeMap::kPinRecords);
   }
@@ -90,7 +90,7 @@ void Volume::create_fork(const std::string& number_or_name, const Uuid& fork) {
     // Otherwise the pin of a fork that is not there is dropped later.
     attempt("a fork that failed could not be undone", [&] {
       backend_.remove_folder(folder_of(fork));
-      VolumeMap::Promise records(*map_, VolumeMap::kPinRecords, Reserve::kDeletions);
+      VolumeMap::LogReservation records(*map_, VolumeMap::kPinRecords, Reserve::kDeletions);
       map_->unpin(fork);
       records.use(VolumeMap::kPinRecords);
     });
@@ -171,8 +171,8 @@ void Volume::recover(Reserve draws_on) {
   unswept_ = map_->unswept_versions();
   use_sources();
   use_current(files_->begin(current));
-  map_->begin_life([files = files_.get()] { files->sync_written(); }, [this] { sync_holes(); },
-                   draws_on);
+  map_->start_writing([files = files_.get()] { files->sync_written(); }, [this] { sync_holes(); },
+                      draws_on);
   if (disk_size(lock_->header()) != size_bytes()) lock_->resize(size_bytes());
 }
 
@@ -305,18 +305,18 @@ VersionRecord Volume::freeze_locked(const FreezeRequest& request) {
     fail(EEXIST, fmt::format("volume {}", name_), "has a version '{}' already", request.name);
   const uint32_t next = current_ + 1;
   files_->prepare(next, std::max(size_bytes(), map_->size_of(request.parent)));
-  VolumeMap::Promise records(*map_, VolumeMap::kFreezeRecords);
+  VolumeMap::LogReservation records(*map_, VolumeMap::kFreezeRecords);
   uint32_t number = 0;
-  gate_.close();
+  quiesce_.close();
   try {
     number = map_->freeze(request);
   } catch (...) {
-    gate_.open();
+    quiesce_.open();
     throw;
   }
   records.use(VolumeMap::kFreezeRecords);
   use_current(files_->advance(next));
-  gate_.open();
+  quiesce_.open();
   map_->commit();
   if (disk_size(lock_->header()) != size_bytes()) lock_->resize(size_bytes());
   return map_->version(number).value();
@@ -357,7 +357,7 @@ void Volume::hide_left_versions() {
   const std::lock_guard guard(map_->version_mutex());
   for (const uint32_t number : map_->versions_for_readers()) {
     if (!backend_.try_lock(readers_name(folder_), LockMode::kExclusive, number)) continue;
-    VolumeMap::Promise record(*map_, 1, Reserve::kDeletions);
+    VolumeMap::LogReservation record(*map_, 1, Reserve::kDeletions);
     map_->hide({number});
     record.use(1);
   }
@@ -396,7 +396,7 @@ std::vector<VersionInfo> Volume::remove_versions(const std::vector<std::string>&
     }
     std::vector<uint32_t> numbers;
     for (const VersionInfo& info : removed) numbers.push_back(info.number);
-    VolumeMap::Promise records(*map_, numbers.size(), Reserve::kDeletions);
+    VolumeMap::LogReservation records(*map_, numbers.size(), Reserve::kDeletions);
     map_->hide(numbers);
     records.use(numbers.size());
   }
@@ -418,9 +418,9 @@ void Volume::resize(uint64_t size_bytes) {
   if (size_bytes <= this->size_bytes())
     fail(EINVAL, fmt::format("volume {}", name_), "has {} bytes, and can only grow; {} is not more",
          this->size_bytes(), size_bytes);
-  files_->stretch(current_, size_bytes);
+  files_->grow(current_, size_bytes);
   {
-    VolumeMap::Promise record(*map_, 1);
+    VolumeMap::LogReservation record(*map_, 1);
     map_->resize(size_bytes);
     record.use(1);
   }

@@ -6,12 +6,11 @@
 // data file, whole (what the request leaves out of a block is read first), and then the map is
 // changed.
 //
-//   overwrite    gate, stretch locks shared, find, write
-//   first write  read the rest of split blocks, promise log space, gate, stretch locks exclusive,
-//                find again, write, assign
-//   trim, zero   promise, gate, stretch locks exclusive, punch current's own cells, assign zero
-//   new version  promise, make the next data file, close the gate, freeze the map, open the gate,
-//                commit
+//   overwrite    quiesce, range locks shared, find, write
+//   first write  read the rest of split blocks, reserve log space, quiesce, range locks
+//                exclusive, find again, write, assign
+//   trim, zero   reserve, quiesce, range locks exclusive, punch current's own cells, assign zero
+//   new version  reserve, make the next data file, quiesce, freeze the map, go on, commit
 //
 // Space comes back in the background (volume/space.cpp): cells that a crash left in current's file,
 // cells of removed versions, cells that current has replaced.
@@ -218,7 +217,7 @@ class Volume {
   void write_range(uint64_t offset, Bytes from);
   bool try_overwrite(uint64_t offset, Bytes from);
   void first_write(uint64_t offset, Bytes from);
-  bool try_first_write(uint64_t offset, Bytes from, Edge& head, Edge& tail, uint64_t& promised);
+  bool try_first_write(uint64_t offset, Bytes from, Edge& head, Edge& tail, uint64_t& reserved);
   void read_edge(Edge& edge);
   void discard(uint64_t offset, uint64_t length);
   void discard_blocks(uint64_t first, uint64_t count);
@@ -239,13 +238,13 @@ class Volume {
   std::shared_ptr<VolumeMap> map_;     // exchanged by a reader whose log went away
   std::mutex map_exchange_mutex_;
   std::unique_ptr<DataFiles> files_;
-  Gate gate_;
-  StretchLocks stretches_;
-  RequestEpochs epochs_;   // of what has looked up cells, and may read them
-  RequestEpochs changes_;  // of requests that change something, from beginning to end
+  Quiesce quiesce_;
+  RangeLocks range_locks_;
+  GracePeriod cell_users_;  // of what has looked up cells, and may read them
+  GracePeriod changes_;     // of requests that change something, from beginning to end
   uint32_t write_alignment_ = 1;
 
-  // Changed only while the gate is closed.
+  // Changed only while requests are quiesced.
   std::atomic<uint32_t> current_{0};
   std::atomic<DataFile*> current_file_{nullptr};
   std::atomic<uint64_t> size_bytes_{0};

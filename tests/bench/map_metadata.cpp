@@ -35,17 +35,17 @@ class BenchedMap {
   }
   void open() {
     map_ = VolumeMap::open(backend_, folder_, uuid_, Access::kWrite);
-    map_->begin_life([] {}, [] {});
+    map_->start_writing([] {}, [] {});
   }
   void assign(uint64_t first, uint64_t count) {
-    uint64_t promised = VolumeMap::records_for(first, count);
-    map_->promise(promised);
-    map_->assign(first, count, map_->current(), promised);
-    map_->withdraw(promised);
+    uint64_t reserved = VolumeMap::records_for(first, count);
+    map_->reserve(reserved);
+    map_->assign(first, count, map_->current(), reserved);
+    map_->release(reserved);
     if (++assigned_ % 65536 == 0) upkeep();
   }
   void freeze() {
-    map_->promise(VolumeMap::kFreezeRecords);
+    map_->reserve(VolumeMap::kFreezeRecords);
     map_->freeze({});
     map_->commit();
     upkeep();

@@ -81,13 +81,12 @@ class MemoryObject final : public Object {
                      .length = length});
   }
 
-  void stretch(uint64_t size_bytes) override {
+  void grow(uint64_t size_bytes) override {
     std::lock_guard lock(backend_.mutex_);
     check_writable();
     if (size_bytes > kObjectBytesMax) fail(EFBIG, name_, "stretched past the largest size");
     if (size_bytes <= backend_.now_.image(object_).size_bytes()) return;
-    backend_.record(
-        {.kind = Kind::kStretch, .name = name_, .object = object_, .length = size_bytes});
+    backend_.record({.kind = Kind::kGrow, .name = name_, .object = object_, .length = size_bytes});
   }
 
   void sync() override {

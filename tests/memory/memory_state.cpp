@@ -39,7 +39,7 @@ void change_image(MemoryImage& image, const MemoryEvent& event) {
     case Kind::kPunch:
       return image.punch(event.offset, event.length);
     case Kind::kCreate:
-    case Kind::kStretch:
+    case Kind::kGrow:
       if (event.length > image.size_bytes()) image.set_size(event.length);
       return;
     default:
@@ -121,8 +121,8 @@ std::string MemoryEvent::describe() const {
       return fmt::format("write {}: {} bytes at {}", name, data.size(), offset);
     case Kind::kPunch:
       return fmt::format("punch {}: {} bytes at {}", name, length, offset);
-    case Kind::kStretch:
-      return fmt::format("stretch {}: to {} bytes", name, length);
+    case Kind::kGrow:
+      return fmt::format("grow {}: to {} bytes", name, length);
     case Kind::kSync:
       return fmt::format("sync {}", name);
     case Kind::kFailSync:
@@ -300,7 +300,7 @@ void MemoryState::fail_sync(Content& content, const MemoryEvent& failure) {
                 [](const MemoryEventPtr& event) { return event->kind == Kind::kWrite; });
   // By which the writes made it longer.
   MemoryEvent growth = failure;
-  growth.kind = Kind::kStretch;
+  growth.kind = Kind::kGrow;
   growth.length = content.current.size_bytes();
   content.unsynced.push_back(std::make_shared<const MemoryEvent>(std::move(growth)));
   content.has_lost = true;
@@ -328,7 +328,7 @@ void MemoryState::apply(const MemoryEventPtr& event) {
       break;
     case Kind::kWrite:
     case Kind::kPunch:
-    case Kind::kStretch:
+    case Kind::kGrow:
       return change(event);
     case Kind::kRemove:
       return set(names_, name, 0);

@@ -33,7 +33,7 @@ struct MemoryEvent {
     kCreate,        // name, object, length = size
     kWrite,         // name, object, offset, data
     kPunch,         // name, object, offset, length
-    kStretch,       // name, object, length = size
+    kGrow,          // name, object, length = size
     kSync,          // name, object
     kFailSync,      // name, object
     kDropCached,    // name, object

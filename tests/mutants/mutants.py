@@ -25,7 +25,7 @@ REMOVAL = ("version_removal_test",)
 FORKS = ("fork_crash_test",)
 DAMAGE = ("volume_damage_test",)
 LOG = ("map_log_test",)
-SLOTS = ("slots_test",)
+SLOTS = ("superblock_test",)
 
 MUTANTS = [
     # --- the order of a commit
@@ -33,16 +33,16 @@ MUTANTS = [
            "The log names blocks whose data is not durable yet.",
            "lib/map/volume_map.cpp",
            "    sync_data_();\n    if (!cut.empty()) {\n"
-           "      log->append(FrameKind::kUpdates, cut, promised);\n      log->sync();\n    }\n",
+           "      log->append(FrameKind::kUpdates, cut, reserved);\n      log->sync();\n    }\n",
            "    if (!cut.empty()) {\n"
-           "      log->append(FrameKind::kUpdates, cut, promised);\n      log->sync();\n    }\n"
+           "      log->append(FrameKind::kUpdates, cut, reserved);\n      log->sync();\n    }\n"
            "    sync_data_();\n",
            CRASH),
     Mutant("commit-without-log-sync",
            "A flush is acknowledged whose updates are in the page cache only.",
            "lib/map/volume_map.cpp",
-           "      log->append(FrameKind::kUpdates, cut, promised);\n      log->sync();\n",
-           "      log->append(FrameKind::kUpdates, cut, promised);\n",
+           "      log->append(FrameKind::kUpdates, cut, reserved);\n      log->sync();\n",
+           "      log->append(FrameKind::kUpdates, cut, reserved);\n",
            CRASH),
     Mutant("commit-without-data-sync",
            "A flush is acknowledged whose data is in the page cache only.",
@@ -289,7 +289,7 @@ MUTANTS = [
            VOLUME),
     Mutant("punched-under-readers",
            "A hole is made while a request reads what it looked up there.",
-           "lib/volume/space.cpp", "    if (!epochs_.wait_for_requests_until(deadline)) {\n",
+           "lib/volume/space.cpp", "    if (!cell_users_.wait_for_requests_until(deadline)) {\n",
            "    if (deadline == Clock::time_point::min()) {\n",
            REMOVAL + VOLUME),
     Mutant("joined-ranges-swallow-gaps",
@@ -368,21 +368,21 @@ MUTANTS = [
            "  backend.create(name_of(folder, version), round_up(disk_bytes, kBlockBytes));\n",
            CRASH),
 
-    # --- locks, the gate, epochs
-    Mutant("gate-does-not-wait",
+    # --- locks, quiescing, grace periods
+    Mutant("quiesce-does-not-wait",
            "A version is frozen while a write is half done.",
            "lib/volume/range_locks.h",
            "    for (uint32_t state = state_.load(); state != kClosed; state = state_.load())\n"
            "      state_.wait(state);\n  }\n  void open() {",
            "  }\n  void open() {",
            VOLUME + MODEL + CRASH),
-    Mutant("first-writes-share-their-stretch",
+    Mutant("first-writes-share-their-range",
            "Of two first writes to one block the later one takes the earlier one's bytes back.",
            "lib/volume/requests.cpp",
-           "  const StretchLocks::Exclusive hold(stretches_, first, count);\n  const uint32_t current",
-           "  const StretchLocks::Shared hold(stretches_, first, count);\n  const uint32_t current",
+           "  const RangeLocks::Exclusive hold(range_locks_, first, count);\n  const uint32_t current",
+           "  const RangeLocks::Shared hold(range_locks_, first, count);\n  const uint32_t current",
            VOLUME + MODEL + CRASH),
-    Mutant("epochs-wait-for-nobody",
+    Mutant("grace-period-waits-for-nobody",
            "Holes are made under requests that began before.",
            "lib/base/grace_period.h",
            "    for (int round = 0; round < 2; ++round) {",
@@ -424,8 +424,8 @@ MUTANTS = [
     Mutant("first-write-not-noted",
            "A flush does not sync what first writes wrote.",
            "lib/volume/requests.cpp",
-           "    file.note_write();\n    map_->assign(first, count, current, promised);\n",
-           "    map_->assign(first, count, current, promised);\n",
+           "    file.note_write();\n    map_->assign(first, count, current, reserved);\n",
+           "    map_->assign(first, count, current, reserved);\n",
            CRASH),
     Mutant("read-behind-template-goes-to-it",
            "Blocks behind the template's end are taken for its data.",
@@ -438,8 +438,8 @@ MUTANTS = [
     Mutant("trim-of-template-shows-it",
            "A trimmed block shows the template again.",
            "lib/volume/requests.cpp",
-           "first < template_blocks_ ? kSourceZero : kSourceUnmapped, promised);",
-           "kSourceUnmapped, promised);",
+           "first < template_blocks_ ? kSourceZero : kSourceUnmapped, reserved);",
+           "kSourceUnmapped, reserved);",
            MODEL),
     Mutant("trim-keeps-cells",
            "Current's own cells stay allocated when they are trimmed.",

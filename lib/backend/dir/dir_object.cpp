@@ -83,12 +83,12 @@ bool DescriptorCache::close_one_locked() {
     hand_ = hand_ + 1 < open_.size() ? hand_ + 1 : 0;
     DirObject& object = *open_[hand_];
     uint32_t state = object.state_.load(std::memory_order_relaxed);
-    if ((state & (DirObject::kPins | DirObject::kUnsynced)) != 0) continue;
+    if ((state & (DirObject::kUsers | DirObject::kUnsynced)) != 0) continue;
     if ((state & DirObject::kUsed) != 0) {
       object.state_.fetch_and(~DirObject::kUsed, std::memory_order_relaxed);
       continue;
     }
-    // Fails when somebody has pinned it or written to it since.
+    // Fails when somebody has used it or written to it since.
     if (!object.state_.compare_exchange_strong(state, state & ~DirObject::kOpen,
                                                std::memory_order_acq_rel)) {
       continue;
@@ -128,18 +128,18 @@ void DirStorage::give_to_owner(int fd) {
 
 // --- DirObject
 
-class DirObject::Pin {
+class DirObject::Use {
  public:
-  explicit Pin(DirObject& object) : object_(object), fd_(object.pin()) {}
-  ~Pin() {
+  explicit Use(DirObject& object) : object_(object), fd_(object.begin_use()) {}
+  ~Use() {
     if (is_written_) {
-      object_.unpin_written();
+      object_.end_written_use();
     } else {
-      object_.unpin();
+      object_.end_use();
     }
   }
-  Pin(const Pin&) = delete;
-  Pin& operator=(const Pin&) = delete;
+  Use(const Use&) = delete;
+  Use& operator=(const Use&) = delete;
   int fd() const { return fd_; }
   void mark_written() { is_written_ = true; }
 
@@ -175,13 +175,13 @@ DirObject::DirObject(DirStorage& storage, std::string name, Access access, FileD
 
 DirObject::~DirObject() { storage_.cache.drop(*this); }
 
-int DirObject::pin() {
+int DirObject::begin_use() {
   const uint32_t before = state_.fetch_add(1, std::memory_order_acquire);
   if ((before & kOpen) == 0) [[unlikely]] {
     try {
       storage_.cache.reopen(*this);
     } catch (...) {
-      unpin();
+      end_use();
       throw;
     }
   }
@@ -189,15 +189,15 @@ int DirObject::pin() {
   return fd_;
 }
 
-void DirObject::unpin() noexcept { state_.fetch_sub(1, std::memory_order_release); }
+void DirObject::end_use() noexcept { state_.fetch_sub(1, std::memory_order_release); }
 
-// The mark comes after the write and before the pin goes: a sync that began before the write ended
-// has not taken it away, and until now the pin kept the descriptor open.
-void DirObject::unpin_written() noexcept {
+// The mark comes after the write and before the use ends: a sync that began before the write ended
+// has not taken it away, and until now the use kept the descriptor open.
+void DirObject::end_written_use() noexcept {
   if ((state_.load(std::memory_order_relaxed) & kUnsynced) == 0) {
     state_.fetch_or(kUnsynced, std::memory_order_relaxed);
   }
-  unpin();
+  end_use();
 }
 
 void DirObject::open_again() {
@@ -248,14 +248,14 @@ size_t DirObject::bounce_bytes(uint64_t offset, Bytes buffer) const {
 }
 
 IoOp DirObject::begin_read(uint64_t offset, MutableBytes into, std::byte* bounce) {
-  const int fd = pin();
+  const int fd = begin_use();
   const size_t bytes = bounce_bytes(offset, into);
   if (bytes == 0) return IoOp::read(fd, offset, into, is_direct_);
   return IoOp::read(fd, round_down(offset, kBlockBytes), MutableBytes(bounce, bytes), true);
 }
 
 void DirObject::end_read(const IoOp& op, uint64_t offset, MutableBytes into) noexcept {
-  unpin();
+  end_use();
   const size_t skipped = offset - op.offset;  // of a bounce buffer
   const size_t count = op.done > skipped ? std::min(op.done - skipped, into.size()) : 0;
   if (op.data + skipped != into.data() && count > 0) {
@@ -276,12 +276,12 @@ void DirObject::read(uint64_t offset, MutableBytes into) {
 std::optional<IoOp> DirObject::begin_write(uint64_t offset, Bytes from, std::byte* bounce) {
   if (offset + from.size() > size_floor_bytes_.load(std::memory_order_relaxed)) return {};
   if (is_direct_ && !(is_aligned(offset) && is_aligned(from.size()))) return {};
-  const int fd = pin();
+  const int fd = begin_use();
   try {
     ensure_writable();
     if (is_direct_) gate_.enter_shared();
   } catch (...) {
-    unpin();
+    end_use();
     throw;
   }
   if (bounce_bytes(offset, from) == 0) return IoOp::write(fd, offset, from, is_direct_);
@@ -291,7 +291,7 @@ std::optional<IoOp> DirObject::begin_write(uint64_t offset, Bytes from, std::byt
 
 void DirObject::end_write() noexcept {
   if (is_direct_) gate_.leave_shared();
-  unpin_written();
+  end_written_use();
 }
 
 void DirObject::write(uint64_t offset, Bytes from) {
@@ -309,12 +309,12 @@ void DirObject::write(uint64_t offset, Bytes from) {
 }
 
 void DirObject::write_alone(uint64_t offset, Bytes from) {
-  Pin pinned(*this);
+  Use use(*this);
   ensure_writable();
   const Alone alone(gate_);
-  pinned.mark_written();
+  use.mark_written();
   if (is_direct_ && !(is_aligned(offset) && is_aligned(from.size()))) {
-    write_parts_of_blocks(pinned.fd(), offset, from);
+    write_parts_of_blocks(use.fd(), offset, from);
     return;
   }
   const BounceBuffer bounce(bounce_bytes(offset, from));
@@ -322,7 +322,7 @@ void DirObject::write_alone(uint64_t offset, Bytes from) {
     std::memcpy(bounce.data(), from.data(), from.size());
     from = Bytes(bounce.data(), from.size());
   }
-  IoOp op = IoOp::write(pinned.fd(), offset, from, is_direct_);
+  IoOp op = IoOp::write(use.fd(), offset, from, is_direct_);
   run_plain(op);
   check(op);
   raise_size_floor(offset + from.size());
@@ -361,26 +361,26 @@ void DirObject::raise_size_floor(uint64_t size_bytes) {
 
 void DirObject::punch(uint64_t offset, uint64_t length) {
   if (length == 0) return;
-  Pin pinned(*this);
+  Use use(*this);
   ensure_writable();
-  while (fallocate(pinned.fd(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-                   static_cast<off_t>(offset), static_cast<off_t>(length)) != 0) {
+  while (fallocate(use.fd(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset),
+                   static_cast<off_t>(length)) != 0) {
     if (errno == EOPNOTSUPP) return;
     if (errno != EINTR) fail_here(errno, fmt::format("punching {} bytes at {}", length, offset));
   }
 }
 
-void DirObject::stretch(uint64_t size_bytes) {
-  Pin pinned(*this);
+void DirObject::grow(uint64_t size_bytes) {
+  Use use(*this);
   ensure_writable();
   const Alone alone(gate_);
   struct stat now;
-  if (fstat(pinned.fd(), &now) != 0) fail_here(errno, "asking for its size");
+  if (fstat(use.fd(), &now) != 0) fail_here(errno, "asking for its size");
   if (static_cast<uint64_t>(now.st_size) < size_bytes) {
     const auto size = static_cast<off_t>(size_bytes);
-    if (size < 0) fail_here(EFBIG, "stretching it");
-    while (ftruncate(pinned.fd(), size) != 0) {
-      if (errno != EINTR) fail_here(errno, fmt::format("stretching it to {} bytes", size_bytes));
+    if (size < 0) fail_here(EFBIG, "growing it");
+    while (ftruncate(use.fd(), size) != 0) {
+      if (errno != EINTR) fail_here(errno, fmt::format("growing it to {} bytes", size_bytes));
     }
   }
   raise_size_floor(size_bytes);
@@ -389,13 +389,13 @@ void DirObject::stretch(uint64_t size_bytes) {
 void DirObject::sync() {
   // Alone, so that the one that the kernel tells of a failure has marked it before the next asks.
   std::lock_guard lock(sync_mutex_);
-  Pin pinned(*this);
+  Use use(*this);
   if ((state_.load(std::memory_order_relaxed) & kFailed) != 0) {
     fail(EIO, storage_.describe(name_),
          "an earlier sync failed, so data may be lost; it must be opened again");
   }
   state_.fetch_and(~kUnsynced, std::memory_order_relaxed);
-  while (storage_.fdatasync(pinned.fd()) != 0) {
+  while (storage_.fdatasync(use.fd()) != 0) {
     if (errno == EINTR) continue;
     const int code = errno;
     state_.fetch_or(kFailed, std::memory_order_relaxed);
@@ -404,15 +404,15 @@ void DirObject::sync() {
 }
 
 void DirObject::drop_cached() {
-  Pin pinned(*this);
-  const int code = posix_fadvise(pinned.fd(), 0, 0, POSIX_FADV_DONTNEED);
+  Use use(*this);
+  const int code = posix_fadvise(use.fd(), 0, 0, POSIX_FADV_DONTNEED);
   if (code != 0) fail_here(code, "dropping its cached pages");
 }
 
 struct stat DirObject::status() {
-  Pin pinned(*this);
+  Use use(*this);
   struct stat now;
-  if (fstat(pinned.fd(), &now) != 0) fail_here(errno, "asking for its size");
+  if (fstat(use.fd(), &now) != 0) fail_here(errno, "asking for its size");
   return now;
 }
 
@@ -433,13 +433,13 @@ std::optional<uint64_t> DirObject::seek(int fd, uint64_t offset, int whence) {
 
 std::optional<DataRange> DirObject::find_data(uint64_t offset) {
   if (offset > INT64_MAX) return {};  // no file goes that far
-  Pin pinned(*this);
+  Use use(*this);
   for (;;) {
-    const std::optional<uint64_t> begin = seek(pinned.fd(), offset, SEEK_DATA);
+    const std::optional<uint64_t> begin = seek(use.fd(), offset, SEEK_DATA);
     if (!begin) return {};
     // Between the two questions the data may be punched, and what whole blocks of O_DIRECT added to
     // the file may be cut off again. Then there was nothing here.
-    const std::optional<uint64_t> end = seek(pinned.fd(), *begin, SEEK_HOLE);
+    const std::optional<uint64_t> end = seek(use.fd(), *begin, SEEK_HOLE);
     if (!end) return {};
     if (*end > *begin) return DataRange{*begin, *end - *begin};
     offset = *begin;

@@ -4,9 +4,9 @@
 // the cap allows and it has been idle, and opened again by the next use. Then it must be the same
 // file: an object whose name was removed or replaced meanwhile answers ENOENT.
 //
-// Using a descriptor pins it with one atomic addition; only opening and closing take the cache's
-// mutex. Invariants:
-//  - a descriptor is closed only while nothing has it pinned and no write on it awaits a sync: the
+// Using a descriptor counts its users with one atomic addition; only opening and closing take the
+// cache's mutex. Invariants:
+//  - a descriptor is closed only while nobody uses it and no write on it awaits a sync: the
 //    kernel reports a failed write-back once, to the descriptors that were open then;
 //  - after a failed sync the object is dead for writing: write() and sync() throw EIO, for the
 //    kernel may have dropped the data and a second sync would call it durable;
@@ -49,7 +49,7 @@ class DescriptorCache {
 
   // Takes in an object that has just been opened, and closes idle ones over the cap.
   void add(DirObject& object);
-  // Opens a pinned object's descriptor unless somebody else has.
+  // Opens the descriptor of an object in use unless somebody else has.
   void reopen(DirObject& object);
   // Forgets an object that ends.
   void drop(DirObject& object);
@@ -121,7 +121,7 @@ class alignas(64) DirObject final : public Object {
   void read(uint64_t offset, MutableBytes into) override;
   void write(uint64_t offset, Bytes from) override;
   void punch(uint64_t offset, uint64_t length) override;
-  void stretch(uint64_t size_bytes) override;
+  void grow(uint64_t size_bytes) override;
   void sync() override;
   void drop_cached() override;
   uint64_t size_bytes() override;
@@ -140,12 +140,12 @@ class alignas(64) DirObject final : public Object {
 
  private:
   friend class DescriptorCache;
-  class Pin;
+  class Use;
   class Alone;
 
-  int pin();
-  void unpin() noexcept;
-  void unpin_written() noexcept;
+  int begin_use();
+  void end_use() noexcept;
+  void end_written_use() noexcept;
   void open_again();  // with the cache's mutex held
   void ensure_writable() const;
   struct stat status();
@@ -156,18 +156,18 @@ class alignas(64) DirObject final : public Object {
   void raise_size_floor(uint64_t size_bytes);
   [[noreturn]] void fail_here(int code, std::string_view action) const;
 
-  // Bits of state_ above the count of pins.
+  // Bits of state_ above the count of users.
   static constexpr uint32_t kOpen = 1u << 31;      // fd_ is a descriptor
   static constexpr uint32_t kUnsynced = 1u << 30;  // a write has ended since the last sync began
   static constexpr uint32_t kUsed = 1u << 29;      // since the clock's hand last passed
   static constexpr uint32_t kFailed = 1u << 28;    // a sync failed
-  static constexpr uint32_t kPins = kFailed - 1;
+  static constexpr uint32_t kUsers = kFailed - 1;
 
   // What every transfer looks at is in one cache line, for there may be very many objects.
   const Access access_;
   const bool is_direct_;
   std::atomic<uint32_t> state_{kOpen | kUsed};
-  int fd_;  // written with the cache's mutex held, read by who has it pinned
+  int fd_;  // written with the cache's mutex held, read by its users
   // The file is at least this long: writes below it need not be alone.
   std::atomic<uint64_t> size_floor_bytes_;
   DirStorage& storage_;

@@ -1,9 +1,10 @@
-// Slot pairs: an object with one is whole after any crash, and after damage to either slot.
+// Superblocks: an object with one is whole after any crash, and after damage to either slot.
+#include "backend/superblock.h"
+
 #include <doctest/doctest.h>
 
 #include <array>
 
-#include "backend/superblock.h"
 #include "volume_testing.h"
 
 namespace tplstore {
@@ -25,17 +26,18 @@ Wide wide(uint64_t value) {
 
 // What is read, of which all words are the same; nothing when neither slot is valid.
 std::optional<uint64_t> value_in(Backend& backend) {
-  SlotPair<Wide> slots(kMagic);
+  Superblock<Wide> superblock(kMagic);
   const auto object = backend.open("pair", Access::kRead);
-  const auto read = slots.read(*object);
+  const auto read = superblock.read(*object);
   if (!read) return std::nullopt;
   for (const uint64_t value : read->values) REQUIRE(value == read->values[0]);
   return read->values[0];
 }
 
-std::unique_ptr<Object> create_pair(MemoryBackend& backend, SlotPair<Wide>& slots, uint64_t value) {
+std::unique_ptr<Object> create_pair(MemoryBackend& backend, Superblock<Wide>& superblock,
+                                    uint64_t value) {
   auto object = backend.create("pair", 0);
-  object->write(0, slots.initial(wide(value)));
+  object->write(0, superblock.initial(wide(value)));
   object->sync();
   backend.sync_folder("");
   return object;
@@ -43,13 +45,14 @@ std::unique_ptr<Object> create_pair(MemoryBackend& backend, SlotPair<Wide>& slot
 
 }  // namespace
 
-TEST_CASE("after a crash in the middle of an update a slot pair has the old value or the new one") {
+TEST_CASE(
+    "after a crash in the middle of an update a superblock has the old value or the new one") {
   MemoryBackend backend;
-  SlotPair<Wide> slots(kMagic);
-  const auto object = create_pair(backend, slots, 0);
+  Superblock<Wide> superblock(kMagic);
+  const auto object = create_pair(backend, superblock, 0);
   std::vector<size_t> written;  // events when it had the value
   for (uint64_t value = 1; value <= 3; ++value) {
-    slots.write(*object, wide(value));
+    superblock.write(*object, wide(value));
     written.push_back(backend.event_count());
   }
   Random random(test_seed());
@@ -72,10 +75,10 @@ TEST_CASE("after a crash in the middle of an update a slot pair has the old valu
 
 TEST_CASE("behind an update either slot may be damaged, and the other one has its value") {
   MemoryBackend backend;
-  SlotPair<Wide> slots(kMagic);
-  const auto object = create_pair(backend, slots, 0);
+  Superblock<Wide> superblock(kMagic);
+  const auto object = create_pair(backend, superblock, 0);
   for (uint64_t value = 1; value <= 2; ++value) {
-    slots.write(*object, wide(value));
+    superblock.write(*object, wide(value));
     for (uint64_t slot = 0; slot < 2; ++slot) {
       INFO("slot " << slot);
       const auto damaged = backend.clone();
@@ -85,16 +88,16 @@ TEST_CASE("behind an update either slot may be damaged, and the other one has it
   }
 }
 
-TEST_CASE("an update that fails leaves a slot pair its old value, and the next one succeeds") {
+TEST_CASE("an update that fails leaves a superblock its old value, and the next one succeeds") {
   for (const unsigned skipped : {0u, 1u}) {
     MemoryBackend backend;
-    SlotPair<Wide> slots(kMagic);
-    auto object = create_pair(backend, slots, 1);
+    Superblock<Wide> superblock(kMagic);
+    auto object = create_pair(backend, superblock, 1);
     backend.fail_next_sync("pair", EIO, skipped);
-    CHECK_THROWS_AS(slots.write(*object, wide(2)), Error);
+    CHECK_THROWS_AS(superblock.write(*object, wide(2)), Error);
     object = backend.open("pair", Access::kWrite);
     settle(*object);
-    SlotPair<Wide> again(kMagic);
+    Superblock<Wide> again(kMagic);
     const auto read = again.read(*object);
     REQUIRE(read);
     CHECK(read->values[0] == 1 + skipped);

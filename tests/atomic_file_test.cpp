@@ -1,3 +1,5 @@
+#include "transfer/atomic_file.h"
+
 #include <doctest/doctest.h>
 #include <signal.h>
 #include <sys/wait.h>
@@ -5,14 +7,13 @@
 
 #include "template_testing.h"
 #include "temporary_directory.h"
-#include "transfer/atomic_file.h"
 
 using namespace tplstore;
 using namespace tplstore::testing;
 
 namespace {
 
-void put(PublishedFile& file, const std::string& text) {
+void put(AtomicFile& file, const std::string& text) {
   REQUIRE(pwrite(file.descriptor(), text.data(), text.size(), 0) ==
           static_cast<ssize_t>(text.size()));
 }
@@ -30,7 +31,7 @@ TEST_CASE("a file has its name when it is published, and never replaces another 
   const TemporaryDirectory folder;
   const std::string path = folder.path() + "/disk";
   {
-    PublishedFile file(path);
+    AtomicFile file(path);
     put(file, "first");
     CHECK(!std::filesystem::exists(path));
     file.publish(false);
@@ -38,14 +39,14 @@ TEST_CASE("a file has its name when it is published, and never replaces another 
   CHECK(to_text(read_file(path)) == "first");
   CHECK(thrown_by([&] { check_publish_target(path, false); }).code == EEXIST);
   {
-    PublishedFile file(path);
+    AtomicFile file(path);
     put(file, "second");
     CHECK(thrown_by([&] { file.publish(false); }).code == EEXIST);
     CHECK(to_text(read_file(path)) == "first");
     file.publish(true);
   }
   CHECK(to_text(read_file(path)) == "second");
-  { PublishedFile given_up(path); }
+  { AtomicFile given_up(path); }
   CHECK(names_in(folder.path()) == std::vector<std::string>{"disk"});
 }
 
@@ -56,7 +57,7 @@ TEST_CASE("a file that is not published leaves nothing behind, however its write
   const pid_t writer = fork();
   REQUIRE(writer >= 0);
   if (writer == 0) {
-    PublishedFile file(folder.path() + "/disk");
+    AtomicFile file(folder.path() + "/disk");
     char c = 0;
     if (write(file.descriptor(), "half", 4) == 4 && write(ends[1], &c, 1) == 1) pause();
     _exit(1);

@@ -1,3 +1,4 @@
+// Common options, and asking first the servers of a store, then the store.
 #include "command.h"
 
 #include <cerrno>

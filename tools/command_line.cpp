@@ -1,3 +1,4 @@
+// Hands everything on to CLI11.
 #include "command_line.h"
 
 #include <fmt/format.h>

@@ -1,3 +1,4 @@
+// Chooses what is written: a disk, or what changed between two versions.
 #include "export_command.h"
 
 #include <unistd.h>

@@ -1,3 +1,4 @@
+// Copies the runs that have data, leaves out what is zero, and shows progress.
 #include "export_file.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// Raw files are written in place; qcow2 goes to a qemu-nbd over a socket, several writes at a time.
 #include "image_sink.h"
 
 #include <libnbd.h>

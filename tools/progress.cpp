@@ -1,3 +1,4 @@
+// What does not fit the terminal's width is left out, the least useful part first.
 #include "progress.h"
 
 #include <fmt/format.h>

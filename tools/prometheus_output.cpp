@@ -1,3 +1,4 @@
+// A family of metrics for each counter, with a line for each volume or template.
 #include "prometheus_output.h"
 
 #include <prometheus/metric_family.h>

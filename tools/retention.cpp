@@ -1,3 +1,4 @@
+// Each rule is a number of versions and a function from a version to its period.
 #include "retention.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// Columns are as wide as their widest cell.
 #include "table.h"
 
 #include <fmt/format.h>

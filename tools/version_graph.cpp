@@ -1,3 +1,4 @@
+// Lays the versions out in lanes, children before parents, then draws row by row.
 #include "version_graph.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// Tables and graphs from the objects that JSON has of versions.
 #include "version_text.h"
 
 #include <fmt/format.h>

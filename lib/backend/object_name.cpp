@@ -1,3 +1,4 @@
+// The grammar of names, part by part.
 #include "backend/object_name.h"
 
 #include <algorithm>

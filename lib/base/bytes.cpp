@@ -1,3 +1,4 @@
+// XXH3 stands behind the checksums; hexadecimal digits and zero tests are plain loops.
 #include "base/bytes.h"
 
 #include <sys/random.h>

@@ -1,3 +1,4 @@
+// Puts an error together: what it is about, what went wrong, and the errno that says so to NBD.
 #include "base/error.h"
 
 #include <cstdio>

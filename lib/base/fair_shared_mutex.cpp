@@ -1,3 +1,4 @@
+// Who must wait queues up in one of 64 lots that all mutexes share, by its mutex's address.
 #include "base/fair_shared_mutex.h"
 
 #include <array>

@@ -1,3 +1,4 @@
+// openat2 with RESOLVE_BENEATH for every path; trees are removed from their open folders downwards.
 #include "base/files.h"
 
 #include <dirent.h>

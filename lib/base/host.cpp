@@ -1,3 +1,4 @@
+// Reads /etc/machine-id, the boot id and /proc/PID/stat.
 #include "base/host.h"
 
 #include <unistd.h>

@@ -1,3 +1,4 @@
+// What a name is and what an export name means, character by character.
 #include "base/names.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// Walks text as UTF-8, strictly, and replaces what a terminal would obey.
 #include "base/text.h"
 
 #include <cstdint>

@@ -1,3 +1,4 @@
+// Binary multiples of bytes, and RFC 3339 in UTC.
 #include "base/units.h"
 
 #include <charconv>

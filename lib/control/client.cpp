@@ -1,3 +1,4 @@
+// Goes through the sockets of a store's servers one by one, or all for answers that are added up.
 #include "control/client.h"
 
 #include <fcntl.h>

@@ -1,3 +1,4 @@
+// One function for each kind of object, in the order of their keys in the manual.
 #include "control/json_output.h"
 
 #include <algorithm>

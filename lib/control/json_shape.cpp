@@ -1,3 +1,4 @@
+// Walks a value beside its shape and names the place where they part.
 #include "control/json_shape.h"
 
 #include <cerrno>

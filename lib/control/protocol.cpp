@@ -1,3 +1,4 @@
+// The shapes of all requests and answers, put together from those of their parts.
 #include "control/protocol.h"
 
 #include <cerrno>

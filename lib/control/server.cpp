@@ -1,3 +1,5 @@
+// One thread polls all connections; requests that may take long run on a few others, and their
+// answers come back through an event.
 #include "control/server.h"
 
 #include <fcntl.h>

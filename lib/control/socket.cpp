@@ -1,3 +1,4 @@
+// Unix sockets by way of /proc/self/fd, so that a path of any length can be reached.
 #include "control/socket.h"
 
 #include <fcntl.h>

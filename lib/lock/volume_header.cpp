@@ -1,3 +1,4 @@
+// Fields in, fields out, and what of them is possible.
 #include "lock/volume_header.h"
 
 #include <algorithm>

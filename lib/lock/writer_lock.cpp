@@ -1,3 +1,5 @@
+// Takes the lock, looks at the header under it, and writes itself in; puts the size back at the
+// end.
 #include "lock/writer_lock.h"
 
 #include <unistd.h>

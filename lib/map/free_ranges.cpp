@@ -1,3 +1,5 @@
+// A list for each step on the way from the decision to the punched hole; ranges that touch are
+// joined when they are handed out.
 #include "map/free_ranges.h"
 
 #include <algorithm>

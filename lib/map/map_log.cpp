@@ -1,3 +1,4 @@
+// Appends frames sector by sector, and finds the end of a log that a crash has cut.
 #include "map/map_log.h"
 
 #include <algorithm>

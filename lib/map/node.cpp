@@ -1,3 +1,5 @@
+// Nodes in memory are counted by reference; on disk they are varints, each number as what it
+// differs by from the one before.
 #include "map/node.h"
 
 #include <algorithm>

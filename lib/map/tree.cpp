@@ -1,3 +1,4 @@
+// Lookups and assignments from the root down; what a frozen version shares is copied on the way.
 #include "map/tree.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// Walks trees side by side and loads what it needs, keeping nothing.
 #include "map/tree_reader.h"
 
 #include <algorithm>

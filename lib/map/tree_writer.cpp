@@ -1,3 +1,4 @@
+// Leaves go into frames of many; pages are written when all below them have their addresses.
 #include "map/tree_writer.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// Versions by number, with the tree of who descends from whom, in groups as they stand on disk.
 #include "map/version_table.h"
 
 #include <algorithm>

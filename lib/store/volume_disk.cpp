@@ -1,3 +1,4 @@
+// Each kind of export asks its volume for its version.
 #include "store/volume_disk.h"
 
 #include <algorithm>

@@ -1,3 +1,5 @@
+// A map from volume to who has it, and waiting for what is being opened or closed by another
+// thread.
 #include "store/volume_registry.h"
 
 #include <unistd.h>

@@ -1,3 +1,4 @@
+// SHA-256 by libcrypto, its pieces by a few threads beside the one that reads.
 #include "template/content_id.h"
 
 #include <openssl/evp.h>

@@ -1,3 +1,4 @@
+// Records are appended as segments are published, each with its own checksum.
 #include "template/import_journal.h"
 
 #include <algorithm>

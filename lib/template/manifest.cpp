@@ -1,3 +1,4 @@
+// Encodes and decodes, and believes nothing that it has not compared with the size of the disk.
 #include "template/manifest.h"
 
 #include "base/names.h"

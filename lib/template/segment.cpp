@@ -1,3 +1,4 @@
+// Blocks, their table and the trailer are put together in memory and published at once.
 #include "template/segment.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// Made once, with a secret from the kernel; read with its checksum.
 #include "template/store_identity.h"
 
 #include <algorithm>

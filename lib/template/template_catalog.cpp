@@ -1,3 +1,4 @@
+// Which segments are used is the union over all manifests and journals; gc removes the others.
 #include "template/template_catalog.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// Hands everything on to the image.
 #include "template/template_disk.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// Binary search among the runs, then one piece for each segment that a request touches.
 #include "template/template_image.h"
 
 #include <algorithm>

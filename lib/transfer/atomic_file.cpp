@@ -1,3 +1,4 @@
+// O_TMPFILE and a link at the end; a name of its own that is renamed where that is not known.
 #include "transfer/atomic_file.h"
 
 #include <fcntl.h>

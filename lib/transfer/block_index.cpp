@@ -1,3 +1,5 @@
+// Linear probing over an array of keys and one of places. The high bits of a key say where it
+// belongs, so a larger table is filled without hashing anything again.
 #include "transfer/block_index.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// Sorts what the index names by segment and block, reads it in long pieces, and compares.
 #include "transfer/block_matcher.h"
 
 #include <algorithm>

@@ -1,3 +1,5 @@
+// Everything is made ready before the fork; behind it come only calls that a signal handler may
+// make.
 #include "transfer/child_process.h"
 
 #include <fcntl.h>

@@ -1,3 +1,5 @@
+// Asks qemu-img for its view of the file, our own look at it for what qemu does not say, and
+// refuses.
 #include "transfer/image_check.h"
 
 #include <algorithm>

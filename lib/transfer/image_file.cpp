@@ -1,3 +1,4 @@
+// Magic numbers and header fields at their offsets, every one checked against the file's size.
 #include "transfer/image_file.h"
 
 #include <fcntl.h>

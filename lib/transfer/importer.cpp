@@ -1,3 +1,5 @@
+// One pass over the image: hash, look up, collect what is new into segments, publish them, then the
+// manifest.
 #include "transfer/importer.h"
 
 #include <algorithm>

@@ -1,3 +1,5 @@
+// A writer that chains the checksums of its records, and a reader that walks them and believes
+// nothing before it has been checked.
 #include "transfer/increment.h"
 
 #include <fcntl.h>

@@ -1,3 +1,4 @@
+// MBR and GPT entries, the largest end of them against the size of the disk.
 #include "transfer/partition_check.h"
 
 #include <fmt/format.h>

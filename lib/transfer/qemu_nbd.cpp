@@ -1,3 +1,5 @@
+// A socket in a folder of our own, qemu-nbd with the image's descriptor, and a look at what it
+// opened.
 #include "transfer/qemu_nbd.h"
 
 #include <fcntl.h>

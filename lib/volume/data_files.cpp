@@ -1,3 +1,4 @@
+// Files by version: opened when first needed, from whoever's folder they are in.
 #include "volume/data_files.h"
 
 #include <algorithm>

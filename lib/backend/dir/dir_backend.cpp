@@ -1,3 +1,5 @@
+// Objects are files below one open folder. A new one is written under no name, synced, and linked
+// (put_new); batches go to the rings piece by piece, each at its file's offset.
 #include "backend/dir/dir_backend.h"
 
 #include <fcntl.h>

@@ -1,3 +1,5 @@
+// First the cache of descriptors, a clock over the open objects; then the object: every call uses
+// its descriptor for as long as it takes, and reopens it when the cache has closed it.
 #include "backend/dir/dir_object.h"
 
 #include <fcntl.h>

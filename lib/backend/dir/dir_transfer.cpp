@@ -1,3 +1,5 @@
+// Each thread keeps one aligned buffer for its bounces; larger ones, and a second one at a time,
+// are from the heap.
 #include "backend/dir/dir_transfer.h"
 
 #include <cstdlib>

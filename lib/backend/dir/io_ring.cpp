@@ -1,3 +1,5 @@
+// A batch fills a ring, waits for all of it, and starts again what came back short. Without
+// io_uring (no memory for it, or not allowed) the same operations run one after the other.
 #include "backend/dir/io_ring.h"
 
 #include <fmt/format.h>

@@ -252,6 +252,16 @@ MUTANTS = [
            "Logs of former generations pile up.",
            "lib/map/compaction.cpp", "  backend_.remove(old_name);\n", "",
            MAP),
+    Mutant("failed-switch-empties-the-tree",
+           "A compaction that fails at its last step leaves a map of nothing but zeroes.",
+           "lib/volume_map_compaction.cpp",
+           ("    plan_relocation(relocation, map_.root_, current_.root,",
+            "    for (auto& [slot, fresh] : relocation.slots) *slot = std::move(fresh);\n"),
+           ("    Slot moved = std::move(map_.root_);\n"
+            "    plan_relocation(relocation, moved, current_.root,",
+            "    for (auto& [slot, fresh] : relocation.slots) *slot = std::move(fresh);\n"
+            "    map_.root_ = std::move(moved);\n"),
+           MAP),
     Mutant("compaction-shares-nothing",
            "What versions share is written once for each of them.",
            "lib/map/compaction.cpp",
@@ -346,6 +356,11 @@ MUTANTS = [
            "lib/lock/writer_lock.cpp", "  header.size_bytes = 0;\n", "",
            ("writer_lock_test",)),
 
+    Mutant("lock-goes-with-its-descriptor",
+           "A killed server's volume is free while its last writes are on their way.",
+           "lib/dir_backend.cpp", "    if (kept_) kept_->add(fd_.get());\n", "",
+           ("dir_backend_test",)),
+
     # --- data files
     Mutant("mark-cleared-after-sync",
            "A write that lands while its file is synced is taken for synced.",
@@ -390,6 +405,10 @@ MUTANTS = [
            REMOVAL + VOLUME),
 
     # --- splitting reads and writes
+    Mutant("stopped-volume-is-read",
+           "Reads of a volume go on when it is in doubt what its map leads to.",
+           "lib/volume_io.cpp", "    if (version == 0 && lock_) map_->check_usable();\n", "",
+           VOLUME),
     Mutant("split-block-loses-its-rest",
            "A first write of a part of a block loses what the block had.",
            "lib/volume/requests.cpp",
@@ -510,6 +529,12 @@ MUTANTS = [
            "lib/template/segment.cpp",
            "secret) != table[first + i])", "secret) != table[first + i] && false)",
            ("segment_test",)),
+    Mutant("name-leads-to-who-had-it",
+           "A version's name leads to the one that had it when a reader's map was read.",
+           "lib/store_versions.cpp",
+           "(owner ? owner->volume() : *held.volume).version(version);",
+           "(owner ? owner->volume() : *held.volume).version(std::to_string(held.version.number));",
+           REMOVAL),
     Mutant("removal-trusts-an-old-look-at-forks",
            "A volume without a name is removed though a fork of it was made meanwhile.",
            "lib/store/volumes.cpp",

@@ -20,11 +20,10 @@ void fail_errno(int code, std::string object, std::string_view action) {
               fmt::format("{}: {}", action, strerror_r(code, text, sizeof text)));
 }
 
-void ensure(bool condition, std::string_view what, std::source_location where) {
+void ensure(bool condition, std::string_view what, const char* file, int line) {
   if (condition) [[likely]]
     return;
-  fmt::print(stderr, "tplstore: broken invariant: {} ({}:{})\n", what, where.file_name(),
-             where.line());
+  fmt::print(stderr, "tplstore: broken invariant: {} ({}:{})\n", what, file, line);
   std::fflush(stderr);
   std::abort();
 }

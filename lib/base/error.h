@@ -14,7 +14,6 @@
 
 #include <fmt/format.h>
 
-#include <source_location>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -47,7 +46,7 @@ template <typename... Args>
 [[noreturn]] void fail_errno(int code, std::string object, std::string_view action);
 
 // Stops the process with a line on stderr when `condition` is false.
-void ensure(bool condition, std::string_view what,
-            std::source_location where = std::source_location::current());
+void ensure(bool condition, std::string_view what, const char* file = __builtin_FILE(),
+            int line = __builtin_LINE());
 
 }  // namespace tplstore

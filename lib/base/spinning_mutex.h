@@ -2,28 +2,28 @@
 // than putting a thread to sleep and waking it.
 #pragma once
 
-#include <shared_mutex>
+#include "base/mutex.h"
 
 namespace tplstore {
 
-class SpinningSharedMutex {
+class CAPABILITY("mutex") SpinningSharedMutex {
  public:
-  void lock() {
+  void lock() ACQUIRE() {
     for (int i = 0; i < kTries; ++i) {
       if (mutex_.try_lock()) return;
       relax();
     }
     mutex_.lock();
   }
-  void unlock() { mutex_.unlock(); }
-  void lock_shared() {
+  void unlock() RELEASE() { mutex_.unlock(); }
+  void lock_shared() ACQUIRE_SHARED() {
     for (int i = 0; i < kTries; ++i) {
       if (mutex_.try_lock_shared()) return;
       relax();
     }
     mutex_.lock_shared();
   }
-  void unlock_shared() { mutex_.unlock_shared(); }
+  void unlock_shared() RELEASE_SHARED() { mutex_.unlock_shared(); }
 
  private:
   static void relax() {

@@ -45,7 +45,7 @@ std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::attach(const Uuid& u
                                                                    const std::string& name,
                                                                    const Peer& peer, Use use) {
   const auto start = Clock::now();
-  std::unique_lock guard(mutex_);
+  Lock guard(mutex_);
   while (true) {
     const auto it = entries_.find(uuid);
     if (it == entries_.end()) break;
@@ -80,19 +80,21 @@ std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::attach(const Uuid& u
     } else if (Clock::now() - start >= kClosingWaitMax) {
       fail(EBUSY, fmt::format("volume {}", name), "is still being opened or closed; try again");
     }
-    changed_.wait_for(guard, kLookAgain);
+    changed_.wait_for(mutex_, kLookAgain);
   }
   Entry entry;
   entry.peer = peer;
   entry.writers = 1;
   entry.is_alone = use == Use::kAlone;
-  return open(guard, uuid, name, entry);
+  Entry& opening = entries_.try_emplace(uuid, entry).first->second;
+  guard.unlock();
+  return open(uuid, name, entry, opening);
 }
 
 std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::attach_for_upkeep(
     const Uuid& uuid, const std::string& name, const Peer& peer) {
   const auto start = Clock::now();
-  std::unique_lock guard(mutex_);
+  Lock guard(mutex_);
   for (auto it = entries_.find(uuid); it != entries_.end(); it = entries_.find(uuid)) {
     if (it->second.state == State::kOpen) {
       std::unique_ptr<Attachment> joined(new Attachment(*this, uuid, it->second.volume, false));
@@ -101,31 +103,30 @@ std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::attach_for_upkeep(
     }
     if (Clock::now() - start >= kClosingWaitMax)
       fail(EBUSY, fmt::format("volume {}", name), "is still being opened or closed; try again");
-    changed_.wait_for(guard, kLookAgain);
+    changed_.wait_for(mutex_, kLookAgain);
   }
   Entry entry;
   entry.peer = peer;
   entry.helpers = 1;
-  return open(guard, uuid, name, entry);
+  Entry& opening = entries_.try_emplace(uuid, entry).first->second;
+  guard.unlock();
+  return open(uuid, name, entry, opening);
 }
 
-std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::open(
-    std::unique_lock<std::mutex>& guard, const Uuid& uuid, const std::string& name,
-    const Entry& as) {
-  Entry& entry = entries_.try_emplace(uuid, as).first->second;
-  guard.unlock();
-
+std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::open(const Uuid& uuid,
+                                                                 const std::string& name,
+                                                                 const Entry& as, Entry& entry) {
   std::unique_ptr<Attachment> attachment;
   try {
     std::shared_ptr<Volume> volume = Volume::open_for_writing(environment_, uuid, name, as.peer);
     attachment.reset(new Attachment(*this, uuid, std::move(volume), as.writers > 0));
   } catch (...) {
-    guard.lock();
+    const Lock guard(mutex_);
     entries_.erase(uuid);
     changed_.notify_all();
     throw;
   }
-  guard.lock();
+  const Lock guard(mutex_);
   entry.volume = attachment->volume_;
   entry.state = State::kOpen;
   changed_.notify_all();
@@ -133,7 +134,7 @@ std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::open(
 }
 
 std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::find_open(const Uuid& uuid) {
-  const std::lock_guard guard(mutex_);
+  const Lock guard(mutex_);
   const auto it = entries_.find(uuid);
   if (it == entries_.end() || it->second.state != State::kOpen) return nullptr;
   std::unique_ptr<Attachment> open(new Attachment(*this, uuid, it->second.volume, false));
@@ -143,7 +144,7 @@ std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::find_open(const Uuid
 
 void VolumeRegistry::detach(const Uuid& uuid, std::shared_ptr<Volume> volume, bool is_writer) {
   {
-    const std::lock_guard guard(mutex_);
+    const Lock guard(mutex_);
     Entry& entry = entries_.at(uuid);
     --(is_writer ? entry.writers : entry.helpers);
     if (entry.writers + entry.helpers > 0) return;
@@ -152,7 +153,7 @@ void VolumeRegistry::detach(const Uuid& uuid, std::shared_ptr<Volume> volume, bo
   }
   volume->close();
   volume.reset();
-  const std::lock_guard guard(mutex_);
+  const Lock guard(mutex_);
   entries_.erase(uuid);
   changed_.notify_all();
 }
@@ -161,7 +162,7 @@ std::shared_ptr<Volume> VolumeRegistry::reader(const Uuid& uuid, const std::stri
                                                const std::function<void(Volume&)>& find) {
   std::shared_ptr<Volume> volume;
   {
-    const std::lock_guard guard(readers_mutex_);
+    const Lock guard(readers_mutex_);
     if (const auto known = readers_.find(uuid); known != readers_.end())
       volume = known->second.lock();
   }
@@ -176,20 +177,20 @@ std::shared_ptr<Volume> VolumeRegistry::reader(const Uuid& uuid, const std::stri
   // Without the mutex: how long it takes is a matter of that volume.
   volume = Volume::open_for_reading(environment_, uuid, name);
   find(*volume);
-  const std::lock_guard guard(readers_mutex_);
+  const Lock guard(readers_mutex_);
   std::erase_if(readers_, [](const auto& known) { return known.second.expired(); });
   readers_[uuid] = volume;
   return volume;
 }
 
 bool VolumeRegistry::is_open(const Uuid& uuid) {
-  const std::lock_guard guard(mutex_);
+  const Lock guard(mutex_);
   const auto it = entries_.find(uuid);
   return it != entries_.end() && it->second.state == State::kOpen;
 }
 
 bool VolumeRegistry::is_changing(const Uuid& uuid) {
-  const std::lock_guard guard(mutex_);
+  const Lock guard(mutex_);
   const auto it = entries_.find(uuid);
   return it != entries_.end() && it->second.state != State::kOpen;
 }
@@ -197,7 +198,7 @@ bool VolumeRegistry::is_changing(const Uuid& uuid) {
 std::vector<std::unique_ptr<VolumeRegistry::Attachment>> VolumeRegistry::all_open() {
   std::vector<Uuid> uuids;
   {
-    const std::lock_guard guard(mutex_);
+    const Lock guard(mutex_);
     for (const auto& [uuid, entry] : entries_) uuids.push_back(uuid);
   }
   std::vector<std::unique_ptr<Attachment>> open;
@@ -207,7 +208,7 @@ std::vector<std::unique_ptr<VolumeRegistry::Attachment>> VolumeRegistry::all_ope
 }
 
 std::vector<std::shared_ptr<Volume>> VolumeRegistry::readers() {
-  const std::lock_guard guard(readers_mutex_);
+  const Lock guard(readers_mutex_);
   std::vector<std::shared_ptr<Volume>> open;
   std::erase_if(readers_, [&open](const auto& entry) {
     auto volume = entry.second.lock();
@@ -219,7 +220,7 @@ std::vector<std::shared_ptr<Volume>> VolumeRegistry::readers() {
 }
 
 uint32_t VolumeRegistry::connections(const Uuid& uuid) {
-  const std::lock_guard guard(mutex_);
+  const Lock guard(mutex_);
   const auto it = entries_.find(uuid);
   return it == entries_.end() ? 0 : it->second.writers;
 }

@@ -11,13 +11,12 @@
 // Thread safety: all methods. Errors: EBUSY naming the owner, and what opening throws.
 #pragma once
 
-#include <condition_variable>
 #include <functional>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <vector>
 
+#include "base/mutex.h"
 #include "volume/volume.h"
 
 namespace tplstore {
@@ -81,18 +80,17 @@ class VolumeRegistry {
     bool is_alone = false;
   };
 
-  // With `guard` on mutex_, and no entry of the volume; the new one begins as `as`.
-  std::unique_ptr<Attachment> open(std::unique_lock<std::mutex>& guard, const Uuid& uuid,
-                                   const std::string& name, const Entry& as);
-
-  void detach(const Uuid& uuid, std::shared_ptr<Volume> volume, bool is_writer);
+  // Opens the volume that `entry`, which began as `as`, is of; without it the entry goes.
+  std::unique_ptr<Attachment> open(const Uuid& uuid, const std::string& name, const Entry& as,
+                                   Entry& entry) EXCLUDES(mutex_);
+  void detach(const Uuid& uuid, std::shared_ptr<Volume> volume, bool is_writer) EXCLUDES(mutex_);
 
   const VolumeEnvironment environment_;
-  std::mutex mutex_;  // guards all below; not held while volumes are opened or closed
-  std::condition_variable changed_;
-  std::map<Uuid, Entry> entries_;
-  std::mutex readers_mutex_;  // guards readers_
-  std::map<Uuid, std::weak_ptr<Volume>> readers_;
+  Mutex mutex_;  // not held while volumes are opened or closed
+  ConditionVariable changed_;
+  std::map<Uuid, Entry> entries_ GUARDED_BY(mutex_);
+  Mutex readers_mutex_;
+  std::map<Uuid, std::weak_ptr<Volume>> readers_ GUARDED_BY(readers_mutex_);
 };
 
 }  // namespace tplstore

@@ -254,10 +254,10 @@ MUTANTS = [
            MAP),
     Mutant("failed-switch-empties-the-tree",
            "A compaction that fails at its last step leaves a map of nothing but zeroes.",
-           "lib/volume_map_compaction.cpp",
+           "lib/map/compaction.cpp",
            ("    plan_relocation(relocation, map_.root_, current_.root,",
             "    for (auto& [slot, fresh] : relocation.slots) *slot = std::move(fresh);\n"),
-           ("    Slot moved = std::move(map_.root_);\n"
+           ("    auto moved = std::move(map_.root_);\n"
             "    plan_relocation(relocation, moved, current_.root,",
             "    for (auto& [slot, fresh] : relocation.slots) *slot = std::move(fresh);\n"
             "    map_.root_ = std::move(moved);\n"),
@@ -358,7 +358,7 @@ MUTANTS = [
 
     Mutant("lock-goes-with-its-descriptor",
            "A killed server's volume is free while its last writes are on their way.",
-           "lib/dir_backend.cpp", "    if (kept_) kept_->add(fd_.get());\n", "",
+           "lib/backend/dir/dir_backend.cpp", "    if (kept_) kept_->add(fd_.get());\n", "",
            ("dir_backend_test",)),
 
     # --- data files
@@ -407,7 +407,7 @@ MUTANTS = [
     # --- splitting reads and writes
     Mutant("stopped-volume-is-read",
            "Reads of a volume go on when it is in doubt what its map leads to.",
-           "lib/volume_io.cpp", "    if (version == 0 && lock_) map_->check_usable();\n", "",
+           "lib/volume/requests.cpp", "    if (version == 0 && lock_) map_->check_usable();\n", "",
            VOLUME),
     Mutant("split-block-loses-its-rest",
            "A first write of a part of a block loses what the block had.",
@@ -531,7 +531,7 @@ MUTANTS = [
            ("segment_test",)),
     Mutant("name-leads-to-who-had-it",
            "A version's name leads to the one that had it when a reader's map was read.",
-           "lib/store_versions.cpp",
+           "lib/store/versions.cpp",
            "(owner ? owner->volume() : *held.volume).version(version);",
            "(owner ? owner->volume() : *held.volume).version(std::to_string(held.version.number));",
            REMOVAL),

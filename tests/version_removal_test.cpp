@@ -353,10 +353,8 @@ TEST_CASE("the log stays small while versions come and go") {
   map->start_writing([] {}, [] {});
   Random random(test_seed());
   const auto write = [&](uint64_t block) {
-    uint64_t reserved = 1;
-    map->reserve(reserved);
+    LogReservation reserved(*map, 1);
     map->assign(block, 1, map->current(), reserved);
-    map->release(reserved);
   };
   const auto upkeep = [&] {
     map->commit();
@@ -374,11 +372,12 @@ TEST_CASE("the log stays small while versions come and go") {
   const uint64_t base_bytes = map->stats().log_bytes;
   uint64_t largest = 0;
   for (int i = 0; i < 400; ++i) {
-    map->reserve(VolumeMap::kFreezeRecords);
-    const uint32_t frozen = map->freeze({});
+    const uint32_t frozen = [&] {
+      LogReservation reserved(*map, VolumeMap::kFreezeRecords);
+      return map->freeze(map->change_versions(), {}, reserved);
+    }();
     for (int j = 0; j < 300; ++j) write(random.below(64 * kRegionBlocks));
-    map->reserve(1, Reserve::kDeletions);
-    map->hide({frozen});
+    map->hide(map->change_versions(), {frozen});
     if (i % 4 == 0) map->checkpoint();
     upkeep();
     largest = std::max(largest, map->stats().log_bytes);

@@ -27,16 +27,15 @@ class MapUnderTest {
     open();
   }
   void assign(uint64_t first, uint64_t count, uint32_t source) {
-    uint64_t reserved = VolumeMap::records_for(first, count);
-    map_->reserve(reserved);
+    LogReservation reserved(*map_, LogReservation::records_for(first, count));
     map_->assign(first, count, source, reserved);
-    map_->release(reserved);
   }
   void write(uint64_t first, uint64_t count = 1) { assign(first, count, map_->current()); }
-  uint32_t freeze() {
-    map_->reserve(VolumeMap::kFreezeRecords);
-    return map_->freeze({});
+  uint32_t freeze(const FreezeRequest& request = {}) {
+    LogReservation reserved(*map_, VolumeMap::kFreezeRecords);
+    return map_->freeze(map_->change_versions(), request, reserved);
   }
+  void resize(uint64_t size_bytes) { map_->resize(map_->change_versions(), size_bytes); }
   uint32_t source_of(uint32_t version, uint64_t block) {
     RunList runs;
     map_->find(version, block, 1, runs);
@@ -227,7 +226,7 @@ TEST_CASE("after a failed sync nothing more is accepted") {
   map.backend().fail_next_sync("v/map.1", EIO);
   CHECK_THROWS_AS(map->commit(), Error);
   CHECK_THROWS_AS(map->commit(), Error);
-  CHECK_THROWS_AS(map->reserve(1), Error);
+  CHECK_THROWS_AS(LogReservation(*map, 1), Error);
 }
 
 TEST_CASE("an update beyond the end of the disk, as large as it is then, is damage") {
@@ -243,22 +242,17 @@ TEST_CASE("an update beyond the end of the disk, as large as it is then, is dama
     }
     return true;
   };
-  const auto resize = [&](uint64_t blocks) {
-    map->reserve(1);
-    map->resize(blocks * kBlockBytes);
-  };
   map.write(kBlocks - 1);
   CHECK(reopens());
   const uint32_t small = map.freeze();
-  resize(2 * kBlocks);
+  map.resize(2 * kBlocks * kBlockBytes);
   map.write(kBlocks, kBlocks);
   CHECK(reopens());
   SUBCASE("before it was rolled back") { map.write(2 * kBlocks - 1, 2); }
   SUBCASE("after it was rolled back to when it was smaller") {
     FreezeRequest request;
     request.parent = small;
-    map->reserve(VolumeMap::kFreezeRecords);
-    map->freeze(request);
+    map.freeze(request);
     map.write(kBlocks);
   }
   CHECK_FALSE(reopens());
@@ -272,7 +266,7 @@ TEST_CASE("after a failed sync of the object that names the checkpoint nothing m
   const uint64_t log_bytes = map->stats().log_bytes;
   for (int i = 0; i < 3; ++i) CHECK_THROWS_AS(map->checkpoint(), Error);
   CHECK(map->stats().log_bytes == log_bytes);
-  CHECK_THROWS_AS(map->reserve(1), Error);
+  CHECK_THROWS_AS(LogReservation(*map, 1), Error);
   CHECK_THROWS_AS(map->commit(), Error);
   map.open();
   CHECK(map.source_of(0, 7) == 1);
@@ -312,7 +306,7 @@ TEST_CASE("a compaction that fails at its last step leaves the map that was ther
   map.backend().fail_reads("v/map.2", 0);
   for (uint64_t i = 0; i < 100; ++i) REQUIRE(map.source_of(0, i * 100) == 1);
   CHECK(map.source_of(0, 1) == kSourceUnmapped);
-  CHECK_THROWS_AS(map->reserve(1), Error);
+  CHECK_THROWS_AS(LogReservation(*map, 1), Error);
   CHECK_THROWS_AS(map->commit(), Error);
   map.open();
   for (uint64_t i = 0; i < 100; ++i) REQUIRE(map.source_of(0, i * 100) == 1);
@@ -339,11 +333,9 @@ TEST_CASE("an update behind a record of another kind is one of its own") {
   map.write(0, 8);
   const uint32_t frozen = map.freeze();
   map.assign(0, 1, kSourceZero);
-  map->reserve(1);
-  map->hide({frozen});
+  map->hide(map->change_versions(), {frozen});
   map.assign(frozen, 1, kSourceZero);
-  map->reserve(1);
-  map->resize(2 * kTiB);
+  map.resize(2 * kTiB);
   map.assign(2 * kTiB / kBlockBytes - 1, 1, kSourceZero);
   map->commit();
   map.open();

@@ -105,17 +105,19 @@ void VolumeMap::create_fork(uint32_t version, const std::string& folder, const U
 // --- pins
 
 void VolumeMap::pin(uint32_t version, const Uuid& fork) {
+  LogReservation reserved(*this, kPinRecords);
   const std::unique_lock guard(mutex_);
   const VersionRecord* found = table_.find(version);
   if (found == nullptr || found->is_hidden())
     fail(ENOENT, fmt::format("version {}", version), "is not there");
-  change(kPinRecords, [&] { apply_pin(version, fork); });
+  change(reserved, [&] { apply_pin(version, fork); });
   put_record(RecordHeader::make(RecordKind::kPin, version), bytes_of(fork), kPinRecords);
 }
 
 void VolumeMap::unpin(const Uuid& fork) {
+  LogReservation reserved(*this, kPinRecords, Reserve::kDeletions);
   const std::unique_lock guard(mutex_);
-  change(kPinRecords, [&] { apply_unpin(fork); });
+  change(reserved, [&] { apply_unpin(fork); });
   put_record(RecordHeader::make(RecordKind::kUnpin, 0), bytes_of(fork), kPinRecords);
 }
 
@@ -137,8 +139,9 @@ std::vector<Pin> VolumeMap::pins() const {
 // --- flattening
 
 void VolumeMap::begin_flatten() {
+  LogReservation reserved(*this, 1);
   const std::unique_lock guard(mutex_);
-  change(1, [&] { apply_flatten_begin(); });
+  change(reserved, [&] { apply_flatten_begin(); });
   put_record(RecordHeader::make(RecordKind::kFlattenBegin, 0));
 }
 
@@ -157,8 +160,9 @@ void VolumeMap::apply_flatten_begin() {
 }
 
 void VolumeMap::end_flatten() {
+  LogReservation reserved(*this, 1);
   const std::unique_lock guard(mutex_);
-  change(1, [&] { apply_flatten_end(); });
+  change(reserved, [&] { apply_flatten_end(); });
   put_record(RecordHeader::make(RecordKind::kFlattenEnd, 0));
 }
 

@@ -24,14 +24,15 @@ namespace tplstore {
 
 // --- hiding
 
-void VolumeMap::hide(const std::vector<uint32_t>& versions) {
+void VolumeMap::hide(const VersionChange&, const std::vector<uint32_t>& versions) {
+  LogReservation reserved(*this, versions.size(), Reserve::kDeletions);
   const std::unique_lock guard(mutex_);
   for (const uint32_t version : versions) {
     const VersionRecord* found = table_.find(version);
     if (found == nullptr || found->is_removed())
       fail(ENOENT, fmt::format("version {}", version), "is not there");
   }
-  change(versions.size(), [&] {
+  change(reserved, [&] {
     for (const uint32_t version : versions) apply_hide(version);
   });
   for (const uint32_t version : versions)
@@ -75,14 +76,13 @@ bool VolumeMap::has_outstanding() const {
 bool VolumeMap::collect_one() {
   const std::lock_guard maintenance(maintenance_mutex_);
   run_removals();
-  LogReservation record(*this, 1, Reserve::kDeletions);
+  LogReservation reserved(*this, 1, Reserve::kDeletions);
   {
     const std::unique_lock guard(mutex_);
     const std::optional<uint32_t> version = table_.collectible();
     if (!version) return false;
-    change(1, [&] { apply_collect(*version); });
+    change(reserved, [&] { apply_collect(*version); });
     put_record(RecordHeader::make(RecordKind::kCollect, *version));
-    record.use(1);
   }
   run_removals();
   return true;

@@ -220,21 +220,27 @@ void VolumeMap::find_difference(uint32_t from, uint32_t to, uint64_t first, uint
 
 // --- changing current
 
-uint64_t VolumeMap::records_for(uint64_t first, uint64_t count) {
+uint64_t LogReservation::records_for(uint64_t first, uint64_t count) {
   return count == 0 ? 0 : (first + count - 1) / kRegionBlocks - first / kRegionBlocks + 1;
 }
 
-void VolumeMap::reserve(uint64_t records, Reserve draws_on) {
-  check_usable();
+LogReservation::LogReservation(VolumeMap& map, uint64_t records, Reserve draws_on)
+    : map_(map), unused_(records) {
+  map.check_usable();
   // The lock keeps the log from being exchanged meanwhile.
-  const std::shared_lock guard(mutex_);
-  log_->reserve(records * kRecordBytes, draws_on);
+  const std::shared_lock guard(map.mutex_);
+  map.log_->reserve(records * kRecordBytes, draws_on);
 }
 
-void VolumeMap::release(uint64_t records) {
-  if (records == 0) return;
-  const std::shared_lock guard(mutex_);
-  log_->unreserve(records * kRecordBytes);
+LogReservation::~LogReservation() {
+  if (unused_ == 0) return;
+  const std::shared_lock guard(map_.mutex_);
+  map_.log_->unreserve(unused_ * kRecordBytes);
+}
+
+void LogReservation::use(uint64_t records) {
+  ensure(unused_ >= records, "a change has its records reserved");
+  unused_ -= records;
 }
 
 bool VolumeMap::frees_cells(const RunList& runs) const {
@@ -244,13 +250,13 @@ bool VolumeMap::frees_cells(const RunList& runs) const {
   return false;
 }
 
-void VolumeMap::assign(uint64_t first, uint64_t count, uint32_t source, uint64_t& reserved) {
+void VolumeMap::assign(uint64_t first, uint64_t count, uint32_t source, LogReservation& reserved) {
   while (count > 0) {
     const auto in_region = static_cast<uint32_t>(first % kRegionBlocks);
     const auto part = static_cast<uint32_t>(std::min<uint64_t>(count, kRegionBlocks - in_region));
-    ensure(reserved > 0, "an assignment has its records reserved");
+    ensure(reserved.unused_ > 0, "an assignment has its records reserved");
     assign_in_region(first / kRegionBlocks, in_region, part, source, false);
-    --reserved;
+    reserved.use(1);
     first += part;
     count -= part;
   }
@@ -357,7 +363,9 @@ void VolumeMap::put_pending_update(uint64_t first, uint32_t count, uint32_t sour
   last_pending_is_update_ = true;
 }
 
-uint32_t VolumeMap::freeze(const FreezeRequest& request) {
+uint32_t VolumeMap::freeze(const VersionChange&, const FreezeRequest& request,
+                           LogReservation& reserved) {
+  ensure(reserved.unused_ == kFreezeRecords, "a freeze has its records reserved");
   const std::unique_lock guard(mutex_);
   const uint32_t frozen = current_.number;
   if (frozen >= UINT32_MAX - 1) fail(EOVERFLOW, "volume", "has used up its version numbers");
@@ -384,7 +392,7 @@ uint32_t VolumeMap::freeze(const FreezeRequest& request) {
     body.put(request.origin.number);
   }
   ensure(body.size() < kFreezeRecords * kRecordBytes, "a freeze fits what was reserved for it");
-  change(kFreezeRecords, [&] { apply_freeze(frozen + 1, size_bytes, now_ns, request); });
+  change(reserved, [&] { apply_freeze(frozen + 1, size_bytes, now_ns, request); });
   put_record(RecordHeader::make(RecordKind::kFreeze, 0, frozen + 1, parent), body.bytes(),
              kFreezeRecords);
   return frozen;
@@ -422,9 +430,10 @@ void VolumeMap::apply_freeze(uint32_t next, uint64_t size_bytes, int64_t now_ns,
   refresh_floor();
 }
 
-void VolumeMap::resize(uint64_t size_bytes) {
+void VolumeMap::resize(const VersionChange&, uint64_t size_bytes) {
+  LogReservation reserved(*this, 1);
   const std::unique_lock guard(mutex_);
-  change(1, [&] { current_.size_bytes = size_bytes; });
+  change(reserved, [&] { current_.size_bytes = size_bytes; });
   put_record(RecordHeader::make(RecordKind::kResize, size_bytes));
 }
 

@@ -31,7 +31,8 @@
 // Thread safety: all methods, except where said. Lock order: maintenance_mutex_, version_mutex_,
 // commit_mutex_, mutex_, failure_mutex_. mutex_ is never held during I/O, but for the last step of
 // a compaction.
-// Errors: Error(EIO) for damage and once it is stopped, ENOSPC from reserve(); std::bad_alloc.
+// Errors: Error(EIO) for damage and once it is stopped; ENOSPC before anything changes;
+// std::bad_alloc.
 #pragma once
 
 #include <atomic>
@@ -80,6 +81,36 @@ struct FreezeRequest {
   uint32_t parent = 0;  // whose root and size the next version starts with; 0: the frozen one's
   bool may_be_hidden = false;  // that one
   bool for_reader = false;     // hidden from the start; see map/version_table.h
+};
+
+class VolumeMap;
+
+// Log space that is set aside for records before what they tell of is accepted, so that a full disk
+// refuses it then. What was not used is released at the end.
+class LogReservation {
+ public:
+  // ENOSPC; EIO once the map is stopped.
+  LogReservation(VolumeMap& map, uint64_t records, Reserve draws_on = Reserve::kNone);
+  ~LogReservation();
+  LogReservation(const LogReservation&) = delete;
+  // For an assignment of these blocks: a record for each region.
+  static uint64_t records_for(uint64_t first, uint64_t count);
+
+ private:
+  friend class VolumeMap;
+  void use(uint64_t records);
+
+  VolumeMap& map_;
+  uint64_t unused_;
+};
+
+// As long as it is there its holder alone changes the list of versions: freezes, hides, resizes.
+class VersionChange {
+ private:
+  friend class VolumeMap;
+  explicit VersionChange(std::mutex& mutex) : hold_(mutex) {}
+
+  std::unique_lock<std::mutex> hold_;
 };
 
 class VolumeMap {
@@ -137,43 +168,24 @@ class VolumeMap {
   // Cells in the files of removed versions. For tests.
   std::map<uint32_t, uint64_t> removed_files() const;
 
-  // --- changing current; the caller has reserved the records (see reserve())
+  // --- changing current
   // Gives the blocks to `source`, after their data has been written. Uses up reserved records, one
-  // for each region, and takes them off `reserved`.
-  void assign(uint64_t first, uint64_t count, uint32_t source, uint64_t& reserved);
-  // Reserves log space for `records` records, ENOSPC; release() what was not used.
-  void reserve(uint64_t records, Reserve draws_on = Reserve::kNone);
-  void release(uint64_t records);
-  static uint64_t records_for(uint64_t first, uint64_t count);
+  // for each region.
+  void assign(uint64_t first, uint64_t count, uint32_t source, LogReservation& reserved);
   // Whether cells become free when current stops mapping these runs.
   bool frees_cells(const RunList& runs) const;
-  // Log space that is released at its end, but for what was used.
-  class LogReservation {
-   public:
-    LogReservation(VolumeMap& map, uint64_t records, Reserve draws_on = Reserve::kNone)
-        : map_(map), unused_(records) {
-      map.reserve(records, draws_on);
-    }
-    ~LogReservation() { map_.release(unused_); }
-    LogReservation(const LogReservation&) = delete;
-    void use(uint64_t records) { unused_ -= records; }
 
-   private:
-    VolumeMap& map_;
-    uint64_t unused_;
-  };
-
+  // --- changing the list of versions; durable after the next commit. ENOSPC
+  // Waits for those that began before.
+  [[nodiscard]] VersionChange change_versions() { return VersionChange(version_mutex_); }
   // Freezes current, whose number it returns, and starts the next version. No write is in flight,
-  // version_mutex() is held, and the records are reserved. Durable after the next commit.
-  uint32_t freeze(const FreezeRequest& request);
-  static constexpr uint64_t kFreezeRecords = 48;  // that freeze() needs reserved
-  void resize(uint64_t size_bytes);               // one record
-  std::mutex& version_mutex() { return version_mutex_; }
-
-  // --- removing versions; durable after the next commit
-  // Hides versions, all or none; a record is reserved for each. ENOENT when one is not there or
-  // removed already.
-  void hide(const std::vector<uint32_t>& versions);
+  // and kFreezeRecords are reserved.
+  uint32_t freeze(const VersionChange& change, const FreezeRequest& request,
+                  LogReservation& reserved);
+  static constexpr uint64_t kFreezeRecords = 48;
+  void resize(const VersionChange& change, uint64_t size_bytes);
+  // Hides versions, all or none. ENOENT when one is not there or removed already.
+  void hide(const VersionChange& change, const std::vector<uint32_t>& versions);
   // Those that were frozen for readers, and are not removed yet.
   std::vector<uint32_t> versions_for_readers() const;
   // Takes out one hidden version that nothing needs; false when there is none.
@@ -191,14 +203,12 @@ class VolumeMap {
   // gone.
   bool has_outstanding() const;
 
-  // --- forks; durable after the next commit
-  static constexpr uint64_t kPinRecords = 2;     // that pin() and unpin() need reserved
+  // --- forks; durable after the next commit. ENOSPC
   void pin(uint32_t version, const Uuid& fork);  // ENOENT when it is not there or hidden
   void unpin(const Uuid& fork);
   std::vector<Pin> pins() const;
   // A fork gets its own copy of what it has of its ancestors: begin, copy all that
-  // visit_foreign_cells() tells of all regions into files of the same numbers, end. One record
-  // each.
+  // visit_foreign_cells() tells of all regions into files of the same numbers, end.
   void begin_flatten();
   void visit_foreign_cells(uint64_t begin_region, uint64_t end_region,
                            const std::function<void(const FreeRange& cells)>& visit);
@@ -236,6 +246,9 @@ class VolumeMap {
   bool has_failed() const { return has_failed_.load(std::memory_order_acquire); }
 
  private:
+  friend class LogReservation;
+  static constexpr uint64_t kPinRecords = 2;  // of pin() and unpin()
+
   VolumeMap(Backend& backend, std::string folder, const Uuid& volume, Access access);
 
   // What a checkpoint holds, as of one cut.
@@ -280,12 +293,13 @@ class VolumeMap {
   void account(const RunList& before, uint32_t source, uint32_t count);
   void make_pending_room(uint64_t records);
   void put_record(const RecordHeader& record, Bytes body = {}, uint64_t reserved_records = 1);
-  // A change of the list of versions: makes room for `records` records, applies it, and calls
-  // put_record() that often, which cannot fail then. With mutex_ held.
+  // A change of the list of versions: makes room for the records that are reserved, and applies
+  // it; put_record() cannot fail then. With mutex_ held.
   template <typename Apply>
-  void change(uint64_t records, Apply apply) {
-    make_pending_room(records);
+  void change(LogReservation& reserved, Apply apply) {
+    make_pending_room(reserved.unused_);
     or_stop(apply);
+    reserved.use(reserved.unused_);
   }
   void apply_freeze(uint32_t next, uint64_t size_bytes, int64_t now_ns,
                     const FreezeRequest& request);

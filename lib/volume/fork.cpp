@@ -49,7 +49,6 @@ bool Volume::drop_dead_pins() {
     const bool is_alive = is_fork_of(backend_, pin.fork, uuid_);
     is_any_left = is_any_left || is_alive;
     if (is_alive) continue;
-    map_->reserve(VolumeMap::kPinRecords, Reserve::kDeletions);
     map_->unpin(pin.fork);
   }
   return is_any_left;
@@ -64,12 +63,9 @@ void Volume::keep_pinned_only() {
   if (current.parent != pinned || map_->own_blocks(current.number) > 0)
     freeze({"", "", {}, pinned, true});
   {
-    const std::lock_guard guard(map_->version_mutex());
-    for (const VersionRecord& version : map_->versions()) {
-      if (version.is_hidden()) continue;
-      map_->reserve(1, Reserve::kDeletions);
-      map_->hide({version.number});
-    }
+    const VersionChange change = map_->change_versions();
+    for (const VersionRecord& version : map_->versions())
+      if (!version.is_hidden()) map_->hide(change, {version.number});
   }
   map_->commit();
   reclaim_all();
@@ -107,7 +103,6 @@ void Volume::flatten(const std::function<void(uint64_t)>& progress) {
       fail(EBUSY, object, "has forks itself, which need its parent too; flatten those first");
     const NoForks no_forks(*this);
     if (!map_->is_flattening()) {
-      map_->reserve(1);
       map_->begin_flatten();
       map_->commit();
     }
@@ -117,12 +112,11 @@ void Volume::flatten(const std::function<void(uint64_t)>& progress) {
     try {
       copy_foreign_cells(progress);
       files_->sync_copies();
-      map_->reserve(1);
+      map_->end_flatten();
     } catch (...) {
       forget_copies_or_log();
       throw;
     }
-    map_->end_flatten();
     map_->commit();
   }
   const auto replaced = files_->end_copies();

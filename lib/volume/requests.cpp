@@ -277,21 +277,14 @@ void Volume::first_write(uint64_t offset, Bytes from) {
     if (tail.is_split) read_edge(tail);
     const uint64_t first = head.block;
     const uint64_t count = tail.block - first + 1;
-    uint64_t reserved = VolumeMap::records_for(first, count);
-    map_->reserve(reserved);
-    try {
-      is_done = try_first_write(offset, from, head, tail, reserved);
-    } catch (...) {
-      map_->release(reserved);
-      throw;
-    }
-    map_->release(reserved);
+    LogReservation reserved(*map_, LogReservation::records_for(first, count));
+    is_done = try_first_write(offset, from, head, tail, reserved);
   }
 }
 
 // False when a split block has got another source since its rest was read.
 bool Volume::try_first_write(uint64_t offset, Bytes from, Edge& head, Edge& tail,
-                             uint64_t& reserved) {
+                             LogReservation& reserved) {
   const uint64_t first = head.block;
   const uint64_t count = tail.block - first + 1;
   const uint64_t end = offset + from.size();
@@ -412,27 +405,20 @@ void Volume::discard_blocks(uint64_t first, uint64_t count) {
   if (before.size() == 1 && reads_as_hole(before[0])) return;
   if (map_->must_commit()) map_->commit();
 
-  uint64_t reserved = 1;
-  map_->reserve(reserved, map_->frees_cells(before) ? Reserve::kTrims : Reserve::kNone);
-  try {
-    const Quiesce::Pass pass(quiesce_);
-    const RangeLocks::Exclusive hold(range_locks_, first, count);
-    const uint32_t current = current_.load(std::memory_order_relaxed);
-    DataFile& file = *current_file_.load(std::memory_order_relaxed);
-    RunList runs;
-    map_->find(0, first, count, runs);
-    // The holes come first: a cell that could not be punched would belong to nobody.
-    for (size_t i = 0; i < runs.size(); ++i) {
-      if (runs[i].source != current) continue;
-      file.object->punch(runs[i].first * kBlockBytes, runs[i].count * kBlockBytes);
-      file.note_write();
-    }
-    map_->assign(first, count, first < template_blocks_ ? kSourceZero : kSourceUnmapped, reserved);
-  } catch (...) {
-    map_->release(reserved);
-    throw;
+  LogReservation reserved(*map_, 1, map_->frees_cells(before) ? Reserve::kTrims : Reserve::kNone);
+  const Quiesce::Pass pass(quiesce_);
+  const RangeLocks::Exclusive hold(range_locks_, first, count);
+  const uint32_t current = current_.load(std::memory_order_relaxed);
+  DataFile& file = *current_file_.load(std::memory_order_relaxed);
+  RunList runs;
+  map_->find(0, first, count, runs);
+  // The holes come first: a cell that could not be punched would belong to nobody.
+  for (size_t i = 0; i < runs.size(); ++i) {
+    if (runs[i].source != current) continue;
+    file.object->punch(runs[i].first * kBlockBytes, runs[i].count * kBlockBytes);
+    file.note_write();
   }
-  map_->release(reserved);
+  map_->assign(first, count, first < template_blocks_ ? kSourceZero : kSourceUnmapped, reserved);
 }
 
 }  // namespace tplstore

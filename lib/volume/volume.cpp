@@ -72,11 +72,7 @@ void Volume::create_fork(const std::string& number_or_name, const Uuid& fork) {
   const VersionInfo base = version(number_or_name);
   if (flattens_)
     fail(EBUSY, fmt::format("volume {}", name_), "is being flattened; try again after that");
-  {
-    VolumeMap::LogReservation records(*map_, VolumeMap::kPinRecords);
-    map_->pin(base.number, fork);
-    records.use(VolumeMap::kPinRecords);
-  }
+  map_->pin(base.number, fork);
   try {
     map_->commit();
     const std::string folder = folder_of(fork);
@@ -90,9 +86,7 @@ void Volume::create_fork(const std::string& number_or_name, const Uuid& fork) {
     // Otherwise the pin of a fork that is not there is dropped later.
     attempt("a fork that failed could not be undone", [&] {
       backend_.remove_folder(folder_of(fork));
-      VolumeMap::LogReservation records(*map_, VolumeMap::kPinRecords, Reserve::kDeletions);
       map_->unpin(fork);
-      records.use(VolumeMap::kPinRecords);
     });
     throw;
   }
@@ -299,22 +293,20 @@ VersionInfo Volume::version_for_reader(uint32_t number) {
   return info_of(*record, false);
 }
 
-// version_mutex() is held.
-VersionRecord Volume::freeze_locked(const FreezeRequest& request) {
+VersionRecord Volume::freeze(const VersionChange& change, const FreezeRequest& request) {
   if (!request.name.empty() && map_->version(request.name))
     fail(EEXIST, fmt::format("volume {}", name_), "has a version '{}' already", request.name);
   const uint32_t next = current_ + 1;
   files_->prepare(next, std::max(size_bytes(), map_->size_of(request.parent)));
-  VolumeMap::LogReservation records(*map_, VolumeMap::kFreezeRecords);
+  LogReservation reserved(*map_, VolumeMap::kFreezeRecords);
   uint32_t number = 0;
   quiesce_.close();
   try {
-    number = map_->freeze(request);
+    number = map_->freeze(change, request, reserved);
   } catch (...) {
     quiesce_.open();
     throw;
   }
-  records.use(VolumeMap::kFreezeRecords);
   use_current(files_->advance(next));
   quiesce_.open();
   map_->commit();
@@ -323,11 +315,7 @@ VersionRecord Volume::freeze_locked(const FreezeRequest& request) {
 }
 
 VersionInfo Volume::freeze(const FreezeRequest& request) {
-  VersionRecord frozen;
-  {
-    const std::lock_guard guard(map_->version_mutex());
-    frozen = freeze_locked(request);
-  }
+  const VersionRecord frozen = freeze(map_->change_versions(), request);
   environment_.wake();
   VersionInfo info = info_of(frozen, false);
   info.own_bytes = map_->own_blocks(frozen.number) * kBlockBytes;
@@ -336,7 +324,7 @@ VersionInfo Volume::freeze(const FreezeRequest& request) {
 
 VersionForReader Volume::freeze_for_reader() {
   hide_left_versions();
-  const std::lock_guard guard(map_->version_mutex());
+  const VersionChange change = map_->change_versions();
   if (map_->versions_for_readers().size() >= kReadersOfCurrentMax)
     fail(EBUSY, fmt::format("volume {}", name_),
          "is being read as {}@current by {} connections, and can be by no more; disconnect one, or "
@@ -346,7 +334,7 @@ VersionForReader Volume::freeze_for_reader() {
   VersionForReader frozen{current_, hold_version(current_)};
   FreezeRequest request;
   request.for_reader = true;
-  freeze_locked(request);
+  freeze(change, request);
   environment_.wake();
   return frozen;
 }
@@ -354,13 +342,10 @@ VersionForReader Volume::freeze_for_reader() {
 // Removes the versions whose readers have gone; where they are not this process' own the lock of
 // their slot tells.
 void Volume::hide_left_versions() {
-  const std::lock_guard guard(map_->version_mutex());
-  for (const uint32_t number : map_->versions_for_readers()) {
-    if (!backend_.try_lock(readers_name(folder_), LockMode::kExclusive, number)) continue;
-    VolumeMap::LogReservation record(*map_, 1, Reserve::kDeletions);
-    map_->hide({number});
-    record.use(1);
-  }
+  const VersionChange change = map_->change_versions();
+  for (const uint32_t number : map_->versions_for_readers())
+    if (backend_.try_lock(readers_name(folder_), LockMode::kExclusive, number))
+      map_->hide(change, {number});
 }
 
 VersionInfo Volume::create_version(const NewVersion& request) {
@@ -379,7 +364,7 @@ std::vector<VersionInfo> Volume::remove_versions(const std::vector<std::string>&
   std::vector<VersionInfo> removed;
   std::vector<std::unique_ptr<HeldLock>> holds;
   {
-    const std::lock_guard guard(map_->version_mutex());
+    const VersionChange change = map_->change_versions();
     for (const std::string& number_or_name : wanted) {
       if (number_or_name == std::to_string(current_))
         fail(EBUSY, object, "version {} is current, and cannot be removed", number_or_name);
@@ -396,9 +381,7 @@ std::vector<VersionInfo> Volume::remove_versions(const std::vector<std::string>&
     }
     std::vector<uint32_t> numbers;
     for (const VersionInfo& info : removed) numbers.push_back(info.number);
-    VolumeMap::LogReservation records(*map_, numbers.size(), Reserve::kDeletions);
-    map_->hide(numbers);
-    records.use(numbers.size());
+    map_->hide(change, numbers);
   }
   // Who opens one of them after this finds it gone.
   map_->commit();
@@ -414,16 +397,12 @@ std::unique_ptr<HeldLock> Volume::hold_version(uint32_t version) {
 }
 
 void Volume::resize(uint64_t size_bytes) {
-  const std::lock_guard guard(map_->version_mutex());
+  const VersionChange change = map_->change_versions();
   if (size_bytes <= this->size_bytes())
     fail(EINVAL, fmt::format("volume {}", name_), "has {} bytes, and can only grow; {} is not more",
          this->size_bytes(), size_bytes);
   files_->grow(current_, size_bytes);
-  {
-    VolumeMap::LogReservation record(*map_, 1);
-    map_->resize(size_bytes);
-    record.use(1);
-  }
+  map_->resize(change, size_bytes);
   size_bytes_ = size_bytes;
   map_->commit();
   lock_->resize(size_bytes);
@@ -440,7 +419,7 @@ void Volume::maintain(bool evicts) noexcept {
     if (map_->wants_checkpoint()) checkpointing_.attempt(say, [this] { map_->checkpoint(); });
     if (map_->wants_compaction()) compacting_.attempt(say, [this] { map_->compact(); });
     preparing_.attempt(say, [this] {
-      const std::lock_guard guard(map_->version_mutex());
+      const VersionChange change = map_->change_versions();
       files_->prepare(current_ + 1, size_bytes());
     });
     reclaiming_.attempt(say, [this] {

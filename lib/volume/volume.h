@@ -184,7 +184,7 @@ class Volume {
   template <typename Work>
   void attempt(const char* failure, Work work) noexcept;
   VersionInfo freeze(const FreezeRequest& request);
-  VersionRecord freeze_locked(const FreezeRequest& request);
+  VersionRecord freeze(const VersionChange& change, const FreezeRequest& request);
   void hide_left_versions();
   VersionInfo info_of(const VersionRecord& record, bool is_current);
   std::shared_ptr<VolumeMap> map();
@@ -217,7 +217,8 @@ class Volume {
   void write_range(uint64_t offset, Bytes from);
   bool try_overwrite(uint64_t offset, Bytes from);
   void first_write(uint64_t offset, Bytes from);
-  bool try_first_write(uint64_t offset, Bytes from, Edge& head, Edge& tail, uint64_t& reserved);
+  bool try_first_write(uint64_t offset, Bytes from, Edge& head, Edge& tail,
+                       LogReservation& reserved);
   void read_edge(Edge& edge);
   void discard(uint64_t offset, uint64_t length);
   void discard_blocks(uint64_t first, uint64_t count);

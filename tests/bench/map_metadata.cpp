@@ -38,15 +38,15 @@ class BenchedMap {
     map_->start_writing([] {}, [] {});
   }
   void assign(uint64_t first, uint64_t count) {
-    uint64_t reserved = VolumeMap::records_for(first, count);
-    map_->reserve(reserved);
+    LogReservation reserved(*map_, LogReservation::records_for(first, count));
     map_->assign(first, count, map_->current(), reserved);
-    map_->release(reserved);
     if (++assigned_ % 65536 == 0) upkeep();
   }
   void freeze() {
-    map_->reserve(VolumeMap::kFreezeRecords);
-    map_->freeze({});
+    {
+      LogReservation reserved(*map_, VolumeMap::kFreezeRecords);
+      map_->freeze(map_->change_versions(), {}, reserved);
+    }
     map_->commit();
     upkeep();
   }

@@ -394,8 +394,10 @@ MUTANTS = [
     Mutant("first-writes-share-their-range",
            "Of two first writes to one block the later one takes the earlier one's bytes back.",
            "lib/volume/requests.cpp",
-           "  const RangeLocks::Exclusive hold(range_locks_, first, count);\n  const uint32_t current",
-           "  const RangeLocks::Shared hold(range_locks_, first, count);\n  const uint32_t current",
+           "  const uint64_t end = offset + from.size();\n  const Quiesce::Pass pass(quiesce_);\n"
+           "  const RangeLocks::Exclusive hold",
+           "  const uint64_t end = offset + from.size();\n  const Quiesce::Pass pass(quiesce_);\n"
+           "  const RangeLocks::Shared hold",
            VOLUME + MODEL + CRASH),
     Mutant("grace-period-waits-for-nobody",
            "Holes are made under requests that began before.",
@@ -463,9 +465,9 @@ MUTANTS = [
     Mutant("trim-keeps-cells",
            "Current's own cells stay allocated when they are trimmed.",
            "lib/volume/requests.cpp",
-           "      file.object->punch(runs[i].first * kBlockBytes, runs[i].count * kBlockBytes);\n"
-           "      file.note_write();\n    }\n",
-           "      file.note_write();\n    }\n",
+           "    file.object->punch(runs[i].first * kBlockBytes, runs[i].count * kBlockBytes);\n"
+           "    file.note_write();\n  }\n",
+           "    file.note_write();\n  }\n",
            VOLUME + CRASH),
     Mutant("trim-eats-the-edge",
            "A trim that ends within a block takes all of it.",

@@ -162,6 +162,38 @@ TEST_CASE("two images share the blocks they have in common") {
   CHECK(stored_blocks(backend) == 303);
 }
 
+TEST_CASE("an image whose blocks take too much to list is refused before all of it is read") {
+  MemoryBackend backend;
+  make_store(backend);
+  // Two blocks again and again: each takes a run of its own.
+  std::vector<uint64_t> numbers;
+  for (int i = 0; i < 4096; ++i) numbers.insert(numbers.end(), {1, 2, 2, 1});
+  const ByteVector disk = disk_of(numbers);
+  uint64_t read_bytes = 0;
+  const Thrown thrown = thrown_by([&] {
+    import_disk(backend, "t", disk,
+                {.progress = [&](uint64_t done, uint64_t) { read_bytes = done; },
+                 .manifest_bytes_max = 64 << 10});
+  });
+  CHECK(thrown.code == EFBIG);
+  CHECK(thrown.text.find("t: ") == 0);
+  CHECK(thrown.text.find("too fragmented") != std::string::npos);
+  CHECK(read_bytes > 0);
+  CHECK(read_bytes < disk.size() / 2);
+  CHECK(list_templates(backend).at(0).state == "importing");
+  // What fits exactly is a template, and one byte less is refused.
+  const uint64_t needed = [&] {
+    import_disk(backend, "whole", disk);
+    return backend.content(manifest_path("whole")).size();
+  }();
+  const auto import_with = [&](const std::string& name, uint64_t bytes_max) {
+    return thrown_by([&] { import_disk(backend, name, disk, {.manifest_bytes_max = bytes_max}); });
+  };
+  CHECK(import_with("other", needed).code == 0);
+  CHECK(import_with("again", needed - 1).code == EFBIG);
+  CHECK(read_template(backend, "other") == disk);
+}
+
 TEST_CASE("blocks with equal hashes and different bytes stay different") {
   MemoryBackend backend;
   make_store(backend);

@@ -2,6 +2,7 @@
 #include "template/manifest.h"
 
 #include "base/names.h"
+#include "base/units.h"
 #include "template/segment.h"
 #include "template/store_identity.h"
 
@@ -17,10 +18,9 @@ uint64_t object_checksum(Bytes bytes) {
   return checksum(bytes.subspan(kChecksumOffset + sizeof(uint64_t)), head);
 }
 
-uint64_t object_bytes(const ManifestHeader& header) {
-  return sizeof(ManifestHeader) + round_up(uint64_t{header.name_bytes} + header.source_bytes, 8) +
-         uint64_t{header.segment_count} * sizeof(ManifestSegment) +
-         uint64_t{header.run_count} * sizeof(TemplateRun);
+uint64_t object_bytes_of(uint64_t text_bytes, uint64_t segment_count, uint64_t run_count) {
+  return sizeof(ManifestHeader) + round_up(text_bytes, 8) +
+         segment_count * sizeof(ManifestSegment) + run_count * sizeof(TemplateRun);
 }
 
 // What is wrong with it; nothing when it is sound. Encoding asserts it, decoding checks it.
@@ -57,6 +57,10 @@ uint64_t Manifest::data_bytes() const {
   return blocks * kBlockBytes;
 }
 
+uint64_t Manifest::object_bytes() const {
+  return object_bytes_of(name.size() + source.size(), segments.size(), runs.size());
+}
+
 void Manifest::append_block(uint64_t block, uint32_t segment, uint32_t segment_block) {
   if (!runs.empty()) {
     TemplateRun& last = runs.back();
@@ -72,6 +76,14 @@ void Manifest::append_block(uint64_t block, uint32_t segment, uint32_t segment_b
 
 std::string manifest_path(const std::string& template_name) { return "templates/" + template_name; }
 
+void check_object_bytes(const Manifest& manifest, uint64_t max_bytes) {
+  if (manifest.object_bytes() <= max_bytes) return;
+  fail(EFBIG, manifest.name,
+       "the image is too large or too fragmented for one template: the list of its blocks has more "
+       "than {}; split the disk",
+       format_size(max_bytes));
+}
+
 ByteVector encode_manifest(const Manifest& manifest) {
   const auto fault = find_fault(manifest);
   ensure(!fault, fault ? *fault : "a manifest is sound before it is written");
@@ -84,16 +96,13 @@ ByteVector encode_manifest(const Manifest& manifest) {
   header.name_bytes = static_cast<uint32_t>(manifest.name.size());
   header.size_bytes = manifest.size_bytes;
   header.created_ns = manifest.created_ns;
-  if (manifest.segments.size() > UINT32_MAX || manifest.runs.size() > UINT32_MAX)
-    fail(EFBIG, "manifest", "the image is too large or too fragmented for one template");
+  check_object_bytes(manifest);  // so the counts fit too
   header.segment_count = static_cast<uint32_t>(manifest.segments.size());
   header.run_count = static_cast<uint32_t>(manifest.runs.size());
   header.source_bytes = static_cast<uint32_t>(manifest.source.size());
-  if (object_bytes(header) > kManifestBytesMax)
-    fail(EFBIG, "manifest", "the image is too large or too fragmented for one template");
 
   Encoder encoder;
-  encoder.bytes().reserve(object_bytes(header));
+  encoder.bytes().reserve(manifest.object_bytes());
   encoder.put(header);
   encoder.put_bytes(as_bytes(manifest.name));
   encoder.put_bytes(as_bytes(manifest.source));
@@ -120,8 +129,9 @@ Manifest decode_manifest(Bytes bytes, const std::string& object) {
     fail(EINVAL, object,
          "has format {} with features {:#x}, this program reads format {}: use a newer tplstore",
          header.format, header.features, kManifestFormat);
+  const uint64_t text_bytes = uint64_t{header.name_bytes} + header.source_bytes;
   if (header.source_bytes > kSourceTextBytesMax || header.name_bytes > kSourceTextBytesMax ||
-      object_bytes(header) != total_bytes)
+      object_bytes_of(text_bytes, header.segment_count, header.run_count) != total_bytes)
     fail(EIO, object, "damaged: the manifest's parts do not have its size; {}", kRepair);
 
   Manifest manifest;
@@ -132,7 +142,6 @@ Manifest decode_manifest(Bytes bytes, const std::string& object) {
   manifest.created_ns = header.created_ns;
   manifest.name = decoder.take_text(header.name_bytes);
   manifest.source = decoder.take_text(header.source_bytes);
-  const uint64_t text_bytes = uint64_t{header.name_bytes} + header.source_bytes;
   decoder.take_bytes(round_up(text_bytes, 8) - text_bytes);
   const Bytes segments = decoder.take_bytes(header.segment_count * sizeof(ManifestSegment));
   const Bytes runs = decoder.take_bytes(header.run_count * sizeof(TemplateRun));

@@ -90,14 +90,17 @@ struct Manifest {
   std::vector<ManifestSegment> segments;
   std::vector<TemplateRun> runs;
 
-  uint64_t data_bytes() const;  // what the runs cover, in whole blocks
+  uint64_t data_bytes() const;    // what the runs cover, in whole blocks
+  uint64_t object_bytes() const;  // of the object that it is encoded to
   // Adds one block behind the last, continuing the last run if it can.
   void append_block(uint64_t block, uint32_t segment, uint32_t segment_block);
 };
 
 std::string manifest_path(const std::string& template_name);
 
-// EFBIG when it does not fit kManifestBytesMax.
+// EFBIG when it would have more than `max_bytes`.
+void check_object_bytes(const Manifest& manifest, uint64_t max_bytes = kManifestBytesMax);
+// Checks it.
 ByteVector encode_manifest(const Manifest& manifest);
 Manifest decode_manifest(Bytes bytes, const std::string& object);
 

@@ -130,6 +130,7 @@ class Import {
                              wanted_[i].match->block);
       if (builder_.full()) publish_segment();
     }
+    check_object_bytes(manifest_, options_.manifest_bytes_max);
   }
 
   // The same content among the blocks that were stored since the matcher looked.

@@ -14,7 +14,9 @@
 // What the content id (template/content_id.h) is made of is hashed in threads beside all that.
 //
 // Memory: the index of the store's blocks (transfer/block_index.h), 8 MiB of requests, 4 MiB of
-// segment, up to 36 MiB that are being hashed, 16 bytes per run, and 40 per 4 MiB with data.
+// segment, up to 36 MiB that are being hashed, 16 bytes per run, and 40 per 4 MiB with data. An
+// image of so many runs that their list has more than kManifestBytesMax is refused when it has come
+// to that (EFBIG).
 //
 // Thread safety: all functions; the same name in two imports at once is refused.
 #pragma once
@@ -25,6 +27,7 @@
 #include <string>
 
 #include "backend/backend.h"
+#include "template/manifest.h"
 #include "template/template_catalog.h"
 #include "transfer/image_source.h"
 
@@ -34,7 +37,8 @@ struct ImportOptions {
   std::string format = {};     // of the image; empty: find out
   bool allow_backing = false;  // images that refer to other files
   std::function<void(uint64_t done_bytes, uint64_t total_bytes)> progress = {};
-  std::function<bool()> interrupted = {};  // Error(EINTR) soon after it says true
+  std::function<bool()> interrupted = {};           // Error(EINTR) soon after it says true
+  uint64_t manifest_bytes_max = kManifestBytesMax;  // less for tests only
 };
 
 struct ImportResult {

@@ -14,6 +14,7 @@
 #include <filesystem>
 #include <thread>
 
+#include "own_nbd_server.h"
 #include "template_testing.h"
 #include "temporary_directory.h"
 #include "transfer/image_check.h"
@@ -620,6 +621,151 @@ TEST_CASE("a server whose disk has 2^63 bytes is refused") {
     CHECK(mentions(thrown, "larger than a template can be"));
   }
   close(listening);
+}
+
+TEST_CASE("an answer that leaves out a part of what was asked for is refused, however it is cut") {
+  const Folder folder;
+  using Reply = OwnNbdServer::Reply;
+  ByteVector disk = disk_of(std::vector<uint64_t>(32, 1));
+  std::fill_n(disk.begin() + 40000, 20000, std::byte{0});
+  const auto part = [&](uint64_t offset, uint64_t length) {
+    return Bytes(disk).subspan(offset, length);
+  };
+  const auto import_from = [&](const OwnNbdServer::Read& read) {
+    const OwnNbdServer server(folder / "socket", disk.size(),
+                              [&](Reply& reply, uint64_t offset, uint32_t length) {
+                                // What is looked at first, to see whether the disk is cut short.
+                                if (length < 65536)
+                                  return reply.data(offset, part(offset, length), true);
+                                return read(reply, offset, length);
+                              });
+    const Thrown thrown = thrown_by([&] {
+      const ByteVector imported =
+          import_of(server.uri(), {.requests_in_flight = 2, .request_bytes = 65536});
+      CHECK(imported == disk);
+    });
+    REQUIRE(unlink((folder / "socket").c_str()) == 0);
+    return thrown;
+  };
+
+  const std::vector<OwnNbdServer::Read> good = {
+      [&](Reply& reply, uint64_t at, uint32_t length) {
+        return reply.data(at, part(at, length), true);
+      },
+      // Last part first, the middle at the end.
+      [&](Reply& reply, uint64_t at, uint32_t length) {
+        return reply.data(at + 50000, part(at + 50000, length - 50000), false) &&
+               reply.data(at, part(at, 100), false) &&
+               reply.data(at + 100, part(at + 100, 49900), false) && reply.end();
+      },
+      [&](Reply& reply, uint64_t at, uint32_t length) {
+        if (at > 0) return reply.data(at, part(at, length), true);
+        return reply.data(at, part(at, 40000), false) && reply.hole(40000, 20000, false) &&
+               reply.hole(at, 0, false) &&
+               reply.data(at + 60000, part(at + 60000, length - 60000), true);
+      },
+      [&](Reply& reply, uint64_t at, uint32_t length) {
+        for (uint64_t i = 0; i < 3000; ++i)
+          if (!reply.data(at + i, part(at + i, 1), false)) return false;
+        return reply.data(at + 3000, part(at + 3000, length - 3000), true);
+      }};
+  for (size_t i = 0; i < good.size(); ++i) {
+    CAPTURE(i);
+    CHECK(import_from(good[i]).text == "");
+  }
+
+  const std::vector<std::pair<std::string, OwnNbdServer::Read>> evil = {
+      {"leaves out",
+       [&](Reply& reply, uint64_t at, uint32_t) { return reply.data(at, part(at, 1), true); }},
+      {"leaves out",
+       [&](Reply& reply, uint64_t at, uint32_t length) {
+         return reply.data(at + 1, part(at + 1, length - 1), true);
+       }},
+      {"leaves out",
+       [&](Reply& reply, uint64_t at, uint32_t length) {
+         return reply.data(at, part(at, 512), false) && reply.hole(at + 1024, length - 1024, true);
+       }},
+      {"leaves out",
+       [&](Reply& reply, uint64_t at, uint32_t length) {
+         return reply.hole(at, length - 1, false) && reply.end();
+       }},
+      // As many bytes as were asked for, and as many as that with all of it among them.
+      {"overlap",
+       [&](Reply& reply, uint64_t at, uint32_t length) {
+         return reply.data(at, part(at, length / 2), false) &&
+                reply.data(at, part(at, length / 2), true);
+       }},
+      {"overlap",
+       [&](Reply& reply, uint64_t at, uint32_t length) {
+         return reply.data(at, part(at, length), false) && reply.hole(at + length - 1, 1, true);
+       }},
+      {"overlap",
+       [&](Reply& reply, uint64_t at, uint32_t length) {
+         return reply.data(at + 1000, part(at + 1000, 1000), false) &&
+                reply.data(at, part(at, length), true);
+       }},
+      // Every second byte.
+      {"too many parts", [&](Reply& reply, uint64_t at, uint32_t) {
+         for (uint64_t i = 0; i < 3000; i += 2)
+           if (!reply.data(at + i, part(at + i, 1), false)) return false;
+         return reply.end();
+       }}};
+  for (size_t i = 0; i < evil.size(); ++i) {
+    CAPTURE(i);
+    const Thrown thrown = import_from(evil[i].second);
+    CAPTURE(thrown.text);
+    CHECK(thrown.code == EIO);
+    CHECK(mentions(thrown, evil[i].first));
+    CHECK(mentions(thrown, folder / "socket"));
+  }
+
+  // In what is looked at before the import as well.
+  const OwnNbdServer server(folder / "socket", disk.size(),
+                            [&](Reply& reply, uint64_t offset, uint32_t) {
+                              return reply.data(offset, part(offset, 100), true);
+                            });
+  CHECK(mentions(refusal_of(server.uri()), "leaves out"));
+}
+
+TEST_CASE("a server that answers in drops is given up, however steadily they come") {
+  const Folder folder;
+  using Reply = OwnNbdServer::Reply;
+  using std::chrono::milliseconds;
+  const ByteVector disk = disk_of(std::vector<uint64_t>(2048, 1));
+  const auto whole = [&](Reply& reply, uint64_t offset, uint32_t length) {
+    return reply.data(offset, Bytes(disk).subspan(offset, length), true);
+  };
+  const std::vector<std::pair<std::string, OwnNbdServer::Read>> slow = {
+      {"a byte at a time",
+       [&](Reply& reply, uint64_t offset, uint32_t length) {
+         if (length < 65536) return whole(reply, offset, length);
+         for (uint64_t i = 0; i < length; ++i)
+           if (!reply.wait(milliseconds(20)) ||
+               !reply.data(offset + i, Bytes(disk).subspan(offset + i, 1), i + 1 == length))
+             return false;
+         return true;
+       }},
+      {"a request at a time", [&](Reply& reply, uint64_t offset, uint32_t length) {
+         if (length >= 65536 && !reply.wait(milliseconds(200))) return false;
+         return whole(reply, offset, length);
+       }}};
+  for (const auto& [name, read] : slow) {
+    CAPTURE(name);
+    const OwnNbdServer server(folder / "socket", disk.size(), read);
+    const auto begin = std::chrono::steady_clock::now();
+    const Thrown thrown = thrown_by([&] {
+      import_of(server.uri(), {.requests_in_flight = 1,
+                               .request_bytes = 65536,
+                               .stall_seconds_max = 1,
+                               .interrupted = [&] {
+                                 return std::chrono::steady_clock::now() - begin >
+                                        std::chrono::seconds(10);
+                               }});
+    });
+    CAPTURE(thrown.text);
+    CHECK(thrown.code == ETIMEDOUT);
+    REQUIRE(unlink((folder / "socket").c_str()) == 0);
+  }
 }
 
 TEST_CASE("an image without a name is refused") {

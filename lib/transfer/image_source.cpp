@@ -24,7 +24,8 @@ namespace {
 constexpr uint64_t kStatusBytesMax = uint64_t{1} << 30;  // per question about extents
 // How many such questions may be asked before they must have been worth it.
 constexpr uint64_t kQuestionsFree = 1024;
-constexpr int kPollMilliseconds = 200;
+constexpr std::chrono::milliseconds kPollInterval{200};
+constexpr int kPollMilliseconds = kPollInterval.count();
 constexpr int kPartingPolls = 10;  // 2 s at most for the server to let us go
 
 bool is_nbd_uri(std::string_view source) {
@@ -40,10 +41,60 @@ struct Range {
   uint64_t end;
 };
 
+// What has arrived of an answer, whose parts may come in any order.
+class Arrived {
+ public:
+  void clear() {
+    parts_.clear();
+    fault_ = {};
+  }
+  void add(const Range& part) noexcept {
+    if (part.begin == part.end) return;
+    const auto next = std::find_if(parts_.begin(), parts_.end(),
+                                   [&](const Range& known) { return known.end > part.begin; });
+    const bool overlaps = next != parts_.end() && next->begin < part.end;
+    const bool joins_next = next != parts_.end() && next->begin == part.end;
+    const bool joins_last = next != parts_.begin() && (next - 1)->end == part.begin;
+    if (overlaps) {
+      fault_ = "has parts that overlap";
+    } else if (joins_last) {
+      (next - 1)->end = joins_next ? next->end : part.end;
+      if (joins_next) parts_.erase(next);
+    } else if (joins_next) {
+      next->begin = part.begin;
+    } else if (parts_.size() == kPartsMax) {
+      fault_ = "is in too many parts that do not follow each other";
+    } else {
+      parts_.insert(next, part);
+    }
+  }
+  // What is wrong with it as the whole answer for a range; nothing when it is just that.
+  std::string_view fault(const Range& asked) const {
+    if (!fault_.empty()) return fault_;
+    const bool is_whole =
+        parts_.size() == 1 && parts_[0].begin == asked.begin && parts_[0].end == asked.end;
+    return is_whole ? "" : "leaves out a part";
+  }
+
+ private:
+  static constexpr size_t kPartsMax = 1024;
+
+  std::vector<Range> parts_ = make_room();  // that do not touch, in ascending order
+  std::string_view fault_;
+
+  static std::vector<Range> make_room() {
+    std::vector<Range> room;
+    room.reserve(kPartsMax);
+    return room;
+  }
+};
+
 struct Slot {
   uint64_t offset = 0;
   ByteVector buffer;
   uint64_t length = 0;
+  Arrived arrived = {};
+  uint64_t* answered_bytes = nullptr;
   bool is_done = false;
   int error = 0;
 };
@@ -97,10 +148,7 @@ class NbdSource : public ImageSource {
         if (range->begin == range->end) range = next_range();
       }
       Slot& oldest = slots_[taken % slots_.size()];
-      wait_for([&]() { return oldest.is_done; });
-      if (oldest.error != 0)
-        fail(EIO, source_, "cannot read {} at {}: {}; is the image or the server damaged?",
-             format_size(oldest.length), oldest.offset, strerror(oldest.error));
+      wait_for_answer(oldest);
       consume(oldest.offset, Bytes(oldest.buffer).first(oldest.length));
       ++taken;
     }
@@ -149,23 +197,42 @@ class NbdSource : public ImageSource {
     check_no_reference(*file_, facts_.format);
   }
 
-  // Lets the connection work until `is_ready`.
+  // Lets the connection work until `is_ready`. What counts is how much of the disk the server has
+  // told of while it was waited for, not when it last sent anything: else it could hold us up for
+  // ever with a byte now and then.
   template <typename F>
   void wait_for(const F& is_ready) {
-    auto last_answer = std::chrono::steady_clock::now();
     while (!is_ready()) {
       if (options_.interrupted && options_.interrupted()) fail(EINTR, source_, "interrupted");
+      const auto begin = std::chrono::steady_clock::now();
       const int events = nbd_poll(nbd_.get(), kPollMilliseconds);
       if (events < 0 || nbd_aio_is_dead(nbd_.get()) == 1) {
         if (is_ready()) return;
         fail_nbd("lost the connection to the server that reads it");
       }
-      const auto now = std::chrono::steady_clock::now();
-      if (events > 0) last_answer = now;
-      if (now - last_answer > std::chrono::seconds(options_.stall_seconds_max))
-        fail(ETIMEDOUT, source_, "the server that reads it has not answered for {} s",
-             options_.stall_seconds_max);
+      // No longer than the poll: we may have been stopped meanwhile.
+      waited_ += std::min<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - begin,
+                                                    kPollInterval);
+      if (answered_bytes_ >= options_.stall_bytes_min) {
+        answered_bytes_ = 0;
+        waited_ = {};
+      }
+      if (waited_ > std::chrono::seconds(options_.stall_seconds_max) && !is_ready())
+        fail(ETIMEDOUT, source_,
+             "the server that reads it is too slow, or does not answer: {} of the disk in {} s",
+             format_size(answered_bytes_), options_.stall_seconds_max);
     }
+  }
+
+  void wait_for_answer(const Slot& slot) {
+    wait_for([&]() { return slot.is_done; });
+    if (slot.error != 0)
+      fail(EIO, source_, "cannot read {} at {}: {}; is the image or the server damaged?",
+           format_size(slot.length), slot.offset, strerror(slot.error));
+    const auto fault = slot.arrived.fault({slot.offset, slot.offset + slot.length});
+    if (!fault.empty())
+      fail(EIO, source_, "cannot read {} at {}: the server's answer {}; use another server",
+           format_size(slot.length), slot.offset, fault);
   }
 
   void wait_for_connection() {
@@ -220,8 +287,7 @@ class NbdSource : public ImageSource {
     slot.buffer.resize(range.end - range.begin);
     Range rest = range;
     send(slot, rest);
-    wait_for([&]() { return slot.is_done; });
-    if (slot.error != 0) fail(EIO, source_, "cannot read at {}: {}", offset, strerror(slot.error));
+    wait_for_answer(slot);
     std::memcpy(into.data(), slot.buffer.data() + (offset - range.begin), into.size());
   }
 
@@ -229,8 +295,20 @@ class NbdSource : public ImageSource {
   void send(Slot& slot, Range& range) {
     slot.offset = range.begin;
     slot.length = std::min<uint64_t>(slot.buffer.size(), range.end - range.begin);
+    slot.arrived.clear();
+    slot.answered_bytes = &answered_bytes_;
     slot.is_done = false;
     slot.error = 0;
+    nbd_chunk_callback chunk{};
+    chunk.user_data = &slot;
+    chunk.callback = [](void* user_data, const void*, size_t count, uint64_t begin, unsigned status,
+                        int*) {
+      auto* filled = static_cast<Slot*>(user_data);
+      if (status == LIBNBD_READ_ERROR) return 0;  // which is the error of the whole
+      filled->arrived.add({begin, begin + count});
+      *filled->answered_bytes += count;
+      return 0;
+    };
     nbd_completion_callback callback{};
     callback.user_data = &slot;
     callback.callback = [](void* user_data, int* error) {
@@ -239,7 +317,8 @@ class NbdSource : public ImageSource {
       done->is_done = true;
       return 1;  // retire the command
     };
-    if (nbd_aio_pread(nbd_.get(), slot.buffer.data(), slot.length, slot.offset, callback, 0) < 0)
+    if (nbd_aio_pread_structured(nbd_.get(), slot.buffer.data(), slot.length, slot.offset, chunk,
+                                 callback, 0) < 0)
       fail_nbd("cannot read");
     range.begin += slot.length;
   }
@@ -285,6 +364,7 @@ class NbdSource : public ImageSource {
       if ((entries[i + 1] & LIBNBD_STATE_ZERO) == 0)
         self.add_range(self.asked_, self.asked_ + length);
       self.asked_ += length;
+      self.answered_bytes_ += length;
     }
     return 0;
   }
@@ -338,6 +418,9 @@ class NbdSource : public ImageSource {
   uint64_t asked_ = 0;        // up to here the server has told
   uint64_t questions_ = 0;    // how often it was asked
   uint64_t data_end_ = 0;     // the end of the last range
+
+  std::chrono::nanoseconds waited_{};  // for the server, since it last made good progress
+  uint64_t answered_bytes_ = 0;        // of the disk meanwhile
 
   // The end of each member but the first needs the one before it: the connection is taken leave of
   // before its server is killed, and requests on the way write to the slots.

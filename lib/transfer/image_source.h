@@ -6,8 +6,8 @@
 // must be a multiple of 512 bytes.
 //
 // Reading asks the server which parts are data (base:allocation), skips the rest, and keeps
-// several requests in flight. A server that dies, or that does not answer for too long, is an
-// Error; nothing waits for ever.
+// several requests in flight. A server that dies, that answers a request with less than all of it,
+// or that answers too slowly, is an Error; nothing waits for ever.
 //
 // Thread safety: none; one import's.
 // Errors: Error with the source as object.
@@ -26,8 +26,10 @@ struct ImageSourceOptions {
   std::string format = {};     // of a file; empty: find out
   bool allow_backing = false;  // files that refer to other files
   uint32_t requests_in_flight = 16;
-  uint32_t request_bytes = 512 << 10;      // a multiple of 64 KiB
-  uint32_t stall_seconds_max = 120;        // without any answer from the server
+  uint32_t request_bytes = 512 << 10;  // a multiple of 64 KiB
+  // While it is waited so long, answers must come for at least so much of the disk.
+  uint32_t stall_seconds_max = 120;
+  uint64_t stall_bytes_min = 1 << 20;
   std::function<bool()> interrupted = {};  // asked several times a second
 };
 

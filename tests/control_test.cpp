@@ -19,6 +19,7 @@
 #include "base/text.h"
 #include "control/client.h"
 #include "control/json_output.h"
+#include "control/operations.h"
 #include "control/protocol.h"
 #include "control/server.h"
 #include "control/socket.h"

@@ -10,6 +10,7 @@
 #include "base/text.h"
 #include "base/units.h"
 #include "control/json_output.h"
+#include "control/operations.h"
 
 namespace tplstore::tool {
 namespace {
@@ -89,12 +90,13 @@ void add_new_size(const Command& command, std::string& into, const std::string& 
       .check(check_size_or_growth);
 }
 
-json change_volume_once(const Context& context, const json& request,
-                        const std::function<json()>& here, Patience patience) {
-  // The servers come first: `here` waits a while for a volume that is in use.
+json perform_once(const Context& context, Store& store, const json& request,
+                  const std::function<void(uint64_t)>& progress) {
+  const Patience patience = control::operation_of(request).patience;
+  // The servers come first: what is done here waits a while for a volume that is in use.
   if (std::optional<json> answer = context.control().ask_owner(request, patience)) return *answer;
   try {
-    return here();
+    return control::perform(store, request, progress);
   } catch (const Error& error) {
     if (error.code() != EBUSY) throw;
     // It was a server that was opening the volume when it was asked, if one has it open now.
@@ -104,10 +106,10 @@ json change_volume_once(const Context& context, const json& request,
   }
 }
 
-json change_volume(const Context& context, const json& request, const std::function<json()>& here,
-                   Patience patience) {
+json perform(const Context& context, Store& store, const json& request,
+             const std::function<void(uint64_t)>& progress) {
   json result;
-  retry_while_busy([&] { result = change_volume_once(context, request, here, patience); });
+  retry_while_busy([&] { result = perform_once(context, store, request, progress); });
   return result;
 }
 
@@ -124,12 +126,12 @@ void retry_while_busy(const std::function<void()>& work) {
 }
 
 json find_volume(const Context& context, Store& store, const std::string& name) {
-  const VolumeInfo info = store.show_volume(name);
-  if (info.is_attached) {
-    const json request = {{"op", "volume-show"}, {"volume", name}};
+  const json request = {{"op", "volume-show"}, {"volume", name}};
+  json volume = control::perform(store, request);
+  // Whoever has it open knows better than what is on disk.
+  if (volume["attached"].get<bool>())
     if (std::optional<json> answer = context.control().ask_owner(request)) return *answer;
-  }
-  return volume_json(info, true);
+  return volume;
 }
 
 const json& find_version(const json& volume, const std::string& version) {
@@ -147,15 +149,6 @@ void ask_to_reclaim(const Context& context, const std::string& volume) {
   try {
     context.control().ask_owner({{"op", "volume-reclaim"}, {"volume", volume}});
   } catch (const Error&) {
-  }
-}
-
-void reclaim_if_closed(Store& store, const std::string& volume) {
-  if (store.show_volume(volume).is_attached) return;
-  try {
-    store.reclaim_volume(volume);
-  } catch (const Error& error) {
-    if (error.code() != EBUSY) throw;  // else a server has opened it just now
   }
 }
 

@@ -48,16 +48,16 @@ Option add_json_option(const Command& command, Context& context);
 void add_size_option(const Command& command, std::string& into, const std::string& description);
 void add_new_size(const Command& command, std::string& into, const std::string& description);
 
-// Sends `request` to the server that has the volume open that it names, and does `here` when none
-// has.
-nlohmann::json change_volume_once(const Context& context, const nlohmann::json& request,
-                                  const std::function<nlohmann::json()>& here,
-                                  Patience patience = Patience::kUsual);
+// Has an operation of control/operations.h performed: by the server that has the volume open that
+// the request names, else here, where `progress` is told of what takes long.
+nlohmann::json perform_once(
+    const Context& context, Store& store, const nlohmann::json& request,
+    const std::function<void(uint64_t done_bytes)>& progress = [](uint64_t) {});
 // The same for two seconds as long as it fails with EBUSY: while a server opens or closes the
 // volume neither can do it.
-nlohmann::json change_volume(const Context& context, const nlohmann::json& request,
-                             const std::function<nlohmann::json()>& here,
-                             Patience patience = Patience::kUsual);
+nlohmann::json perform(
+    const Context& context, Store& store, const nlohmann::json& request,
+    const std::function<void(uint64_t done_bytes)>& progress = [](uint64_t) {});
 // Does `work`, again and again for two seconds as long as it fails with EBUSY.
 void retry_while_busy(const std::function<void()>& work);
 
@@ -69,8 +69,6 @@ const nlohmann::json& find_version(const nlohmann::json& volume, const std::stri
 // Has the server that has the volume open give back what a fork's end has freed, if there is one.
 // Whatever goes wrong, the server does it by itself some time later.
 void ask_to_reclaim(const Context& context, const std::string& volume);
-// Gives back the space of versions that were removed, if no server does that already.
-void reclaim_if_closed(Store& store, const std::string& volume);
 
 // One function per file of commands.
 void add_store_commands(const Command& app, Context& context);

@@ -2,7 +2,7 @@
 #include <cerrno>
 
 #include "command.h"
-#include "control/json_output.h"
+#include "control/operations.h"
 #include "table.h"
 
 namespace tplstore::tool {
@@ -28,13 +28,6 @@ std::string diff_text(const json& diff) {
                      size(diff["zero_bytes"]), count, count == 1 ? "range" : "ranges");
 }
 
-json changes_of(Store& store, const Arguments& arguments, const std::string& to) {
-  std::vector<ChangedRange> changes;
-  store.diff_versions(arguments.volume, arguments.from, to,
-                      [&](const ChangedRange& change) { changes.push_back(change); });
-  return changes_json(changes);
-}
-
 void show_diff(const Context& context, const Arguments& arguments) {
   const auto store = context.open_store();
   const bool is_to_current = arguments.to == kCurrent;
@@ -47,15 +40,14 @@ void show_diff(const Context& context, const Arguments& arguments) {
          "its current version changes all the time: it can only be the later one, by the name "
          "'{}'",
          kCurrent);
+  json request = {{"op", "version-diff"}, {"volume", arguments.volume}, {"from", arguments.from}};
   json diff;
   if (is_to_current) {
     // Only who has the volume open knows what is in current.
-    const json request = {
-        {"op", "version-diff"}, {"volume", arguments.volume}, {"from", arguments.from}};
-    diff = change_volume(
-        context, request, [&] { return changes_of(*store, arguments, ""); }, Patience::kEndless);
+    diff = perform(context, *store, request);
   } else {
-    retry_while_busy([&] { diff = changes_of(*store, arguments, arguments.to); });
+    request["to"] = arguments.to;
+    retry_while_busy([&] { diff = control::perform(*store, request); });
   }
   diff["volume"] = arguments.volume;
   diff["from"] = (*from)["number"];

@@ -3,7 +3,6 @@
 #include <cerrno>
 
 #include "command.h"
-#include "control/json_output.h"
 #include "retention.h"
 #include "table.h"
 #include "version_text.h"
@@ -28,8 +27,7 @@ void remove_all(const Context& context, Store& store, const std::string& volume,
                 std::span<const std::string> versions) {
   const std::vector<std::string> list(versions.begin(), versions.end());
   const json request = {{"op", "version-rm"}, {"volume", volume}, {"versions", list}};
-  change_volume_once(context, request,
-                     [&] { return versions_json(store.remove_versions(volume, list)); });
+  perform_once(context, store, request);
 }
 
 // Removes what can be removed and tells `report_busy` what is being read: halves at a time, since
@@ -126,7 +124,6 @@ void prune(const Context& context, const Arguments& arguments) {
     }
     for (json& version : versions)
       version["removed"] = !version["keep"].get<bool>() && version["problem"].is_null();
-    reclaim_if_closed(*store, volume);
   }
   context.print({{"volume", volume}, {"dry_run", arguments.is_dry_run}, {"versions", versions}},
                 prune_text);

@@ -1,8 +1,9 @@
 // version create, list, rollback, rm.
+#include <algorithm>
 #include <cerrno>
+#include <optional>
 
 #include "command.h"
-#include "control/json_output.h"
 #include "table.h"
 #include "version_text.h"
 
@@ -20,11 +21,7 @@ void create_version(const Context& context, const NewArguments& arguments) {
   json request = {{"op", "version-create"}, {"volume", arguments.volume}};
   if (!arguments.name.empty()) request["name"] = arguments.name;
   if (!arguments.note.empty()) request["note"] = arguments.note;
-  const json version = change_volume(context, request, [&] {
-    return version_json(
-        store->create_version(arguments.volume, {arguments.name, arguments.note, {}}));
-  });
-  context.print(version,
+  context.print(perform(context, *store, request),
                 [&](const json& value) { return version_title(arguments.volume, value) + "\n"; });
 }
 
@@ -37,8 +34,7 @@ void list_versions(const Context& context, const std::string& volume) {
 void roll_back(const Context& context, const std::string& volume, const std::string& version) {
   const auto store = context.open_store();
   const json request = {{"op", "version-rollback"}, {"volume", volume}, {"version", version}};
-  const json kept = change_volume(context, request,
-                                  [&] { return version_json(store->rollback(volume, version)); });
+  const json kept = perform(context, *store, request);
   const json found = find_volume(context, *store, volume);
   json current;
   for (const json& candidate : found["versions"])
@@ -68,21 +64,28 @@ json removed_json(const json& removed, const json& volume) {
   return result;
 }
 
+bool is_any_current(const json& volume, const std::vector<std::string>& versions) {
+  return std::any_of(versions.begin(), versions.end(), [&](const std::string& version) {
+    return find_version(volume, version)["current"].get<bool>();
+  });
+}
+
 void remove_versions(const Context& context, const std::string& name,
                      const std::vector<std::string>& versions) {
   const auto store = context.open_store();
-  // This will not pass, so there is nothing to be tried for a while.
-  const json before = find_volume(context, *store, name);
-  for (const std::string& version : versions)
-    if (find_version(before, version)["current"].get<bool>())
-      fail(EBUSY, "volume " + name,
-           "version {} is current, and cannot be removed: roll back to another one first, or "
-           "remove the volume",
-           version);
   const json request = {{"op", "version-rm"}, {"volume", name}, {"versions", versions}};
-  const json removed = change_volume(
-      context, request, [&] { return versions_json(store->remove_versions(name, versions)); });
-  reclaim_if_closed(*store, name);
+  json removed;
+  std::optional<Error> refused;  // for good: there is nothing to be tried for a while
+  retry_while_busy([&] {
+    try {
+      removed = perform_once(context, *store, request);
+    } catch (const Error& error) {
+      if (error.code() != EBUSY || !is_any_current(find_volume(context, *store, name), versions))
+        throw;
+      refused = error;
+    }
+  });
+  if (refused) throw *refused;
   const json after = find_volume(context, *store, name);
   context.print(removed_json(removed, after), [&](const json& value) {
     std::string text;

@@ -72,9 +72,7 @@ void resize_volume(const Context& context, const std::string& name, const std::s
   uint64_t wanted = parse_size("SIZE", is_relative ? text.substr(1) : text);
   if (is_relative) wanted += find_volume(context, *store, name)["size"].get<uint64_t>();
   const json request = {{"op", "volume-resize"}, {"volume", name}, {"size", wanted}};
-  const json volume = change_volume(
-      context, request, [&] { return volume_json(store->resize_volume(name, wanted), false); });
-  context.print(volume, [](const json& value) {
+  context.print(perform(context, *store, request), [](const json& value) {
     return fmt::format("{}: {}\n", plain(value["name"]), size(value["size"]));
   });
 }

@@ -47,13 +47,7 @@ json create_fork(const Context& context, Store& store, const NewVolume& wanted,
                         {"version", from.version},
                         {"name", wanted.name},
                         {"size", size_bytes}};
-  return change_volume(
-      context, request,
-      [&] {
-        return volume_json(store.fork_volume(wanted.name, from.name, from.version, size_bytes),
-                           false);
-      },
-      Patience::kEndless);
+  return perform(context, store, request);
 }
 
 void create_volume(const Context& context, const NewVolume& wanted) {
@@ -116,10 +110,7 @@ void flatten_volume(const Context& context, const std::string& name) {
       // Old versions may share more than the current one, of which the sum is known.
       progress.update(done, std::max(done, before.shared_bytes));
     };
-    volume = change_volume(
-        context, {{"op", "volume-flatten"}, {"volume", name}},
-        [&] { return volume_json(store->flatten_volume(name, show_progress), false); },
-        Patience::kEndless);
+    volume = perform(context, *store, {{"op", "volume-flatten"}, {"volume", name}}, show_progress);
   }
   progress.clear();
   if (const auto parent = parent_name(before)) ask_to_reclaim(context, *parent);

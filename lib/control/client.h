@@ -8,7 +8,7 @@
 // Thread safety: all of it. Errors: what a server refused is thrown as the Error that it was there;
 // ETIMEDOUT when a server does not answer in time, ECONNRESET when it ends before it answers,
 // EPROTO when the server is of a release that speaks another protocol, or the answer is not what
-// control/protocol.h says: what is returned has been checked, key by key.
+// control/protocol.h and control/operations.h say: what is returned has been checked, key by key.
 #pragma once
 
 #include <chrono>
@@ -18,9 +18,9 @@
 #include <utility>
 #include <vector>
 
-namespace tplstore {
+#include "control/operations.h"
 
-enum class Patience { kUsual, kEndless };
+namespace tplstore {
 
 class ControlClient {
  public:

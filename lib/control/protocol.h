@@ -1,18 +1,7 @@
 // What a server and its clients on the control socket say to each other.
 //
-// Both are JSON objects on one line. A request is {"protocol": 1, "op": …} with op one of
-//
-//   ping, stats, reclaim
-//   volume-show       volume
-//   volume-resize     volume, size (bytes)
-//   volume-fork       volume, version, name, size (bytes, 0 for the version's)
-//   volume-flatten    volume
-//   volume-reclaim    volume
-//   version-list      volume
-//   version-create    volume, name and note (optional)
-//   version-rollback  volume, version
-//   version-rm        volume, versions
-//   version-diff      volume, from, to (optional; current)
+// Both are JSON objects on one line. A request is {"protocol": 1, "op": …} with one of the
+// operations of control/operations.h, and what that must be given.
 //
 // Answers are {"protocol": 1, "ok": true, "result": …} or {"protocol": 1, "ok": false, "errno": N,
 // "code": "EBUSY", "object": …, "error": "one line"}. The code "ENOENT_OPEN" says that this server
@@ -39,9 +28,5 @@ inline constexpr std::string_view kCodeNotOpen = "ENOENT_OPEN";
 
 // A server's whole answer: of this protocol, and either a result or an error as above.
 nlohmann::json parse_answer(const std::string& server, std::string_view line);
-// Whether `result` is one to `request`: all keys are there, with values that fit, about the volume
-// that was asked for; versions rise, come from earlier ones, and the last one is current.
-void check_result(const std::string& server, const nlohmann::json& request,
-                  const nlohmann::json& result);
 
 }  // namespace tplstore::control

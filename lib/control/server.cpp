@@ -21,8 +21,8 @@
 #include <thread>
 #include <vector>
 
-#include "base/names.h"
 #include "control/json_output.h"
+#include "control/operations.h"
 #include "control/protocol.h"
 #include "control/socket.h"
 
@@ -53,86 +53,6 @@ json error_answer(const Error& error) {
   return error_answer(error.code(), name ? name : "EIO", error.object(), error.what());
 }
 
-std::string text_of(const json& request, const char* key) {
-  const auto found = request.find(key);
-  if (found == request.end() || !found->is_string())
-    fail(EINVAL, "control request", "it has no \"{}\", which must be a text", key);
-  return found->get<std::string>();
-}
-
-std::string optional_text_of(const json& request, const char* key) {
-  return request.contains(key) && !request[key].is_null() ? text_of(request, key) : "";
-}
-
-uint64_t size_of(const json& request) {
-  const auto size = request.find("size");
-  if (size == request.end() || !size->is_number_unsigned())
-    fail(EINVAL, "control request", "it has no \"size\", which must be a number of bytes");
-  return size->get<uint64_t>();
-}
-
-std::vector<std::string> texts_of(const json& request, const char* key) {
-  std::vector<std::string> texts;
-  const auto found = request.find(key);
-  const bool is_list = found != request.end() && found->is_array();
-  if (is_list)
-    for (const json& text : *found)
-      if (text.is_string()) texts.push_back(text.get<std::string>());
-  if (!is_list || texts.size() != found->size())
-    fail(EINVAL, "control request", "it has no \"{}\", which must be a list of texts", key);
-  return texts;
-}
-
-// What concerns a volume that is open here.
-using Operation = json (*)(Store&, const std::string& volume, const json& request);
-
-json diff(Store& store, const std::string& volume, const json& request) {
-  std::vector<ChangedRange> changes;
-  store.diff_versions(volume, text_of(request, "from"), optional_text_of(request, "to"),
-                      [&](const ChangedRange& change) { changes.push_back(change); });
-  return changes_json(changes);
-}
-
-const std::map<std::string_view, Operation> kOperations = {
-    {"volume-show", [](Store& store, const std::string& volume,
-                       const json&) { return volume_json(store.show_volume(volume), true); }},
-    {"volume-resize",
-     [](Store& store, const std::string& volume, const json& request) {
-       return volume_json(store.resize_volume(volume, size_of(request)), false);
-     }},
-    {"volume-fork",
-     [](Store& store, const std::string& volume, const json& request) {
-       return volume_json(store.fork_volume(text_of(request, "name"), volume,
-                                            text_of(request, "version"), size_of(request)),
-                          false);
-     }},
-    {"volume-flatten",
-     [](Store& store, const std::string& volume, const json&) {
-       return volume_json(store.flatten_volume(volume, [](uint64_t) {}), false);
-     }},
-    {"volume-reclaim",
-     [](Store& store, const std::string& volume, const json&) {
-       store.reclaim_volume(volume);
-       return json::object();
-     }},
-    {"version-list", [](Store& store, const std::string& volume,
-                        const json&) { return versions_json(store.list_versions(volume)); }},
-    {"version-create",
-     [](Store& store, const std::string& volume, const json& request) {
-       return version_json(store.create_version(
-           volume, {optional_text_of(request, "name"), optional_text_of(request, "note"), {}}));
-     }},
-    {"version-rollback",
-     [](Store& store, const std::string& volume, const json& request) {
-       return version_json(store.rollback(volume, text_of(request, "version")));
-     }},
-    {"version-rm",
-     [](Store& store, const std::string& volume, const json& request) {
-       return versions_json(store.remove_versions(volume, texts_of(request, "versions")));
-     }},
-    {"version-diff", diff},
-};
-
 // The whole answer to a request, but for what goes wrong.
 json perform(Store& store, const json& request) {
   if (!request.is_object()) fail(EINVAL, "control request", "it is not a JSON object");
@@ -142,30 +62,15 @@ json perform(Store& store, const json& request) {
          "it is of another release's protocol, and this server (tplstore {}) speaks protocol {}: "
          "use the tplstore that belongs to it, or restart it",
          TPLSTORE_VERSION, control::kProtocol);
-  const std::string op = text_of(request, "op");
-  const auto answer = [](json result) {
-    return json{{"protocol", control::kProtocol}, {"ok", true}, {"result", std::move(result)}};
-  };
-  const json self = {{"pid", ::getpid()}, {"version", TPLSTORE_VERSION}};
-  if (op == "ping") return answer(self);
-  if (op == "stats") {
-    json stats = stats_json(store.stats());
-    stats["servers"].push_back(self);
-    return answer(std::move(stats));
+  const control::Operation& operation = control::operation_of(request);
+  if (operation.concerns_volume) {
+    const std::string volume = control::volume_of(request);
+    if (!store.is_open(volume))
+      return error_answer(ENOENT, control::kCodeNotOpen, volume,
+                          volume + ": this server does not have it open");
   }
-  if (op == "reclaim") {
-    store.reclaim();
-    return answer(self);
-  }
-  const auto operation = kOperations.find(op);
-  if (operation == kOperations.end()) fail(EINVAL, "control request", "there is no such operation");
-
-  const std::string volume = text_of(request, "volume");
-  check_name("volume", volume);
-  if (!store.is_open(volume))
-    return error_answer(ENOENT, control::kCodeNotOpen, volume,
-                        volume + ": this server does not have it open");
-  return answer(operation->second(store, volume, request));
+  return {
+      {"protocol", control::kProtocol}, {"ok", true}, {"result", control::perform(store, request)}};
 }
 
 bool is_allowed(int socket) {

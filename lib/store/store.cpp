@@ -75,7 +75,6 @@ void Store::start() {
 void Store::stop() { impl_->stop.request_stop(); }
 
 Backend& Store::backend() { return *impl_->backend; }
-const StoreOptions& Store::options() const { return impl_->options; }
 
 void Store::Impl::wake() {
   const std::lock_guard guard(upkeep_mutex);

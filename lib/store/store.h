@@ -55,7 +55,6 @@ class Store {
   void stop();
 
   Backend& backend();
-  const StoreOptions& options() const;
 
   // --- volumes
   // Size 0 with a template: the template's. EEXIST, ENOENT (template), EINVAL (smaller than the
@@ -91,7 +90,8 @@ class Store {
   // is connected.
   VersionInfo rollback(const std::string& volume, const std::string& version);
   // Removes frozen versions, all or none, in any order. ENOENT; EBUSY for current and for one that
-  // is being read. What forks or several later versions need of one stays, hidden.
+  // is being read. What forks or several later versions need of one stays, hidden. Space that
+  // nothing needs is given back at once where no VM is connected, else in the background.
   std::vector<VersionInfo> remove_versions(const std::string& volume,
                                            const std::vector<std::string>& versions);
   // Calls `add` for what differs between two versions, in rising order; an empty `to` is current.

@@ -21,6 +21,8 @@ Peer tool_peer();
 void check_volume_size(const std::string& object, uint64_t size_bytes);
 // Throws EFBIG for what the store's file system cannot hold.
 [[noreturn]] void fail_too_large(Backend& backend, const std::string& object, uint64_t size_bytes);
+// Gives back all that can be given back of a volume now.
+void give_back(Volume& volume);
 
 struct Store::Impl {
   Impl(std::unique_ptr<Backend> backend_of, const StoreOptions& options_of)
@@ -29,6 +31,9 @@ struct Store::Impl {
   std::shared_ptr<TemplateImage> open_template(const std::string& name);
   Uuid uuid_of(const std::string& volume);
   void check_names(const std::map<Uuid, std::string>& names);
+  void for_each_name(
+      const std::function<void(const std::string& name, const Uuid& volume)>& visit,
+      const std::function<void(const std::string& name, const Error& error)>& unreadable);
   // Names that cannot be read are put into `damaged`, or thrown: whoever takes a volume without a
   // name for garbage must not go on.
   std::map<Uuid, std::string> volume_names(std::vector<std::string>* damaged = nullptr);

@@ -34,8 +34,12 @@ VersionInfo Store::rollback(const std::string& volume, const std::string& versio
 
 std::vector<VersionInfo> Store::remove_versions(const std::string& volume,
                                                 const std::vector<std::string>& versions) {
+  const Uuid uuid = impl_->uuid_of(volume);
   std::vector<VersionInfo> removed;
-  impl_->with_owner(volume, [&](Volume& open) { removed = open.remove_versions(versions); });
+  impl_->with_owner(uuid, volume, [&](Volume& open) {
+    removed = open.remove_versions(versions);
+    if (impl_->registry.connections(uuid) == 0) give_back(open);
+  });
   return removed;
 }
 

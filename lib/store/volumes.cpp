@@ -46,20 +46,36 @@ Uuid Store::Impl::uuid_of(const std::string& volume) {
   return uuid;
 }
 
+void Store::Impl::for_each_name(
+    const std::function<void(const std::string& name, const Uuid& volume)>& visit,
+    const std::function<void(const std::string& name, const Error& error)>& unreadable) {
+  for (const std::string& name : backend->list(std::string(paths::kVolumeNames))) {
+    Uuid uuid;
+    try {
+      uuid = uuid_of(name);
+    } catch (const Error& error) {
+      if (error.code() != ENOENT) unreadable(name, error);  // else removed since it was listed
+      continue;
+    }
+    visit(name, uuid);
+  }
+}
+
 std::map<Uuid, std::string> Store::Impl::volume_names(std::vector<std::string>* damaged) {
   std::map<Uuid, std::string> names;
-  for (const std::string& name : backend->list(std::string(paths::kVolumeNames))) {
-    try {
-      const auto [other, is_new] = names.try_emplace(uuid_of(name), name);
-      if (!is_new)
-        fail(EIO, volume_name_object(name), "damaged: it leads to the volume of {}", other->second);
-    } catch (const Error& error) {
-      if (error.code() == ENOENT) continue;  // removed since it was listed
-      if (damaged == nullptr) throw;
-      options.log(error.what());
-      damaged->push_back(name);
-    }
-  }
+  const auto report = [&](const std::string& name, const Error& error) {
+    if (damaged == nullptr) throw error;
+    options.log(error.what());
+    damaged->push_back(name);
+  };
+  for_each_name(
+      [&](const std::string& name, const Uuid& uuid) {
+        const auto [other, is_new] = names.try_emplace(uuid, name);
+        if (!is_new)
+          report(name, Error(EIO, volume_name_object(name),
+                             fmt::format("damaged: it leads to the volume of {}", other->second)));
+      },
+      report);
   return names;
 }
 
@@ -391,11 +407,14 @@ void Store::remove_volume(const std::string& name) {
     if (impl_->uuid_of(name) != uuid)
       fail(EBUSY, fmt::format("volume {}", name),
            "was removed and made again meanwhile; look at it before you remove this one");
-    const auto content = backend.get(volume_name_object(name), 256);
-    for (const std::string& other : backend.list(std::string(paths::kVolumeNames)))
-      if (other != name && backend.get(volume_name_object(other), 256) == content)
-        fail(EIO, volume_name_object(name),
-             "leads to the same volume as {}: one of the two is damaged, repair that first", other);
+    impl_->for_each_name(
+        [&](const std::string& other, const Uuid& volume) {
+          if (other != name && volume == uuid)
+            fail(EIO, volume_name_object(name),
+                 "leads to the same volume as {}: one of the two is damaged, repair that first",
+                 other);
+        },
+        [](const std::string&, const Error&) {});
     // There may be nothing that could be read, and then no reason to keep it.
     header = impl_->header_if_readable(uuid);
     has_forks = impl_->has_forks(uuid);
@@ -460,12 +479,12 @@ uint64_t Store::remove_orphans() {
   return count;
 }
 
-void Store::reclaim_volume(const std::string& name) {
-  impl_->with_owner(name, [](Volume& volume) {
-    volume.drop_dead_pins();
-    volume.reclaim_all();
-  });
+void give_back(Volume& volume) {
+  volume.drop_dead_pins();
+  volume.reclaim_all();
 }
+
+void Store::reclaim_volume(const std::string& name) { impl_->with_owner(name, give_back); }
 
 void Store::reclaim() {
   std::vector<std::string> damaged;

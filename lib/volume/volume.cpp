@@ -367,7 +367,10 @@ std::vector<VersionInfo> Volume::remove_versions(const std::vector<std::string>&
     const VersionChange change = map_->change_versions();
     for (const std::string& number_or_name : wanted) {
       if (number_or_name == std::to_string(current_))
-        fail(EBUSY, object, "version {} is current, and cannot be removed", number_or_name);
+        fail(EBUSY, object,
+             "version {} is current, and cannot be removed: roll back to another one first, or "
+             "remove the volume",
+             number_or_name);
       VersionInfo info = version(number_or_name);
       const bool is_twice = std::any_of(removed.begin(), removed.end(), [&](const VersionInfo& v) {
         return v.number == info.number;

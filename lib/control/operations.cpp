@@ -1,0 +1,339 @@
+// The table of operations, and the shapes of their answers, which mirror control/json_output.h.
+#include "control/operations.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "base/error.h"
+#include "base/names.h"
+#include "control/json_output.h"
+
+namespace tplstore::control {
+namespace {
+
+using nlohmann::json;
+using Argument = Operation::Argument;
+using Kind = Operation::Argument::Kind;
+using Progress = Operation::Progress;
+
+// --- what is answered
+
+const Shape& version_number() {
+  static const Shape shape = Shape::number(UINT32_MAX);
+  return shape;
+}
+
+const Shape& version_shape() {
+  static const Shape shape = Shape::object({{"number", version_number()},
+                                            {"name", Shape::name().or_null()},
+                                            {"note", Shape::text().or_null()},
+                                            {"parent", version_number().or_null()},
+                                            {"created", Shape::time()},
+                                            {"size", Shape::number()},
+                                            {"own_bytes", Shape::number()},
+                                            {"hidden", Shape::boolean()},
+                                            {"current", Shape::boolean()},
+                                            {"children", Shape::list_of(version_number())},
+                                            {"forks", Shape::list_of(Shape::name())},
+                                            {"origin", Shape::text()}});
+  return shape;
+}
+
+const Shape& versions_shape() {
+  static const Shape shape = Shape::list_of(version_shape());
+  return shape;
+}
+
+const Shape& volume_shape() {
+  static const Shape writer = Shape::object({{"host", Shape::text().or_null()},
+                                             {"server_pid", Shape::number()},
+                                             {"peer", Shape::text().or_null()},
+                                             {"epoch", Shape::number(UINT64_MAX)}});
+  static const Shape shape = Shape::object({{"name", Shape::name()},
+                                            {"uuid", Shape::text().or_null()},
+                                            {"size", Shape::number()},
+                                            {"template", Shape::text().or_null()},
+                                            {"parent", Shape::text().or_null()},
+                                            {"current_version", version_number()},
+                                            {"attached", Shape::boolean()},
+                                            {"writer", writer.or_null()},
+                                            {"unique_bytes", Shape::number()},
+                                            {"shared_bytes", Shape::number()}});
+  return shape;
+}
+
+const Shape& volume_with_versions_shape() {
+  static const Shape shape = volume_shape().with({{"versions", versions_shape()}});
+  return shape;
+}
+
+const Shape& changes_shape() {
+  static const Shape range = Shape::object(
+      {{"offset", Shape::number()}, {"length", Shape::number()}, {"zero", Shape::boolean()}});
+  static const Shape shape = Shape::object({{"data_bytes", Shape::number()},
+                                            {"zero_bytes", Shape::number()},
+                                            {"ranges", Shape::list_of(range)}});
+  return shape;
+}
+
+const Shape& server_shape() {
+  static const Shape shape = Shape::object({{"pid", Shape::number()}, {"version", Shape::text()}});
+  return shape;
+}
+
+Shape counters(std::initializer_list<const char*> names) {
+  std::vector<std::pair<std::string, Shape>> members;
+  for (const char* name : names) members.emplace_back(name, Shape::number(UINT64_MAX));
+  return Shape::object(std::move(members));
+}
+
+const Shape& stats_shape() {
+  static const Shape volume =
+      counters({"current_version", "size", "connections", "errors", "first_writes"})
+          .with({{"name", Shape::name()},
+                 {"requests", counters({"reads", "writes", "trims", "zeroes", "flushes"})},
+                 {"bytes", counters({"reads", "writes", "trims", "zeroes"})},
+                 {"template_reads", counters({"reads", "bytes"})},
+                 {"data_file_reads", counters({"reads", "bytes"})},
+                 {"map", counters({"bytes", "loads", "evictions"})},
+                 {"log", counters({"bytes", "garbage_bytes", "generation", "commits", "checkpoints",
+                                   "compactions"})}});
+  static const Shape shape = Shape::object(
+      {{"servers", Shape::list_of(server_shape())},
+       {"volumes", Shape::list_of(volume)},
+       {"map", counters({"bytes", "max_bytes", "loads", "evictions"})},
+       {"log", counters({"bytes", "garbage_bytes", "commits", "checkpoints", "compactions"})}});
+  return shape;
+}
+
+const Shape& nothing_shape() {
+  static const Shape shape = Shape::object({});
+  return shape;
+}
+
+// --- what is asked for
+
+std::string text_of(const json& request, const char* key) {
+  const auto found = request.find(key);
+  if (found == request.end() || !found->is_string())
+    fail(EINVAL, "control request", "it has no \"{}\", which must be a text", key);
+  return found->get<std::string>();
+}
+
+std::string optional_text_of(const json& request, const char* key) {
+  return request.contains(key) && !request[key].is_null() ? text_of(request, key) : "";
+}
+
+uint64_t bytes_of(const json& request, const char* key) {
+  const auto bytes = request.find(key);
+  if (bytes == request.end() || !bytes->is_number_unsigned())
+    fail(EINVAL, "control request", "it has no \"{}\", which must be a number of bytes", key);
+  return bytes->get<uint64_t>();
+}
+
+std::vector<std::string> texts_of(const json& request, const char* key) {
+  const auto found = request.find(key);
+  const auto is_text = [](const json& item) { return item.is_string(); };
+  if (found == request.end() || !found->is_array() ||
+      !std::all_of(found->begin(), found->end(), is_text))
+    fail(EINVAL, "control request", "it has no \"{}\", which must be a list of texts", key);
+  return found->get<std::vector<std::string>>();
+}
+
+void check_argument(const json& request, const Argument& argument) {
+  switch (argument.kind) {
+    case Kind::kText:
+      return void(text_of(request, argument.key));
+    case Kind::kOptionalText:
+      return void(optional_text_of(request, argument.key));
+    case Kind::kTexts:
+      return void(texts_of(request, argument.key));
+    case Kind::kBytes:
+      return void(bytes_of(request, argument.key));
+  }
+}
+
+// --- what is done
+
+json self() { return {{"pid", ::getpid()}, {"version", TPLSTORE_VERSION}}; }
+
+json stats(Store& store, const json&, const Progress&) {
+  json stats = stats_json(store.stats());
+  stats["servers"].push_back(self());
+  return stats;
+}
+
+json diff(Store& store, const json& request, const Progress&) {
+  std::vector<ChangedRange> changes;
+  store.diff_versions(volume_of(request), text_of(request, "from"), optional_text_of(request, "to"),
+                      [&](const ChangedRange& change) { changes.push_back(change); });
+  return changes_json(changes);
+}
+
+const std::vector<Operation>& operations() {
+  constexpr bool kVolume = true, kServer = false;
+  static const std::vector<Operation> table = {
+      {"ping",
+       kServer,
+       Patience::kUsual,
+       {},
+       server_shape,
+       [](Store&, const json&, const Progress&) { return self(); }},
+      {"stats", kServer, Patience::kUsual, {}, stats_shape, stats},
+      // Gives back the space of versions that are gone, of all volumes.
+      {"reclaim",
+       kServer,
+       Patience::kEndless,
+       {},
+       server_shape,
+       [](Store& store, const json&, const Progress&) {
+         store.reclaim();
+         return self();
+       }},
+      {"volume-show",
+       kVolume,
+       Patience::kUsual,
+       {},
+       volume_with_versions_shape,
+       [](Store& store, const json& request, const Progress&) {
+         return volume_json(store.show_volume(volume_of(request)), true);
+       }},
+      {"volume-resize",
+       kVolume,
+       Patience::kUsual,
+       {{"size", Kind::kBytes}},
+       volume_shape,
+       [](Store& store, const json& request, const Progress&) {
+         return volume_json(store.resize_volume(volume_of(request), bytes_of(request, "size")),
+                            false);
+       }},
+      // Makes the volume "name" of "version"; with the size 0 it has the version's.
+      {"volume-fork",
+       kVolume,
+       Patience::kEndless,
+       {{"version", Kind::kText}, {"name", Kind::kText}, {"size", Kind::kBytes}},
+       volume_shape,
+       [](Store& store, const json& request, const Progress&) {
+         return volume_json(
+             store.fork_volume(text_of(request, "name"), volume_of(request),
+                               text_of(request, "version"), bytes_of(request, "size")),
+             false);
+       }},
+      {"volume-flatten",
+       kVolume,
+       Patience::kEndless,
+       {},
+       volume_shape,
+       [](Store& store, const json& request, const Progress& progress) {
+         return volume_json(store.flatten_volume(volume_of(request), progress), false);
+       }},
+      {"volume-reclaim",
+       kVolume,
+       Patience::kUsual,
+       {},
+       nothing_shape,
+       [](Store& store, const json& request, const Progress&) {
+         store.reclaim_volume(volume_of(request));
+         return json::object();
+       }},
+      {"version-list",
+       kVolume,
+       Patience::kUsual,
+       {},
+       versions_shape,
+       [](Store& store, const json& request, const Progress&) {
+         return versions_json(store.list_versions(volume_of(request)));
+       }},
+      {"version-create",
+       kVolume,
+       Patience::kUsual,
+       {{"name", Kind::kOptionalText}, {"note", Kind::kOptionalText}},
+       version_shape,
+       [](Store& store, const json& request, const Progress&) {
+         return version_json(store.create_version(
+             volume_of(request),
+             {optional_text_of(request, "name"), optional_text_of(request, "note"), {}}));
+       }},
+      {"version-rollback",
+       kVolume,
+       Patience::kUsual,
+       {{"version", Kind::kText}},
+       version_shape,
+       [](Store& store, const json& request, const Progress&) {
+         return version_json(store.rollback(volume_of(request), text_of(request, "version")));
+       }},
+      {"version-rm",
+       kVolume,
+       Patience::kUsual,
+       {{"versions", Kind::kTexts}},
+       versions_shape,
+       [](Store& store, const json& request, const Progress&) {
+         return versions_json(
+             store.remove_versions(volume_of(request), texts_of(request, "versions")));
+       }},
+      // From a frozen version to another one, or to current.
+      {"version-diff",
+       kVolume,
+       Patience::kEndless,
+       {{"from", Kind::kText}, {"to", Kind::kOptionalText}},
+       changes_shape,
+       diff},
+  };
+  return table;
+}
+
+// What code that follows parents, or looks for the current version, takes for granted.
+void check_history(const std::string& server, const json& versions) {
+  const auto refuse = [&](const char* what) {
+    fail(EPROTO, server, "its answer makes no sense: {}", what);
+  };
+  if (versions.empty()) refuse("a volume without versions");
+  uint64_t before = 0;
+  for (const json& version : versions) {
+    const uint64_t number = version["number"];
+    if (number <= before) refuse("its versions do not rise");
+    if (!version["parent"].is_null() && version["parent"].get<uint64_t>() >= number)
+      refuse("a version that starts from a later one");
+    const bool is_last = &version == &versions.back();
+    if (version["current"] != is_last || (is_last && version["hidden"] == true))
+      refuse("its last version is not the current one");
+    before = number;
+  }
+}
+
+}  // namespace
+
+const Operation& operation_of(const json& request) {
+  const std::string name = text_of(request, "op");
+  for (const Operation& operation : operations())
+    if (operation.name == name) return operation;
+  fail(EINVAL, "control request", "there is no such operation");
+}
+
+std::string volume_of(const json& request) {
+  const std::string volume = text_of(request, "volume");
+  check_name("volume", volume);
+  return volume;
+}
+
+json perform(Store& store, const json& request, const Progress& progress) {
+  const Operation& operation = operation_of(request);
+  if (operation.concerns_volume) volume_of(request);
+  for (const Argument& argument : operation.arguments) check_argument(request, argument);
+  return operation.perform(store, request, progress);
+}
+
+void check_result(const std::string& server, const json& request, const json& result) {
+  const Operation& operation = operation_of(request);
+  operation.answer().check(result, server);
+
+  if (operation.name == "version-list") check_history(server, result);
+  if (!result.contains("name") || !operation.name.starts_with("volume-")) return;
+  if (result["name"] != request.at(operation.name == "volume-fork" ? "name" : "volume"))
+    fail(EPROTO, server, "its answer makes no sense: it is about another volume");
+  if (operation.name == "volume-show") check_history(server, result["versions"]);
+}
+
+}  // namespace tplstore::control

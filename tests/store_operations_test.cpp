@@ -236,6 +236,47 @@ TEST_CASE("an import of a version that fails for whatever reason leaves current 
   CHECK(bytes_at(*f.store->open_export("vm1", vm_peer()), 0) == filled(kBlockBytes, 1));
 }
 
+TEST_CASE("an import whose version cannot be made is refused before anything of it is read") {
+  Fixture f;
+  const VersionInfo base = f.store->create_version("vm1", {"base", "", {}});
+  bool is_read = false;
+  const auto refusal = [&](const std::string& volume, const std::string& base_name,
+                           const NewVersion& version) {
+    Store::ImportedVersion imported;
+    imported.base = base_name;
+    if (!base_name.empty()) imported.base_identity = base.identity;
+    imported.size_bytes = base.size_bytes;
+    imported.version = version;
+    return error_code(
+        [&] { f.store->import_version(volume, imported, [&](Disk&) { is_read = true; }); });
+  };
+  const std::string long_note(513, 'n');
+  for (const bool is_new : {false, true}) {
+    CAPTURE(is_new);
+    const std::string volume = is_new ? "vm2" : "vm1", from = is_new ? "" : "base";
+    CHECK(refusal(volume, from, {"7", "", {}}) == EINVAL);
+    CHECK(refusal(volume, from, {"a/b", "", {}}) == EINVAL);
+    CHECK(refusal(volume, from, {"good", long_note, {}}) == EINVAL);
+  }
+  CHECK(refusal("vm1", "base", {"base", "", {}}) == EEXIST);
+  CHECK_FALSE(is_read);
+  CHECK(f.store->list_volumes().size() == 1);
+  CHECK(f.store->show_volume("vm1").versions.size() == 2);
+  // One that is taken only meanwhile is refused at the end, and leaves nothing.
+  Store::ImportedVersion imported;
+  imported.base = "base";
+  imported.base_identity = base.identity;
+  imported.size_bytes = base.size_bytes;
+  imported.version.name = "late";
+  CHECK(error_code([&] {
+          f.store->import_version("vm1", imported, [&](Disk& disk) {
+            disk.write(0, filled(kBlockBytes, 9), false);
+            f.store->create_version("vm1", {"late", "", {}});
+          });
+        }) == EEXIST);
+  CHECK(bytes_at(*f.store->open_export("vm1", vm_peer()), 0) == filled(kBlockBytes, 0));
+}
+
 TEST_CASE("VOLUME@current can be read though something of the volume cannot be punched") {
   Fixture f;
   {

@@ -6,6 +6,7 @@
 #include "command.h"
 #include "control/json_output.h"
 #include "export_command.h"
+#include "map/version_table.h"
 #include "progress.h"
 #include "table.h"
 #include "transfer/increment.h"
@@ -92,6 +93,9 @@ struct ImportArguments {
 // What can be known before anything is written: the reasons why the import would fail in the end.
 void check_import(Store& store, const ImportArguments& arguments, const IncrementInfo& info) {
   const std::string object = "volume " + arguments.name;
+  if (info.note.size() > kNoteBytesMax)
+    fail(EINVAL, arguments.file,
+         "the note of its version has more than {} bytes, which is the most", kNoteBytesMax);
   const std::string base_text = fmt::format("{}@{}", info.base.volume.text(), info.base.number);
   if (!arguments.base.empty() && info.base.is_nil())
     fail(EINVAL, arguments.file,

@@ -100,9 +100,9 @@ class Store {
                      const std::function<void(const ChangedRange&)>& add);
   // Makes a version with what `fill` writes over `base` (empty: over nothing, and the volume is
   // made). Current is put back to `base` before, unless it is like it. EBUSY while a writer is
-  // connected; EINVAL when `base` is known to be another version than `base_identity`. When it
-  // fails, current is like `base`, and what it was before, if that was something else, is a
-  // version.
+  // connected; EINVAL when `base` is known to be another version than `base_identity`. A name or
+  // a note that the version cannot have is refused before `fill` is called. When it fails, current
+  // is like `base`, and what it was before, if that was something else, is a version.
   struct ImportedVersion {
     std::string base;
     VersionIdentity base_identity;

@@ -193,6 +193,7 @@ VersionInfo Store::import_version(const std::string& name, const ImportedVersion
     auto attachment = impl_->registry.attach(uuid, name, tool_peer(), VolumeRegistry::Use::kAlone);
     Volume& volume = attachment->volume();
     CurrentDisk disk(std::move(attachment), false);
+    volume.check_new_version(imported.version);
     std::optional<VersionInfo> base;
     if (!is_new) {
       base = volume.version(imported.base);

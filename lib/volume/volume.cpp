@@ -293,9 +293,13 @@ VersionInfo Volume::version_for_reader(uint32_t number) {
   return info_of(*record, false);
 }
 
+void Volume::check_is_free(const std::string& version_name) {
+  if (!version_name.empty() && map()->version(version_name))
+    fail(EEXIST, fmt::format("volume {}", name_), "has a version '{}' already", version_name);
+}
+
 VersionRecord Volume::freeze(const VersionChange& change, const FreezeRequest& request) {
-  if (!request.name.empty() && map_->version(request.name))
-    fail(EEXIST, fmt::format("volume {}", name_), "has a version '{}' already", request.name);
+  check_is_free(request.name);
   const uint32_t next = current_ + 1;
   files_->prepare(next, std::max(size_bytes(), map_->size_of(request.parent)));
   LogReservation reserved(*map_, VolumeMap::kFreezeRecords);
@@ -348,10 +352,15 @@ void Volume::hide_left_versions() {
       map_->hide(change, {number});
 }
 
-VersionInfo Volume::create_version(const NewVersion& request) {
+void Volume::check_new_version(const NewVersion& request) {
   if (!request.name.empty()) check_name("version", request.name);
   if (request.note.size() > kNoteBytesMax)
     fail(EINVAL, fmt::format("volume {}", name_), "a note has at most {} bytes", kNoteBytesMax);
+  check_is_free(request.name);
+}
+
+VersionInfo Volume::create_version(const NewVersion& request) {
+  check_new_version(request);
   return freeze({request.name, request.note, request.origin, 0});
 }
 

@@ -120,6 +120,9 @@ class Volume {
   // One that was frozen for a reader. ENOENT.
   VersionInfo version_for_reader(uint32_t number);
   VersionInfo create_version(const NewVersion& request);
+  // Why create_version() would refuse it, if it were called now: EINVAL for a name or a note that
+  // no version can have, EEXIST for a name that another one has.
+  void check_new_version(const NewVersion& request);
   // Freezes current for one who wants to read it as it is now. EBUSY when there are too many of
   // those. The version is hidden, and removed some time after the hold was let go.
   VersionForReader freeze_for_reader();
@@ -183,6 +186,7 @@ class Volume {
   void use_sources();
   template <typename Work>
   void attempt(const char* failure, Work work) noexcept;
+  void check_is_free(const std::string& version_name);
   VersionInfo freeze(const FreezeRequest& request);
   VersionRecord freeze(const VersionChange& change, const FreezeRequest& request);
   void hide_left_versions();

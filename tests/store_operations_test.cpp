@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "store_testing.h"
+#include "temporary_directory.h"
 #include "transfer/importer.h"
 
 namespace tplstore {
@@ -275,6 +276,49 @@ TEST_CASE("an import whose version cannot be made is refused before anything of 
           });
         }) == EEXIST);
   CHECK(bytes_at(*f.store->open_export("vm1", vm_peer()), 0) == filled(kBlockBytes, 0));
+}
+
+TEST_CASE("links and folders that are no part of a store are left alone and named") {
+  const TemporaryDirectory directory;
+  const std::filesystem::path root = directory.path() + "/store";
+  Store::init(root);
+  std::string said;
+  StoreOptions options;
+  options.log = [&](const std::string& line) { said += line + "\n"; };
+  const auto store = Store::open(root, options);
+  store->create_volume("vm1", kDiskBytes, "");
+  const std::string folder = Volume::folder_of(store->show_volume("vm1").uuid);
+  const uint64_t bytes = store->space().volume_bytes;
+  const uint64_t unique_bytes = store->show_volume("vm1").unique_bytes;
+
+  const std::string segment = "segments/ab/ab" + std::string(30, '0');
+  const std::vector<std::string> links = {"link.1", "volumes/link.2", folder + "/link.3",
+                                          "segments/cd", segment};
+  std::filesystem::create_directories(root / "segments/ab");
+  for (const std::string& link : links) std::filesystem::create_symlink("/usr", root / link);
+  std::filesystem::create_directories(root / folder / "folder.4/inner");
+  std::filesystem::create_symlink("nowhere", root / folder / "folder.4/inner/link.5");
+  said.clear();
+
+  CHECK(store->space().volume_bytes < bytes + (1 << 20));
+  CHECK(store->show_volume("vm1").unique_bytes == unique_bytes);
+  CHECK(store->list_volumes().at(0).size_bytes == kDiskBytes);
+  CHECK(store->remove_orphans() == 0);
+  CHECK(gc(store->backend(), [&] { store->template_users(); }).removed_segments == 0);
+  store->reclaim();
+  for (const std::string& link : links) {
+    CAPTURE(link);
+    CHECK(std::filesystem::is_symlink(root / link));
+    CHECK(said.find(link + ": ") != std::string::npos);
+  }
+  CHECK(said.find("folder.4: ") != std::string::npos);
+  CHECK(said.find("inner/link.5: ") != std::string::npos);
+  // Each is told of once.
+  CHECK(said.find("link.1: ") == said.rfind("link.1: "));
+
+  store->remove_volume("vm1");
+  CHECK_FALSE(std::filesystem::exists(root / folder));
+  CHECK(std::filesystem::is_directory("/usr"));
 }
 
 TEST_CASE("VOLUME@current can be read though something of the volume cannot be punched") {

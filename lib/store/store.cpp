@@ -226,34 +226,50 @@ StoreStats Store::stats() {
   return stats;
 }
 
-namespace {
+bool Store::Impl::is_foreign(const std::string& object, const Error& error) {
+  const bool is_link = error.code() == ELOOP, is_folder = error.code() == EISDIR;
+  if (!is_link && !is_folder && error.code() != ENXIO) return false;
+  const std::lock_guard guard(foreign_mutex);
+  if (foreign.insert(object).second)
+    options.log(fmt::format("{}: {}: no part of the store, and left alone", object,
+                            is_link     ? "a symbolic link"
+                            : is_folder ? "a folder, or no regular file"
+                                        : "a socket"));
+  return true;
+}
 
-uint64_t allocated_below(Backend& backend, const std::string& folder) {
+uint64_t Store::Impl::allocated_below(const std::string& folder) {
   uint64_t bytes = 0;
-  for (const std::string& part : backend.list(folder)) {
-    const std::string name = folder.empty() ? part : folder + "/" + part;
-    try {
-      bytes += backend.open(name, Access::kRead)->allocated_bytes();
-    } catch (const Error& error) {
-      if (error.code() == EISDIR) {
-        bytes += allocated_below(backend, name);
-      } else if (error.code() != ENOENT && error.code() != ENXIO) {
-        throw;  // not just gone since it was listed, or a socket
-      }
-    }
+  for (const std::string& part : backend->list(folder)) {
+    const std::string name = fmt::format("{}/{}", folder, part);
+    bytes += allocated_at(name);
   }
   return bytes;
 }
 
-}  // namespace
+// Of an object, or of all that is in a folder.
+uint64_t Store::Impl::allocated_at(const std::string& name) {
+  try {
+    return backend->open(name, Access::kRead)->allocated_bytes();
+  } catch (const Error& error) {
+    if (error.code() == EISDIR) return allocated_below(name);
+    // Just gone since it was listed, or a socket of a server.
+    if (error.code() == ENOENT || error.code() == ENXIO || is_foreign(name, error)) return 0;
+    throw;
+  }
+}
 
 StoreSpace Store::space() {
-  Backend& backend = *impl_->backend;
   StoreSpace space;
-  space.volume_bytes = allocated_below(backend, std::string(paths::kVolumes));
-  space.template_bytes = allocated_below(backend, std::string(paths::kTemplates)) +
-                         allocated_below(backend, std::string(paths::kSegments));
-  space.other_bytes = allocated_below(backend, "") - space.volume_bytes - space.template_bytes;
+  for (const std::string& name : impl_->backend->list("")) {
+    const uint64_t bytes = impl_->allocated_at(name);
+    if (name == paths::kVolumes)
+      space.volume_bytes += bytes;
+    else if (name == paths::kTemplates || name == paths::kSegments)
+      space.template_bytes += bytes;
+    else
+      space.other_bytes += bytes;
+  }
   return space;
 }
 

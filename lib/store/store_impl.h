@@ -5,7 +5,9 @@
 #include <condition_variable>
 #include <map>
 #include <mutex>
+#include <set>
 #include <stop_token>
+#include <string>
 #include <thread>
 
 #include "base/chore.h"
@@ -62,6 +64,11 @@ struct Store::Impl {
   HeldVersion freeze_current(const Uuid& uuid, const std::string& name);
   void with_versions(const Uuid& uuid, const std::string& name,
                      const std::function<void(Volume&)>& body);
+  // Whether this came of something that lies in the store and is no part of it, like a symbolic
+  // link. Says so, once for each.
+  bool is_foreign(const std::string& object, const Error& error);
+  uint64_t allocated_below(const std::string& folder);
+  uint64_t allocated_at(const std::string& name);
   void wake();
   void run_upkeep();
 
@@ -69,6 +76,8 @@ struct Store::Impl {
   const StoreOptions options;
   std::mutex templates_mutex;
   std::map<std::string, std::weak_ptr<TemplateImage>> templates;
+  std::mutex foreign_mutex;
+  std::set<std::string> foreign;  // what was named
   std::stop_source stop;
   VolumeRegistry registry;
 

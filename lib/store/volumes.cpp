@@ -194,10 +194,12 @@ VolumeInfo Store::Impl::info_of(const std::string& name, const std::map<Uuid, st
   info.is_attached = backend->is_locked(lock_name(folder));
   if (info.is_attached) info.writer = writer_of(header);
   for (const std::string& part : backend->list(folder)) {
+    const std::string object = fmt::format("{}/{}", folder, part);
     try {
-      info.unique_bytes += backend->open(folder + "/" + part, Access::kRead)->allocated_bytes();
+      info.unique_bytes += backend->open(object, Access::kRead)->allocated_bytes();
     } catch (const Error& error) {
-      if (error.code() != ENOENT) throw;  // gone since it was listed
+      // Gone since it was listed, or not ours.
+      if (error.code() != ENOENT && !is_foreign(object, error)) throw;
     }
   }
   return info;
@@ -345,7 +347,12 @@ void Store::Impl::remove_objects(const Uuid& uuid) {
   if (backend->remove(header_name(folder))) backend->sync_folder(folder);
   for (const std::string& part : backend->list(folder)) {
     const std::string object = fmt::format("{}/{}", folder, part);
-    if (object != lock_name(folder)) backend->remove(object);
+    if (object == lock_name(folder)) continue;
+    try {
+      backend->remove(object);
+    } catch (const Error& error) {
+      if (error.code() != EISDIR) throw;  // of somebody else; it goes with the volume's folder
+    }
   }
   backend->remove(lock_name(folder));
   backend->remove_folder(folder);

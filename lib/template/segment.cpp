@@ -41,11 +41,25 @@ std::string segment_path(const Hash128& name) {
   return "segments/" + hex.substr(0, 2) + "/" + hex;
 }
 
+namespace {
+
+// None where there is a symbolic link instead of a folder.
+std::vector<std::string> entries_of(Backend& backend, const std::string& folder) {
+  try {
+    return backend.list(folder);
+  } catch (const Error& error) {
+    if (error.code() == ELOOP || error.code() == ENOTDIR) return {};
+    throw;
+  }
+}
+
+}  // namespace
+
 std::vector<Hash128> list_segments(Backend& backend) {
   std::vector<Hash128> names;
   for (const std::string& folder : backend.list("segments")) {
     if (folder.size() != 2) continue;
-    for (const std::string& entry : backend.list("segments/" + folder)) {
+    for (const std::string& entry : entries_of(backend, "segments/" + folder)) {
       Hash128 name;
       if (parse_hash(entry, name) && entry.starts_with(folder)) names.push_back(name);
     }

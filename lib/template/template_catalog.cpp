@@ -109,7 +109,14 @@ GcResult collect(Backend& backend) {
       continue;
     }
     const std::string path = segment_path(name);
-    result.freed_bytes += backend.open(path, Access::kRead)->size_bytes();
+    uint64_t bytes = 0;
+    try {
+      bytes = backend.open(path, Access::kRead)->size_bytes();
+    } catch (const Error& error) {
+      if (error.code() == ELOOP || error.code() == EISDIR) continue;  // no segment, so not ours
+      throw;
+    }
+    result.freed_bytes += bytes;
     if (backend.remove(path)) ++result.removed_segments;
     folders.insert(segment_folder(name));
   }

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "base/bytes.h"
+#include "version_text.h"
 
 using namespace tplstore;
 using namespace tplstore::tool;
@@ -353,4 +354,32 @@ TEST_CASE("trees of ten thousand versions are drawn at once") {
   const std::vector<GraphRow> rows = draw_version_graph(pairs);
   CHECK(rows[4'999].graph.size() == 2 * 5'000 - 1);
   CHECK(rows.back().graph == "*");
+}
+
+TEST_CASE("a history with more branches than anybody can follow is a table") {
+  // Version 1, and as many that start from it.
+  const auto text_of = [](uint32_t branches) {
+    nlohmann::json versions = nlohmann::json::array();
+    for (uint32_t number = 1; number <= branches + 1; ++number) {
+      nlohmann::json version = {{"number", number},
+                                {"name", nullptr},
+                                {"parent", nullptr},
+                                {"created", "2026-01-01T00:00:00Z"},
+                                {"size", 4096},
+                                {"own_bytes", 0},
+                                {"note", nullptr},
+                                {"forks", nlohmann::json::array()},
+                                {"hidden", false},
+                                {"current", number == branches + 1},
+                                {"children", nlohmann::json::array()}};
+      if (number > 1) version["parent"] = 1;
+      versions.push_back(version);
+    }
+    return history_text(versions);
+  };
+  const std::string drawn = text_of(200), table = text_of(201);
+  CHECK(drawn.starts_with("GRAPH"));
+  CHECK(table.starts_with("VERSION"));
+  CHECK(std::count(table.begin(), table.end(), '\n') == 203);
+  CHECK(text_of(5000).size() < 5001 * 100);
 }

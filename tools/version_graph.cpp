@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <tuple>
 #include <unordered_map>
+#include <unordered_set>
 
 namespace tplstore::tool {
 namespace {
@@ -163,6 +164,15 @@ std::vector<GraphRow> draw_version_graph(const std::vector<GraphNode>& nodes) {
   for (const size_t node : layout.downwards)
     drawing.add(node, nodes[node].is_leaf_fork ? 'o' : '*');
   return drawing.take_rows();
+}
+
+size_t count_branches(const std::vector<GraphNode>& nodes) {
+  std::unordered_set<uint32_t> parents;
+  for (const GraphNode& node : nodes)
+    if (!node.is_leaf_fork) parents.insert(node.parent);
+  return static_cast<size_t>(std::count_if(nodes.begin(), nodes.end(), [&](const GraphNode& node) {
+    return !node.is_leaf_fork && !parents.contains(node.number);
+  }));
 }
 
 bool is_linear(const std::vector<GraphNode>& nodes) {

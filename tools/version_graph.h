@@ -13,7 +13,7 @@
 // Invariants: lines never cross, since lanes are kept in the order of the tree. Children of one
 // version are merged as soon as they are neighbours, and a lane that ends is closed, so a drawing
 // is no wider than the number of branches that are open. Time is linear in the size of what is
-// drawn, besides sorting.
+// drawn, besides sorting; that size may be the square of the number of branches.
 //
 // Thread safety: pure functions. Throws nothing.
 #pragma once
@@ -44,5 +44,8 @@ std::vector<GraphRow> draw_version_graph(const std::vector<GraphNode>& nodes);
 
 // Whether each node is the parent of the next one, so that a drawing would tell nothing.
 bool is_linear(const std::vector<GraphNode>& nodes);
+
+// Versions that no other one starts from: as many lanes may be open beside each other.
+size_t count_branches(const std::vector<GraphNode>& nodes);
 
 }  // namespace tplstore::tool

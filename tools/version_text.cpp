@@ -17,6 +17,7 @@ namespace {
 using nlohmann::json;
 
 constexpr int64_t kSecondNs = 1'000'000'000;
+constexpr size_t kDrawnBranchesMax = 200;  // wider drawings are for no screen, and become huge
 
 // "47s", "12m", "5h", "90d", "3y": of two units the larger one once there are two of it.
 std::string age_text(const json& version) {
@@ -144,7 +145,7 @@ std::string history_text(const json& versions) {
       entries.push_back({&version, fork});
     }
   }
-  if (is_linear(nodes)) return versions_text(visible);
+  if (is_linear(nodes) || count_branches(nodes) > kDrawnBranchesMax) return versions_text(visible);
 
   const bool with_notes = has_notes(visible);
   Columns columns = {{"GRAPH", Align::kLeft}, {"VERSION", Align::kRight}, {"NAME", Align::kLeft}};

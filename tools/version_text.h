@@ -13,8 +13,8 @@ namespace tplstore::tool {
 // A table of them all, oldest first: of those that were removed it says what they are kept for.
 std::string versions_text(const nlohmann::json& versions);
 
-// The same without the removed ones. A history that is a line is such a table; any other one is
-// drawn as a tree, newest first, with the forks in it.
+// The same without the removed ones. A history that is a line, or has more than 200 branches, is
+// such a table; any other one is drawn as a tree, newest first, with the forks in it.
 std::string history_text(const nlohmann::json& versions);
 
 // Without the versions that were removed, whose children appear as those of the nearest ancestor

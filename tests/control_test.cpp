@@ -24,6 +24,7 @@
 #include "control/server.h"
 #include "control/socket.h"
 #include "memory/memory_backend.h"
+#include "restricted_process.h"
 #include "temporary_directory.h"
 
 using namespace tplstore;
@@ -794,4 +795,35 @@ TEST_CASE("the counters of several servers are added up") {
   CHECK(merged["cache"]["enabled"] == false);
   CHECK(merged["tier"]["enabled"] == false);
   CHECK(merge_stats({})["volumes"] == json::array());
+}
+
+TEST_CASE(
+    "the folder of control sockets that root makes belongs to the store's owner, or is refused") {
+  if (geteuid() != 0) {
+    MESSAGE("skipped: only root can give a folder away");
+    return;
+  }
+  const auto owner_of = [](const std::string& path) {
+    struct stat status {};
+    REQUIRE(stat(path.c_str(), &status) == 0);
+    return std::pair(status.st_uid, status.st_gid);
+  };
+  const TemporaryDirectory store;
+  const std::pair<uid_t, gid_t> owner(65534, 65533);
+  REQUIRE(chown(store.path().c_str(), owner.first, owner.second) == 0);
+  CHECK(control::open_folder(store.path(), true));
+  CHECK(owner_of(store.path() + "/control") == owner);
+
+  // Where it cannot be given away, the owner's server could never use it.
+  REQUIRE(rmdir((store.path() + "/control").c_str()) == 0);
+  const int code = in_child([&] {
+    forbid(SYS_fchown);
+    try {
+      control::open_folder(store.path(), true);
+    } catch (const Error& error) {
+      return error.code();
+    }
+    return 0;
+  });
+  CHECK(code == EPERM);
 }

@@ -12,8 +12,10 @@
 #include <new>
 #include <thread>
 
+#include "backend/dir/dir_backend.h"
 #include "backend/dir/io_ring.h"
 #include "control/server.h"
+#include "map/map_log.h"
 #include "store/store.h"
 #include "temporary_directory.h"
 #include "volume_testing.h"
@@ -21,12 +23,14 @@
 namespace {
 std::atomic<bool> is_everybody_exposed{false};
 std::atomic<int64_t> failures_left{0};
+std::atomic<std::size_t> largest{0};  // of what was allocated
 thread_local bool is_exposed = false;
 
 void* allocate(std::size_t size) {
   if ((is_exposed || is_everybody_exposed.load()) && failures_left.load() > 0 &&
       failures_left.fetch_sub(1) > 0)
     throw std::bad_alloc();
+  if (size > largest.load()) largest = size;
   void* memory = std::malloc(size == 0 ? 1 : size);
   if (memory == nullptr) throw std::bad_alloc();
   return memory;
@@ -112,6 +116,38 @@ TEST_CASE("two failed allocations in the control thread end no server") {
           [[maybe_unused]] const ssize_t count = recv(client, &byte, 1, 0);
           is_everybody_exposed = false;
         }) == 0);
+}
+
+TEST_CASE("a frame of the map log that says it is huge takes no memory for it") {
+  const TemporaryDirectory directory;
+  DirBackend backend(directory.path(), false, [](const std::string&) {});
+  const Uuid volume = random_uuid();
+  LogPosition end{};
+  FrameHeader header{};
+  {
+    const auto log = MapLog::create(backend, "v", volume, 1);
+    log->start_writing(MapLog::start());
+    log->read(log->position().offset - kSectorBytes, std::as_writable_bytes(std::span(&header, 1)));
+    end = log->position();
+    log->sync();
+  }
+  header.previous = end.checksum;
+  header.sequence = end.sequence + 1;
+  header.kind = static_cast<uint16_t>(FrameKind::kUpdates);
+  const auto object = backend.open(MapLog::object_name("v", 1), Access::kWrite);
+  object->grow(uint64_t{2} << 30);
+  for (const uint32_t length : {uint32_t{512} << 20, uint32_t{1536} << 20}) {
+    CAPTURE(length);
+    header.length = length;
+    header.payload_bytes = length - static_cast<uint32_t>(sizeof header);
+    object->write(end.offset, bytes_of(header));
+    const auto log = MapLog::open(backend, "v", volume, 1, Access::kRead);
+    largest = 0;
+    CHECK(log->scan(MapLog::start(), 0, [](const LogFrame&) {}).offset == end.offset);
+    LogPosition after{};
+    CHECK_THROWS_AS(log->read_frame(end.offset, FrameKind::kUpdates, after), Error);
+    CHECK(largest.load() < 16 << 20);
+  }
 }
 
 }  // namespace tplstore

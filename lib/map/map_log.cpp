@@ -4,12 +4,18 @@
 #include <algorithm>
 #include <cerrno>
 
+#include "base/checksum_stream.h"
+#include "base/units.h"
+
 namespace tplstore {
 namespace {
 
 constexpr uint64_t kLogMagic = 0x31474f4c50414d54;  // "TMAPLOG1"
 constexpr uint32_t kFrameMagic = 0x4d524654;        // "TFRM"
 constexpr uint64_t kWindowBytes = 64 << 10;
+// Larger ones are not read into memory before their checksum is known to be right.
+constexpr uint64_t kFrameBytesBelieved = 4 << 20;
+constexpr uint64_t kFrameBytesMax = uint64_t{1} << 30;
 constexpr uint64_t kZeroStepBytes = 128 << 10;
 constexpr uint64_t kZeroStepBytesMax = 1 << 20;
 // Of what behind the end of a log looks like frames.
@@ -56,6 +62,19 @@ class Window {
   uint64_t start_ = 0;
   ByteVector buffer_;
 };
+
+// The checksum of a frame that may be too large to be read at once.
+uint64_t checksum_of_frame(Object& object, uint64_t offset, uint64_t length, uint64_t seed) {
+  ChecksumStream sum(seed);
+  ByteVector piece(kFrameBytesBelieved);
+  for (uint64_t at = offsetof(FrameHeader, previous); at < length;) {
+    const MutableBytes part = MutableBytes(piece).first(std::min(kFrameBytesBelieved, length - at));
+    object.read(offset + at, part);
+    sum.add(part);
+    at += part.size();
+  }
+  return sum.value();
+}
 
 }  // namespace
 
@@ -109,7 +128,8 @@ uint64_t MapLog::frame_checksum(Bytes frame) const {
 bool MapLog::is_frame(Bytes sector, uint64_t offset, uint64_t end, FrameHeader& header) const {
   std::memcpy(&header, sector.data(), sizeof header);
   return header.magic == kFrameMagic && header.length % kSectorBytes == 0 &&
-         header.length >= kSectorBytes && header.length <= end - std::min(end, offset) &&
+         header.length >= kSectorBytes && header.length <= kFrameBytesMax &&
+         header.length <= end - std::min(end, offset) &&
          header.payload_bytes <= header.length - sizeof(FrameHeader);
 }
 
@@ -117,18 +137,22 @@ LogPosition MapLog::scan(const LogPosition& from, uint64_t known_sequence,
                          const std::function<void(const LogFrame&)>& visit) {
   const uint64_t end = round_down(object_->size_bytes(), kSectorBytes);
   Window window(*object_);
+  const auto has_checksum = [&](const FrameHeader& of, uint64_t offset) {
+    return of.checksum == (of.length <= kFrameBytesBelieved
+                               ? frame_checksum(window.view(offset, of.length))
+                               : checksum_of_frame(*object_, offset, of.length, seed_));
+  };
   LogPosition at = from;
   FrameHeader header;
   std::vector<uint64_t> ends;  // of the frames that were read
   uint64_t durable = std::max(known_sequence, from.sequence);
   while (at.offset + kSectorBytes <= end) {
     if (!is_frame(window.view(at.offset, kSectorBytes), at.offset, end, header)) break;
-    const Bytes frame = window.view(at.offset, header.length);
     const bool is_open = header.kind == static_cast<uint16_t>(FrameKind::kOpen);
-    const bool follows = header.checksum == frame_checksum(frame) &&
-                         header.previous == at.checksum && header.sequence == at.sequence + 1 &&
+    const bool follows = header.previous == at.checksum && header.sequence == at.sequence + 1 &&
                          (header.incarnation == at.incarnation || is_open);
-    if (!follows) break;
+    if (!follows || !has_checksum(header, at.offset)) break;
+    const Bytes frame = window.view(at.offset, header.length);
     visit({header, at.offset + sizeof(FrameHeader),
            frame.subspan(sizeof(FrameHeader), header.payload_bytes)});
     unused_open_ = is_open && header.length == kSectorBytes ? std::optional(at) : std::nullopt;
@@ -160,8 +184,7 @@ LogPosition MapLog::scan(const LogPosition& from, uint64_t known_sequence,
     looked_at_bytes += header.length;
     if (looked_at_bytes > kProofScanBytesMax)
       damaged(offset, "too much behind its end looks like frames");
-    const Bytes frame = window.view(offset, header.length);
-    if (header.checksum == frame_checksum(frame))
+    if (has_checksum(header, offset))
       damaged(at.offset, fmt::format("frame {} cannot be read, though frame {} follows it",
                                      at.sequence + 1, header.sequence));
   }
@@ -175,6 +198,9 @@ ByteVector MapLog::read_frame(uint64_t offset, FrameKind kind, LogPosition& afte
   object_->read(offset, frame);
   if (offset % kSectorBytes != 0 || !is_frame(frame, offset, end, header))
     damaged(offset, "there should be a checkpoint");
+  if (header.length > kFrameBytesBelieved &&
+      header.checksum != checksum_of_frame(*object_, offset, header.length, seed_))
+    damaged(offset, "the checkpoint fails its checksum");
   frame.resize(header.length);
   object_->read(offset, frame);
   if (header.checksum != frame_checksum(frame) || header.kind != static_cast<uint16_t>(kind))
@@ -266,7 +292,8 @@ void MapLog::adopt_reserved(uint64_t bytes) noexcept {
 
 uint64_t MapLog::append(FrameKind kind, Bytes payload, uint64_t reserved) {
   const uint64_t length = round_up(sizeof(FrameHeader) + payload.size(), kSectorBytes);
-  ensure(length <= UINT32_MAX, "a frame is shorter than 4 GiB");
+  if (length > kFrameBytesMax)
+    fail(EFBIG, name_, "a frame of {} is more than a map log takes at once", format_size(length));
   ByteVector frame(length);
   if (!payload.empty())
     std::memcpy(frame.data() + sizeof(FrameHeader), payload.data(), payload.size());

@@ -77,9 +77,8 @@ MUTANTS = [
     Mutant("frame-checksum-ignored",
            "Recovery takes frames that were only half written.",
            "lib/map/map_log.cpp",
-           "const bool follows = header.checksum == frame_checksum(frame) &&\n"
-           "                         header.previous",
-           "const bool follows = header.previous",
+           "if (!follows || !has_checksum(header, at.offset)) break;",
+           "if (!follows) break;",
            DAMAGE + CRASH),
     Mutant("frames-of-other-lives-follow",
            "A frame of another life passes for a successor.",

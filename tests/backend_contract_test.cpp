@@ -63,6 +63,9 @@ int error_code(F f) {
 
 using Names = std::vector<std::string>;
 
+const std::pair<std::string, Purpose> kOfEachPurpose[] = {{"a/data.1", Purpose::kData},
+                                                          {"a/log", Purpose::kMetadata}};
+
 // All ranges of an object from an offset on, those that touch made one.
 std::vector<DataRange> data_ranges(Object& object, uint64_t from = 0) {
   std::vector<DataRange> ranges;
@@ -88,7 +91,7 @@ ON_EVERY_BACKEND("what was written is read back, at any offset and length", Fixt
   Fixture fixture;
   constexpr size_t kSize = 100'000;
   ByteVector model(kSize, std::byte{0});
-  auto object = fixture.backend.create("volumes/v/data.1", kSize);
+  auto object = fixture.backend.create("volumes/v/data.1", kSize, Purpose::kData);
   std::mt19937 random(7);
   for (int i = 0; i < 300; ++i) {
     const size_t offset = random() % kSize;
@@ -103,14 +106,15 @@ ON_EVERY_BACKEND("what was written is read back, at any offset and length", Fixt
   }
   CHECK(object->size_bytes() == kSize);
   object.reset();
-  CHECK(read_all(*fixture.backend.open("volumes/v/data.1", Access::kRead), 0, kSize) == model);
+  CHECK(read_all(*fixture.backend.open("volumes/v/data.1", Access::kRead, Purpose::kData), 0,
+                 kSize) == model);
 }
 
 ON_EVERY_BACKEND("dropping what is cached loses nothing, synced or not", Fixture) {
   Fixture fixture;
   constexpr size_t kSize = 100'000;
-  for (const std::string name : {"a/data.1", "a/log"}) {
-    auto object = fixture.backend.create(name, kSize);
+  for (const auto& [name, purpose] : kOfEachPurpose) {
+    auto object = fixture.backend.create(name, kSize, purpose);
     const ByteVector bytes = pattern(kSize, 1);
     object->write(0, bytes);
     object->drop_cached();
@@ -118,25 +122,28 @@ ON_EVERY_BACKEND("dropping what is cached loses nothing, synced or not", Fixture
     object->sync();
     object->drop_cached();
     CHECK(read_all(*object, 0, kSize) == bytes);
-    fixture.backend.open(name, Access::kRead)->drop_cached();
+    fixture.backend.open(name, Access::kRead, purpose)->drop_cached();
   }
 }
 
-ON_EVERY_BACKEND("an object has the size of its last byte, and reads as zeroes behind it",
+ON_EVERY_BACKEND("an object has the size of its last byte, and reads of metadata as zeroes behind",
                  Fixture) {
   Fixture fixture;
-  for (const std::string name : {"a/data.1", "a/log"}) {
+  for (const auto& [name, purpose] : kOfEachPurpose) {
     CAPTURE(name);
-    auto object = fixture.backend.create(name, 0);
+    auto object = fixture.backend.create(name, 0, purpose);
     CHECK(object->size_bytes() == 0);
     object->write(5000, pattern(100, 1));
     CHECK(object->size_bytes() == 5100);
     ByteVector expected(10'000, std::byte{0});
     std::ranges::copy(pattern(100, 1), expected.begin() + 5000);
-    CHECK(read_all(*object, 0, 10'000) == expected);
-    CHECK(read_all(*object, 4096, 4096) ==
-          ByteVector(expected.begin() + 4096, expected.begin() + 8192));
-    CHECK(read_all(*object, 1 << 20, 4096) == ByteVector(4096, std::byte{0}));
+    CHECK(read_all(*object, 0, 5100) == ByteVector(expected.begin(), expected.begin() + 5100));
+    if (purpose == Purpose::kMetadata) {
+      CHECK(read_all(*object, 0, 10'000) == expected);
+      CHECK(read_all(*object, 4096, 4096) ==
+            ByteVector(expected.begin() + 4096, expected.begin() + 8192));
+      CHECK(read_all(*object, 1 << 20, 4096) == ByteVector(4096, std::byte{0}));
+    }
     object->write(4096, pattern(4096, 2));
     CHECK(object->size_bytes() == 8192);
     object->write(8192, Bytes());
@@ -145,9 +152,43 @@ ON_EVERY_BACKEND("an object has the size of its last byte, and reads as zeroes b
   }
 }
 
+ON_EVERY_BACKEND("data that was cut off is an error, never zeroes", Fixture) {
+  Fixture fixture;
+  Backend& backend = fixture.backend;
+  for (const uint64_t size : {0, 5100, 8192}) {
+    CAPTURE(size);
+    const std::string name = fmt::format("v/data.{}", size);
+    auto object = backend.create(name, size, Purpose::kData);
+    for (const uint64_t offset : {uint64_t{0}, uint64_t{4096}, size, uint64_t{1} << 20}) {
+      for (const size_t length : {1, 512, 4096, 8192, 100'000}) {
+        CAPTURE(offset);
+        CAPTURE(length);
+        const bool is_within = offset + length <= size;
+        CHECK(error_code([&] { read_all(*object, offset, length); }) == (is_within ? 0 : EIO));
+      }
+    }
+    CHECK(error_code([&] { read_all(*object, 1 << 20, 0); }) == 0);
+    try {
+      read_all(*object, 4096, 8192);
+    } catch (const Error& error) {
+      const std::string line = error.what();
+      CHECK(line.find(name) != std::string::npos);
+      CHECK(line.find(fmt::format("{} bytes", size)) != std::string::npos);
+    }
+    // In a batch the others are read, and an object that is metadata to its reader has zeroes.
+    auto as_metadata = backend.open(name, Access::kRead, Purpose::kMetadata);
+    ByteVector a(4096, std::byte{1}), b(4096, std::byte{1}), c(10'000, std::byte{1});
+    const ReadPiece pieces[] = {
+        {as_metadata.get(), 0, a}, {object.get(), 1 << 20, b}, {as_metadata.get(), 4096, c}};
+    CHECK(error_code([&] { backend.read_batch(pieces); }) == EIO);
+    CHECK(a == ByteVector(4096, std::byte{0}));
+    CHECK(c == ByteVector(10'000, std::byte{0}));
+  }
+}
+
 ON_EVERY_BACKEND("grow never shrinks", Fixture) {
   Fixture fixture;
-  auto object = fixture.backend.create("a/data.1", 8192);
+  auto object = fixture.backend.create("a/data.1", 8192, Purpose::kData);
   object->write(0, pattern(8192, 1));
   object->grow(100);
   CHECK(object->size_bytes() == 8192);
@@ -156,13 +197,14 @@ ON_EVERY_BACKEND("grow never shrinks", Fixture) {
   CHECK(object->allocated_bytes() < (1 << 20));
   CHECK(read_all(*object, 0, 8192) == pattern(8192, 1));
   CHECK(error_code([&] { object->grow(UINT64_MAX); }) == EFBIG);
-  CHECK(error_code([&] { fixture.backend.create("a/data.2", UINT64_MAX); }) == EFBIG);
+  CHECK(error_code([&] { fixture.backend.create("a/data.2", UINT64_MAX, Purpose::kData); }) ==
+        EFBIG);
   CHECK(fixture.backend.list("a") == Names{"data.1"});
 }
 
 ON_EVERY_BACKEND("punch reads as zeroes and gives the space back", Fixture) {
   Fixture fixture;
-  auto object = fixture.backend.create("a/data.1", 1 << 20);
+  auto object = fixture.backend.create("a/data.1", 1 << 20, Purpose::kData);
   object->write(0, pattern(1 << 20, 1));
   object->sync();
   CHECK(object->allocated_bytes() >= 1 << 20);
@@ -182,9 +224,9 @@ ON_EVERY_BACKEND("data is found where it was written, synced or not, and not in 
   Fixture fixture;
   constexpr uint64_t kMiB = 1 << 20;
   constexpr uint64_t kSize = 64 * kMiB + 100;
-  for (const std::string name : {"a/data.1", "a/log"}) {
+  for (const auto& [name, purpose] : kOfEachPurpose) {
     CAPTURE(name);
-    auto object = fixture.backend.create(name, kSize);
+    auto object = fixture.backend.create(name, kSize, purpose);
     CHECK_FALSE(object->find_data(0));
     // Zeroes that were written are data too, and the last block is a part of one.
     object->write(8 * kMiB, ByteVector(kMiB, std::byte{0}));
@@ -225,7 +267,7 @@ ON_EVERY_BACKEND("data is found where it was written, synced or not, and not in 
     CHECK(punched[1].length == kMiB / 2);
     object->punch(0, round_up(kSize, kBlockBytes));
     object->grow(2 * kSize);
-    CHECK_FALSE(fixture.backend.open(name, Access::kRead)->find_data(0));
+    CHECK_FALSE(fixture.backend.open(name, Access::kRead, purpose)->find_data(0));
   }
 }
 
@@ -234,7 +276,7 @@ ON_EVERY_BACKEND("what is in no data range reads as zeroes, after any writes and
   Fixture fixture;
   constexpr uint64_t kSize = 300'000;
   ByteVector model(kSize, std::byte{0});
-  auto object = fixture.backend.create("v/data.1", kSize);
+  auto object = fixture.backend.create("v/data.1", kSize, Purpose::kData);
   std::mt19937 random(13);
   for (int i = 0; i < 200; ++i) {
     const uint64_t offset = random() % kSize;
@@ -260,7 +302,7 @@ ON_EVERY_BACKEND("looking for data does not disturb others, nor they it", Fixtur
   Fixture fixture;
   constexpr uint64_t kHole = 1 << 20;
   const ByteVector bytes = pattern(64 << 10, 1);
-  auto object = fixture.backend.create("v/data.1", 4 * kHole);
+  auto object = fixture.backend.create("v/data.1", 4 * kHole, Purpose::kData);
   object->write(0, bytes);
   object->write(3 * kHole, bytes);
   std::atomic<bool> is_done = false;
@@ -293,15 +335,19 @@ ON_EVERY_BACKEND("looking for data does not disturb others, nor they it", Fixtur
 
 ON_EVERY_BACKEND("opening says at once what is missing or not allowed", Fixture) {
   Fixture fixture;
-  CHECK(error_code([&] { fixture.backend.open("nothing", Access::kRead); }) == ENOENT);
-  CHECK(error_code([&] { fixture.backend.open("no/where", Access::kWrite); }) == ENOENT);
-  auto object = fixture.backend.create("a/b", 10);
-  CHECK(error_code([&] { fixture.backend.create("a/b", 10); }) == EEXIST);
-  CHECK(error_code([&] { fixture.backend.create("a", 10); }) == EEXIST);
-  CHECK(error_code([&] { fixture.backend.create("a/b/c", 10); }) == ENOTDIR);
-  CHECK(error_code([&] { fixture.backend.open("a", Access::kRead); }) == EISDIR);
-  CHECK(error_code([&] { fixture.backend.open("a", Access::kWrite); }) == EISDIR);
-  auto reader = fixture.backend.open("a/b", Access::kRead);
+  CHECK(error_code([&] { fixture.backend.open("nothing", Access::kRead, Purpose::kMetadata); }) ==
+        ENOENT);
+  CHECK(error_code([&] { fixture.backend.open("no/where", Access::kWrite, Purpose::kMetadata); }) ==
+        ENOENT);
+  auto object = fixture.backend.create("a/b", 10, Purpose::kMetadata);
+  CHECK(error_code([&] { fixture.backend.create("a/b", 10, Purpose::kMetadata); }) == EEXIST);
+  CHECK(error_code([&] { fixture.backend.create("a", 10, Purpose::kMetadata); }) == EEXIST);
+  CHECK(error_code([&] { fixture.backend.create("a/b/c", 10, Purpose::kMetadata); }) == ENOTDIR);
+  CHECK(error_code([&] { fixture.backend.open("a", Access::kRead, Purpose::kMetadata); }) ==
+        EISDIR);
+  CHECK(error_code([&] { fixture.backend.open("a", Access::kWrite, Purpose::kMetadata); }) ==
+        EISDIR);
+  auto reader = fixture.backend.open("a/b", Access::kRead, Purpose::kMetadata);
   CHECK(error_code([&] { reader->write(0, pattern(1, 1)); }) == EBADF);
   CHECK(error_code([&] { reader->punch(0, 1); }) == EBADF);
   CHECK(error_code([&] { reader->grow(100); }) == EBADF);
@@ -314,8 +360,8 @@ ON_EVERY_BACKEND("no name leads out of the store", Fixture) {
   for (const std::string name : {"", "/", "..", ".", "../x", "a/../b", "a/./b", "/etc/passwd",
                                  "a//b", "a/", ".hidden", "a/.tmp-1", "a b", "a\nb", "-a"}) {
     CAPTURE(name);
-    CHECK(error_code([&] { backend.open(name, Access::kRead); }) == EINVAL);
-    CHECK(error_code([&] { backend.create(name, 0); }) == EINVAL);
+    CHECK(error_code([&] { backend.open(name, Access::kRead, Purpose::kMetadata); }) == EINVAL);
+    CHECK(error_code([&] { backend.create(name, 0, Purpose::kMetadata); }) == EINVAL);
     CHECK(error_code([&] { backend.put_new(name, {}); }) == EINVAL);
     CHECK(error_code([&] { backend.get(name, 0); }) == EINVAL);
     CHECK(error_code([&] { backend.remove(name); }) == EINVAL);
@@ -325,8 +371,11 @@ ON_EVERY_BACKEND("no name leads out of the store", Fixture) {
     CHECK(error_code([&] { backend.list(name); }) == EINVAL);
     CHECK(error_code([&] { backend.sync_folder(name); }) == EINVAL);
   }
-  CHECK(error_code([&] { backend.create("a" + std::string(1, '\0') + "b", 0); }) == EINVAL);
-  CHECK(error_code([&] { backend.create(std::string(256, 'a'), 0); }) == EINVAL);
+  CHECK(error_code([&] {
+          backend.create("a" + std::string(1, '\0') + "b", 0, Purpose::kMetadata);
+        }) == EINVAL);
+  CHECK(error_code([&] { backend.create(std::string(256, 'a'), 0, Purpose::kMetadata); }) ==
+        EINVAL);
   CHECK(backend.list("").empty());
 }
 
@@ -373,11 +422,11 @@ ON_EVERY_BACKEND("folders are listed, synced and removed", Fixture) {
   Backend& backend = fixture.backend;
   CHECK(backend.list("").empty());
   CHECK(backend.list("volumes").empty());
-  backend.create("volumes/b/data.2", 0);
-  backend.create("volumes/b/data.10", 0);
-  backend.create("volumes/a/sub/deep/x", 0);
-  backend.create("volumes-old", 0);
-  backend.create("volumes.x/y", 0);
+  backend.create("volumes/b/data.2", 0, Purpose::kData);
+  backend.create("volumes/b/data.10", 0, Purpose::kData);
+  backend.create("volumes/a/sub/deep/x", 0, Purpose::kMetadata);
+  backend.create("volumes-old", 0, Purpose::kMetadata);
+  backend.create("volumes.x/y", 0, Purpose::kMetadata);
   CHECK(backend.list("") == Names{"volumes", "volumes-old", "volumes.x"});
   CHECK(backend.list("volumes") == Names{"a", "b"});
   CHECK(backend.list("volumes/b") == Names{"data.10", "data.2"});
@@ -407,10 +456,10 @@ ON_EVERY_BACKEND("folders are listed, synced and removed", Fixture) {
 ON_EVERY_BACKEND("a removed object works on for those who have it open", Fixture) {
   if (std::is_same_v<Fixture, InDirectoryScarce>) return;  // not when its descriptor was closed
   Fixture fixture;
-  auto object = fixture.backend.create("a/x", 0);
+  auto object = fixture.backend.create("a/x", 0, Purpose::kMetadata);
   object->write(0, pattern(100, 1));
   CHECK(fixture.backend.remove("a/x"));
-  auto other = fixture.backend.create("a/x", 0);
+  auto other = fixture.backend.create("a/x", 0, Purpose::kMetadata);
   CHECK(read_all(*object, 0, 100) == pattern(100, 1));
   CHECK(other->size_bytes() == 0);
 }
@@ -419,8 +468,8 @@ ON_EVERY_BACKEND("locks exclude each other within one backend", Fixture) {
   Fixture fixture;
   Backend& backend = fixture.backend;
   CHECK(error_code([&] { backend.try_lock("lock", LockMode::kShared); }) == ENOENT);
-  backend.create("lock", 0);
-  backend.create("other", 0);
+  backend.create("lock", 0, Purpose::kMetadata);
+  backend.create("other", 0, Purpose::kMetadata);
   auto exclusive = backend.try_lock("lock", LockMode::kExclusive);
   REQUIRE(exclusive);
   CHECK_FALSE(backend.try_lock("lock", LockMode::kExclusive));
@@ -438,7 +487,7 @@ ON_EVERY_BACKEND("locks exclude each other within one backend", Fixture) {
   // Using the object in other ways must not let go of the lock, as POSIX record locks would.
   exclusive = backend.try_lock("lock", LockMode::kExclusive);
   REQUIRE(exclusive);
-  backend.open("lock", Access::kWrite)->write(0, pattern(1, 1));
+  backend.open("lock", Access::kWrite, Purpose::kMetadata)->write(0, pattern(1, 1));
   CHECK(backend.get("lock", 10).has_value());
   CHECK_FALSE(backend.try_lock("lock", LockMode::kShared));
 }
@@ -447,7 +496,7 @@ ON_EVERY_BACKEND("whether an object is locked is told without locking it", Fixtu
   Fixture fixture;
   Backend& backend = fixture.backend;
   CHECK(error_code([&] { backend.is_locked("lock"); }) == ENOENT);
-  backend.create("lock", 0);
+  backend.create("lock", 0, Purpose::kMetadata);
   CHECK_FALSE(backend.is_locked("lock"));
   for (const LockMode mode : {LockMode::kShared, LockMode::kExclusive}) {
     const auto held = backend.try_lock("lock", mode);
@@ -461,11 +510,11 @@ ON_EVERY_BACKEND("whether an object is locked is told without locking it", Fixtu
 ON_EVERY_BACKEND("the lock of an object is not that of a later one of its name", Fixture) {
   Fixture fixture;
   Backend& backend = fixture.backend;
-  backend.create("lock", 0);
+  backend.create("lock", 0, Purpose::kMetadata);
   auto first = backend.try_lock("lock", LockMode::kExclusive);
   backend.remove("lock");
   CHECK(error_code([&] { backend.try_lock("lock", LockMode::kExclusive); }) == ENOENT);
-  backend.create("lock", 0);
+  backend.create("lock", 0, Purpose::kMetadata);
   CHECK_FALSE(backend.is_locked("lock"));
   const auto second = backend.try_lock("lock", LockMode::kExclusive);
   CHECK(second);
@@ -476,8 +525,8 @@ ON_EVERY_BACKEND("the lock of an object is not that of a later one of its name",
 ON_EVERY_BACKEND("the locks of an object's slots do not touch each other", Fixture) {
   Fixture fixture;
   Backend& backend = fixture.backend;
-  backend.create("lock", 0);
-  backend.create("other", 0);
+  backend.create("lock", 0, Purpose::kMetadata);
+  backend.create("other", 0, Purpose::kMetadata);
   constexpr uint64_t kSlots[] = {0, 1, 2, 4096, kLockSlotMax - 1, kLockSlotMax};
   std::vector<std::unique_ptr<HeldLock>> held;
   for (const uint64_t slot : kSlots) {
@@ -516,8 +565,8 @@ ON_EVERY_BACKEND("batches do what single calls do", Fixture) {
   Backend& backend = fixture.backend;
   std::vector<std::unique_ptr<Object>> objects;
   for (int i = 0; i < 4; ++i) {
-    objects.push_back(
-        backend.create(fmt::format("v/{}.{}", i % 2 == 0 ? "data" : "log", i), 1 << 20));
+    objects.push_back(backend.create(fmt::format("v/{}.{}", i % 2 == 0 ? "data" : "log", i),
+                                     4 << 20, i % 2 == 0 ? Purpose::kData : Purpose::kMetadata));
   }
   std::mt19937 random(11);
   for (const bool aligned : {true, false}) {
@@ -550,7 +599,7 @@ ON_EVERY_BACKEND("batches do what single calls do", Fixture) {
   backend.read_batch({});
   backend.write_batch({});
   // A tail shorter than a block, a part and all behind the end.
-  auto tail = backend.create("v/data.9", 0);
+  auto tail = backend.create("v/log.9", 0, Purpose::kMetadata);
   tail->write(0, pattern(5000, 1));
   ByteVector a(4096), b(4096), c(100);
   const ReadPiece pieces[] = {{tail.get(), 4096, a}, {tail.get(), 8192, b}, {tail.get(), 4990, c}};
@@ -565,8 +614,8 @@ ON_EVERY_BACKEND("batches do what single calls do", Fixture) {
 ON_EVERY_BACKEND("a batch with an error carries out the rest", Fixture) {
   Fixture fixture;
   Backend& backend = fixture.backend;
-  auto good = backend.create("v/data.1", 1 << 20);
-  auto unwritable = backend.open("v/data.1", Access::kRead);
+  auto good = backend.create("v/data.1", 1 << 20, Purpose::kData);
+  auto unwritable = backend.open("v/data.1", Access::kRead, Purpose::kData);
   const ByteVector bytes = pattern(4096, 1);
   const WritePiece pieces[] = {
       {good.get(), 0, bytes}, {unwritable.get(), 4096, bytes}, {good.get(), 8192, bytes}};
@@ -580,7 +629,8 @@ ON_EVERY_BACKEND("threads that write neighbouring bytes lose none of them", Fixt
   Fixture fixture;
   constexpr size_t kEach = 1000;  // in blocks shared by several threads
   constexpr int kThreads = 4;
-  auto object = fixture.backend.create("v/data.1", 0);  // each write may also make it longer
+  auto object =
+      fixture.backend.create("v/data.1", 0, Purpose::kData);  // each write may also make it longer
   std::vector<std::thread> threads;
   for (int t = 0; t < kThreads; ++t) {
     threads.emplace_back([&, t] {

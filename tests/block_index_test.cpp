@@ -75,12 +75,13 @@ TEST_CASE("loading indexes every segment of the store but the damaged") {
     const auto found = index.find(hash_of(block_of(number)));
     REQUIRE(found.count == 1);
     const auto& segment = index.segment(found.locations[0].segment);
-    const auto object = backend.open(segment_path(segment.name), Access::kRead);
+    const auto object = backend.open(segment_path(segment.name), Access::kRead, Purpose::kData);
     ByteVector bytes(kBlockBytes);
     object->read(found.locations[0].block * uint64_t{kBlockBytes}, bytes);
     CHECK(bytes == block_of(number));
   }
-  const auto object = backend.open(segment_path(list_segments(backend)[0]), Access::kWrite);
+  const auto object =
+      backend.open(segment_path(list_segments(backend)[0]), Access::kWrite, Purpose::kData);
   object->write(object->size_bytes() - 1, as_bytes("x"));
   BlockIndex again;
   CHECK(again.load(backend) == 1);

@@ -91,11 +91,12 @@ class GatedObject final : public Object {
 class GatedBackend final : public Backend {
  public:
   explicit GatedBackend(Gate& gate) : gate_(gate) { inner_.set_recording(false); }
-  std::unique_ptr<Object> open(const std::string& name, Access access) override {
-    return std::make_unique<GatedObject>(inner_.open(name, access), gate_);
+  std::unique_ptr<Object> open(const std::string& name, Access access, Purpose purpose) override {
+    return std::make_unique<GatedObject>(inner_.open(name, access, purpose), gate_);
   }
-  std::unique_ptr<Object> create(const std::string& name, uint64_t size_bytes) override {
-    return std::make_unique<GatedObject>(inner_.create(name, size_bytes), gate_);
+  std::unique_ptr<Object> create(const std::string& name, uint64_t size_bytes,
+                                 Purpose purpose) override {
+    return std::make_unique<GatedObject>(inner_.create(name, size_bytes, purpose), gate_);
   }
   void read_batch(std::span<const ReadPiece> pieces) override {
     for (const ReadPiece& piece : pieces) piece.object->read(piece.offset, piece.into);

@@ -83,7 +83,7 @@ TEST_CASE("what is synced can be dropped from the page cache") {
   TemporaryDirectory directory;
   DirBackend backend(directory.path(), false, no_log);
   const std::string path = directory.path() + "/v/data.1";
-  auto object = backend.create("v/data.1", 0);
+  auto object = backend.create("v/data.1", 0, Purpose::kData);
   object->write(0, pattern(100'000, 1));
   object->sync();
   const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
@@ -110,7 +110,7 @@ TEST_CASE("errors name the directory and the object") {
   DirBackend backend(directory.path(), false, no_log);
   CHECK(backend.describe() == directory.path());
   try {
-    backend.open("volumes/x", Access::kRead);
+    backend.open("volumes/x", Access::kRead, Purpose::kMetadata);
     FAIL("opened what is not there");
   } catch (const Error& error) {
     CHECK(error.object() == directory.path() + "/volumes/x");
@@ -123,7 +123,7 @@ TEST_CASE("many objects work with few descriptors") {
   constexpr size_t kObjects = 50;
   std::vector<std::unique_ptr<Object>> objects;
   for (size_t i = 0; i < kObjects; ++i) {
-    objects.push_back(backend.create(fmt::format("v/data.{}", i), 100'000));
+    objects.push_back(backend.create(fmt::format("v/data.{}", i), 100'000, Purpose::kData));
   }
   CHECK(backend.open_descriptors() <= 3);
   std::atomic<int> wrong = 0;
@@ -156,24 +156,24 @@ TEST_CASE("an object with unsynced writes keeps its descriptor") {
   DirBackend backend(directory.path(), false, no_log, {.descriptor_cap = 3});
   std::vector<std::unique_ptr<Object>> objects;
   for (size_t i = 0; i < 10; ++i) {
-    objects.push_back(backend.create(fmt::format("v/data.{}", i), 100));
+    objects.push_back(backend.create(fmt::format("v/data.{}", i), 100, Purpose::kData));
     objects.back()->write(0, pattern(10, i));
   }
   for (size_t i = 0; i < 10; ++i) {
     CHECK(flags_of_open_file(fmt::format("{}/v/data.{}", directory.path(), i)) >= 0);
   }
-  backend.create("v/data.10", 0);
+  backend.create("v/data.10", 0, Purpose::kData);
   CHECK(backend.open_descriptors() >= 10);
   for (auto& object : objects) object->sync();
-  auto last = backend.create("v/data.11", 0);
+  auto last = backend.create("v/data.11", 0, Purpose::kData);
   CHECK(backend.open_descriptors() <= 3);
 }
 
 TEST_CASE("an object whose file was replaced or removed meanwhile is not there") {
   TemporaryDirectory directory;
   DirBackend backend(directory.path(), false, no_log, {.descriptor_cap = 1});
-  auto object = backend.create("v/a", 100);
-  auto other = backend.create("v/b", 100);
+  auto object = backend.create("v/a", 100, Purpose::kMetadata);
+  auto other = backend.create("v/b", 100, Purpose::kMetadata);
   for (int round = 0; round < 2; ++round) {  // the cap leaves room for one of them only
     read_all(*object, 0, 1);
     read_all(*other, 0, 1);
@@ -181,7 +181,7 @@ TEST_CASE("an object whose file was replaced or removed meanwhile is not there")
   REQUIRE(flags_of_open_file(directory.path() + "/v/a") == -1);
   fs::rename(directory.path() + "/v/a", directory.path() + "/v/kept");
   CHECK(error_code([&] { read_all(*object, 0, 1); }) == ENOENT);
-  const auto imposter = backend.create("v/a", 100);
+  const auto imposter = backend.create("v/a", 100, Purpose::kMetadata);
   CHECK(error_code([&] { read_all(*object, 0, 1); }) == ENOENT);
   CHECK(error_code([&] { object->write(0, pattern(1, 1)); }) == ENOENT);
   ByteVector a(10), b(10);
@@ -203,8 +203,8 @@ TEST_CASE("a process short of descriptors closes idle ones") {
   std::vector<std::unique_ptr<Object>> objects;
   const int code = error_code([&] {
     for (size_t i = 0; i < 50; ++i) {
-      objects.push_back(backend.create(fmt::format("v{}/data", i), 100));
-      objects.push_back(backend.open(fmt::format("v{}/data", i), Access::kRead));
+      objects.push_back(backend.create(fmt::format("v{}/data", i), 100, Purpose::kData));
+      objects.push_back(backend.open(fmt::format("v{}/data", i), Access::kRead, Purpose::kData));
       backend.put_new(fmt::format("v{}/x", i), pattern(10, i));
       backend.list("v0");
     }
@@ -223,7 +223,7 @@ TEST_CASE("after a failed sync an object is not written or synced any more") {
                        errno = failure.exchange(0);
                        return -1;
                      }});
-  auto object = backend.create("v/data.1", 1000);
+  auto object = backend.create("v/data.1", 1000, Purpose::kData);
   object->write(0, pattern(10, 1));
   failure = ENOSPC;
   CHECK(error_code([&] { object->sync(); }) == ENOSPC);
@@ -234,7 +234,7 @@ TEST_CASE("after a failed sync an object is not written or synced any more") {
   const WritePiece pieces[] = {{object.get(), 0, bytes}, {object.get(), 100, bytes}};
   CHECK(error_code([&] { backend.write_batch(pieces); }) == EIO);
   CHECK(read_all(*object, 0, 10) == pattern(10, 1));
-  object = backend.open("v/data.1", Access::kWrite);
+  object = backend.open("v/data.1", Access::kWrite, Purpose::kData);
   object->write(0, pattern(10, 4));
   object->sync();
   failure = EINTR;
@@ -251,10 +251,10 @@ TEST_CASE("only data and segments bypass the page cache") {
     return;
   }
   CHECK(backend.write_alignment_bytes() == kBlockBytes);
-  auto data = backend.create("volumes/u/data.7", 1 << 20);
-  auto map = backend.create("volumes/u/map.1", 0);
+  auto data = backend.create("volumes/u/data.7", 1 << 20, Purpose::kData);
+  auto map = backend.create("volumes/u/map.1", 0, Purpose::kMetadata);
   CHECK(backend.put_new("segments/ab/abcd", pattern(10'000, 1)));
-  auto segment = backend.open("segments/ab/abcd", Access::kRead);
+  auto segment = backend.open("segments/ab/abcd", Access::kRead, Purpose::kData);
   CHECK((flags_of_open_file(directory.path() + "/volumes/u/data.7") & O_DIRECT) != 0);
   CHECK((flags_of_open_file(directory.path() + "/volumes/u/map.1") & O_DIRECT) == 0);
   CHECK((flags_of_open_file(directory.path() + "/segments/ab/abcd") & O_DIRECT) != 0);
@@ -263,7 +263,7 @@ TEST_CASE("only data and segments bypass the page cache") {
 
   DirBackend buffered(directory.path(), false, no_log);
   CHECK(buffered.write_alignment_bytes() == 1);
-  auto same = buffered.open("volumes/u/data.7", Access::kRead);
+  auto same = buffered.open("volumes/u/data.7", Access::kRead, Purpose::kData);
   data->write(4096, pattern(4096, 2));
   data->write(4000, pattern(50, 3));
   CHECK(read_all(*same, 4000, 50) == pattern(50, 3));
@@ -273,7 +273,7 @@ TEST_CASE("only data and segments bypass the page cache") {
 TEST_CASE("an aligned direct write is not undone by an unaligned one beside it") {
   TemporaryDirectory directory;
   DirBackend backend(directory.path(), true, no_log);
-  auto object = backend.create("v/data.1", 2 * kBlockBytes);
+  auto object = backend.create("v/data.1", 2 * kBlockBytes, Purpose::kData);
   // One thread rewrites the last sector of the block, for which all of it is read and written; the
   // other writes whole blocks, and must always find what it wrote last in the other sectors.
   std::atomic<bool> is_done = false;
@@ -304,7 +304,7 @@ TEST_CASE("a batch of reads goes through a ring, whatever its alignment") {
     CAPTURE(direct);
     DirBackend backend(directory.path(), direct, no_log);
     const std::string name = direct ? "v/data.1" : "v/data.2";
-    auto object = backend.create(name, 0);
+    auto object = backend.create(name, 0, Purpose::kData);
     object->write(0, pattern(100'000, 1));
     std::vector<ByteVector> buffers(100, ByteVector(777));
     std::vector<ReadPiece> pieces;
@@ -324,7 +324,7 @@ TEST_CASE("where the file system knows no holes, all of an object is data") {
     TemporaryDirectory directory;
     const int result = in_child([&] {
       DirBackend backend(directory.path(), false, no_log);
-      auto object = backend.create("v/data.1", 1 << 20);
+      auto object = backend.create("v/data.1", 1 << 20, Purpose::kData);
       if (!forbid(SYS_lseek, code)) return 77;
       const auto all = object->find_data(0);
       if (!all || all->offset != 0 || all->length != 1 << 20) return 1;
@@ -345,7 +345,7 @@ TEST_CASE("an error of looking for data is one, and not the absence of data") {
   TemporaryDirectory directory;
   const int result = in_child([&] {
     DirBackend backend(directory.path(), false, no_log);
-    auto object = backend.create("v/data.1", 1 << 20);
+    auto object = backend.create("v/data.1", 1 << 20, Purpose::kData);
     if (!forbid(SYS_lseek, EIO)) return 77;
     return error_code([&] { object->find_data(0); });
   });
@@ -360,8 +360,8 @@ TEST_CASE("an error of looking for data is one, and not the absence of data") {
 TEST_CASE("data that was never written back is found, by every descriptor of the file") {
   TemporaryDirectory directory;
   DirBackend backend(directory.path(), false, no_log);
-  auto object = backend.create("v/data.1", 64 << 20);
-  auto reader = backend.open("v/data.1", Access::kRead);
+  auto object = backend.create("v/data.1", 64 << 20, Purpose::kData);
+  auto reader = backend.open("v/data.1", Access::kRead, Purpose::kData);
   for (uint64_t i = 0; i < 16; ++i) {
     const uint64_t offset = i * (4 << 20);
     object->write(offset, pattern(4096, i));
@@ -387,13 +387,16 @@ TEST_CASE("symbolic links are not followed, and what is no object is not listed"
   mkfifo((directory.path() + "/names/fifo").c_str(), 0600);
   DirBackend backend(directory.path(), false, no_log);
 
-  CHECK(error_code([&] { backend.open("volumes/secret", Access::kRead); }) == ELOOP);
-  CHECK(error_code([&] { backend.open("names/link", Access::kWrite); }) == ELOOP);
-  CHECK(error_code([&] { backend.create("volumes/new", 0); }) != 0);
-  CHECK(error_code([&] { backend.create("names/link", 0); }) == EEXIST);
+  CHECK(error_code([&] { backend.open("volumes/secret", Access::kRead, Purpose::kMetadata); }) ==
+        ELOOP);
+  CHECK(error_code([&] { backend.open("names/link", Access::kWrite, Purpose::kMetadata); }) ==
+        ELOOP);
+  CHECK(error_code([&] { backend.create("volumes/new", 0, Purpose::kMetadata); }) != 0);
+  CHECK(error_code([&] { backend.create("names/link", 0, Purpose::kMetadata); }) == EEXIST);
   CHECK(error_code([&] { backend.put_new("volumes/new", {}); }) != 0);
   CHECK(error_code([&] { backend.get("names/link", 100); }) == ELOOP);
-  CHECK(error_code([&] { backend.open("names/fifo", Access::kRead); }) == EISDIR);
+  CHECK(error_code([&] { backend.open("names/fifo", Access::kRead, Purpose::kMetadata); }) ==
+        EISDIR);
   CHECK(error_code([&] { backend.get("names/fifo", 100); }) == EISDIR);
   CHECK(backend.list("names") == std::vector<std::string>{"fifo", "inside", "link"});
   backend.remove_folder("names");
@@ -414,9 +417,11 @@ TEST_CASE("a kernel without openat2 follows no symbolic links either") {
     if (!backend.put_new("a/b/x", pattern(10, 1))) return 1;
     if (backend.get("a/b/x", 10) != pattern(10, 1)) return 2;
     if (backend.list("").size() != 3 || backend.list("a/b").size() != 1) return 3;
-    if (error_code([&] { backend.open("a/c/x", Access::kRead); }) != ENOENT) return 4;
-    if (error_code([&] { backend.open("link", Access::kRead); }) != ELOOP) return 5;
-    if (error_code([&] { backend.create("volumes/x", 0); }) == 0) return 6;
+    if (error_code([&] { backend.open("a/c/x", Access::kRead, Purpose::kMetadata); }) != ENOENT)
+      return 4;
+    if (error_code([&] { backend.open("link", Access::kRead, Purpose::kMetadata); }) != ELOOP)
+      return 5;
+    if (error_code([&] { backend.create("volumes/x", 0, Purpose::kMetadata); }) == 0) return 6;
     if (backend.get("volumes/secret", 100).has_value()) return 7;
     backend.remove_folder("a");
     return backend.list("").size() == 2 ? 0 : 8;
@@ -443,13 +448,13 @@ TEST_CASE("nothing is left of a put_new that lost, with or without unnamed files
 TEST_CASE("a lock is never of a file that lost its name before it was taken") {
   TemporaryDirectory directory;
   DirBackend other(directory.path(), false, no_log);
-  other.create("lock", 0);
+  other.create("lock", 0, Purpose::kMetadata);
   int opened = 0;
   DirOptions options;
   options.before_locking = [&] {
     if (++opened > 1) return;
     other.remove("lock");
-    other.create("lock", 0);
+    other.create("lock", 0, Purpose::kMetadata);
   };
   DirBackend backend(directory.path(), false, no_log, options);
   auto lock = backend.try_lock("lock", LockMode::kExclusive);
@@ -467,7 +472,7 @@ TEST_CASE("locks exclude other backends and other processes, and die with their 
   TemporaryDirectory directory;
   DirBackend backend(directory.path(), false, no_log);
   DirBackend other(directory.path(), false, no_log);
-  backend.create("lock", 0);
+  backend.create("lock", 0, Purpose::kMetadata);
   auto lock = backend.try_lock("lock", LockMode::kExclusive);
   REQUIRE(lock);
   CHECK_FALSE(other.try_lock("lock", LockMode::kShared));
@@ -506,7 +511,7 @@ TEST_CASE("locks exclude other backends and other processes, and die with their 
 TEST_CASE("a lock lasts until what its dead owner wrote has ended, and no longer") {
   TemporaryDirectory directory;
   DirBackend other(directory.path(), false, no_log);
-  other.create("lock", 0);
+  other.create("lock", 0, Purpose::kMetadata);
   int words[2];
   REQUIRE(pipe2(words, O_CLOEXEC) == 0);
   const pid_t child = fork();
@@ -516,7 +521,7 @@ TEST_CASE("a lock lasts until what its dead owner wrote has ended, and no longer
     };
     DirBackend backend(directory.path(), true, no_log);
     auto lock = backend.try_lock("lock", LockMode::kExclusive);
-    const auto data = backend.create("data.1", 4 * kBlockBytes);
+    const auto data = backend.create("data.1", 4 * kBlockBytes, Purpose::kData);
     const ByteVector block = pattern(kBlockBytes, 1);
     const std::array<WritePiece, 2> pieces = {WritePiece{data.get(), 0, block},
                                               WritePiece{data.get(), 2 * kBlockBytes, block}};
@@ -566,8 +571,8 @@ TEST_CASE("what root makes belongs to the owner of the directory") {
     DirOptions options;
     options.without_tmpfile = without_tmpfile;
     DirBackend backend(directory.path(), false, no_log, options);
-    backend.create("one", 5);
-    backend.create("deep/down/two", 0);
+    backend.create("one", 5, Purpose::kMetadata);
+    backend.create("deep/down/two", 0, Purpose::kMetadata);
     backend.put_new("three", pattern(10, 1));
     backend.put_new("another/four", pattern(10, 1));
     size_t count = 0;
@@ -583,8 +588,8 @@ TEST_CASE("what root makes belongs to the owner of the directory") {
     // What was there stays whose it was, and nothing is given away through a link.
     std::ofstream(directory.path() + "/another/mine") << "x";
     fs::create_symlink("/", directory.path() + "/link");
-    CHECK_THROWS_AS(backend.create("link/five", 0), Error);
-    CHECK_THROWS_AS(backend.create("another/mine", 0), Error);
+    CHECK_THROWS_AS(backend.create("link/five", 0, Purpose::kMetadata), Error);
+    CHECK_THROWS_AS(backend.create("another/mine", 0, Purpose::kMetadata), Error);
     CHECK_FALSE(backend.put_new("another/mine", pattern(1, 1)));
     struct stat status;
     REQUIRE(lstat((directory.path() + "/another/mine").c_str(), &status) == 0);
@@ -595,7 +600,7 @@ TEST_CASE("what root makes belongs to the owner of the directory") {
 TEST_CASE("every descriptor closes on exec") {
   TemporaryDirectory directory;
   DirBackend backend(directory.path(), true, no_log);
-  auto object = backend.create("v/data.1", 100);
+  auto object = backend.create("v/data.1", 100, Purpose::kData);
   auto lock = backend.try_lock("v/data.1", LockMode::kShared);
   size_t seen = 0;
   for (const auto& entry : fs::directory_iterator("/proc/self/fd")) {

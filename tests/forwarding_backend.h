@@ -52,14 +52,15 @@ class ForwardingBackend final : public Backend {
   std::function<void(Call call, const std::string& name, const std::function<void()>& go_on)>
       around;
 
-  std::unique_ptr<Object> open(const std::string& name, Access access) override {
+  std::unique_ptr<Object> open(const std::string& name, Access access, Purpose purpose) override {
     std::unique_ptr<Object> object;
-    pass(Call::kOpen, name, [&] { object = to_.open(name, access); });
+    pass(Call::kOpen, name, [&] { object = to_.open(name, access, purpose); });
     return std::make_unique<Hooked>(*this, name, std::move(object));
   }
-  std::unique_ptr<Object> create(const std::string& name, uint64_t size_bytes) override {
+  std::unique_ptr<Object> create(const std::string& name, uint64_t size_bytes,
+                                 Purpose purpose) override {
     std::unique_ptr<Object> object;
-    pass(Call::kCreate, name, [&] { object = to_.create(name, size_bytes); });
+    pass(Call::kCreate, name, [&] { object = to_.create(name, size_bytes, purpose); });
     return std::make_unique<Hooked>(*this, name, std::move(object));
   }
   void read_batch(std::span<const ReadPiece> pieces) override {

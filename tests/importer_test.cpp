@@ -53,7 +53,7 @@ ByteVector read_template(Backend& backend, const std::string& name) {
 uint64_t stored_blocks(Backend& backend) {
   uint64_t blocks = 0;
   for (const Hash128& name : list_segments(backend)) {
-    const auto object = backend.open(segment_path(name), Access::kRead);
+    const auto object = backend.open(segment_path(name), Access::kRead, Purpose::kData);
     blocks += read_segment_table(*object, name, kTestSecret).size();
   }
   return blocks;
@@ -249,7 +249,7 @@ TEST_CASE("equal content has other names in another store, and its names verify"
 
   // A segment of the other store does not have its name here.
   b.put_new(segment_path(names_a[0]), a.content(segment_path(names_a[0])));
-  const auto foreign = b.open(segment_path(names_a[0]), Access::kRead);
+  const auto foreign = b.open(segment_path(names_a[0]), Access::kRead, Purpose::kData);
   const HashSecret secret = load_identity(b).secret;
   const Thrown thrown = thrown_by([&] { read_segment_table(*foreign, names_a[0], secret); });
   CHECK(thrown.code == EIO);

@@ -142,7 +142,7 @@ TEST_CASE("a hole behind the end of the log is not looked through") {
     append(*log, "ab");
     log->sync();
   }
-  f.backend.open(f.name, Access::kWrite)->grow(uint64_t{8} << 40);
+  f.backend.open(f.name, Access::kWrite, Purpose::kMetadata)->grow(uint64_t{8} << 40);
   CHECK(f.letters() == "ab");
 }
 

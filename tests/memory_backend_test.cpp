@@ -68,7 +68,7 @@ std::map<std::string, ByteVector> contents(MemoryBackend& backend, const std::st
 
 TEST_CASE("a kill loses nothing, a power failure what was not synced") {
   MemoryBackend backend;
-  auto object = backend.create("v/data", 4096);
+  auto object = backend.create("v/data", 4096, Purpose::kMetadata);
   object->sync();
   backend.sync_folder("v");
   object->write(0, filled(1024, 1));
@@ -87,11 +87,11 @@ TEST_CASE("a kill loses nothing, a power failure what was not synced") {
 
 TEST_CASE("after a kill the unsynced can still be lost, or synced by whoever comes next") {
   MemoryBackend backend;
-  auto object = backend.create("v/data", 0);
+  auto object = backend.create("v/data", 0, Purpose::kMetadata);
   object->sync();
   backend.sync_folder("v");
   object->write(0, filled(512, 1));
-  backend.create("v/other", 0);
+  backend.create("v/other", 0, Purpose::kMetadata);
 
   auto killed = crash_at_end(backend, Crash::kKill);
   CHECK(killed->event_count() == 0);
@@ -100,7 +100,7 @@ TEST_CASE("after a kill the unsynced can still be lost, or synced by whoever com
   CHECK(lost->content("v/data").empty());
   CHECK_FALSE(has(*lost, "v/other"));
 
-  killed->open("v/data", Access::kRead)->sync();
+  killed->open("v/data", Access::kRead, Purpose::kMetadata)->sync();
   killed->sync_folder("v");
   CHECK(killed->event_count() == 2);
   auto kept = crash_at_end(*killed, Crash::kLoseUnsynced);
@@ -117,7 +117,7 @@ TEST_CASE("after a kill the unsynced can still be lost, or synced by whoever com
 
 TEST_CASE("each sector holds the durable value or one written since, and any of them happens") {
   MemoryBackend backend;
-  auto object = backend.create("v/data", 8 * 512);
+  auto object = backend.create("v/data", 8 * 512, Purpose::kMetadata);
   object->write(0, filled(8 * 512, 1));
   object->sync();
   backend.sync_folder("v");
@@ -148,7 +148,7 @@ TEST_CASE("each sector holds the durable value or one written since, and any of 
 
 TEST_CASE("punches stick by sectors, and one that stuck whole gives its space back") {
   MemoryBackend backend;
-  auto object = backend.create("v/data", uint64_t{1} << 40);
+  auto object = backend.create("v/data", uint64_t{1} << 40, Purpose::kMetadata);
   object->write(0, filled(16'384, 1));
   object->sync();
   backend.sync_folder("v");
@@ -157,7 +157,7 @@ TEST_CASE("punches stick by sectors, and one that stuck whole gives its space ba
   bool was_lost = false;
   for (uint64_t seed = 0; seed < kSeeds; ++seed) {
     auto after = crash_at_end(backend, Crash::kRandom, seed);
-    auto reopened = after->open("v/data", Access::kRead);
+    auto reopened = after->open("v/data", Access::kRead, Purpose::kMetadata);
     CHECK(read_all(*reopened, 0, 512) == filled(512, 1));
     for (uint64_t s = 1; s < 32; ++s) {
       const ByteVector sector = read_all(*reopened, s * 512, 512);
@@ -172,7 +172,7 @@ TEST_CASE("punches stick by sectors, and one that stuck whole gives its space ba
 
 TEST_CASE("growth is kept or lost, and what stuck behind a lost end is gone") {
   MemoryBackend backend;
-  auto object = backend.create("v/log", 0);
+  auto object = backend.create("v/log", 0, Purpose::kMetadata);
   object->write(0, filled(100, 1));
   object->sync();
   backend.sync_folder("v");
@@ -181,7 +181,7 @@ TEST_CASE("growth is kept or lost, and what stuck behind a lost end is gone") {
   std::set<uint64_t> sizes;
   for (uint64_t seed = 0; seed < kSeeds; ++seed) {
     auto after = crash_at_end(backend, Crash::kRandom, seed);
-    auto reopened = after->open("v/log", Access::kWrite);
+    auto reopened = after->open("v/log", Access::kWrite, Purpose::kMetadata);
     const uint64_t size = reopened->size_bytes();
     sizes.insert(size);
     CHECK(read_all(*reopened, 0, 100) == filled(100, 1));
@@ -193,7 +193,7 @@ TEST_CASE("growth is kept or lost, and what stuck behind a lost end is gone") {
 
 TEST_CASE("a name is durable when its folder was synced, and the folder with it") {
   MemoryBackend backend;
-  auto object = backend.create("volumes/u/header", 0);
+  auto object = backend.create("volumes/u/header", 0, Purpose::kMetadata);
   object->write(0, filled(512, 1));
   object->sync();
   CHECK(crash_at_end(backend, Crash::kLoseUnsynced)->list("").empty());
@@ -202,12 +202,12 @@ TEST_CASE("a name is durable when its folder was synced, and the folder with it"
         std::vector<std::string>{"u"});
   CHECK(crash_at_end(backend, Crash::kLoseUnsynced)->list("volumes/u").empty());
   backend.sync_folder("volumes/u");
-  backend.create("volumes/u/later", 0);
+  backend.create("volumes/u/later", 0, Purpose::kMetadata);
   auto after = crash_at_end(backend, Crash::kLoseUnsynced);
   CHECK(after->content("volumes/u/header") == filled(512, 1));
   CHECK(after->list("volumes/u") == std::vector<std::string>{"header"});
   // A synced name without synced content is there, and empty.
-  backend.create("volumes/u/empty", 4096)->write(0, filled(512, 1));
+  backend.create("volumes/u/empty", 4096, Purpose::kMetadata)->write(0, filled(512, 1));
   backend.sync_folder("volumes/u");
   CHECK(crash_at_end(backend, Crash::kLoseUnsynced)->content("volumes/u/empty").empty());
 }
@@ -216,9 +216,9 @@ TEST_CASE("created and removed names are kept or lost each by itself") {
   MemoryBackend backend;
   backend.put_new("v/old", filled(10, 1));
   backend.put_new("v/stays", filled(10, 2));
-  backend.create("v/new", 0)->write(0, filled(512, 3));
+  backend.create("v/new", 0, Purpose::kMetadata)->write(0, filled(512, 3));
   backend.remove("v/old");
-  backend.create("v/old", 0);
+  backend.create("v/old", 0, Purpose::kMetadata);
   std::set<std::vector<std::string>> lists;
   std::set<ByteVector> olds;
   for (uint64_t seed = 0; seed < kSeeds; ++seed) {
@@ -261,7 +261,7 @@ TEST_CASE("a removed folder is gone for good once the folder above is synced") {
     CHECK(crash_at_end(backend, Crash::kLoseUnsynced)->list("volumes").empty());
   }
   SUBCASE("when it was made again") {
-    backend.create("volumes/u/header", 0);
+    backend.create("volumes/u/header", 0, Purpose::kMetadata);
     backend.sync_folder("volumes");
     for (uint64_t seed = 0; seed < 20; ++seed) {
       auto after = crash_at_end(backend, Crash::kRandom, seed);
@@ -274,7 +274,7 @@ TEST_CASE("a removed folder is gone for good once the folder above is synced") {
 TEST_CASE("an open object that lost its name may come back with what was written to it") {
   MemoryBackend backend;
   backend.put_new("v/x", filled(512, 1));
-  auto object = backend.open("v/x", Access::kWrite);
+  auto object = backend.open("v/x", Access::kWrite, Purpose::kMetadata);
   backend.remove("v/x");
   object->write(0, filled(512, 2));
   object->sync();
@@ -295,7 +295,8 @@ TEST_CASE("crashes at all prefixes agree with one that plays the trace by itself
     const std::string name = fmt::format("f{}/o{}", random() % 3, random() % 4);
     switch (random() % 8) {
       case 0:
-        if (!has(backend, name)) objects.push_back(backend.create(name, random() % 5000));
+        if (!has(backend, name))
+          objects.push_back(backend.create(name, random() % 5000, Purpose::kMetadata));
         break;
       case 1:
         backend.put_new(name, filled(random() % 3000, i));
@@ -340,7 +341,7 @@ TEST_CASE("crashes at all prefixes agree with one that plays the trace by itself
 
 TEST_CASE("events say what they were") {
   MemoryBackend backend;
-  backend.create("v/x", 10)->write(3, filled(4, 1));
+  backend.create("v/x", 10, Purpose::kMetadata)->write(3, filled(4, 1));
   backend.sync_folder("v");
   REQUIRE(backend.event_count() == 3);
   CHECK(backend.describe_event(0) == "create v/x: 10 bytes");
@@ -351,9 +352,9 @@ TEST_CASE("events say what they were") {
 TEST_CASE("without recording there is a current state and nothing else") {
   MemoryBackend backend;
   backend.set_recording(false);
-  auto object = backend.create("v/x", 0);
+  auto object = backend.create("v/x", 0, Purpose::kMetadata);
   object->write(0, filled(8192, 1));
-  auto removed = backend.create("v/y", 0);
+  auto removed = backend.create("v/y", 0, Purpose::kMetadata);
   backend.remove("v/y");
   removed->write(0, filled(10, 1));
   CHECK(read_all(*removed, 0, 10) == filled(10, 1));
@@ -368,11 +369,11 @@ TEST_CASE("without recording there is a current state and nothing else") {
 
 TEST_CASE("a clone goes its own way") {
   MemoryBackend backend;
-  auto object = backend.create("v/x", 0);
+  auto object = backend.create("v/x", 0, Purpose::kMetadata);
   object->write(0, filled(10, 1));
   auto copy = backend.clone();
   object->write(0, filled(10, 2));
-  copy->open("v/x", Access::kWrite)->write(5, filled(10, 3));
+  copy->open("v/x", Access::kWrite, Purpose::kMetadata)->write(5, filled(10, 3));
   CHECK(backend.content("v/x") == filled(10, 2));
   CHECK(copy->content("v/x").size() == 15);
   CHECK_FALSE(has(*crash_at_end(*copy, Crash::kLoseUnsynced), "v/x"));
@@ -381,7 +382,7 @@ TEST_CASE("a clone goes its own way") {
 TEST_CASE("a full backend takes overwrites, and more when something was punched") {
   MemoryBackend backend;
   backend.set_capacity_bytes(4 * 4096);
-  auto object = backend.create("v/x", 1 << 20);
+  auto object = backend.create("v/x", 1 << 20, Purpose::kMetadata);
   object->write(0, filled(3 * 4096, 1));
   CHECK(error_code([&] { object->write(2 * 4096, filled(3 * 4096, 2)); }) == ENOSPC);
   CHECK(read_all(*object, 2 * 4096, 4096) == filled(4096, 1));
@@ -403,11 +404,11 @@ TEST_CASE("a full backend takes overwrites, and more when something was punched"
 
 TEST_CASE("syncs and reads fail when told to") {
   MemoryBackend backend;
-  auto object = backend.create("v/x", 0);
+  auto object = backend.create("v/x", 0, Purpose::kMetadata);
   object->write(0, filled(10, 1));
   backend.sync_folder("v");
   backend.fail_next_sync("v/", EIO);
-  backend.create("w", 0)->sync();
+  backend.create("w", 0, Purpose::kMetadata)->sync();
   CHECK(error_code([&] { object->sync(); }) == EIO);
   CHECK(error_code([&] { object->sync(); }) == EIO);
   CHECK(error_code([&] { object->write(0, filled(1, 1)); }) == EIO);
@@ -424,11 +425,11 @@ TEST_CASE("syncs and reads fail when told to") {
 TEST_CASE(
     "a failed sync loses what it should have made durable, and only a look at the disk tells") {
   MemoryBackend backend;
-  auto object = backend.create("v/x", 8192);
+  auto object = backend.create("v/x", 8192, Purpose::kMetadata);
   object->write(0, filled(512, 1));
   object->sync();
   backend.sync_folder("v");
-  auto other = backend.open("v/x", Access::kWrite);
+  auto other = backend.open("v/x", Access::kWrite, Purpose::kMetadata);
   object->write(0, filled(1024, 2));
   object->write(9000, filled(10, 2));
   object->punch(4096, 4096);
@@ -437,13 +438,13 @@ TEST_CASE(
   CHECK(error_code([&] { object->write(0, filled(1, 1)); }) == EIO);
   // Who had it open is told too; who opens it later is not.
   CHECK(error_code([&] { other->sync(); }) == EIO);
-  auto later = backend.open("v/x", Access::kWrite);
+  auto later = backend.open("v/x", Access::kWrite, Purpose::kMetadata);
   later->write(1024, filled(512, 3));
   later->sync();
   CHECK(read_all(*later, 0, 1024) == filled(1024, 2));
 
   const auto check_disk = [](MemoryBackend& at) {
-    const auto look = at.open("v/x", Access::kRead);
+    const auto look = at.open("v/x", Access::kRead, Purpose::kMetadata);
     CHECK(read_all(*look, 0, 512) == filled(512, 1));
     CHECK(read_all(*look, 512, 512) == filled(512, 0));
     CHECK(read_all(*look, 1024, 512) == filled(512, 3));
@@ -454,7 +455,8 @@ TEST_CASE(
   check_disk(*crash_at_end(backend, Crash::kRandom));
   // The process that is killed leaves the pages behind.
   const auto killed = crash_at_end(backend, Crash::kKill);
-  CHECK(read_all(*killed->open("v/x", Access::kRead), 0, 1024) == filled(1024, 2));
+  CHECK(read_all(*killed->open("v/x", Access::kRead, Purpose::kMetadata), 0, 1024) ==
+        filled(1024, 2));
   check_disk(*crash_at_end(*killed, Crash::kLoseUnsynced));
 
   later->write(2048, filled(512, 4));
@@ -468,19 +470,19 @@ TEST_CASE(
 
 TEST_CASE("a sync fails after as many others as was asked for, or not at all") {
   MemoryBackend backend;
-  auto object = backend.create("v/x", 0);
+  auto object = backend.create("v/x", 0, Purpose::kMetadata);
   backend.fail_next_sync("v/", EIO, 2);
   object->sync();
   object->sync();
   CHECK(error_code([&] { object->sync(); }) == EIO);
   backend.fail_next_sync("v/", EIO);
   backend.fail_next_sync("v/", 0);
-  backend.open("v/x", Access::kWrite)->sync();
+  backend.open("v/x", Access::kWrite, Purpose::kMetadata)->sync();
 }
 
 TEST_CASE("damage is durable and seen by open objects") {
   MemoryBackend backend;
-  auto object = backend.create("v/x", 100);
+  auto object = backend.create("v/x", 100, Purpose::kMetadata);
   backend.set_content("v/x", filled(50, 7));
   backend.set_content("v/new", filled(5, 8));
   CHECK(object->size_bytes() == 50);

@@ -53,7 +53,7 @@ TEST_CASE("segments of 1 and of 1024 blocks read back whole") {
   MemoryBackend backend;
   for (const uint64_t count : {1, 1024}) {
     const Hash128 name = publish(backend, numbers_up_to(count));
-    const auto object = backend.open(segment_path(name), Access::kRead);
+    const auto object = backend.open(segment_path(name), Access::kRead, Purpose::kData);
     CHECK(read_segment_table(*object, name, kTestSecret).size() == count);
     CHECK(find_damaged_blocks(*object, name, kTestSecret).empty());
     CHECK(open_segment(backend, name, static_cast<uint32_t>(count)) != nullptr);
@@ -73,7 +73,7 @@ TEST_CASE(
     "publishing over a segment with other bytes is refused, and the builder keeps its blocks") {
   MemoryBackend backend;
   const Hash128 name = publish(backend, {1, 2});
-  const auto object = backend.open(segment_path(name), Access::kWrite);
+  const auto object = backend.open(segment_path(name), Access::kWrite, Purpose::kData);
   object->write(5000, as_bytes("x"));
   SegmentBuilder builder(kTestSecret);
   for (const uint64_t number : {1, 2}) builder.add(block_of(number), hash_of(block_of(number)));
@@ -91,7 +91,7 @@ TEST_CASE("any flipped bit and any cut of a segment is found") {
   const auto is_found = [&](const ByteVector& content) {
     MemoryBackend damaged;
     damaged.put_new(segment_path(name), content);
-    const auto object = damaged.open(segment_path(name), Access::kRead);
+    const auto object = damaged.open(segment_path(name), Access::kRead, Purpose::kData);
     bool is_refused = false;
     const Thrown thrown =
         thrown_by([&] { is_refused = !find_damaged_blocks(*object, name, kTestSecret).empty(); });
@@ -132,7 +132,7 @@ TEST_CASE("a segment under the name of another one, or of another store, is refu
   MemoryBackend backend;
   const Hash128 name = publish(backend, {1, 2});
   const Hash128 other = publish(backend, {3, 4});
-  const auto object = backend.open(segment_path(name), Access::kRead);
+  const auto object = backend.open(segment_path(name), Access::kRead, Purpose::kData);
   CHECK(read_segment_table(*object, name, kTestSecret).size() == 2);
   CHECK(thrown_by([&] { read_segment_table(*object, other, kTestSecret); }).code == EIO);
   CHECK(thrown_by([&] { read_segment_table(*object, name, kPublicSecret); }).code == EIO);

@@ -23,18 +23,19 @@ class LateBackend final : public Backend {
  public:
   explicit LateBackend(Backend& to) : to_(to) {}
   std::function<void(const std::string& name)> on_linked;
-  std::unique_ptr<Object> open(const std::string& name, Access access) override {
-    return to_.open(name, access);
+  std::unique_ptr<Object> open(const std::string& name, Access access, Purpose purpose) override {
+    return to_.open(name, access, purpose);
   }
-  std::unique_ptr<Object> create(const std::string& name, uint64_t size_bytes) override {
-    return to_.create(name, size_bytes);
+  std::unique_ptr<Object> create(const std::string& name, uint64_t size_bytes,
+                                 Purpose purpose) override {
+    return to_.create(name, size_bytes, purpose);
   }
   void read_batch(std::span<const ReadPiece> pieces) override { to_.read_batch(pieces); }
   void write_batch(std::span<const WritePiece> pieces) override { to_.write_batch(pieces); }
   bool put_new(const std::string& name, Bytes content) override {
     if (!name.starts_with("templates/") || !on_linked) return to_.put_new(name, content);
     // As DirBackend does: the content is synced, the name is given, the folder is synced.
-    const auto object = to_.create(name, 0);
+    const auto object = to_.create(name, 0, Purpose::kMetadata);
     object->write(0, content);
     object->sync();
     on_linked(name);
@@ -381,7 +382,7 @@ TEST_CASE("a flattened fork that was restored from a sparse copy has its zeroes 
   const Uuid fork = f.store->fork_volume("fork", "vm1", "v", 0).uuid;
   f.store->flatten_volume("fork", [](uint64_t) {});
   // cp --sparse=always, rsync -S, tar -S, fallocate -d: no byte of it differs.
-  f.memory->open(Volume::folder_of(fork) + "/data.1", Access::kWrite)
+  f.memory->open(Volume::folder_of(fork) + "/data.1", Access::kWrite, Purpose::kData)
       ->punch(kBlockBytes, kBlockBytes);
   const auto disk = f.store->open_export("fork", vm_peer());
   CHECK(bytes_at(*disk, kBlockBytes) == filled(kBlockBytes, 0));

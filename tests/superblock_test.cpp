@@ -27,7 +27,7 @@ Wide wide(uint64_t value) {
 // What is read, of which all words are the same; nothing when neither slot is valid.
 std::optional<uint64_t> value_in(Backend& backend) {
   Superblock<Wide> superblock(kMagic);
-  const auto object = backend.open("pair", Access::kRead);
+  const auto object = backend.open("pair", Access::kRead, Purpose::kMetadata);
   const auto read = superblock.read(*object);
   if (!read) return std::nullopt;
   for (const uint64_t value : read->values) REQUIRE(value == read->values[0]);
@@ -36,7 +36,7 @@ std::optional<uint64_t> value_in(Backend& backend) {
 
 std::unique_ptr<Object> create_pair(MemoryBackend& backend, Superblock<Wide>& superblock,
                                     uint64_t value) {
-  auto object = backend.create("pair", 0);
+  auto object = backend.create("pair", 0, Purpose::kMetadata);
   object->write(0, superblock.initial(wide(value)));
   object->sync();
   backend.sync_folder("");
@@ -82,7 +82,8 @@ TEST_CASE("behind an update either slot may be damaged, and the other one has it
     for (uint64_t slot = 0; slot < 2; ++slot) {
       INFO("slot " << slot);
       const auto damaged = backend.clone();
-      damaged->open("pair", Access::kWrite)->write(slot * kSlotBytes + 700, as_bytes("x"));
+      damaged->open("pair", Access::kWrite, Purpose::kMetadata)
+          ->write(slot * kSlotBytes + 700, as_bytes("x"));
       CHECK(value_in(*damaged) == value);
     }
   }
@@ -95,7 +96,7 @@ TEST_CASE("an update that fails leaves a superblock its old value, and the next 
     auto object = create_pair(backend, superblock, 1);
     backend.fail_next_sync("pair", EIO, skipped);
     CHECK_THROWS_AS(superblock.write(*object, wide(2)), Error);
-    object = backend.open("pair", Access::kWrite);
+    object = backend.open("pair", Access::kWrite, Purpose::kMetadata);
     settle(*object);
     Superblock<Wide> again(kMagic);
     const auto read = again.read(*object);

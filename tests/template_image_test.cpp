@@ -125,7 +125,7 @@ TEST_CASE("an open template is locked against removal, and one being removed is 
 TEST_CASE("a damaged manifest is an error") {
   MemoryBackend backend;
   make_template(backend, "t", {1}, kBlockBytes);
-  backend.open("templates/t", Access::kWrite)->write(40, as_bytes("x"));
+  backend.open("templates/t", Access::kWrite, Purpose::kMetadata)->write(40, as_bytes("x"));
   CHECK(thrown_by([&] { TemplateImage::open(backend, "t"); }).code == EIO);
 }
 

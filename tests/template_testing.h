@@ -138,7 +138,7 @@ inline bool put_identity(Backend& backend, const HashSecret& secret,
 // Makes what a store has before the first import.
 inline void make_store(Backend& backend, const HashSecret& secret = kTestSecret) {
   put_identity(backend, secret);
-  backend.create("gc.lock", 0)->sync();
+  backend.create("gc.lock", 0, Purpose::kMetadata)->sync();
   backend.sync_folder("");
 }
 

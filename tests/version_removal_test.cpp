@@ -36,7 +36,8 @@ struct StoreFixture {
     uint64_t bytes = 0;
     for (const std::string& part : memory->list("volumes/" + uuid))
       if (part.starts_with("data."))
-        bytes += memory->open("volumes/" + uuid + "/" + part, Access::kRead)->allocated_bytes();
+        bytes += memory->open("volumes/" + uuid + "/" + part, Access::kRead, Purpose::kMetadata)
+                     ->allocated_bytes();
     return bytes;
   }
 };

@@ -168,6 +168,42 @@ TEST_CASE("damage to a volume that was not closed is the same, but for its last 
   damage_all(false);
 }
 
+TEST_CASE("blocks of a data file that was cut short are errors, and no zeroes") {
+  const auto backend = memory_store();
+  const Uuid uuid = random_uuid();
+  constexpr uint64_t kBytes = 4 * kBlockBytes + kSectorBytes;  // the last block is a part of one
+  Volume::create(*backend, uuid, kBytes, nullptr);
+  const ByteVector block(kBlockBytes, std::byte{0x5a});
+  const Bytes sector = Bytes(block).first(kSectorBytes);
+  auto volume = open_volume(*backend, uuid);
+  for (const uint64_t offset : {uint64_t{0}, uint64_t{kBlockBytes}}) volume->write(offset, block, false);
+  volume->write(4 * kBlockBytes, sector, false);
+  volume->close();
+  volume.reset();
+  const std::string name = DataFiles::name_of(Volume::folder_of(uuid), 1);
+  const ByteVector whole = backend->content(name);
+  for (const uint64_t length : {whole.size(), whole.size() - 1, whole.size() - kBlockBytes,
+                                size_t{kBlockBytes + 100}, size_t{0}}) {
+    CAPTURE(length);
+    backend->set_content(name, Bytes(whole).first(length));
+    volume = open_volume(*backend, uuid);
+    for (uint64_t offset = 0; offset < kBytes; offset += kSectorBytes) {
+      CAPTURE(offset);
+      const bool is_mapped = offset < 2 * kBlockBytes || offset >= 4 * kBlockBytes;
+      const bool is_lost = is_mapped && offset + kSectorBytes > length;
+      ByteVector bytes(kSectorBytes, std::byte{1});
+      if (is_lost) {
+        CHECK_THROWS_AS(volume->read(0, offset, bytes), Error);
+      } else {
+        volume->read(0, offset, bytes);
+        CHECK(bytes == (is_mapped ? ByteVector(sector.begin(), sector.end())
+                                  : ByteVector(kSectorBytes, std::byte{0})));
+      }
+    }
+    volume.reset();
+  }
+}
+
 TEST_CASE("a missing object of a volume is a clear error") {
   Random random(test_seed());
   const Victim victim = make_victim(true, random);

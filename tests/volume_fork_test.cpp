@@ -85,7 +85,8 @@ TEST_CASE(
   ByteVector copied(kBlocks * kBlockBytes);
   std::ranges::copy(filled(kBlockBytes, 1), copied.begin());
   f.memory->set_content(f.copys_file, copied);
-  f.memory->open(f.copys_file, Access::kWrite)->punch(kBlockBytes, (kBlocks - 1) * kBlockBytes);
+  f.memory->open(f.copys_file, Access::kWrite, Purpose::kMetadata)
+      ->punch(kBlockBytes, (kBlocks - 1) * kBlockBytes);
   f.write(0, 9);
   // Just as that block's cell is punched, a read of the parent's next block begins, and is slow.
   std::promise<void> reads;

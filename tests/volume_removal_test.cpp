@@ -141,7 +141,7 @@ TEST_CASE("a volume whose lock is missing beside its header is kept until somebo
     CHECK(s.two->remove_orphans() == 0);
     CHECK(s.memory->get(header_name(s.folder), 1 << 20));
     disk.reset();
-    s.memory->create(s.folder + "/" + part, 0);
+    s.memory->create(s.folder + "/" + part, 0, Purpose::kMetadata);
     CHECK(s.two->remove_orphans() == 1);
     CHECK(s.memory->list(s.folder).empty());
   }

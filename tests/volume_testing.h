@@ -99,7 +99,7 @@ inline std::set<Cell> allocated_cells(Backend& backend, const Uuid& uuid) {
   for (const std::string& part : backend.list(folder)) {
     if (!part.starts_with("data.")) continue;
     const auto source = static_cast<uint32_t>(std::stoul(part.substr(5)));
-    const auto object = backend.open(folder + "/" + part, Access::kRead);
+    const auto object = backend.open(folder + "/" + part, Access::kRead, Purpose::kMetadata);
     for (auto data = object->find_data(0); data;
          data = object->find_data(data->offset + data->length))
       for (uint64_t b = data->offset / kBlockBytes; b < blocks_of(data->offset + data->length); ++b)

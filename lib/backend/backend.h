@@ -30,6 +30,13 @@
 namespace tplstore {
 
 enum class Access { kRead, kWrite };
+
+// What an object is for. Whoever opens it says so, and always the same.
+enum class Purpose {
+  kMetadata,  // what describes a store: small, and kept in caches by who stores it
+  kData,      // blocks of disks, of which no more is read than was written: may pass by caches
+};
+
 enum class LockMode { kShared, kExclusive };
 
 struct DataRange {
@@ -42,7 +49,8 @@ class Object {
  public:
   virtual ~Object() = default;
 
-  // Fills `into`; bytes never written, or past the end, read as zeroes.
+  // Fills `into`; bytes never written read as zeroes. So do those past the end of metadata; to read
+  // such of data is EIO: what was there has been cut off.
   virtual void read(uint64_t offset, MutableBytes into) = 0;
   virtual void write(uint64_t offset, Bytes from) = 0;
   // Gives the space of the range back; it reads as zeroes afterwards. Does nothing where the
@@ -103,9 +111,10 @@ class Backend {
   virtual ~Backend() = default;
 
   // Opens an existing object. Opening for reading never changes anything.
-  virtual std::unique_ptr<Object> open(const std::string& name, Access access) = 0;
+  virtual std::unique_ptr<Object> open(const std::string& name, Access access, Purpose purpose) = 0;
   // Creates an object that must not exist (EEXIST), sparse and of this size, open for writing.
-  virtual std::unique_ptr<Object> create(const std::string& name, uint64_t size_bytes) = 0;
+  virtual std::unique_ptr<Object> create(const std::string& name, uint64_t size_bytes,
+                                         Purpose purpose) = 0;
 
   // Several pieces at once, of any objects of this backend; returns when all have ended, and
   // throws the first error then.

@@ -42,7 +42,7 @@ VolumeHeader read_header(Object& object, const std::string& folder, const Uuid& 
 }
 
 VolumeHeader read_header(Backend& backend, const std::string& folder, const Uuid& volume) {
-  const auto object = backend.open(header_name(folder), Access::kRead);
+  const auto object = backend.open(header_name(folder), Access::kRead, Purpose::kMetadata);
   HeaderSlots slots(kHeaderMagic);
   return read_header(*object, folder, volume, slots);
 }

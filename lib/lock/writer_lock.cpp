@@ -76,7 +76,7 @@ std::unique_ptr<HeldLock> lock_or_make(Backend& backend, const std::string& fold
     is_there = !backend.list(folder).empty();
     if (!is_there) return nullptr;
     try {
-      backend.create(object, 0);
+      backend.create(object, 0, Purpose::kMetadata);
     } catch (const Error& error) {
       if (error.code() != EEXIST) throw;  // somebody else is at it too
     }
@@ -165,7 +165,7 @@ std::unique_ptr<WriterLock> WriterLock::borrow(Backend& backend, const std::stri
 }
 
 void WriterLock::read(Backend& backend, const std::string& folder, const Uuid& volume) {
-  object_ = backend.open(header_name(folder), Access::kWrite);
+  object_ = backend.open(header_name(folder), Access::kWrite, Purpose::kMetadata);
   header_ = read_header(*object_, folder, volume, slots_);
 }
 

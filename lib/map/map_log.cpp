@@ -94,7 +94,7 @@ std::unique_ptr<MapLog> MapLog::create(Backend& backend, const std::string& fold
   const std::string name = object_name(folder, generation);
   LogHeader header{0, kLogMagic, volume, generation};
   header.checksum = header_sum(header);
-  auto object = backend.create(name, 0);
+  auto object = backend.create(name, 0, Purpose::kMetadata);
   object->write(0, bytes_of(header));
   return std::unique_ptr<MapLog>(new MapLog(std::move(object), name, volume, generation));
 }
@@ -102,7 +102,7 @@ std::unique_ptr<MapLog> MapLog::create(Backend& backend, const std::string& fold
 std::unique_ptr<MapLog> MapLog::open(Backend& backend, const std::string& folder,
                                      const Uuid& volume, uint64_t generation, Access access) {
   const std::string name = object_name(folder, generation);
-  auto object = backend.open(name, access);
+  auto object = backend.open(name, access, Purpose::kMetadata);
   if (access == Access::kWrite) settle(*object);
   LogHeader header;
   object->read(0, std::as_writable_bytes(std::span<LogHeader, 1>(&header, 1)));

@@ -38,7 +38,7 @@ void VolumeMap::write_first_pointer(Backend& backend, const std::string& folder,
   pointer.generation = log.generation();
   pointer.checkpoint_offset = checkpoint_offset;
   pointer.clean_sequence = log.position().sequence;
-  const auto object = backend.create(pointer_name(folder), 0);
+  const auto object = backend.create(pointer_name(folder), 0, Purpose::kMetadata);
   object->write(0, Superblock<MapPointer>(kMapPointerMagic).initial(pointer));
   object->sync();
 }
@@ -63,7 +63,7 @@ std::unique_ptr<VolumeMap> VolumeMap::open(Backend& backend, const std::string& 
 }
 
 void VolumeMap::recover() {
-  pointer_object_ = backend_.open(pointer_name(folder_), access_);
+  pointer_object_ = backend_.open(pointer_name(folder_), access_, Purpose::kMetadata);
   if (access_ == Access::kWrite) settle(*pointer_object_);
   const std::optional<MapPointer> pointer = pointer_slots_.read(*pointer_object_);
   if (!pointer)

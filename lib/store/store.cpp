@@ -250,7 +250,7 @@ uint64_t Store::Impl::allocated_below(const std::string& folder) {
 // Of an object, or of all that is in a folder.
 uint64_t Store::Impl::allocated_at(const std::string& name) {
   try {
-    return backend->open(name, Access::kRead)->allocated_bytes();
+    return backend->open(name, Access::kRead, Purpose::kMetadata)->allocated_bytes();
   } catch (const Error& error) {
     if (error.code() == EISDIR) return allocated_below(name);
     // Just gone since it was listed, or a socket of a server.

@@ -196,7 +196,8 @@ VolumeInfo Store::Impl::info_of(const std::string& name, const std::map<Uuid, st
   for (const std::string& part : backend->list(folder)) {
     const std::string object = fmt::format("{}/{}", folder, part);
     try {
-      info.unique_bytes += backend->open(object, Access::kRead)->allocated_bytes();
+      info.unique_bytes +=
+          backend->open(object, Access::kRead, Purpose::kMetadata)->allocated_bytes();
     } catch (const Error& error) {
       // Gone since it was listed, or not ours.
       if (error.code() != ENOENT && !is_foreign(object, error)) throw;

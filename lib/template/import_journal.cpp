@@ -59,10 +59,10 @@ ImportJournal::ImportJournal(Backend& backend, const std::string& template_name,
                              uint64_t image_bytes)
     : backend_(backend), path_(journal_path(template_name)) {
   try {
-    object_ = backend_.create(path_, 0);
+    object_ = backend_.create(path_, 0, Purpose::kMetadata);
   } catch (const Error& error) {
     if (error.code() != EEXIST) throw;
-    object_ = backend_.open(path_, Access::kWrite);
+    object_ = backend_.open(path_, Access::kWrite, Purpose::kMetadata);
   }
   lock_ = backend_.try_lock(path_, LockMode::kExclusive);
   if (!lock_) fail(EBUSY, template_name, "this template is being imported by another process");

@@ -169,7 +169,8 @@ std::optional<Manifest> load_manifest(Backend& backend, const std::string& templ
 
 std::optional<Uuid> load_manifest_uuid(Backend& backend, const std::string& template_name) {
   try {
-    const auto object = backend.open(manifest_path(template_name), Access::kRead);
+    const auto object =
+        backend.open(manifest_path(template_name), Access::kRead, Purpose::kMetadata);
     Uuid uuid;
     object->read(offsetof(ManifestHeader, uuid), std::as_writable_bytes(std::span(&uuid, 1)));
     return uuid;

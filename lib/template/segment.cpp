@@ -20,7 +20,7 @@ Bytes table_bytes(const std::vector<Hash128>& table) { return std::as_bytes(std:
 
 // Whether the object under `name` has exactly these bytes.
 bool has_content(Backend& backend, const std::string& name, Bytes expected) {
-  const auto object = backend.open(name, Access::kRead);
+  const auto object = backend.open(name, Access::kRead, Purpose::kData);
   if (object->size_bytes() != expected.size()) return false;
   ByteVector buffer(kPieceBytes);
   for (uint64_t offset = 0; offset < expected.size(); offset += kPieceBytes) {
@@ -165,12 +165,11 @@ std::unique_ptr<Object> open_segment(Backend& backend, const Hash128& name, uint
   std::unique_ptr<Object> segment;
   const std::string path = segment_path(name);
   try {
-    segment = backend.open(path, Access::kRead);
+    segment = backend.open(path, Access::kRead, Purpose::kData);
   } catch (const Error& error) {
     if (error.code() != ENOENT) throw;
     fail(EIO, path, "a template needs this segment and it is missing; {}", kRepair);
   }
-  // Reads past the end give zeroes, so a segment cut short would serve holes where data was.
   const uint64_t size = segment->size_bytes();
   if (size != segment_object_bytes(block_count))
     fail(EIO, path, "damaged: has {} bytes instead of {}; {}", size,

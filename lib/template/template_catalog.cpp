@@ -111,7 +111,7 @@ GcResult collect(Backend& backend) {
     const std::string path = segment_path(name);
     uint64_t bytes = 0;
     try {
-      bytes = backend.open(path, Access::kRead)->size_bytes();
+      bytes = backend.open(path, Access::kRead, Purpose::kData)->size_bytes();
     } catch (const Error& error) {
       if (error.code() == ELOOP || error.code() == EISDIR) continue;  // no segment, so not ours
       throw;
@@ -235,7 +235,7 @@ VerifyReport verify_template(
     SegmentDamage damage;
     damage.segment = segment.name;
     try {
-      const auto object = backend.open(segment_path(segment.name), Access::kRead);
+      const auto object = backend.open(segment_path(segment.name), Access::kRead, Purpose::kData);
       const uint64_t expected = segment_object_bytes(segment.block_count);
       if (object->size_bytes() != expected) {
         damage.problem = fmt::format("{}: damaged: has {} bytes instead of {}",

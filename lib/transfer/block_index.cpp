@@ -28,7 +28,7 @@ uint64_t BlockIndex::load(Backend& backend) {
   for (const Hash128& name : names) {
     std::vector<Hash128> table;
     try {
-      const auto object = backend.open(segment_path(name), Access::kRead);
+      const auto object = backend.open(segment_path(name), Access::kRead, Purpose::kData);
       table = read_segment_table(*object, name, secret);
     } catch (const Error&) {
       ++unreadable;

@@ -14,7 +14,7 @@ std::string DataFiles::name_of(const std::string& folder, uint32_t version) {
 
 void DataFiles::create(Backend& backend, const std::string& folder, uint32_t version,
                        uint64_t disk_bytes) {
-  backend.create(name_of(folder, version), round_up(disk_bytes, kBlockBytes));
+  backend.create(name_of(folder, version), round_up(disk_bytes, kBlockBytes), Purpose::kData);
   backend.sync_folder(folder);
 }
 
@@ -40,7 +40,7 @@ std::shared_ptr<DataFile> DataFiles::open(uint32_t version, Access access) {
     auto file = std::make_shared<DataFile>();
     file->version = version;
     try {
-      file->object = backend_.open(name, access);
+      file->object = backend_.open(name, access, Purpose::kData);
     } catch (const Error& error) {
       if (error.code() != ENOENT) throw;
       fail(EIO, name, "is missing, though blocks of the volume are in it");
@@ -129,7 +129,7 @@ void DataFiles::remove(uint32_t version) {
 
 std::unique_ptr<Object> DataFiles::open_for_punching(uint32_t version) {
   try {
-    return backend_.open(own_name(version), Access::kWrite);
+    return backend_.open(own_name(version), Access::kWrite, Purpose::kData);
   } catch (const Error& error) {
     if (error.code() != ENOENT) throw;
     return nullptr;
@@ -167,7 +167,7 @@ void DataFiles::sync_written() {
 
 Object& DataFiles::copy_of(uint32_t version) {
   std::unique_ptr<Object>& copy = copies_[version];
-  if (!copy) copy = backend_.create(own_name(version), get(version).size_bytes());
+  if (!copy) copy = backend_.create(own_name(version), get(version).size_bytes(), Purpose::kData);
   return *copy;
 }
 

@@ -48,12 +48,14 @@ VolumeHeader new_header(const Uuid& volume, uint64_t size_bytes, const TemplateI
 // where it is, all others are, whatever a crash left of their making or removal.
 void create_objects(Backend& backend, const std::string& folder, uint32_t current,
                     const VolumeHeader& header) {
-  backend.create(DataFiles::name_of(folder, current), round_up(header.size_bytes, kBlockBytes))
+  backend
+      .create(DataFiles::name_of(folder, current), round_up(header.size_bytes, kBlockBytes),
+              Purpose::kData)
       ->sync();
-  backend.create(lock_name(folder), 0);
-  backend.create(readers_name(folder), 0);
+  backend.create(lock_name(folder), 0, Purpose::kMetadata);
+  backend.create(readers_name(folder), 0, Purpose::kMetadata);
   backend.sync_folder(folder);
-  const auto object = backend.create(header_name(folder), 0);
+  const auto object = backend.create(header_name(folder), 0, Purpose::kMetadata);
   object->write(0, HeaderSlots(kHeaderMagic).initial(header));
   object->sync();
   backend.sync_folder(folder);

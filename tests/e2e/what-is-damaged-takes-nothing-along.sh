@@ -99,3 +99,8 @@ status=0
 [ $status = 0 ] || fail "with closed standard files it ended with $status"
 [ ! -s "$store/volumes/$(cat "$store/names/vm2")/lock" ] || fail "a message was written into a file of the store"
 still_there
+
+echo "A data file that was cut short" >&2
+truncate -s 0 "$store/volumes/$(cat "$store/names/vm2")/data.1"
+refuses 'data.1: has 0 bytes.*cut short' tplstore volume export vm2 "$tmp/out.raw" --force
+tplstore volume export vm1 "$tmp/out.raw" --force >/dev/null

@@ -41,18 +41,24 @@ class CountedLock final : public HeldLock {
 // One open object. Everything it has is its backend's and is used under the backend's mutex.
 class MemoryObject final : public Object {
  public:
-  MemoryObject(MemoryBackend& backend, std::string name, uint64_t object, Access access)
+  MemoryObject(MemoryBackend& backend, std::string name, uint64_t object, Access access,
+               Purpose purpose)
       : backend_(backend),
         name_(std::move(name)),
         object_(object),
         access_(access),
+        purpose_(purpose),
         failures_seen_(backend.failed_syncs_[object]) {}
   ~MemoryObject() override { backend_.object_closed(object_); }
 
   void read(uint64_t offset, MutableBytes into) override {
     std::lock_guard lock(backend_.mutex_);
     backend_.check_readable(name_);
-    backend_.now_.image(object_).read(offset, into);
+    const MemoryImage& image = backend_.now_.image(object_);
+    if (purpose_ == Purpose::kData && !into.empty() && offset + into.size() > image.size_bytes())
+      fail(EIO, name_, "has {} bytes, and {} bytes at {} were to be read: it was cut short",
+           image.size_bytes(), into.size(), offset);
+    image.read(offset, into);
   }
 
   void write(uint64_t offset, Bytes from) override {
@@ -149,6 +155,7 @@ class MemoryObject final : public Object {
   const std::string name_;
   const uint64_t object_;
   const Access access_;
+  const Purpose purpose_;
   const uint64_t failures_seen_;  // of the object, when it was opened
   bool has_failed_ = false;
 };
@@ -229,13 +236,16 @@ void MemoryBackend::object_closed(uint64_t object) {
 
 // --- objects
 
-std::unique_ptr<Object> MemoryBackend::open(const std::string& name, Access access) {
+std::unique_ptr<Object> MemoryBackend::open(const std::string& name, Access access,
+                                            Purpose purpose) {
   check_object_name(name);
   std::lock_guard lock(mutex_);
-  return std::make_unique<MemoryObject>(*this, name, object_opened(must_find(name)), access);
+  return std::make_unique<MemoryObject>(*this, name, object_opened(must_find(name)), access,
+                                        purpose);
 }
 
-std::unique_ptr<Object> MemoryBackend::create(const std::string& name, uint64_t size_bytes) {
+std::unique_ptr<Object> MemoryBackend::create(const std::string& name, uint64_t size_bytes,
+                                              Purpose purpose) {
   check_object_name(name);
   std::lock_guard lock(mutex_);
   check_creatable(name);
@@ -243,7 +253,8 @@ std::unique_ptr<Object> MemoryBackend::create(const std::string& name, uint64_t 
   if (size_bytes > kObjectBytesMax) fail_errno(EFBIG, name, "creating it");
   const uint64_t object = now_.next_object();
   record({.kind = Kind::kCreate, .name = name, .object = object, .length = size_bytes});
-  return std::make_unique<MemoryObject>(*this, name, object_opened(object), Access::kWrite);
+  return std::make_unique<MemoryObject>(*this, name, object_opened(object), Access::kWrite,
+                                        purpose);
 }
 
 void MemoryBackend::read_batch(std::span<const ReadPiece> pieces) {

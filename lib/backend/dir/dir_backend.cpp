@@ -98,7 +98,7 @@ DirBackend::DirBackend(const std::string& directory, bool direct,
   // unnamed file cannot be made; then the first data object gives it.
   const FileDescriptor probe(
       openat(storage_.root.get(), ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
-  if (probe) storage_.set_mode(probe.get(), "data.probe");
+  if (probe) storage_.set_mode(probe.get(), Purpose::kData);
 }
 
 DirBackend::~DirBackend() = default;
@@ -119,7 +119,7 @@ uint64_t DirBackend::ring_batches() const { return rings_.ring_batches(); }
 
 // --- objects
 
-std::unique_ptr<Object> DirBackend::open(const std::string& name, Access access) {
+std::unique_ptr<Object> DirBackend::open(const std::string& name, Access access, Purpose purpose) {
   check_object_name(name);
   // Without O_NONBLOCK a FIFO put here by mistake would hang us; the object takes it off again.
   FileDescriptor fd =
@@ -128,10 +128,11 @@ std::unique_ptr<Object> DirBackend::open(const std::string& name, Access access)
   struct stat status;
   if (fstat(fd.get(), &status) != 0) fail_at(errno, name, "opening it");
   if (!S_ISREG(status.st_mode)) fail(EISDIR, storage_.describe(name), "not a regular file");
-  return std::make_unique<DirObject>(storage_, name, access, std::move(fd), status);
+  return std::make_unique<DirObject>(storage_, name, access, purpose, std::move(fd), status);
 }
 
-std::unique_ptr<Object> DirBackend::create(const std::string& name, uint64_t size_bytes) {
+std::unique_ptr<Object> DirBackend::create(const std::string& name, uint64_t size_bytes,
+                                           Purpose purpose) {
   check_object_name(name);
   const std::string last(last_part_of(name));
   const FileDescriptor folder = open_folder_of(name, true);
@@ -149,7 +150,8 @@ std::unique_ptr<Object> DirBackend::create(const std::string& name, uint64_t siz
       fail_at(errno, name, fmt::format("giving it a size of {} bytes", size_bytes));
     }
     if (fstat(fd.get(), &status) != 0) fail_at(errno, name, "creating it");
-    return std::make_unique<DirObject>(storage_, name, Access::kWrite, std::move(fd), status);
+    return std::make_unique<DirObject>(storage_, name, Access::kWrite, purpose, std::move(fd),
+                                       status);
   } catch (...) {
     unlinkat(folder.get(), last.c_str(), 0);
     throw;

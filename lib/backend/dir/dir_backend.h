@@ -15,8 +15,8 @@
 //
 // What root makes in a directory of somebody else's is given to the owner of the directory.
 //
-// Objects named "data.…" and those in "segments/" bypass the page cache when that is asked for and
-// the file system can do it; all others never do. Descriptors: see backend/dir/dir_object.h.
+// Data bypasses the page cache when that is asked for and the file system can do it; metadata never
+// does. Descriptors: see backend/dir/dir_object.h.
 //
 // Thread safety: all methods. Errors: Error with the system's errno and the path; EINVAL for what
 // is no name. Objects must not outlive the backend; locks may.
@@ -52,8 +52,9 @@ class DirBackend final : public Backend {
              const DirOptions& options = {});
   ~DirBackend() override;
 
-  std::unique_ptr<Object> open(const std::string& name, Access access) override;
-  std::unique_ptr<Object> create(const std::string& name, uint64_t size_bytes) override;
+  std::unique_ptr<Object> open(const std::string& name, Access access, Purpose purpose) override;
+  std::unique_ptr<Object> create(const std::string& name, uint64_t size_bytes,
+                                 Purpose purpose) override;
   void read_batch(std::span<const ReadPiece> pieces) override;
   void write_batch(std::span<const WritePiece> pieces) override;
   bool put_new(const std::string& name, Bytes content) override;

@@ -9,17 +9,13 @@
 #include <cerrno>
 #include <cstring>
 
-#include "backend/object_name.h"
-
 namespace tplstore {
 namespace {
 
 bool is_aligned(uint64_t value) { return value % kBlockBytes == 0; }
 
-// Only these are large and read with caches of our own above them.
-bool wants_direct(std::string_view name) {
-  return last_part_of(name).starts_with("data.") || is_beneath(name, "segments");
-}
+// The error of a read past the end of data; no errno is negative.
+constexpr int kPastEnd = -1;
 
 // O_NOATIME where we may: a read shall cost no look at the file's times, and change none.
 bool set_flags(int fd, int flags) {
@@ -108,8 +104,8 @@ std::string DirStorage::describe(std::string_view name) const {
   return name.empty() ? directory : fmt::format("{}/{}", directory, name);
 }
 
-bool DirStorage::set_mode(int fd, std::string_view name) {
-  if (is_direct.load(std::memory_order_relaxed) && wants_direct(name)) {
+bool DirStorage::set_mode(int fd, Purpose purpose) {
+  if (purpose == Purpose::kData && is_direct.load(std::memory_order_relaxed)) {
     if (set_flags(fd, O_DIRECT)) return true;
     if (is_direct.exchange(false) && log) {
       log(fmt::format("{}: the file system refuses O_DIRECT ({}); using the page cache", directory,
@@ -162,10 +158,11 @@ class DirObject::Alone {
   TransferGate& gate_;
 };
 
-DirObject::DirObject(DirStorage& storage, std::string name, Access access, FileDescriptor fd,
-                     const struct stat& status)
+DirObject::DirObject(DirStorage& storage, std::string name, Access access, Purpose purpose,
+                     FileDescriptor fd, const struct stat& status)
     : access_(access),
-      is_direct_(storage.set_mode(fd.get(), name)),
+      is_data_(purpose == Purpose::kData),
+      is_direct_(storage.set_mode(fd.get(), purpose)),
       fd_(fd.release()),
       size_floor_bytes_(static_cast<uint64_t>(status.st_size)),
       storage_(storage),
@@ -223,9 +220,14 @@ void DirObject::fail_here(int code, std::string_view action) const {
   fail_errno(code, storage_.describe(name_), action);
 }
 
-void DirObject::check(const IoOp& op) const {
+void DirObject::check(const IoOp& op) {
   if (op.error == 0) [[likely]]
     return;
+  if (op.error == kPastEnd)
+    fail(EIO, storage_.describe(name_),
+         "has {} bytes, and {} bytes at {} were to be read: it was cut short; restore it from a "
+         "backup",
+         size_bytes(), op.length, op.offset);
   fail_here(op.error,
             fmt::format("{} {} bytes at {}", op.kind == IoOp::Kind::kRead ? "reading" : "writing",
                         op.length, op.offset));
@@ -256,15 +258,18 @@ IoOp DirObject::begin_read(uint64_t offset, MutableBytes into, std::byte* bounce
   return IoOp::read(fd, round_down(offset, kBlockBytes), MutableBytes(bounce, bytes), true);
 }
 
-void DirObject::end_read(const IoOp& op, uint64_t offset, MutableBytes into) noexcept {
+void DirObject::end_read(IoOp& op, uint64_t offset, MutableBytes into) noexcept {
   end_use();
   const size_t skipped = offset - op.offset;  // of a bounce buffer
   const size_t count = op.done > skipped ? std::min(op.done - skipped, into.size()) : 0;
   if (op.data + skipped != into.data() && count > 0) {
     std::memcpy(into.data(), op.data + skipped, count);
   }
-  // Past the end of the file. The memory may be null when there is nothing to read at all.
-  if (count < into.size()) std::memset(into.data() + count, 0, into.size() - count);
+  if (count == into.size()) [[likely]]
+    return;
+  // Past the end of the file.
+  std::memset(into.data() + count, 0, into.size() - count);
+  if (is_data_ && op.error == 0) op.error = kPastEnd;
 }
 
 void DirObject::read(uint64_t offset, MutableBytes into) {

@@ -95,9 +95,9 @@ struct DirStorage {
   FileDescriptor open(const std::string& name, int flags) {
     return open_with_room([&] { return open_beneath(root.get(), name, flags); });
   }
-  // Sets the mode that an object's descriptor works in; true when that is O_DIRECT, which data
-  // objects get if it is wanted and possible.
-  bool set_mode(int fd, std::string_view name);
+  // Sets the mode that an object's descriptor works in; true when that is O_DIRECT, which data gets
+  // if it is wanted and possible.
+  bool set_mode(int fd, Purpose purpose);
 
   // Gives a file that was just made to the owner of the directory, if root made it.
   void give_to_owner(int fd);
@@ -114,8 +114,8 @@ struct DirStorage {
 class alignas(64) DirObject final : public Object {
  public:
   // `status` is the file's, `fd` is open with the access.
-  DirObject(DirStorage& storage, std::string name, Access access, FileDescriptor fd,
-            const struct stat& status);
+  DirObject(DirStorage& storage, std::string name, Access access, Purpose purpose,
+            FileDescriptor fd, const struct stat& status);
   ~DirObject() override;
 
   void read(uint64_t offset, MutableBytes into) override;
@@ -132,11 +132,11 @@ class alignas(64) DirObject final : public Object {
   // when that has run, by its end and then by check().
   size_t bounce_bytes(uint64_t offset, Bytes buffer) const;
   IoOp begin_read(uint64_t offset, MutableBytes into, std::byte* bounce);
-  void end_read(const IoOp& op, uint64_t offset, MutableBytes into) noexcept;
+  void end_read(IoOp& op, uint64_t offset, MutableBytes into) noexcept;
   // Nothing when the write needs to be alone: then use write().
   std::optional<IoOp> begin_write(uint64_t offset, Bytes from, std::byte* bounce);
   void end_write() noexcept;
-  void check(const IoOp& op) const;
+  void check(const IoOp& op);
 
  private:
   friend class DescriptorCache;
@@ -165,6 +165,7 @@ class alignas(64) DirObject final : public Object {
 
   // What every transfer looks at is in one cache line, for there may be very many objects.
   const Access access_;
+  const bool is_data_;
   const bool is_direct_;
   std::atomic<uint32_t> state_{kOpen | kUsed};
   int fd_;  // written with the cache's mutex held, read by its users

@@ -106,6 +106,8 @@ TEST_CASE(
   REQUIRE(reader.valid());
   goes_on.set_value();
   CHECK(reader.get() == filled(kBlockBytes, 2));
+  // Empty or not, no file of an ancestor's number is removed before the end.
+  CHECK_NOTHROW(f.memory->content(f.copys_file));
   f.backend->on_read = nullptr;
   f.backend->on_punch = nullptr;
   CHECK(f.flatten() == 0);

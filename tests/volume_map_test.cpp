@@ -65,6 +65,15 @@ class MapUnderTest {
 
 constexpr uint64_t kTiB = uint64_t{1} << 40;
 
+int code_of(const std::function<void()>& action) {
+  try {
+    action();
+  } catch (const Error& error) {
+    return error.code();
+  }
+  return 0;
+}
+
 }  // namespace
 
 TEST_CASE("neighbouring blocks of one version are one interval, whatever the order") {
@@ -256,6 +265,81 @@ TEST_CASE("an update beyond the end of the disk, as large as it is then, is dama
     map.write(kBlocks);
   }
   CHECK_FALSE(reopens());
+}
+
+TEST_CASE("a fork whose checkpoint says that an ancestor's version is its own is damaged") {
+  MapUnderTest parent(kRegionBytes);
+  MemoryBackend& backend = parent.backend();
+  const Uuid fork = random_uuid();
+  for (int i = 0; i < 2; ++i) parent.freeze();
+  constexpr uint32_t kBase = 2;
+  parent->create_fork(kBase, "fork", fork);
+  const auto opens = [&] {
+    return code_of([&] { VolumeMap::open(backend, "fork", fork, Access::kWrite); }) == 0;
+  };
+  REQUIRE(opens());
+
+  const auto pointer_object = backend.open("fork/map", Access::kWrite);
+  Superblock<MapPointer> pointers(kMapPointerMagic);
+  MapPointer pointer = pointers.read(*pointer_object).value();
+  const auto log = MapLog::open(backend, "fork", fork, pointer.generation, Access::kWrite);
+  LogPosition after;
+  const ByteVector genuine =
+      log->read_frame(pointer.checkpoint_offset, FrameKind::kCheckpoint, after);
+  CheckpointRecord record;
+  std::memcpy(&record, genuine.data(), sizeof record);
+  Bytes sources = Bytes(genuine).subspan(sizeof record);
+  log->start_writing(log->scan(record.replay_from, 0, [](const LogFrame&) {}));
+  // A checkpoint that has all that the genuine one has, and one thing more.
+  const auto opens_with = [&](Bytes groups, Bytes rest) {
+    Encoder forged;
+    forged.put(record);
+    forged.put_bytes(groups);
+    forged.put_bytes(sources);
+    forged.put_bytes(rest);
+    pointer.checkpoint_offset =
+        log->append(FrameKind::kCheckpoint, forged.bytes(), 0) - sizeof(FrameHeader);
+    pointer.clean_sequence = 0;
+    log->sync();
+    pointers.write(*pointer_object, pointer);
+    return opens();
+  };
+  const auto append_node = [&](Encoder& bytes, uint64_t length) {
+    return NodeAddress::make(log->append(FrameKind::kNodes, bytes.bytes(), 0), length);
+  };
+  CHECK(opens_with({}, {}));
+  SUBCASE("a version that is there") {
+    record.group_count = 1;
+    const auto opens_with_version = [&](uint32_t number) {
+      std::map<uint32_t, VersionRecord> versions;
+      versions[number].number = number;
+      versions[number].size_bytes = kRegionBytes;
+      Encoder bytes;
+      const uint64_t length = encode_group(bytes, log->seed(), 0, record.current, versions);
+      return opens_with(bytes_of(CheckpointGroup{append_node(bytes, length).word, 0, 0}), {});
+    };
+    record.current = kBase + 2;
+    CHECK(opens_with_version(kBase + 1));
+    CHECK_FALSE(opens_with_version(kBase));
+  }
+  SUBCASE("a version that was removed") {
+    record.removed_file_count = 1;
+    record.current = kBase + 2;
+    CHECK(opens_with({}, bytes_of(RemovedFile{1, kBase + 1, 0})));
+    CHECK_FALSE(opens_with({}, bytes_of(RemovedFile{1, kBase, 0})));
+  }
+  SUBCASE("a file that is free") {
+    record.free_node_count = 1;
+    record.current = kBase + 2;
+    const auto opens_with_free = [&](const FreeRange& range) {
+      Encoder bytes;
+      const uint64_t length =
+          encode_free_ranges(bytes, log->seed(), 0, record.current, std::span(&range, 1));
+      return opens_with({}, bytes_of(append_node(bytes, length).word));
+    };
+    CHECK(opens_with_free({kBase + 1, 0, 0}));
+    CHECK_FALSE(opens_with_free({kBase, 0, 0}));
+  }
 }
 
 TEST_CASE("after a failed sync of the object that names the checkpoint nothing more is written") {

@@ -122,6 +122,9 @@ uint64_t VolumeMap::load_checkpoint(uint64_t offset, LogPosition& replay_from) {
     if (row.last <= table_.base() || row.last >= current_.number) impossible();
     table_.sources.push_back(row);
   }
+  // What is removed as this volume's own must not be an ancestor's, whose file others read.
+  const uint32_t base = table_.base();
+  if (!table_.all().empty() && table_.all().begin()->first <= base) impossible();
   table_.flattens = record.flattens != 0;
   for (uint32_t i = 0; i < record.pin_count; ++i) {
     const auto pin = decoder.take<Pin>();
@@ -130,7 +133,9 @@ uint64_t VolumeMap::load_checkpoint(uint64_t offset, LogPosition& replay_from) {
   }
   for (uint32_t i = 0; i < record.removed_file_count; ++i) {
     const auto file = decoder.take<RemovedFile>();
-    if (file.version >= current_.number || table_.find(file.version) != nullptr) impossible();
+    if (file.version <= base || file.version >= current_.number ||
+        table_.find(file.version) != nullptr)
+      impossible();
     table_.removed_files[file.version] = file.blocks;
   }
   std::vector<FreeRange> free_ranges;
@@ -141,7 +146,8 @@ uint64_t VolumeMap::load_checkpoint(uint64_t offset, LogPosition& replay_from) {
     decode_free_ranges(bytes, log_->seed(), i, log_->name(), free_ranges);
   }
   for (const FreeRange& range : free_ranges)
-    if (range.source >= current_.number) impossible();
+    if (range.source >= current_.number || (range.is_whole_file() && range.source <= base))
+      impossible();
   free_.add_durable(free_ranges);
   table_.link_all(current_);
   refresh_floor();

@@ -78,10 +78,6 @@ DataFile& DataFiles::begin(uint32_t current) {
   return *written_.emplace_back(std::move(file));
 }
 
-void DataFiles::sync_existing(uint32_t version) {
-  if (const auto object = open_for_punching(version)) object->sync();
-}
-
 void DataFiles::settle_existing(uint32_t version) {
   if (const auto object = open_for_punching(version)) settle(*object);
 }
@@ -115,11 +111,8 @@ void DataFiles::remove(uint32_t version) {
   }
   {
     const std::unique_lock guard(mutex_);
-    // An ancestor's file of this number stays open: others read it.
-    if (file_of(version) == own_name(version)) {
-      objects_.put(version, nullptr);
-      files_.erase(version);
-    }
+    objects_.put(version, nullptr);
+    files_.erase(version);
   }
   // Readers of other versions may have it open: without its blocks that costs nothing.
   if (const auto object = open_for_punching(version))

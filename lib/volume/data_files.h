@@ -65,10 +65,8 @@ class DataFiles {
   void remove_above(uint32_t current);
   // Opens current's file for writing.
   DataFile& begin(uint32_t current);
-  // Syncs the volume's own file of a version, if there is one, whatever is known of its writes.
-  void sync_existing(uint32_t version);
-  // Likewise, and reads of it show what is on the disk from then on: for what an earlier life
-  // wrote.
+  // Syncs the volume's own file of a version, if there is one, whatever is known of its writes, and
+  // reads of it show what is on the disk from then on: for what an earlier life wrote.
   void settle_existing(uint32_t version);
   // Makes the file of the next version ahead of time, if it is not there yet; durably. One that an
   // earlier call could not finish is made anew.
@@ -76,8 +74,8 @@ class DataFiles {
   // The prepared file becomes the one that is written.
   DataFile& advance(uint32_t version) noexcept;
   // Removes the volume's own file of a frozen version that no block is in, if there is one, and
-  // gives its space back at once, whoever has it open. An ancestor's file of that number stays as
-  // it is.
+  // gives its space back at once, whoever has it open. The version is none of an ancestor's: those
+  // are neither removed by this volume nor in its list of versions.
   void remove(uint32_t version);
   // The volume's own file of a frozen version, for making holes; nothing when it is not there.
   std::unique_ptr<Object> open_for_punching(uint32_t version);

@@ -51,16 +51,69 @@ bool live(const Ward& ward, uint64_t skipped, bool closes) {
 }  // namespace
 
 TEST_CASE("whichever sync fails, nothing is lost of what was said to be durable") {
-  const Ward ward;
-  uint64_t lives = 0;
-  for (uint64_t successes = 0;; ++successes) {
-    INFO("a sync fails after " << successes);
-    const bool has_failed_closing = live(ward, successes, true);
-    const bool has_failed = live(ward, successes, false);
-    lives += 2;
-    if (!has_failed_closing && !has_failed) break;
+  for (const bool was_closed : {true, false}) {
+    INFO("closed before: " << was_closed);
+    const Ward ward(was_closed);
+    uint64_t lives = 0;
+    for (uint64_t successes = 0;; ++successes) {
+      INFO("a sync fails after " << successes);
+      const bool has_failed_closing = live(ward, successes, true);
+      const bool has_failed = live(ward, successes, false);
+      lives += 2;
+      if (!has_failed_closing && !has_failed) break;
+    }
+    MESSAGE(lives << " lives");
   }
-  MESSAGE(lives << " lives");
+}
+
+TEST_CASE("a volume whose closing has failed is not taken for closed") {
+  for (const bool was_closed : {true, false}) {
+    INFO("closed before: " << was_closed);
+    const Ward ward(was_closed);
+    uint64_t failures = 0;
+    for (;; ++failures) {
+      INFO("a sync of the closing fails after " << failures);
+      const auto memory = ward.admit();
+      ForwardingBackend backend(*memory);
+      std::vector<std::string> lines;
+      VolumeEnvironment environment = environment_on(backend);
+      environment.log = [&](const std::string& line) { lines.push_back(line); };
+      auto volume = Volume::open_for_writing(environment, ward.uuid(), "vm", test_peer());
+      // An overwrite and a first write, of which a flush has said that they are durable, and two
+      // of which nobody has.
+      volume->write(offset_of(1), content_of(1, 100), false);
+      volume->write(offset_of(8), content_of(8, 101), true);
+      volume->write(offset_of(0), content_of(0, 102), false);
+      volume->write(offset_of(12), content_of(12, 103), false);
+      lines.clear();
+      const std::string folder = Volume::folder_of(ward.uuid());
+      const FailingSync failing(*memory, backend, folder, failures);
+      volume->close();
+      volume.reset();
+      memory->fail_next_sync(folder, 0);
+      const bool has_failed = failing.has_struck();
+      INFO("of " << failing.victim());
+      CHECK(lines.empty() != has_failed);
+      // The next one builds on what it shows, and has nothing to sync for a flush.
+      const auto show = [&](Backend& there) {
+        const auto next = open_volume(there, ward.uuid());
+        const ByteVector shown = read_bytes(*next, 0, offset_of(0), kUnits * kUnitBytes);
+        next->flush();
+        return shown;
+      };
+      const ByteVector shown = show(*memory);
+      const auto unit = [&](uint64_t i) {
+        return ByteVector(shown.begin() + i * kUnitBytes, shown.begin() + (i + 1) * kUnitBytes);
+      };
+      CHECK(unit(1) == content_of(1, 100));
+      CHECK(unit(8) == content_of(8, 101));
+      const auto after =
+          memory->crash(memory->event_count(), MemoryBackend::Crash::kLoseUnsynced, 0);
+      CHECK(show(*after) == shown);
+      if (!has_failed) break;
+    }
+    CHECK(failures > 5);
+  }
 }
 
 }  // namespace tplstore

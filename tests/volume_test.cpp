@@ -82,52 +82,6 @@ TEST_CASE(
   CHECK(read_bytes(*f.volume, 0, 0, kBlockBytes) == expected);
 }
 
-TEST_CASE("a split block is not made whole with bytes that were trimmed while its rest was read") {
-  Fixture f;
-  // Somebody writes and trims block 0 over and over, and stops behind a trim when asked to.
-  std::atomic<bool> is_over{false};
-  std::atomic<bool> is_asked{false};
-  std::atomic<bool> has_stopped{false};
-  // It is asked by the next write when that has read the rest of that block.
-  std::atomic<std::thread::id> writer{};
-  f.backend.around = [&](ForwardingBackend::Call call, const std::string& name,
-                         const std::function<void()>& go_on) {
-    go_on();
-    if (call != ForwardingBackend::Call::kRead || !name.ends_with("data.1") ||
-        writer.load() != std::this_thread::get_id())
-      return;
-    is_asked = true;
-    while (!has_stopped) std::this_thread::yield();
-  };
-  std::thread other([&] {
-    const ByteVector bytes = filled(kBlockBytes, 1);
-    while (!is_over) {
-      f.volume->write(0, bytes, false);
-      f.volume->trim(0, kBlockBytes, false);
-      if (!is_asked) continue;
-      has_stopped = true;
-      while (is_asked && !is_over) std::this_thread::yield();
-      has_stopped = false;
-    }
-  });
-  const ByteVector sector = filled(kSectorBytes, 2);
-  ByteVector expected = filled(kBlockBytes, 0);
-  std::fill_n(expected.begin() + kSectorBytes, kSectorBytes, std::byte{2});
-  for (int i = 0; i < 3000; ++i) {
-    writer = std::this_thread::get_id();
-    f.volume->write(kSectorBytes, sector, false);
-    writer = std::thread::id();
-    if (!is_asked) continue;
-    const bool is_right = read_bytes(*f.volume, 0, 0, kBlockBytes) == expected;
-    is_asked = false;
-    while (has_stopped) std::this_thread::yield();
-    REQUIRE_MESSAGE(is_right, "in round ", i);
-  }
-  is_over = true;
-  other.join();
-  f.backend.around = nullptr;
-}
-
 TEST_CASE("a first write is not kept waiting by overwrites beside it") {
   Fixture f;
   f.volume->write(0, filled(4 * kBlockBytes, 1), false);

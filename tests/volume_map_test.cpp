@@ -279,7 +279,7 @@ TEST_CASE("a fork whose checkpoint says that an ancestor's version is its own is
   };
   REQUIRE(opens());
 
-  const auto pointer_object = backend.open("fork/map", Access::kWrite);
+  const auto pointer_object = backend.open("fork/map", Access::kWrite, Purpose::kMetadata);
   Superblock<MapPointer> pointers(kMapPointerMagic);
   MapPointer pointer = pointers.read(*pointer_object).value();
   const auto log = MapLog::open(backend, "fork", fork, pointer.generation, Access::kWrite);

@@ -411,9 +411,9 @@ MUTANTS = [
     Mutant("new-file-without-folder-sync",
            "A commit points into a file whose name is not durable.",
            "lib/volume/data_files.cpp",
-           "  backend.create(name_of(folder, version), round_up(disk_bytes, kBlockBytes));\n"
+           "  backend.create(name_of(folder, version), round_up(disk_bytes, kBlockBytes), Purpose::kData);\n"
            "  backend.sync_folder(folder);\n",
-           "  backend.create(name_of(folder, version), round_up(disk_bytes, kBlockBytes));\n",
+           "  backend.create(name_of(folder, version), round_up(disk_bytes, kBlockBytes), Purpose::kData);\n",
            CRASH),
 
     # --- locks, quiescing, grace periods

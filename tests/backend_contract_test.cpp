@@ -180,7 +180,7 @@ ON_EVERY_BACKEND("data that was cut off is an error, never zeroes", Fixture) {
     ByteVector a(4096, std::byte{1}), b(4096, std::byte{1}), c(10'000, std::byte{1});
     const ReadPiece pieces[] = {
         {as_metadata.get(), 0, a}, {object.get(), 1 << 20, b}, {as_metadata.get(), 4096, c}};
-    CHECK(error_code([&] { backend.read_batch(pieces); }) == EIO);
+    CHECK(error_code([&] { backend.read_batch(pieces).throw_first(); }) == EIO);
     CHECK(a == ByteVector(4096, std::byte{0}));
     CHECK(c == ByteVector(10'000, std::byte{0}));
   }
@@ -589,21 +589,21 @@ ON_EVERY_BACKEND("batches do what single calls do", Fixture) {
       writes[i].from = written[i];
       reads[i].into = read[i];
     }
-    backend.write_batch(writes);
-    backend.read_batch(reads);
+    backend.write_batch(writes).throw_first();
+    backend.read_batch(reads).throw_first();
     for (size_t i = 0; i < kPieces; ++i) {
       REQUIRE(read[i] == written[i]);
       REQUIRE(read_all(*reads[i].object, reads[i].offset, read[i].size()) == written[i]);
     }
   }
-  backend.read_batch({});
-  backend.write_batch({});
+  backend.read_batch({}).throw_first();
+  backend.write_batch({}).throw_first();
   // A tail shorter than a block, a part and all behind the end.
   auto tail = backend.create("v/log.9", 0, Purpose::kMetadata);
   tail->write(0, pattern(5000, 1));
   ByteVector a(4096), b(4096), c(100);
   const ReadPiece pieces[] = {{tail.get(), 4096, a}, {tail.get(), 8192, b}, {tail.get(), 4990, c}};
-  backend.read_batch(pieces);
+  backend.read_batch(pieces).throw_first();
   ByteVector expected = pattern(5000, 1);
   expected.resize(12'288);
   CHECK(std::ranges::equal(a, std::span(expected).subspan(4096, 4096)));
@@ -619,10 +619,59 @@ ON_EVERY_BACKEND("a batch with an error carries out the rest", Fixture) {
   const ByteVector bytes = pattern(4096, 1);
   const WritePiece pieces[] = {
       {good.get(), 0, bytes}, {unwritable.get(), 4096, bytes}, {good.get(), 8192, bytes}};
-  CHECK(error_code([&] { backend.write_batch(pieces); }) == EBADF);
+  CHECK(error_code([&] { backend.write_batch(pieces).throw_first(); }) == EBADF);
   CHECK(read_all(*good, 0, 4096) == bytes);
   CHECK(read_all(*good, 4096, 4096) == ByteVector(4096, std::byte{0}));
   CHECK(read_all(*good, 8192, 4096) == bytes);
+}
+
+ON_EVERY_BACKEND("a batch tells which of its pieces failed, and why", Fixture) {
+  Fixture fixture;
+  Backend& backend = fixture.backend;
+  auto object = backend.create("v/data.1", 1 << 20, Purpose::kData);
+  for (const size_t count : {1, 2, 300}) {  // alone, and more than go to a ring at once
+    CAPTURE(count);
+    std::vector<ByteVector> buffers(count, ByteVector(512, std::byte{1}));
+    std::vector<ReadPiece> pieces;
+    std::vector<size_t> expected;
+    for (size_t i = 0; i < count; ++i) {
+      const bool is_past_end = i % 3 == 0;
+      if (is_past_end) expected.push_back(i);
+      pieces.push_back({object.get(), is_past_end ? 1 << 20 : i * 512, buffers[i]});
+    }
+    const BatchFailures result = backend.read_batch(pieces);
+    CHECK_FALSE(result.empty());
+    std::vector<size_t> failed;
+    for (const BatchFailures::Failure& failure : result.all()) {
+      failed.push_back(failure.piece);
+      CHECK(error_code([&] { std::rethrow_exception(failure.error); }) == EIO);
+    }
+    std::ranges::sort(failed);
+    CHECK(failed == expected);
+    for (size_t i = 0; i < count; ++i)
+      if (i % 3 != 0) REQUIRE(buffers[i] == ByteVector(512, std::byte{0}));
+  }
+}
+
+ON_EVERY_BACKEND("a batch with another backend's object is refused, and nothing of it done",
+                 Fixture) {
+  Fixture fixture;
+  Fixture other;
+  auto own = fixture.backend.create("v/data.1", 1 << 20, Purpose::kData);
+  auto foreign = other.backend.create("v/data.1", 1 << 20, Purpose::kData);
+  const ByteVector bytes = pattern(4096, 1);
+  const WritePiece writes[] = {{own.get(), 0, bytes}, {foreign.get(), 0, bytes}};
+  CHECK(error_code([&] { fixture.backend.write_batch(writes).throw_first(); }) == EINVAL);
+  for (Object* object : {own.get(), foreign.get()})
+    CHECK(read_all(*object, 0, 4096) == ByteVector(4096, std::byte{0}));
+  ByteVector a(4096, std::byte{1});
+  const ReadPiece reads[] = {{own.get(), 0, a}, {foreign.get(), 0, a}};
+  CHECK(error_code([&] { fixture.backend.read_batch(reads).throw_first(); }) == EINVAL);
+  CHECK(a == ByteVector(4096, std::byte{1}));
+  MemoryBackend of_another_kind;
+  auto in_memory = of_another_kind.create("x", 4096, Purpose::kData);
+  const ReadPiece alone[] = {{in_memory.get(), 0, a}};
+  CHECK(error_code([&] { fixture.backend.read_batch(alone).throw_first(); }) == EINVAL);
 }
 
 ON_EVERY_BACKEND("threads that write neighbouring bytes lose none of them", Fixture) {

@@ -68,7 +68,8 @@ class Gate {
 
 class GatedObject final : public Object {
  public:
-  GatedObject(std::unique_ptr<Object> inner, Gate& gate) : inner_(std::move(inner)), gate_(gate) {}
+  GatedObject(Backend& owner, std::unique_ptr<Object> inner, Gate& gate)
+      : Object(owner), inner_(std::move(inner)), gate_(gate) {}
   void read(uint64_t offset, MutableBytes into) override { inner_->read(offset, into); }
   void write(uint64_t offset, Bytes from) override { inner_->write(offset, from); }
   void punch(uint64_t offset, uint64_t length) override { inner_->punch(offset, length); }
@@ -92,17 +93,11 @@ class GatedBackend final : public Backend {
  public:
   explicit GatedBackend(Gate& gate) : gate_(gate) { inner_.set_recording(false); }
   std::unique_ptr<Object> open(const std::string& name, Access access, Purpose purpose) override {
-    return std::make_unique<GatedObject>(inner_.open(name, access, purpose), gate_);
+    return std::make_unique<GatedObject>(*this, inner_.open(name, access, purpose), gate_);
   }
   std::unique_ptr<Object> create(const std::string& name, uint64_t size_bytes,
                                  Purpose purpose) override {
-    return std::make_unique<GatedObject>(inner_.create(name, size_bytes, purpose), gate_);
-  }
-  void read_batch(std::span<const ReadPiece> pieces) override {
-    for (const ReadPiece& piece : pieces) piece.object->read(piece.offset, piece.into);
-  }
-  void write_batch(std::span<const WritePiece> pieces) override {
-    for (const WritePiece& piece : pieces) piece.object->write(piece.offset, piece.from);
+    return std::make_unique<GatedObject>(*this, inner_.create(name, size_bytes, purpose), gate_);
   }
   bool put_new(const std::string& name, Bytes content) override {
     return inner_.put_new(name, content);

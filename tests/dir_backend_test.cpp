@@ -186,7 +186,7 @@ TEST_CASE("an object whose file was replaced or removed meanwhile is not there")
   CHECK(error_code([&] { object->write(0, pattern(1, 1)); }) == ENOENT);
   ByteVector a(10), b(10);
   const ReadPiece pieces[] = {{object.get(), 0, a}, {other.get(), 0, b}};
-  CHECK(error_code([&] { backend.read_batch(pieces); }) == ENOENT);
+  CHECK(error_code([&] { backend.read_batch(pieces).throw_first(); }) == ENOENT);
   fs::rename(directory.path() + "/v/kept", directory.path() + "/v/a");
   CHECK(read_all(*object, 0, 100) == ByteVector(100, std::byte{0}));
 }
@@ -215,6 +215,85 @@ TEST_CASE("a process short of descriptors closes idle ones") {
   CHECK(objects.size() == 100);
 }
 
+TEST_CASE("directories share what descriptors there are, and the rings") {
+  rlimit before{};
+  REQUIRE(getrlimit(RLIMIT_NOFILE, &before) == 0);
+  const FileDescriptor probe(open("/dev/null", O_RDONLY | O_CLOEXEC));
+  rlimit low = before;
+  low.rlim_cur = probe.get() + 40;
+  constexpr size_t kDirectories = 5;
+  constexpr size_t kEach = 60;
+  TemporaryDirectory directories[kDirectories];
+  std::vector<std::unique_ptr<DirBackend>> backends;
+  std::vector<std::unique_ptr<Object>> objects;
+  REQUIRE(setrlimit(RLIMIT_NOFILE, &low) == 0);
+  size_t open_max = 0;
+  const int code = error_code([&] {
+    for (const TemporaryDirectory& directory : directories)
+      backends.push_back(std::make_unique<DirBackend>(directory.path(), false, no_log));
+    for (size_t i = 0; i < kDirectories * kEach; ++i) {
+      objects.push_back(backends[i / kEach]->create(fmt::format("v/{}", i), 100, Purpose::kData));
+      objects.back()->write(0, pattern(100, i));
+      objects.back()->sync();
+      open_max = std::max(open_max, backends[0]->open_descriptors());
+    }
+    std::vector<std::thread> threads;
+    std::atomic<int> wrong = 0;
+    for (size_t t = 0; t < 4; ++t)
+      threads.emplace_back([&, t] {
+        std::mt19937_64 random(t);
+        for (int round = 0; round < 500; ++round) {
+          const size_t i = random() % objects.size();
+          if (read_all(*objects[i], 0, 100) != pattern(100, i)) ++wrong;
+        }
+      });
+    for (std::thread& thread : threads) thread.join();
+    if (wrong > 0) fail(EIO, "objects", "have other bytes");
+    // A batch of each, that has more objects than there are descriptors, is done all the same.
+    for (size_t d = 0; d < kDirectories; ++d) {
+      std::vector<ByteVector> buffers(16, ByteVector(100));
+      std::vector<ReadPiece> pieces;
+      for (size_t i = 0; i < buffers.size(); ++i)
+        pieces.push_back({objects[d * kEach + i].get(), 0, buffers[i]});
+      backends[d]->read_batch(pieces).throw_first();
+      for (size_t i = 0; i < buffers.size(); ++i)
+        if (buffers[i] != pattern(100, d * kEach + i)) fail(EIO, "a piece", "has other bytes");
+    }
+  });
+  REQUIRE(setrlimit(RLIMIT_NOFILE, &before) == 0);
+  CHECK(code == 0);
+  CHECK(objects.size() == kDirectories * kEach);
+  CHECK(open_max <= low.rlim_cur - low.rlim_cur / 4);
+  for (const auto& backend : backends) {
+    CHECK(backend->open_descriptors() == backends[0]->open_descriptors());
+    CHECK(backend->ring_batches() == backends[0]->ring_batches());
+  }
+}
+
+TEST_CASE("threads that open the same objects again and again get the right ones") {
+  TemporaryDirectory directory;
+  DirBackend backend(directory.path(), false, no_log, {.descriptor_cap = 1});
+  std::vector<std::unique_ptr<Object>> objects;
+  for (size_t i = 0; i < 4; ++i) {
+    objects.push_back(backend.create(fmt::format("v/{}", i), 100, Purpose::kData));
+    objects[i]->write(0, pattern(100, i));
+    objects[i]->sync();
+  }
+  // Each use closes the others; many threads use each at once.
+  std::atomic<int> wrong = 0;
+  std::vector<std::thread> threads;
+  for (size_t t = 0; t < 8; ++t)
+    threads.emplace_back([&, t] {
+      for (size_t round = 0; round < 2000; ++round) {
+        const size_t i = (round + t / 2) % objects.size();
+        if (read_all(*objects[i], 0, 100) != pattern(100, i)) ++wrong;
+      }
+    });
+  for (std::thread& thread : threads) thread.join();
+  CHECK(wrong == 0);
+  CHECK(backend.open_descriptors() <= 4);
+}
+
 TEST_CASE("after a failed sync an object is not written or synced any more") {
   TemporaryDirectory directory;
   std::atomic<int> failure = 0;
@@ -232,7 +311,7 @@ TEST_CASE("after a failed sync an object is not written or synced any more") {
   CHECK(error_code([&] { object->write(5000, pattern(10, 2)); }) == EIO);
   const ByteVector bytes = pattern(10, 3);
   const WritePiece pieces[] = {{object.get(), 0, bytes}, {object.get(), 100, bytes}};
-  CHECK(error_code([&] { backend.write_batch(pieces); }) == EIO);
+  CHECK(error_code([&] { backend.write_batch(pieces).throw_first(); }) == EIO);
   CHECK(read_all(*object, 0, 10) == pattern(10, 1));
   object = backend.open("v/data.1", Access::kWrite, Purpose::kData);
   object->write(0, pattern(10, 4));
@@ -288,7 +367,7 @@ TEST_CASE("an aligned direct write is not undone by an unaligned one beside it")
     if (i % 2 == 0) {
       object->write(0, block);
     } else {
-      backend.write_batch(pieces);
+      backend.write_batch(pieces).throw_first();
     }
     const ByteVector first = read_all(*object, 0, kBlockBytes - kSectorBytes);
     if (!std::ranges::equal(first, Bytes(block).first(first.size()))) ++undone;
@@ -310,7 +389,7 @@ TEST_CASE("a batch of reads goes through a ring, whatever its alignment") {
     std::vector<ReadPiece> pieces;
     for (size_t i = 0; i < buffers.size(); ++i)
       pieces.push_back({object.get(), i * 999, buffers[i]});
-    backend.read_batch(pieces);
+    backend.read_batch(pieces).throw_first();
     for (size_t i = 0; i < buffers.size(); ++i) {
       REQUIRE(buffers[i] == read_all(*object, i * 999, 777));
     }
@@ -525,13 +604,13 @@ TEST_CASE("a lock lasts until what its dead owner wrote has ended, and no longer
     const ByteVector block = pattern(kBlockBytes, 1);
     const std::array<WritePiece, 2> pieces = {WritePiece{data.get(), 0, block},
                                               WritePiece{data.get(), 2 * kBlockBytes, block}};
-    backend.write_batch(pieces);
+    backend.write_batch(pieces).throw_first();
     if (backend.ring_batches() == 0) say('n');
     // What a lock that is let go of leaves in the ring is not locked.
     lock.reset();
     if (backend.is_locked("lock")) say('l');
     lock = backend.try_lock("lock", LockMode::kExclusive);
-    backend.write_batch(pieces);
+    backend.write_batch(pieces).throw_first();
     // The kernel closes the descriptors of who is killed, and then waits for the ring's requests.
     // Closing the lock's own one looks the same from outside.
     for (const auto& entry : fs::directory_iterator("/proc/self/fd")) {

@@ -63,12 +63,6 @@ class ForwardingBackend final : public Backend {
     pass(Call::kCreate, name, [&] { object = to_.create(name, size_bytes, purpose); });
     return std::make_unique<Hooked>(*this, name, std::move(object));
   }
-  void read_batch(std::span<const ReadPiece> pieces) override {
-    for (const ReadPiece& piece : pieces) piece.object->read(piece.offset, piece.into);
-  }
-  void write_batch(std::span<const WritePiece> pieces) override {
-    for (const WritePiece& piece : pieces) piece.object->write(piece.offset, piece.from);
-  }
   bool put_new(const std::string& name, Bytes content) override {
     bool is_new = false;
     pass(Call::kPutNew, name, [&] { is_new = to_.put_new(name, content); });
@@ -114,7 +108,7 @@ class ForwardingBackend final : public Backend {
   class Hooked final : public Object {
    public:
     Hooked(ForwardingBackend& backend, std::string name, std::unique_ptr<Object> to)
-        : backend_(backend), name_(std::move(name)), to_(std::move(to)) {}
+        : Object(backend), backend_(backend), name_(std::move(name)), to_(std::move(to)) {}
     void read(uint64_t offset, MutableBytes into) override {
       if (backend_.on_read) backend_.on_read(name_);
       backend_.pass(Call::kRead, name_, [&] { to_->read(offset, into); });

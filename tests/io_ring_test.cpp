@@ -24,8 +24,6 @@ namespace {
 
 constexpr size_t kFileBytes = 1 << 20;
 
-void no_log(const std::string&) {}
-
 ByteVector pattern(size_t size, uint64_t seed) {
   ByteVector bytes(size);
   std::mt19937_64 random(seed);
@@ -57,7 +55,8 @@ struct AlignedPages {
 };
 
 // Reads many ranges as one batch; whether all came right.
-bool reads_right(IoRingPool& pool, const FilledFile& file, uint64_t seed) {
+bool reads_right(IoRingPool& pool, const FilledFile& file, uint64_t seed,
+                 const IoRingPool::Log& log = {}) {
   std::mt19937_64 random(seed);
   std::vector<ByteVector> buffers(200);
   std::vector<IoOp> ops;
@@ -65,7 +64,7 @@ bool reads_right(IoRingPool& pool, const FilledFile& file, uint64_t seed) {
     buffer.resize(random() % 5000);
     ops.push_back(IoOp::read(file.fd.get(), random() % (kFileBytes - 5000), buffer, false));
   }
-  pool.run_batch(ops);
+  pool.run_batch(ops, log);
   return std::ranges::all_of(ops, [&](const IoOp& op) {
     return op.error == 0 && op.done == op.length &&
            std::equal(op.data, op.data + op.length, file.content.begin() + op.offset);
@@ -93,7 +92,7 @@ void wait_for_unlock(const std::string& path) {
 
 bool has_io_uring() {
   FilledFile file;
-  IoRingPool pool(no_log);
+  IoRingPool pool;
   return reads_right(pool, file, 1) && pool.ring_batches() == 1;
 }
 
@@ -101,14 +100,14 @@ bool has_io_uring() {
 
 TEST_CASE("a batch through a ring reads what is there") {
   FilledFile file;
-  IoRingPool pool(no_log);
+  IoRingPool pool;
   for (uint64_t seed = 0; seed < 20; ++seed) CHECK(reads_right(pool, file, seed));
   if (!has_io_uring()) MESSAGE("io_uring is not allowed here: tested without");
 }
 
 TEST_CASE("a read ends at the end of the file, a part of it or all") {
   FilledFile file;
-  IoRingPool pool(no_log);
+  IoRingPool pool;
   for (const bool is_direct : {false, true}) {
     CAPTURE(is_direct);
     if (is_direct) REQUIRE(fcntl(file.fd.get(), F_SETFL, O_DIRECT) == 0);
@@ -133,7 +132,7 @@ TEST_CASE("a read ends at the end of the file, a part of it or all") {
 
 TEST_CASE("direct writes go through a ring, and buffered ones beside it") {
   FilledFile file;
-  IoRingPool pool(no_log);
+  IoRingPool pool;
   const FileDescriptor direct(
       open((file.directory.path() + "/file").c_str(), O_RDWR | O_DIRECT | O_CLOEXEC));
   REQUIRE(direct);
@@ -163,7 +162,7 @@ TEST_CASE("each operation of a batch has its own result") {
   ByteVector buffer(3 * 4096);
   for (const size_t rings_max : {size_t{0}, kRingsMax}) {
     CAPTURE(rings_max);
-    IoRingPool pool(no_log, rings_max);
+    IoRingPool pool(rings_max);
     const MutableBytes into(buffer);
     IoOp ops[] = {IoOp::read(file.fd.get(), 0, into.first(4096), false),
                   IoOp::read(-1, 0, into.subspan(4096, 4096), false),
@@ -196,7 +195,7 @@ TEST_CASE("a transfer that stops short is continued") {
     REQUIRE(write(in.get(), sent.data() + at, 100) == 100);
   }
   FilledFile file;
-  IoRingPool pool(no_log);
+  IoRingPool pool;
   ByteVector received(sent.size());
   ByteVector other(100);
   IoOp ops[] = {IoOp::read(out.get(), 0, received, false),
@@ -210,7 +209,7 @@ TEST_CASE("a transfer that stops short is continued") {
 
 TEST_CASE("more threads than rings") {
   FilledFile file;
-  IoRingPool pool(no_log, 2);
+  IoRingPool pool(2);
   std::vector<std::thread> threads;
   std::atomic<int> wrong = 0;
   for (uint64_t t = 0; t < 8; ++t) {
@@ -227,7 +226,7 @@ TEST_CASE("more threads than rings") {
 TEST_CASE("the environment can forbid rings") {
   FilledFile file;
   setenv("TPLSTORE_NO_IO_URING", "1", 1);
-  IoRingPool pool(no_log);
+  IoRingPool pool;
   unsetenv("TPLSTORE_NO_IO_URING");
   CHECK(reads_right(pool, file, 1));
   CHECK(pool.ring_batches() == 0);
@@ -237,10 +236,11 @@ TEST_CASE("a process that may make no rings works without, and says so once") {
   FilledFile file;
   const int result = in_child([&] {
     int lines = 0;
-    IoRingPool pool([&](const std::string&) { ++lines; });
+    IoRingPool pool;
+    const auto count = [&](const std::string&) { ++lines; };
     if (!forbid(SYS_io_uring_setup)) return 77;
     for (uint64_t seed = 0; seed < 5; ++seed) {
-      if (!reads_right(pool, file, seed)) return 1;
+      if (!reads_right(pool, file, seed, count)) return 1;
     }
     return pool.ring_batches() == 0 && lines == 1 ? 0 : 2;
   });
@@ -258,7 +258,7 @@ TEST_CASE("a ring that takes nothing any more leaves no operation undone") {
   }
   FilledFile file;
   const int result = in_child([&] {
-    IoRingPool pool(no_log, 1);
+    IoRingPool pool(1);
     if (!reads_right(pool, file, 1)) return 1;
     if (!forbid(SYS_io_uring_enter)) return 77;
     for (uint64_t seed = 2; seed < 6; ++seed) {
@@ -279,7 +279,7 @@ TEST_CASE("a child does not use the rings of its parent") {
     return;
   }
   FilledFile file;
-  IoRingPool pool(no_log);
+  IoRingPool pool;
   CHECK(reads_right(pool, file, 1));
   CHECK(in_child([&] {
           for (uint64_t seed = 0; seed < 5; ++seed) {
@@ -320,7 +320,7 @@ TEST_CASE("a ring that writes keeps the locks that are held, until it is gone or
     for (const IoOp& op : ops) CHECK(op.error == 0);
   };
   {
-    IoRingPool pool(no_log);
+    IoRingPool pool;
     pool.kept_files()->add(locks[0].get());
     write_two(pool);
     // And one that was taken when the ring was there already.
@@ -336,7 +336,7 @@ TEST_CASE("a ring that writes keeps the locks that are held, until it is gone or
   // The kernel takes a ring apart in the background.
   for (int i = 0; i < 2; ++i) wait_for_unlock(path_of(i));
 
-  IoRingPool pool(no_log);
+  IoRingPool pool;
   pool.kept_files()->add(locks[2].get());
   write_two(pool);
   pool.kept_files()->remove(locks[2].get());

@@ -417,7 +417,7 @@ TEST_CASE("syncs and reads fail when told to") {
   CHECK(error_code([&] { backend.get("v/x", 100); }) == EIO);
   ByteVector byte(1);
   const ReadPiece pieces[] = {{object.get(), 0, byte}, {object.get(), 1, byte}};
-  CHECK(error_code([&] { backend.read_batch(pieces); }) == EIO);
+  CHECK(error_code([&] { backend.read_batch(pieces).throw_first(); }) == EIO);
   backend.fail_reads("v/", 0);
   CHECK(backend.get("v/x", 100) == filled(10, 1));
 }

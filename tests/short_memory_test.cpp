@@ -69,7 +69,7 @@ int signal_of(const std::function<void()>& work) {
 
 TEST_CASE("one failed allocation while a ring is made ends no server") {
   CHECK(signal_of([] {
-          IoRingPool pool([](const std::string&) {});
+          IoRingPool pool;
           char buffers[2][512];
           const int fd = open("/proc/self/exe", O_RDONLY);
           IoOp ops[] = {IoOp::read(fd, 0, std::as_writable_bytes(std::span(buffers[0])), false),
@@ -134,7 +134,7 @@ TEST_CASE("a frame of the map log that says it is huge takes no memory for it") 
   header.previous = end.checksum;
   header.sequence = end.sequence + 1;
   header.kind = static_cast<uint16_t>(FrameKind::kUpdates);
-  const auto object = backend.open(MapLog::object_name("v", 1), Access::kWrite);
+  const auto object = backend.open(MapLog::object_name("v", 1), Access::kWrite, Purpose::kMetadata);
   object->grow(uint64_t{2} << 30);
   for (const uint32_t length : {uint32_t{512} << 20, uint32_t{1536} << 20}) {
     CAPTURE(length);

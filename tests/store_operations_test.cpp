@@ -30,8 +30,6 @@ class LateBackend final : public Backend {
                                  Purpose purpose) override {
     return to_.create(name, size_bytes, purpose);
   }
-  void read_batch(std::span<const ReadPiece> pieces) override { to_.read_batch(pieces); }
-  void write_batch(std::span<const WritePiece> pieces) override { to_.write_batch(pieces); }
   bool put_new(const std::string& name, Bytes content) override {
     if (!name.starts_with("templates/") || !on_linked) return to_.put_new(name, content);
     // As DirBackend does: the content is synced, the name is given, the folder is synced.

@@ -18,14 +18,18 @@
 // Errors: Error with the system's errno; ENOENT where an object is not there, ENOSPC when full.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <exception>
 #include <memory>
+#include <new>
 #include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "base/bytes.h"
+#include "base/error.h"
 
 namespace tplstore {
 
@@ -44,10 +48,18 @@ struct DataRange {
   uint64_t length;  // never 0
 };
 
+class Backend;
+
 // An open object. Closing (destroying) it does not sync.
 class Object {
  public:
+  explicit Object(Backend& owner) : owner_(owner) {}
   virtual ~Object() = default;
+  Object(const Object&) = delete;
+  Object& operator=(const Object&) = delete;
+
+  // The backend whose batches it may be in.
+  Backend& owner() const { return owner_; }
 
   // Fills `into`; bytes never written read as zeroes. So do those past the end of metadata; to read
   // such of data is EIO: what was there has been cut off.
@@ -74,6 +86,9 @@ class Object {
   // the range is all from `offset` to the end. What is written or punched during the call may be
   // seen or not.
   virtual std::optional<DataRange> find_data(uint64_t offset) = 0;
+
+ private:
+  Backend& owner_;
 };
 
 // Makes what an earlier life left of an object durable, as far as it can be, and what is read of it
@@ -93,6 +108,45 @@ struct WritePiece {
   Object* object;
   uint64_t offset;
   Bytes from;
+};
+
+// What failed of a batch, piece by piece; the others are done.
+class [[nodiscard]] BatchFailures {
+ public:
+  struct Failure {
+    size_t piece;  // its index in the batch
+    std::exception_ptr error;
+  };
+  bool empty() const { return failures_.empty() && !is_incomplete_; }
+  // In no order. std::bad_alloc when there was no memory to tell.
+  const std::vector<Failure>& all() const {
+    if (is_incomplete_) throw std::bad_alloc();
+    return failures_;
+  }
+  // Throws the error of the first piece that has one.
+  void throw_first() const {
+    if (empty()) [[likely]]
+      return;
+    std::rethrow_exception(std::ranges::min_element(all(), {}, &Failure::piece)->error);
+  }
+
+  // For backends: does a part of what a piece needs.
+  template <typename Step>
+  void attempt(size_t piece, Step step) noexcept {
+    try {
+      step();
+    } catch (...) {
+      try {
+        failures_.push_back({piece, std::current_exception()});
+      } catch (...) {
+        is_incomplete_ = true;
+      }
+    }
+  }
+
+ private:
+  std::vector<Failure> failures_;
+  bool is_incomplete_ = false;
 };
 
 // An object has a lock per slot, and the locks of different slots do not touch each other. So one
@@ -116,10 +170,20 @@ class Backend {
   virtual std::unique_ptr<Object> create(const std::string& name, uint64_t size_bytes,
                                          Purpose purpose) = 0;
 
-  // Several pieces at once, of any objects of this backend; returns when all have ended, and
-  // throws the first error then.
-  virtual void read_batch(std::span<const ReadPiece> pieces) = 0;
-  virtual void write_batch(std::span<const WritePiece> pieces) = 0;
+  // Several pieces at once, of any objects of this backend; returns when all have ended. EINVAL,
+  // and nothing is done, when an object is another backend's.
+  BatchFailures read_batch(std::span<const ReadPiece> pieces) {
+    check_owned(pieces);
+    BatchFailures failures;
+    run_reads(pieces, failures);
+    return failures;
+  }
+  BatchFailures write_batch(std::span<const WritePiece> pieces) {
+    check_owned(pieces);
+    BatchFailures failures;
+    run_writes(pieces, failures);
+    return failures;
+  }
 
   // Publishes `content` under a new name, atomically and durably: after a crash the object is
   // there whole or not at all. False, and nothing changed, when the name exists.
@@ -154,6 +218,24 @@ class Backend {
   virtual uint32_t write_alignment_bytes() const = 0;
   // For messages: "/srv/store", "memory".
   virtual std::string describe() const = 0;
+
+ private:
+  // A backend that can do no better does them one after the other.
+  virtual void run_reads(std::span<const ReadPiece> pieces, BatchFailures& failures) {
+    for (size_t i = 0; i < pieces.size(); ++i)
+      failures.attempt(i, [&] { pieces[i].object->read(pieces[i].offset, pieces[i].into); });
+  }
+  virtual void run_writes(std::span<const WritePiece> pieces, BatchFailures& failures) {
+    for (size_t i = 0; i < pieces.size(); ++i)
+      failures.attempt(i, [&] { pieces[i].object->write(pieces[i].offset, pieces[i].from); });
+  }
+  template <typename Piece>
+  void check_owned(std::span<const Piece> pieces) const {
+    for (const Piece& piece : pieces)
+      if (&piece.object->owner() != this)
+        fail(EINVAL, describe(), "was given an object of {} in a batch",
+             piece.object->owner().describe());
+  }
 };
 
 }  // namespace tplstore

@@ -64,7 +64,7 @@ Object& TemplateImage::segment(uint32_t index) {
   return *opened_.back();
 }
 
-void TemplateImage::resolve(uint64_t offset, MutableBytes into, PieceList& pieces) {
+void TemplateImage::resolve(uint64_t offset, MutableBytes into, ReadPlan& plan) {
   const uint64_t available = offset < size_bytes() ? size_bytes() - offset : 0;
   const uint64_t end = offset + std::min<uint64_t>(into.size(), available);
   const auto zero = [&](uint64_t from, uint64_t to) {
@@ -83,8 +83,8 @@ void TemplateImage::resolve(uint64_t offset, MutableBytes into, PieceList& piece
     const uint64_t piece_end = std::min(end, run->end() * kBlockBytes);
     const uint64_t in_segment =
         run->segment_block * uint64_t{kBlockBytes} + (position - run->block * kBlockBytes);
-    pieces.add({&segment(run->segment), in_segment,
-                into.subspan(position - offset, piece_end - position)});
+    plan.add(segment(run->segment), in_segment,
+             into.subspan(position - offset, piece_end - position));
     touched_bytes += piece_end - position;
     position = piece_end;
   }
@@ -97,9 +97,9 @@ void TemplateImage::resolve(uint64_t offset, MutableBytes into, PieceList& piece
 }
 
 void TemplateImage::read(uint64_t offset, MutableBytes into) {
-  PieceList pieces;
-  resolve(offset, into, pieces);
-  pieces.read_all(backend_);
+  ReadPlan plan;
+  resolve(offset, into, plan);
+  plan.run();
 }
 
 TemplateImage::Run TemplateImage::run_at(uint64_t block, uint64_t count) const {

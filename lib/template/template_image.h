@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "backend/backend.h"
-#include "backend/piece_list.h"
+#include "backend/read_plan.h"
 #include "base/disk.h"
 #include "template/manifest.h"
 
@@ -32,9 +32,9 @@ class TemplateImage {
   uint64_t size_bytes() const;
 
   // Resolves [offset, offset + into.size()), any alignment: zero-fills what is a hole or lies past
-  // the end, and appends the reads of the rest to `pieces`. Does no I/O itself, but for opening
+  // the end, and appends the reads of the rest to `plan`. Does no I/O itself, but for opening
   // segments.
-  void resolve(uint64_t offset, MutableBytes into, PieceList& pieces);
+  void resolve(uint64_t offset, MutableBytes into, ReadPlan& plan);
   // The same and reads them.
   void read(uint64_t offset, MutableBytes into);
 

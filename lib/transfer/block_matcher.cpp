@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "backend/read_plan.h"
+
 namespace tplstore {
 namespace {
 
@@ -74,7 +76,7 @@ void BlockMatcher::compare(std::span<Wanted> wanted, std::vector<Comparison>& co
     return is_before(a.location, b.location);
   });
   buffer_.resize(std::max<size_t>(buffer_.size(), comparisons.size() * kBlockBytes));
-  pieces_.clear();
+  ReadPlan plan;
   // The bytes of comparison i go to slot slots[i] of the buffer; equal places share one.
   std::vector<uint32_t> slots(comparisons.size());
   uint32_t used = 0;
@@ -92,20 +94,13 @@ void BlockMatcher::compare(std::span<Wanted> wanted, std::vector<Comparison>& co
       std::fill(into.begin(), into.end(), std::byte{0});  // wanted blocks are never zero
       continue;
     }
-    const uint64_t offset = location.block * uint64_t{kBlockBytes};
-    if (!pieces_.empty() && pieces_.back().object == object &&
-        pieces_.back().offset + pieces_.back().into.size() == offset &&
-        pieces_.back().into.data() + pieces_.back().into.size() == into.data()) {
-      pieces_.back().into = {pieces_.back().into.data(), pieces_.back().into.size() + kBlockBytes};
-    } else {
-      pieces_.push_back({object, offset, into});
-    }
+    plan.add(*object, location.block * uint64_t{kBlockBytes}, into);
   }
   bool is_read = true;
   try {
-    if (!pieces_.empty()) backend_.read_batch(pieces_);
+    plan.run();
   } catch (const Error&) {
-    is_read = false;  // some piece failed, and nobody says which
+    is_read = false;
   }
   for (size_t i = 0; i < comparisons.size(); ++i) {
     Wanted& block = wanted[comparisons[i].wanted];

@@ -44,7 +44,6 @@ class BlockMatcher {
   const BlockIndex& index_;
   std::vector<std::unique_ptr<Object>> open_;  // by number
   std::vector<Comparison> comparisons_;
-  std::vector<ReadPiece> pieces_;
   ByteVector buffer_;
 };
 

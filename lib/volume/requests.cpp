@@ -92,7 +92,7 @@ void Volume::read_range(uint32_t version, uint64_t offset, MutableBytes into) {
 
 // Reads what a lookup has found, in the request that has looked it up.
 void Volume::read_runs(const RunList& runs, uint64_t offset, MutableBytes into) {
-  PieceList pieces;
+  ReadPlan plan;
   uint64_t template_bytes = 0;
   uint64_t own_bytes = 0;
   size_t template_pieces = 0;
@@ -104,22 +104,22 @@ void Volume::read_runs(const RunList& runs, uint64_t offset, MutableBytes into) 
     if (reads_as_hole(run)) {
       std::memset(part.data(), 0, part.size());
     } else if (run.source == kSourceUnmapped) {
-      const size_t before = pieces.size();
-      template_->resolve(begin, part, pieces);
-      template_pieces += pieces.size() - before;
-      if (pieces.size() > before) template_bytes += part.size();
+      const size_t before = plan.size();
+      template_->resolve(begin, part, plan);
+      template_pieces += plan.size() - before;
+      if (plan.size() > before) template_bytes += part.size();
     } else {
-      pieces.add({&files_->get(run.source), begin, part});
+      plan.add(files_->get(run.source), begin, part);
       own_bytes += part.size();
     }
   }
-  pieces.read_all(backend_);
+  plan.run();
   if (template_pieces > 0) {
     Counters::add(counters_->template_reads, template_pieces);
     Counters::add(counters_->template_read_bytes, template_bytes);
   }
-  if (pieces.size() > template_pieces) {
-    Counters::add(counters_->data_file_reads, pieces.size() - template_pieces);
+  if (plan.size() > template_pieces) {
+    Counters::add(counters_->data_file_reads, plan.size() - template_pieces);
     Counters::add(counters_->data_file_read_bytes, own_bytes);
   }
 }
@@ -332,7 +332,7 @@ bool Volume::try_first_write(uint64_t offset, Bytes from, Edge& head, Edge& tail
     if (piece_count == 1) {
       file.object->write(pieces[0].offset, pieces[0].from);
     } else {
-      backend_.write_batch(std::span(pieces).first(piece_count));
+      backend_.write_batch(std::span(pieces).first(piece_count)).throw_first();
     }
     file.note_write();
     map_->assign(first, count, current, reserved);

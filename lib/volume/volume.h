@@ -35,7 +35,6 @@
 #include <vector>
 
 #include "backend/backend.h"
-#include "backend/piece_list.h"
 #include "base/chore.h"
 #include "base/disk.h"
 #include "base/grace_period.h"

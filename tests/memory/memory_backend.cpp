@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <exception>
 
 #include "backend/object_name.h"
 
@@ -43,7 +42,8 @@ class MemoryObject final : public Object {
  public:
   MemoryObject(MemoryBackend& backend, std::string name, uint64_t object, Access access,
                Purpose purpose)
-      : backend_(backend),
+      : Object(backend),
+        backend_(backend),
         name_(std::move(name)),
         object_(object),
         access_(access),
@@ -255,30 +255,6 @@ std::unique_ptr<Object> MemoryBackend::create(const std::string& name, uint64_t 
   record({.kind = Kind::kCreate, .name = name, .object = object, .length = size_bytes});
   return std::make_unique<MemoryObject>(*this, name, object_opened(object), Access::kWrite,
                                         purpose);
-}
-
-void MemoryBackend::read_batch(std::span<const ReadPiece> pieces) {
-  std::exception_ptr first_error;
-  for (const ReadPiece& piece : pieces) {
-    try {
-      piece.object->read(piece.offset, piece.into);
-    } catch (...) {
-      if (!first_error) first_error = std::current_exception();
-    }
-  }
-  if (first_error) std::rethrow_exception(first_error);
-}
-
-void MemoryBackend::write_batch(std::span<const WritePiece> pieces) {
-  std::exception_ptr first_error;
-  for (const WritePiece& piece : pieces) {
-    try {
-      piece.object->write(piece.offset, piece.from);
-    } catch (...) {
-      if (!first_error) first_error = std::current_exception();
-    }
-  }
-  if (first_error) std::rethrow_exception(first_error);
 }
 
 bool MemoryBackend::put_new(const std::string& name, Bytes content) {

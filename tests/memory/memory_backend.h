@@ -45,8 +45,6 @@ class MemoryBackend final : public Backend {
   std::unique_ptr<Object> open(const std::string& name, Access access, Purpose purpose) override;
   std::unique_ptr<Object> create(const std::string& name, uint64_t size_bytes,
                                  Purpose purpose) override;
-  void read_batch(std::span<const ReadPiece> pieces) override;
-  void write_batch(std::span<const WritePiece> pieces) override;
   bool put_new(const std::string& name, Bytes content) override;
   std::optional<ByteVector> get(const std::string& name, uint64_t max_bytes) override;
   std::vector<std::string> list(const std::string& folder) override;

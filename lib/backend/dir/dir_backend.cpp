@@ -9,15 +9,14 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <exception>
 
 #include "backend/object_name.h"
 
 namespace tplstore {
 namespace {
 
-constexpr size_t kBatchMax =
-    128;  // pieces handed to a ring at once; their operations are on the stack
+// Pieces handed to a ring at once; their operations are on the stack.
+constexpr size_t kBatchMax = 128;
 constexpr size_t kDescriptorCapMin = 16;
 constexpr size_t kDescriptorCapMax = 65536;
 constexpr std::string_view kTemporaryPrefix = ".tmp-";  // no object's name starts with a dot
@@ -56,24 +55,15 @@ class FileLock final : public HeldLock {
   const pid_t owner_ = getpid();
 };
 
-// Runs what may throw for each piece of a batch, and throws the first error when all are done.
-class FirstError {
- public:
-  template <typename F>
-  void run(F step) noexcept {
-    try {
-      step();
-    } catch (...) {
-      if (!error_) error_ = std::current_exception();
-    }
-  }
-  void rethrow() const {
-    if (error_) std::rethrow_exception(error_);
-  }
-
- private:
-  std::exception_ptr error_;
-};
+// Lasts as long as a directory is open.
+std::shared_ptr<DirResources> resources_of_process() {
+  static std::mutex mutex;
+  static std::weak_ptr<DirResources> known;
+  const std::lock_guard guard(mutex);
+  auto resources = known.lock();
+  if (!resources) known = resources = std::make_shared<DirResources>(most_of_descriptor_limit());
+  return resources;
+}
 
 DirObject& object_of(Object* object) { return *static_cast<DirObject*>(object); }
 
@@ -83,10 +73,12 @@ bool is_absent(int code) { return code == ENOENT || code == ENOTDIR; }
 
 DirBackend::DirBackend(const std::string& directory, bool direct,
                        std::function<void(const std::string&)> log, const DirOptions& options)
-    : storage_(
-          directory, FileDescriptor(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)),
-          options.descriptor_cap != 0 ? options.descriptor_cap : most_of_descriptor_limit(), log),
-      rings_(std::move(log)),
+    : resources_(options.descriptor_cap == 0
+                     ? resources_of_process()
+                     : std::make_shared<DirResources>(options.descriptor_cap)),
+      storage_(directory,
+               FileDescriptor(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)),
+               resources_->cache, std::move(log)),
       has_tmpfile_(!options.without_tmpfile),
       file_mode_(options.file_mode),
       before_locking_(options.before_locking) {
@@ -115,7 +107,7 @@ uint32_t DirBackend::write_alignment_bytes() const {
 
 size_t DirBackend::open_descriptors() const { return storage_.cache.open_count(); }
 
-uint64_t DirBackend::ring_batches() const { return rings_.ring_batches(); }
+uint64_t DirBackend::ring_batches() const { return resources_->rings.ring_batches(); }
 
 // --- objects
 
@@ -128,7 +120,7 @@ std::unique_ptr<Object> DirBackend::open(const std::string& name, Access access,
   struct stat status;
   if (fstat(fd.get(), &status) != 0) fail_at(errno, name, "opening it");
   if (!S_ISREG(status.st_mode)) fail(EISDIR, storage_.describe(name), "not a regular file");
-  return std::make_unique<DirObject>(storage_, name, access, purpose, std::move(fd), status);
+  return std::make_unique<DirObject>(*this, storage_, name, access, purpose, std::move(fd), status);
 }
 
 std::unique_ptr<Object> DirBackend::create(const std::string& name, uint64_t size_bytes,
@@ -150,8 +142,8 @@ std::unique_ptr<Object> DirBackend::create(const std::string& name, uint64_t siz
       fail_at(errno, name, fmt::format("giving it a size of {} bytes", size_bytes));
     }
     if (fstat(fd.get(), &status) != 0) fail_at(errno, name, "creating it");
-    return std::make_unique<DirObject>(storage_, name, Access::kWrite, purpose, std::move(fd),
-                                       status);
+    return std::make_unique<DirObject>(*this, storage_, name, Access::kWrite, purpose,
+                                       std::move(fd), status);
   } catch (...) {
     unlinkat(folder.get(), last.c_str(), 0);
     throw;
@@ -170,16 +162,17 @@ FileDescriptor DirBackend::open_folder_of(const std::string& name, bool make) {
 
 // --- batches
 
-void DirBackend::read_batch(std::span<const ReadPiece> pieces) {
-  while (!pieces.empty()) {
-    const size_t count = std::min(pieces.size(), kBatchMax);
-    read_some(pieces.first(count));
-    pieces = pieces.subspan(count);
-  }
+void DirBackend::run_reads(std::span<const ReadPiece> pieces, BatchFailures& failures) {
+  for (size_t first = 0; first < pieces.size(); first += kBatchMax)
+    read_some(pieces.subspan(first, std::min(pieces.size() - first, kBatchMax)), first, failures);
 }
 
-void DirBackend::read_some(std::span<const ReadPiece> pieces) {
-  if (pieces.size() == 1) return pieces[0].object->read(pieces[0].offset, pieces[0].into);
+// The pieces from `first` on of a batch.
+void DirBackend::read_some(std::span<const ReadPiece> pieces, size_t first,
+                           BatchFailures& failures) {
+  if (pieces.size() == 1)
+    return failures.attempt(first,
+                            [&] { pieces[0].object->read(pieces[0].offset, pieces[0].into); });
   size_t bounce_bytes = 0;
   for (const ReadPiece& piece : pieces) {
     bounce_bytes += object_of(piece.object).bounce_bytes(piece.offset, piece.into);
@@ -188,36 +181,36 @@ void DirBackend::read_some(std::span<const ReadPiece> pieces) {
   std::byte* free_bounce = bounce.data();
 
   std::array<IoOp, kBatchMax> ops;
-  std::array<const ReadPiece*, kBatchMax> begun;
+  std::array<uint8_t, kBatchMax> begun;  // which pieces they are of
   size_t count = 0;
-  FirstError error;
-  for (const ReadPiece& piece : pieces) {
-    error.run([&] {
-      DirObject& object = object_of(piece.object);
-      ops[count] = object.begin_read(piece.offset, piece.into, free_bounce);
-      free_bounce += object.bounce_bytes(piece.offset, piece.into);
-      begun[count++] = &piece;
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    failures.attempt(first + i, [&] {
+      DirObject& object = object_of(pieces[i].object);
+      ops[count] = object.begin_read(pieces[i].offset, pieces[i].into, free_bounce);
+      free_bounce += object.bounce_bytes(pieces[i].offset, pieces[i].into);
+      begun[count++] = static_cast<uint8_t>(i);
     });
   }
-  rings_.run_batch(std::span(ops).first(count));
+  resources_->rings.run_batch(std::span(ops).first(count), storage_.log);
   for (size_t i = 0; i < count; ++i) {
-    DirObject& object = object_of(begun[i]->object);
-    object.end_read(ops[i], begun[i]->offset, begun[i]->into);
-    error.run([&] { object.check(ops[i]); });
-  }
-  error.rethrow();
-}
-
-void DirBackend::write_batch(std::span<const WritePiece> pieces) {
-  while (!pieces.empty()) {
-    const size_t count = std::min(pieces.size(), kBatchMax);
-    write_some(pieces.first(count));
-    pieces = pieces.subspan(count);
+    const ReadPiece& piece = pieces[begun[i]];
+    DirObject& object = object_of(piece.object);
+    object.end_read(ops[i], piece.offset, piece.into);
+    failures.attempt(first + begun[i], [&] { object.check(ops[i]); });
   }
 }
 
-void DirBackend::write_some(std::span<const WritePiece> pieces) {
-  if (pieces.size() == 1) return pieces[0].object->write(pieces[0].offset, pieces[0].from);
+void DirBackend::run_writes(std::span<const WritePiece> pieces, BatchFailures& failures) {
+  for (size_t first = 0; first < pieces.size(); first += kBatchMax)
+    write_some(pieces.subspan(first, std::min(pieces.size() - first, kBatchMax)), first, failures);
+}
+
+void DirBackend::write_some(std::span<const WritePiece> pieces, size_t first,
+                            BatchFailures& failures) {
+  const auto write_alone = [&](size_t i) {
+    failures.attempt(first + i, [&] { pieces[i].object->write(pieces[i].offset, pieces[i].from); });
+  };
+  if (pieces.size() == 1) return write_alone(0);
   size_t bounce_bytes = 0;
   for (const WritePiece& piece : pieces) {
     bounce_bytes += object_of(piece.object).bounce_bytes(piece.offset, piece.from);
@@ -226,34 +219,31 @@ void DirBackend::write_some(std::span<const WritePiece> pieces) {
   std::byte* free_bounce = bounce.data();
 
   std::array<IoOp, kBatchMax> ops;
-  std::array<DirObject*, kBatchMax> begun;
-  std::array<const WritePiece*, kBatchMax> alone;
+  std::array<uint8_t, kBatchMax> begun;  // which pieces they are of
+  std::array<uint8_t, kBatchMax> alone;
   size_t count = 0;
   size_t alone_count = 0;
-  FirstError error;
-  for (const WritePiece& piece : pieces) {
-    error.run([&] {
-      DirObject& object = object_of(piece.object);
-      const auto op = object.begin_write(piece.offset, piece.from, free_bounce);
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    failures.attempt(first + i, [&] {
+      DirObject& object = object_of(pieces[i].object);
+      const auto op = object.begin_write(pieces[i].offset, pieces[i].from, free_bounce);
       if (!op) {
-        alone[alone_count++] = &piece;
+        alone[alone_count++] = static_cast<uint8_t>(i);
         return;
       }
-      free_bounce += object.bounce_bytes(piece.offset, piece.from);
+      free_bounce += object.bounce_bytes(pieces[i].offset, pieces[i].from);
       ops[count] = *op;
-      begun[count++] = &object;
+      begun[count++] = static_cast<uint8_t>(i);
     });
   }
-  rings_.run_batch(std::span(ops).first(count));
+  resources_->rings.run_batch(std::span(ops).first(count), storage_.log);
   for (size_t i = 0; i < count; ++i) {
-    begun[i]->end_write();
-    error.run([&] { begun[i]->check(ops[i]); });
+    DirObject& object = object_of(pieces[begun[i]].object);
+    object.end_write();
+    failures.attempt(first + begun[i], [&] { object.check(ops[i]); });
   }
   // Only now: at their gates they would wait for the transfers above.
-  for (size_t i = 0; i < alone_count; ++i) {
-    error.run([&] { alone[i]->object->write(alone[i]->offset, alone[i]->from); });
-  }
-  error.rethrow();
+  for (size_t i = 0; i < alone_count; ++i) write_alone(alone[i]);
 }
 
 // --- whole contents
@@ -456,7 +446,7 @@ std::unique_ptr<HeldLock> DirBackend::try_lock(const std::string& name, LockMode
     }
     // Else it was removed after it was opened, and the next one to come locks another file.
     if (is_still(name, fd.get()))
-      return std::make_unique<FileLock>(std::move(fd), mode, rings_.kept_files());
+      return std::make_unique<FileLock>(std::move(fd), mode, resources_->rings.kept_files());
   }
 }
 

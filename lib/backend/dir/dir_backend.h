@@ -16,7 +16,8 @@
 // What root makes in a directory of somebody else's is given to the owner of the directory.
 //
 // Data bypasses the page cache when that is asked for and the file system can do it; metadata never
-// does. Descriptors: see backend/dir/dir_object.h.
+// does. All directories of a process share one pool of rings and one budget of descriptors, three
+// quarters of what it may open when the first is opened: see backend/dir/dir_object.h.
 //
 // Thread safety: all methods. Errors: Error with the system's errno and the path; EINVAL for what
 // is no name. Objects must not outlive the backend; locks may.
@@ -39,10 +40,18 @@ namespace tplstore {
 struct DirOptions {
   mode_t file_mode = kFileMode;  // of new files, before the umask
   // What follows only tests change.
-  size_t descriptor_cap = 0;  // open objects kept; 0: three quarters of what the process may open
-  bool without_tmpfile = false;               // as on a file system without O_TMPFILE
+  size_t descriptor_cap = 0;     // of this directory's own; 0: it shares what the process has
+  bool without_tmpfile = false;  // as on a file system without O_TMPFILE
   std::function<int(int)> fdatasync = {};     // empty: the system's
   std::function<void()> before_locking = {};  // called when an object is open to be locked
+};
+
+// What the directories of a process share.
+struct DirResources {
+  explicit DirResources(size_t descriptor_cap) : cache(descriptor_cap) {}
+
+  DescriptorCache cache;
+  IoRingPool rings;
 };
 
 class DirBackend final : public Backend {
@@ -55,8 +64,6 @@ class DirBackend final : public Backend {
   std::unique_ptr<Object> open(const std::string& name, Access access, Purpose purpose) override;
   std::unique_ptr<Object> create(const std::string& name, uint64_t size_bytes,
                                  Purpose purpose) override;
-  void read_batch(std::span<const ReadPiece> pieces) override;
-  void write_batch(std::span<const WritePiece> pieces) override;
   bool put_new(const std::string& name, Bytes content) override;
   std::optional<ByteVector> get(const std::string& name, uint64_t max_bytes) override;
   std::vector<std::string> list(const std::string& folder) override;
@@ -70,7 +77,8 @@ class DirBackend final : public Backend {
   uint32_t write_alignment_bytes() const override;
   std::string describe() const override;
 
-  // For tests: descriptors of objects that are open now, and batches that went through a ring.
+  // For tests: descriptors of objects that are open now, and batches that went through a ring, of
+  // all directories that share them.
   size_t open_descriptors() const;
   uint64_t ring_batches() const;
 
@@ -83,12 +91,14 @@ class DirBackend final : public Backend {
   void sync_path(const std::string& folder);
   FileDescriptor open_to_lock(const std::string& name, bool is_shared);
   bool is_still(const std::string& name, int fd);
-  void read_some(std::span<const ReadPiece> pieces);
-  void write_some(std::span<const WritePiece> pieces);
+  void run_reads(std::span<const ReadPiece> pieces, BatchFailures& failures) override;
+  void run_writes(std::span<const WritePiece> pieces, BatchFailures& failures) override;
+  void read_some(std::span<const ReadPiece> pieces, size_t first, BatchFailures& failures);
+  void write_some(std::span<const WritePiece> pieces, size_t first, BatchFailures& failures);
   [[noreturn]] void fail_at(int code, std::string_view name, std::string_view action) const;
 
+  const std::shared_ptr<DirResources> resources_;
   DirStorage storage_;
-  IoRingPool rings_;
   bool has_tmpfile_;
   const mode_t file_mode_;
   const std::function<void()> before_locking_;

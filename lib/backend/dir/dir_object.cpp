@@ -28,21 +28,10 @@ bool set_flags(int fd, int flags) {
 
 void DescriptorCache::add(DirObject& object) {
   std::lock_guard lock(mutex_);
-  add_locked(object);
-}
-
-void DescriptorCache::reopen(DirObject& object) {
-  std::lock_guard lock(mutex_);
-  if ((object.state_.load(std::memory_order_acquire) & DirObject::kOpen) != 0) return;
-  for (;;) {
-    try {
-      object.open_again();
-      break;
-    } catch (const Error& error) {
-      if ((error.code() != EMFILE && error.code() != ENFILE) || !close_one_locked()) throw;
-    }
+  open_.push_back(&object);
+  object.cache_slot_ = open_.size() - 1;
+  while (open_.size() > cap_count_ && close_one_locked()) {
   }
-  add_locked(object);
 }
 
 void DescriptorCache::drop(DirObject& object) {
@@ -60,13 +49,6 @@ bool DescriptorCache::close_one() {
 size_t DescriptorCache::open_count() const {
   std::lock_guard lock(mutex_);
   return open_.size();
-}
-
-void DescriptorCache::add_locked(DirObject& object) {
-  open_.push_back(&object);
-  object.cache_slot_ = open_.size() - 1;
-  while (open_.size() > cap_count_ && close_one_locked()) {
-  }
 }
 
 void DescriptorCache::forget_locked(DirObject& object) {
@@ -87,12 +69,14 @@ bool DescriptorCache::close_one_locked() {
       continue;
     }
     // Fails when somebody has used it or written to it since.
-    if (!object.state_.compare_exchange_strong(state, state & ~DirObject::kOpen,
-                                               std::memory_order_acq_rel)) {
+    if (!object.state_.compare_exchange_strong(
+            state, (state & ~DirObject::kOpen) | DirObject::kMoving, std::memory_order_acq_rel)) {
       continue;
     }
     forget_locked(object);
     close(std::exchange(object.fd_, -1));
+    object.state_.fetch_and(~DirObject::kMoving, std::memory_order_release);
+    object.state_.notify_all();
     return true;
   }
   return false;
@@ -158,9 +142,10 @@ class DirObject::Alone {
   TransferGate& gate_;
 };
 
-DirObject::DirObject(DirStorage& storage, std::string name, Access access, Purpose purpose,
-                     FileDescriptor fd, const struct stat& status)
-    : access_(access),
+DirObject::DirObject(Backend& owner, DirStorage& storage, std::string name, Access access,
+                     Purpose purpose, FileDescriptor fd, const struct stat& status)
+    : Object(owner),
+      access_(access),
       is_data_(purpose == Purpose::kData),
       is_direct_(storage.set_mode(fd.get(), purpose)),
       fd_(fd.release()),
@@ -178,7 +163,7 @@ int DirObject::begin_use() {
   const uint32_t before = state_.fetch_add(1, std::memory_order_acquire);
   if ((before & kOpen) == 0) [[unlikely]] {
     try {
-      storage_.cache.reopen(*this);
+      open_again();
     } catch (...) {
       end_use();
       throw;
@@ -199,10 +184,35 @@ void DirObject::end_written_use() noexcept {
   end_use();
 }
 
+// Of those who use it one opens it and the others wait.
 void DirObject::open_again() {
+  uint32_t state = state_.load(std::memory_order_acquire);
+  while ((state & kOpen) == 0) {
+    if ((state & kMoving) != 0) {
+      state_.wait(state, std::memory_order_acquire);
+      state = state_.load(std::memory_order_acquire);
+      continue;
+    }
+    if (!state_.compare_exchange_weak(state, state | kMoving, std::memory_order_acquire)) continue;
+    const auto end_moving = [this](uint32_t opened) {
+      state_.fetch_xor(kMoving | opened, std::memory_order_release);
+      state_.notify_all();
+    };
+    try {
+      open_file_again();
+    } catch (...) {
+      end_moving(0);
+      throw;
+    }
+    end_moving(kOpen);
+    return;
+  }
+}
+
+void DirObject::open_file_again() {
   // What is not a file by now must not hold up whoever opens it.
   const int flags = (access_ == Access::kWrite ? O_RDWR : O_RDONLY) | O_NONBLOCK | O_NOCTTY;
-  FileDescriptor fd = open_beneath(storage_.root.get(), name_, flags);
+  FileDescriptor fd = storage_.open(name_, flags);
   if (!fd) fail_here(errno, "opening it again");
   struct stat now;
   if (fstat(fd.get(), &now) != 0) fail_here(errno, "opening it again");
@@ -212,8 +222,9 @@ void DirObject::open_again() {
   if (!set_flags(fd.get(), is_direct_ ? O_DIRECT : 0)) {
     fail_here(errno, "opening it again");
   }
+  // It is used, so that it is not closed before it is marked as open.
+  storage_.cache.add(*this);
   fd_ = fd.release();
-  state_.fetch_or(kOpen, std::memory_order_release);
 }
 
 void DirObject::fail_here(int code, std::string_view action) const {

@@ -1,11 +1,13 @@
-// An open file of a DirBackend, and the cache of descriptors that closes idle ones.
+// An open file of a DirBackend, and the cache of descriptors that closes idle ones, whatever
+// directories they are of.
 //
 // A DirObject exists as long as its owner wants; its descriptor is closed when more are open than
 // the cap allows and it has been idle, and opened again by the next use. Then it must be the same
 // file: an object whose name was removed or replaced meanwhile answers ENOENT.
 //
-// Using a descriptor counts its users with one atomic addition; only opening and closing take the
-// cache's mutex. Invariants:
+// Using a descriptor counts its users with one atomic addition; only taking one in and closing one
+// take the cache's mutex. A file is opened again without it: who needs that object waits, nobody
+// else. Invariants:
 //  - a descriptor is closed only while nobody uses it and no write on it awaits a sync: the
 //    kernel reports a failed write-back once, to the descriptors that were open then;
 //  - after a failed sync the object is dead for writing: write() and sync() throw EIO, for the
@@ -49,8 +51,6 @@ class DescriptorCache {
 
   // Takes in an object that has just been opened, and closes idle ones over the cap.
   void add(DirObject& object);
-  // Opens the descriptor of an object in use unless somebody else has.
-  void reopen(DirObject& object);
   // Forgets an object that ends.
   void drop(DirObject& object);
   // Closes one idle descriptor; false when there is none.
@@ -58,7 +58,6 @@ class DescriptorCache {
   size_t open_count() const;
 
  private:
-  void add_locked(DirObject& object);
   bool close_one_locked();
   void forget_locked(DirObject& object);
 
@@ -70,11 +69,11 @@ class DescriptorCache {
 
 // What a DirBackend and its objects share.
 struct DirStorage {
-  DirStorage(std::string directory_path, FileDescriptor root_fd, size_t descriptor_cap,
+  DirStorage(std::string directory_path, FileDescriptor root_fd, DescriptorCache& shared_cache,
              std::function<void(const std::string&)> logger)
       : directory(std::move(directory_path)),
         root(std::move(root_fd)),
-        cache(descriptor_cap),
+        cache(shared_cache),
         log(std::move(logger)) {}
 
   std::string describe(std::string_view name) const;
@@ -104,7 +103,7 @@ struct DirStorage {
 
   const std::string directory;
   const FileDescriptor root;
-  DescriptorCache cache;
+  DescriptorCache& cache;
   const std::function<void(const std::string&)> log;
   std::function<int(int)> fdatasync;
   std::atomic<bool> is_direct{false};
@@ -114,7 +113,7 @@ struct DirStorage {
 class alignas(64) DirObject final : public Object {
  public:
   // `status` is the file's, `fd` is open with the access.
-  DirObject(DirStorage& storage, std::string name, Access access, Purpose purpose,
+  DirObject(Backend& owner, DirStorage& storage, std::string name, Access access, Purpose purpose,
             FileDescriptor fd, const struct stat& status);
   ~DirObject() override;
 
@@ -146,7 +145,8 @@ class alignas(64) DirObject final : public Object {
   int begin_use();
   void end_use() noexcept;
   void end_written_use() noexcept;
-  void open_again();  // with the cache's mutex held
+  void open_again();
+  void open_file_again();
   void ensure_writable() const;
   struct stat status();
   // Where data or a hole begins at or behind `offset`; nothing when none does.
@@ -161,14 +161,15 @@ class alignas(64) DirObject final : public Object {
   static constexpr uint32_t kUnsynced = 1u << 30;  // a write has ended since the last sync began
   static constexpr uint32_t kUsed = 1u << 29;      // since the clock's hand last passed
   static constexpr uint32_t kFailed = 1u << 28;    // a sync failed
-  static constexpr uint32_t kUsers = kFailed - 1;
+  static constexpr uint32_t kMoving = 1u << 27;    // fd_ is being opened or closed
+  static constexpr uint32_t kUsers = kMoving - 1;
 
   // What every transfer looks at is in one cache line, for there may be very many objects.
   const Access access_;
   const bool is_data_;
   const bool is_direct_;
   std::atomic<uint32_t> state_{kOpen | kUsed};
-  int fd_;  // written with the cache's mutex held, read by its users
+  int fd_;  // written by who has set kMoving, read by its users
   // The file is at least this long: writes below it need not be alone.
   std::atomic<uint64_t> size_floor_bytes_;
   DirStorage& storage_;

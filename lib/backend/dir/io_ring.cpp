@@ -237,16 +237,15 @@ void IoRingPool::Ring::run(std::span<IoOp> ops) noexcept {
   for (IoOp& op : ops.subspan(next)) run_plain(op);
 }
 
-IoRingPool::IoRingPool(std::function<void(const std::string&)> log, size_t rings_max)
-    : log_(std::move(log)), is_forbidden_(is_plain_forced()), rings_max_(rings_max) {
+IoRingPool::IoRingPool(size_t rings_max) : is_forbidden_(is_plain_forced()), rings_max_(rings_max) {
   free_.reserve(rings_max);
 }
 
 IoRingPool::~IoRingPool() = default;
 
-void IoRingPool::run_batch(std::span<IoOp> ops) noexcept {
+void IoRingPool::run_batch(std::span<IoOp> ops, const Log& log) noexcept {
   if (!is_forbidden_ && std::ranges::count_if(ops, is_worth_a_ring) > 1) {
-    if (std::unique_ptr<Ring> ring = take_ring()) {
+    if (std::unique_ptr<Ring> ring = take_ring(log)) {
       const bool may_run = std::ranges::none_of(ops, is_ring_write) || ring->keep(*kept_);
       if (may_run) ring->run(ops);
       give_back(std::move(ring), may_run);
@@ -256,7 +255,7 @@ void IoRingPool::run_batch(std::span<IoOp> ops) noexcept {
   for (IoOp& op : ops) run_plain(op);
 }
 
-std::unique_ptr<IoRingPool::Ring> IoRingPool::take_ring() {
+std::unique_ptr<IoRingPool::Ring> IoRingPool::take_ring(const Log& log) {
   {
     std::lock_guard lock(mutex_);
     while (!free_.empty()) {
@@ -268,10 +267,10 @@ std::unique_ptr<IoRingPool::Ring> IoRingPool::take_ring() {
     if (rings_made_ >= rings_max_) return nullptr;
     ++rings_made_;
   }
-  return make_ring();
+  return make_ring(log);
 }
 
-std::unique_ptr<IoRingPool::Ring> IoRingPool::make_ring() noexcept {
+std::unique_ptr<IoRingPool::Ring> IoRingPool::make_ring(const Log& log) noexcept {
   std::unique_ptr<Ring> ring(new (std::nothrow) Ring);
   if (!ring) {
     const std::lock_guard lock(mutex_);
@@ -284,11 +283,11 @@ std::unique_ptr<IoRingPool::Ring> IoRingPool::make_ring() noexcept {
   std::lock_guard lock(mutex_);
   --rings_made_;
   rings_max_ = rings_made_;
-  if (rings_made_ == 0 && !has_logged_ && log_) {
+  if (rings_made_ == 0 && !has_logged_ && log) {
     has_logged_ = true;
     try {
-      log_(fmt::format("io_uring cannot be used here ({}); reading and writing without it",
-                       std::strerror(-result)));
+      log(fmt::format("io_uring cannot be used here ({}); reading and writing without it",
+                      std::strerror(-result)));
     } catch (...) {
       // A log that fails must not fail a read.
     }

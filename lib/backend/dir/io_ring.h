@@ -83,15 +83,16 @@ class KeptFiles {
 
 class IoRingPool {
  public:
-  // `log` gets at most one line: that io_uring cannot be used here, and why.
-  explicit IoRingPool(std::function<void(const std::string&)> log, size_t rings_max = kRingsMax);
+  using Log = std::function<void(const std::string&)>;
+  explicit IoRingPool(size_t rings_max = kRingsMax);
   ~IoRingPool();
   IoRingPool(const IoRingPool&) = delete;
   IoRingPool& operator=(const IoRingPool&) = delete;
 
   // Runs all operations, in no particular order, and returns when all have ended; also after one
-  // failed, the others are carried out.
-  void run_batch(std::span<IoOp> ops) noexcept;
+  // failed, the others are carried out. The first `log` that can gets one line if io_uring cannot
+  // be used here, and why.
+  void run_batch(std::span<IoOp> ops, const Log& log = {}) noexcept;
 
   // What all rings of this pool keep open. May outlive it.
   const std::shared_ptr<KeptFiles>& kept_files() const { return kept_; }
@@ -102,11 +103,10 @@ class IoRingPool {
  private:
   struct Ring;
 
-  std::unique_ptr<Ring> take_ring();
-  std::unique_ptr<Ring> make_ring() noexcept;
+  std::unique_ptr<Ring> take_ring(const Log& log);
+  std::unique_ptr<Ring> make_ring(const Log& log) noexcept;
   void give_back(std::unique_ptr<Ring> ring, bool has_run);
 
-  const std::function<void(const std::string&)> log_;
   const bool is_forbidden_;
   const std::shared_ptr<KeptFiles> kept_ = std::make_shared<KeptFiles>();
 

@@ -5,6 +5,7 @@
 #include <map>
 
 #include "base/units.h"
+#include "control/metrics.h"
 
 namespace tplstore {
 namespace {
@@ -17,48 +18,22 @@ json text_or_null(const std::string& text) { return text.empty() ? json(nullptr)
 json uuid_or_null(const Uuid& uuid) { return uuid.is_nil() ? json(nullptr) : json(uuid.text()); }
 
 json volume_stats_json(const VolumeStats& stats) {
-  return {
-      {"name", stats.name},
-      {"current_version", stats.current_version},
-      {"size", stats.size_bytes},
-      {"connections", stats.connections},
-      {"requests",
-       {{"reads", stats.reads},
-        {"writes", stats.writes},
-        {"trims", stats.trims},
-        {"zeroes", stats.zeroes},
-        {"flushes", stats.flushes}}},
-      {"bytes",
-       {{"reads", stats.read_bytes},
-        {"writes", stats.write_bytes},
-        {"trims", stats.trim_bytes},
-        {"zeroes", stats.zero_bytes}}},
-      {"errors", stats.errors},
-      {"first_writes", stats.first_writes},
-      {"template_reads", {{"reads", stats.template_reads}, {"bytes", stats.template_read_bytes}}},
-      {"data_file_reads",
-       {{"reads", stats.data_file_reads}, {"bytes", stats.data_file_read_bytes}}},
-      {"map",
-       {{"bytes", stats.map_bytes},
-        {"loads", stats.map_loads},
-        {"evictions", stats.map_evictions}}},
-      {"log",
-       {{"bytes", stats.log_bytes},
-        {"garbage_bytes", stats.log_garbage_bytes},
-        {"generation", stats.log_generation},
-        {"commits", stats.commits},
-        {"checkpoints", stats.checkpoints},
-        {"compactions", stats.compactions}}},
-  };
+  json volume = {{"name", stats.name}};
+  for (const VolumeMetric& metric : volume_metrics())
+    volume[metric.metric.pointer()] = metric.value(stats);
+  return volume;
 }
 
-// States rather than counters: of several servers' the largest counts.
-bool is_state(const std::string& key) {
-  return key == "current_version" || key == "size" || key == "generation";
+// Of several servers' the largest counts.
+bool is_state(const json::json_pointer& path) {
+  return std::ranges::any_of(volume_metrics(), [&](const VolumeMetric& metric) {
+    return metric.metric.kind == Metric::Kind::kState && metric.metric.pointer() == path;
+  });
 }
 
-// Adds `from` to `into`, key by key; what is only in one of them stays as it is.
-void add_up(json& into, const json& from) {
+// Adds `from` to `into`, key by key; what is only in one of them stays as it is. `path` is where
+// they are in a volume's object.
+void add_up(json& into, const json& from, const json::json_pointer& path) {
   if (!into.is_object() || !from.is_object()) return;
   for (const auto& [key, value] : from.items()) {
     json& sum = into[key];
@@ -66,9 +41,9 @@ void add_up(json& into, const json& from) {
       sum = value;
     } else if (sum.is_number_unsigned() && value.is_number_unsigned()) {
       const uint64_t a = sum.get<uint64_t>(), b = value.get<uint64_t>();
-      sum = is_state(key) ? std::max(a, b) : a + b;
+      sum = is_state(path / key) ? std::max(a, b) : a + b;
     } else {
-      add_up(sum, value);
+      add_up(sum, value, path / key);
     }
   }
 }
@@ -171,35 +146,22 @@ json versions_json(const std::vector<VersionInfo>& infos) {
 }
 
 json stats_json(const StoreStats& stats) {
-  json volumes = json::array();
-  VolumeStats sum;
-  for (const VolumeStats& volume : stats.volumes) {
-    volumes.push_back(volume_stats_json(volume));
-    sum.map_loads += volume.map_loads;
-    sum.map_evictions += volume.map_evictions;
-    sum.log_bytes += volume.log_bytes;
-    sum.log_garbage_bytes += volume.log_garbage_bytes;
-    sum.commits += volume.commits;
-    sum.checkpoints += volume.checkpoints;
-    sum.compactions += volume.compactions;
+  json whole = {{"servers", json::array()},
+                {"volumes", json::array()},
+                {"cache", {{"enabled", false}}},
+                {"tier", {{"enabled", false}}}};
+  for (const VolumeStats& volume : stats.volumes)
+    whole["volumes"].push_back(volume_stats_json(volume));
+  for (const VolumeMetric& metric : volume_metrics()) {
+    if (!is_summed(metric)) continue;
+    uint64_t sum = 0;
+    for (const VolumeStats& volume : stats.volumes) sum += metric.value(volume);
+    whole[metric.metric.pointer()] = sum;
   }
-  return {
-      {"servers", json::array()},
-      {"volumes", std::move(volumes)},
-      {"cache", {{"enabled", false}}},
-      {"tier", {{"enabled", false}}},
-      {"map",
-       {{"bytes", stats.map_cache_bytes},
-        {"max_bytes", stats.map_cache_max_bytes},
-        {"loads", sum.map_loads},
-        {"evictions", sum.map_evictions}}},
-      {"log",
-       {{"bytes", sum.log_bytes},
-        {"garbage_bytes", sum.log_garbage_bytes},
-        {"commits", sum.commits},
-        {"checkpoints", sum.checkpoints},
-        {"compactions", sum.compactions}}},
-  };
+  // With what is open for reading.
+  whole["map"]["bytes"] = stats.map_cache_bytes;
+  whole["map"]["max_bytes"] = stats.map_cache_max_bytes;
+  return whole;
 }
 
 json merge_stats(const std::vector<json>& answers) {
@@ -208,13 +170,14 @@ json merge_stats(const std::vector<json>& answers) {
   for (const json& answer : answers) {
     if (!answer.is_object()) continue;
     for (const char* part : {"cache", "tier", "map", "log"})
-      if (answer.contains(part)) add_up(merged[part], answer[part]);
+      if (answer.contains(part)) add_up(merged[part], answer[part], json::json_pointer() / part);
     if (answer.contains("servers") && answer["servers"].is_array())
       for (const json& server : answer["servers"]) merged["servers"].push_back(server);
     if (!answer.contains("volumes") || !answer["volumes"].is_array()) continue;
     for (const json& volume : answer["volumes"])
       if (volume.is_object() && volume.contains("name") && volume["name"].is_string())
-        add_up(volumes.try_emplace(volume["name"], json::object()).first->second, volume);
+        add_up(volumes.try_emplace(volume["name"], json::object()).first->second, volume,
+               json::json_pointer());
   }
   for (const auto& [name, volume] : volumes) merged["volumes"].push_back(volume);
   return merged;

@@ -5,10 +5,12 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <map>
 
 #include "base/error.h"
 #include "base/names.h"
 #include "control/json_output.h"
+#include "control/metrics.h"
 
 namespace tplstore::control {
 namespace {
@@ -83,28 +85,31 @@ const Shape& server_shape() {
   return shape;
 }
 
-Shape counters(std::initializer_list<const char*> names) {
+// An object with a number at each of these paths, of one or two keys.
+Shape numbers_at(const std::vector<std::string_view>& paths) {
+  std::map<std::string, std::vector<std::pair<std::string, Shape>>> parts;
+  for (const std::string_view path : paths) {
+    const size_t slash = path.find('/', 1);
+    auto& part = parts[std::string(path.substr(1, slash - 1))];
+    if (slash != std::string_view::npos)
+      part.emplace_back(path.substr(slash + 1), Shape::number(UINT64_MAX));
+  }
   std::vector<std::pair<std::string, Shape>> members;
-  for (const char* name : names) members.emplace_back(name, Shape::number(UINT64_MAX));
+  for (auto& [key, part] : parts)
+    members.emplace_back(key,
+                         part.empty() ? Shape::number(UINT64_MAX) : Shape::object(std::move(part)));
   return Shape::object(std::move(members));
 }
 
 const Shape& stats_shape() {
-  static const Shape volume =
-      counters({"current_version", "size", "connections", "errors", "first_writes"})
-          .with({{"name", Shape::name()},
-                 {"requests", counters({"reads", "writes", "trims", "zeroes", "flushes"})},
-                 {"bytes", counters({"reads", "writes", "trims", "zeroes"})},
-                 {"template_reads", counters({"reads", "bytes"})},
-                 {"data_file_reads", counters({"reads", "bytes"})},
-                 {"map", counters({"bytes", "loads", "evictions"})},
-                 {"log", counters({"bytes", "garbage_bytes", "generation", "commits", "checkpoints",
-                                   "compactions"})}});
-  static const Shape shape = Shape::object(
+  std::vector<std::string_view> of_volume, of_all = {"/map/max_bytes"};
+  for (const VolumeMetric& metric : volume_metrics()) {
+    of_volume.push_back(metric.metric.path);
+    if (is_summed(metric)) of_all.push_back(metric.metric.path);
+  }
+  static const Shape shape = numbers_at(of_all).with(
       {{"servers", Shape::list_of(server_shape())},
-       {"volumes", Shape::list_of(volume)},
-       {"map", counters({"bytes", "max_bytes", "loads", "evictions"})},
-       {"log", counters({"bytes", "garbage_bytes", "commits", "checkpoints", "compactions"})}});
+       {"volumes", Shape::list_of(numbers_at(of_volume).with({{"name", Shape::name()}}))}});
   return shape;
 }
 

@@ -1,0 +1,107 @@
+// The table of metrics.
+#include "control/metrics.h"
+
+#include <string_view>
+
+namespace tplstore {
+namespace {
+
+using Kind = Metric::Kind;
+
+template <auto Member>
+uint64_t get(const VolumeStats& stats) {
+  return stats.*Member;
+}
+
+constexpr const char* kRequests = "tplstore_requests_total";
+constexpr const char* kRequestBytes = "tplstore_request_bytes_total";
+
+constexpr VolumeMetric kVolumeMetrics[] = {
+    {{"/size", Kind::kState, "tplstore_volume_size_bytes", "Size of the volume"},
+     get<&VolumeStats::size_bytes>},
+    {{"/current_version", Kind::kState, "tplstore_volume_current_version",
+      "Number of the volume's current version"},
+     get<&VolumeStats::current_version>},
+    {{"/connections", Kind::kGauge, "tplstore_volume_connections",
+      "Connections to exports of the volume"},
+     get<&VolumeStats::connections>},
+    {{"/requests/reads", Kind::kCounter, kRequests, "Requests of clients", "read"},
+     get<&VolumeStats::reads>},
+    {{"/requests/writes", Kind::kCounter, kRequests, "", "write"}, get<&VolumeStats::writes>},
+    {{"/requests/trims", Kind::kCounter, kRequests, "", "trim"}, get<&VolumeStats::trims>},
+    {{"/requests/zeroes", Kind::kCounter, kRequests, "", "zero"}, get<&VolumeStats::zeroes>},
+    {{"/requests/flushes", Kind::kCounter, kRequests, "", "flush"}, get<&VolumeStats::flushes>},
+    {{"/bytes/reads", Kind::kCounter, kRequestBytes, "Bytes that requests of clients covered",
+      "read"},
+     get<&VolumeStats::read_bytes>},
+    {{"/bytes/writes", Kind::kCounter, kRequestBytes, "", "write"}, get<&VolumeStats::write_bytes>},
+    {{"/bytes/trims", Kind::kCounter, kRequestBytes, "", "trim"}, get<&VolumeStats::trim_bytes>},
+    {{"/bytes/zeroes", Kind::kCounter, kRequestBytes, "", "zero"}, get<&VolumeStats::zero_bytes>},
+    {{"/errors", Kind::kCounter, "tplstore_errors_total", "Requests of clients that failed"},
+     get<&VolumeStats::errors>},
+    {{"/first_writes", Kind::kCounter, "tplstore_first_writes_total",
+      "Blocks written for the first time in their version"},
+     get<&VolumeStats::first_writes>},
+    {{"/template_reads/reads", Kind::kCounter, "tplstore_template_reads_total",
+      "Pieces read from segments of templates"},
+     get<&VolumeStats::template_reads>},
+    {{"/template_reads/bytes", Kind::kCounter, "tplstore_template_read_bytes_total",
+      "Bytes read from segments of templates"},
+     get<&VolumeStats::template_read_bytes>},
+    {{"/data_file_reads/reads", Kind::kCounter, "tplstore_data_file_reads_total",
+      "Pieces read from data files of versions"},
+     get<&VolumeStats::data_file_reads>},
+    {{"/data_file_reads/bytes", Kind::kCounter, "tplstore_data_file_read_bytes_total",
+      "Bytes read from data files of versions"},
+     get<&VolumeStats::data_file_read_bytes>},
+    {{"/map/bytes", Kind::kGauge, "tplstore_map_bytes", "Memory of the volume's map"},
+     get<&VolumeStats::map_bytes>},
+    {{"/map/loads", Kind::kCounter, "tplstore_map_loads_total",
+      "Nodes of the map read from its log"},
+     get<&VolumeStats::map_loads>},
+    {{"/map/evictions", Kind::kCounter, "tplstore_map_evictions_total",
+      "Nodes of the map dropped from memory"},
+     get<&VolumeStats::map_evictions>},
+    {{"/log/bytes", Kind::kGauge, "tplstore_log_bytes", "Size of the map log"},
+     get<&VolumeStats::log_bytes>},
+    {{"/log/garbage_bytes", Kind::kGauge, "tplstore_log_garbage_bytes",
+      "What a compaction of the map log would drop"},
+     get<&VolumeStats::log_garbage_bytes>},
+    {{"/log/generation", Kind::kState, nullptr, ""}, get<&VolumeStats::log_generation>},
+    {{"/log/commits", Kind::kCounter, "tplstore_log_commits_total",
+      "Commits, each for one or more flushes"},
+     get<&VolumeStats::commits>},
+    {{"/log/checkpoints", Kind::kCounter, "tplstore_log_checkpoints_total",
+      "Checkpoints of the map"},
+     get<&VolumeStats::checkpoints>},
+    {{"/log/compactions", Kind::kCounter, "tplstore_log_compactions_total",
+      "Compactions of the map log"},
+     get<&VolumeStats::compactions>},
+};
+
+constexpr const char* kStoreBytes = "tplstore_store_bytes";
+
+// Of a list its length counts.
+constexpr Metric kStoreMetrics[] = {
+    {"/servers", Kind::kGauge, "tplstore_servers", "Servers that have the store open"},
+    {"/map/bytes", Kind::kGauge, "tplstore_map_cache_bytes", "Memory of all maps"},
+    {"/map/max_bytes", Kind::kGauge, "tplstore_map_cache_max_bytes",
+     "What all maps may take together"},
+    {"/store/volume_bytes", Kind::kGauge, kStoreBytes, "What the store occupies on its file system",
+     "volumes"},
+    {"/store/template_bytes", Kind::kGauge, kStoreBytes, "", "templates"},
+    {"/store/other_bytes", Kind::kGauge, kStoreBytes, "", "other"},
+};
+
+}  // namespace
+
+std::span<const VolumeMetric> volume_metrics() { return kVolumeMetrics; }
+std::span<const Metric> store_metrics() { return kStoreMetrics; }
+
+bool is_summed(const VolumeMetric& metric) {
+  const std::string_view path = metric.metric.path;
+  return (path.starts_with("/map/") || path.starts_with("/log/")) &&
+         metric.metric.kind != Kind::kState;
+}
+
+}  // namespace tplstore

@@ -1,0 +1,44 @@
+// What a server counts: one table, from which come the JSON of `stats`, what is accepted as that,
+// the text for Prometheus, and the lists in the man page (tests/metrics_test.cpp compares them).
+//
+// Thread safety: immutable.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <span>
+#include <string>
+
+#include "base/volume_types.h"
+
+namespace tplstore {
+
+struct Metric {
+  // A state is of something that several servers see: theirs are not added up.
+  enum class Kind { kCounter, kGauge, kState };
+
+  const char* path;  // of the number in its JSON, as "/map/bytes"
+  Kind kind;
+  // Prometheus' name, and what it means; metrics of one name stand together, and the first says
+  // it. Without a name it is not there.
+  const char* family;
+  const char* help;
+  const char* label = "";  // the value of the label that tells those of one family apart
+
+  nlohmann::json::json_pointer pointer() const { return nlohmann::json::json_pointer(path); }
+};
+
+// Of a volume, in its object; the label is "op".
+struct VolumeMetric {
+  Metric metric;
+  uint64_t (*value)(const VolumeStats& stats);
+};
+std::span<const VolumeMetric> volume_metrics();
+
+// Of the whole store, in the object around those; the label is "kind".
+std::span<const Metric> store_metrics();
+
+// Whether the object around them has the sum of this metric of all volumes, under the same path.
+bool is_summed(const VolumeMetric& metric);
+
+}  // namespace tplstore

@@ -24,10 +24,12 @@
 #include <string>
 #include <unordered_set>
 
+#include "backend/open_backend.h"
 #include "base/host.h"
 #include "base/text.h"
 #include "base/units.h"
 #include "control/server.h"
+#include "control/servers.h"
 #include "store/store.h"
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
@@ -38,7 +40,7 @@ namespace {
 constexpr rlim_t kDescriptorsWanted = 65536;
 
 struct Server {
-  std::string directory;
+  std::string location;
   StoreOptions options;
   std::unique_ptr<Store> store;
   std::unique_ptr<ControlServer> control;
@@ -115,10 +117,7 @@ int on_config(const char* key, const char* value) noexcept {
   return guard_void([&] {
     const std::string name = key;
     if (name == "store") {
-      char* path = nbdkit_absolute_path(value);
-      if (path == nullptr) fail(EINVAL, value, "is not a usable path");
-      configured().directory = path;
-      free(path);
+      configured().location = absolute_location(value);
     } else if (name == "io") {
       const std::string mode = value;
       if (mode != "buffered" && mode != "direct")
@@ -134,7 +133,7 @@ int on_config(const char* key, const char* value) noexcept {
 
 int on_config_complete() noexcept {
   return guard_void([] {
-    if (configured().directory.empty())
+    if (configured().location.empty())
       fail(EINVAL, "store",
            "is missing: give the store's directory, as in 'nbdkit tplstore /srv/store'");
   });
@@ -157,15 +156,16 @@ int on_get_ready() noexcept {
     ready.options.log = [](const std::string& line) {
       nbdkit_error("%s", printable(line).c_str());
     };
-    ready.store = Store::open(ready.directory, ready.options);
-    ready.control =
-        std::make_unique<ControlServer>(*ready.store, ready.directory, ready.options.log);
+    ready.store = Store::open(ready.location, ready.options);
   });
 }
 
 int on_after_fork() noexcept {
   return guard_void([] {
     server->store->start();
+    // Only now is this the user who serves.
+    server->control = std::make_unique<ControlServer>(
+        *server->store, control::run_directory(/*makes=*/true), server->options.log);
     server->control->start();
   });
 }

@@ -22,9 +22,10 @@
 #include "control/operations.h"
 #include "control/protocol.h"
 #include "control/server.h"
+#include "control/servers.h"
 #include "control/socket.h"
 #include "memory/memory_backend.h"
-#include "restricted_process.h"
+#include "store_testing.h"
 #include "temporary_directory.h"
 
 using namespace tplstore;
@@ -66,80 +67,60 @@ class Gate {
   int waiting_ = 0;
 };
 
-class GatedObject final : public Object {
- public:
-  GatedObject(Backend& owner, std::unique_ptr<Object> inner, Gate& gate)
-      : Object(owner), inner_(std::move(inner)), gate_(gate) {}
-  void read(uint64_t offset, MutableBytes into) override { inner_->read(offset, into); }
-  void write(uint64_t offset, Bytes from) override { inner_->write(offset, from); }
-  void punch(uint64_t offset, uint64_t length) override { inner_->punch(offset, length); }
-  void grow(uint64_t size_bytes) override { inner_->grow(size_bytes); }
-  void sync() override {
-    gate_.pass();
-    inner_->sync();
-  }
-  void drop_cached() override { inner_->drop_cached(); }
-  uint64_t size_bytes() override { return inner_->size_bytes(); }
-  uint64_t allocated_bytes() override { return inner_->allocated_bytes(); }
-  std::optional<DataRange> find_data(uint64_t offset) override { return inner_->find_data(offset); }
-
- private:
-  std::unique_ptr<Object> inner_;
-  Gate& gate_;
-};
-
-// A MemoryBackend whose syncs wait at a gate.
-class GatedBackend final : public Backend {
- public:
-  explicit GatedBackend(Gate& gate) : gate_(gate) { inner_.set_recording(false); }
-  std::unique_ptr<Object> open(const std::string& name, Access access, Purpose purpose) override {
-    return std::make_unique<GatedObject>(*this, inner_.open(name, access, purpose), gate_);
-  }
-  std::unique_ptr<Object> create(const std::string& name, uint64_t size_bytes,
-                                 Purpose purpose) override {
-    return std::make_unique<GatedObject>(*this, inner_.create(name, size_bytes, purpose), gate_);
-  }
-  bool put_new(const std::string& name, Bytes content) override {
-    return inner_.put_new(name, content);
-  }
-  std::optional<ByteVector> get(const std::string& name, uint64_t max_bytes) override {
-    return inner_.get(name, max_bytes);
-  }
-  std::vector<std::string> list(const std::string& folder) override { return inner_.list(folder); }
-  bool remove(const std::string& name) override { return inner_.remove(name); }
-  void remove_folder(const std::string& folder) override { inner_.remove_folder(folder); }
-  void sync_folder(const std::string& folder) override { inner_.sync_folder(folder); }
-  using Backend::try_lock;
-  std::unique_ptr<HeldLock> try_lock(const std::string& name, LockMode mode,
-                                     uint64_t slot) override {
-    return inner_.try_lock(name, mode, slot);
-  }
-  bool is_locked(const std::string& name) override { return inner_.is_locked(name); }
-  uint32_t write_alignment_bytes() const override { return 1; }
-  std::string describe() const override { return "memory behind a gate"; }
-
- private:
-  Gate& gate_;
-  MemoryBackend inner_;
-};
-
-// A store with a running server.
+// A store with a running server. Syncs wait at a gate.
 struct Served {
-  TemporaryDirectory temporary;
-  std::string directory = temporary.path();
+  TemporaryDirectory run_directory;
+  std::string directory = run_directory.path();
   Gate gate;
+  MemoryBackend memory;
   std::unique_ptr<Store> store;
   std::optional<ControlServer> server;
 
   explicit Served(ControlLimits limits = {}) {
-    auto backend = std::make_unique<GatedBackend>(gate);
-    Store::init(*backend);
+    memory.set_recording(false);
+    Store::init(memory);
+    auto backend = std::make_unique<ForwardingBackend>(memory);
+    backend->around = [this](ForwardingBackend::Call call, const std::string&,
+                             const std::function<void()>& go_on) {
+      if (call == ForwardingBackend::Call::kSync) gate.pass();
+      go_on();
+    };
     store = std::make_unique<Store>(std::move(backend), StoreOptions{});
     server.emplace(
         *store, directory, [](const std::string&) {}, limits);
     server->start();
   }
-  ControlClient client() const { return ControlClient(directory, kNotLong); }
+  ControlClient client() { return ControlClient(memory, directory, kNotLong); }
+};
+
+FileDescriptor listening_socket(const std::string& path) {
+  FileDescriptor socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  path.copy(address.sun_path, sizeof address.sun_path - 1);
+  REQUIRE(::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0);
+  REQUIRE(::listen(socket.get(), 5) == 0);
+  return socket;
+}
+
+// A store whose server is played.
+struct Unserved {
+  TemporaryDirectory run_directory;
+  std::string directory = run_directory.path();
+  MemoryBackend memory;
+  std::optional<control::Announcement> announcement;
+
+  Unserved() {
+    memory.set_recording(false);
+    Store::init(memory);
+  }
+  FileDescriptor listen() {
+    announcement.emplace(memory, directory);
+    return listening_socket(announcement->place().path());
+  }
+  ControlClient client(std::chrono::milliseconds timeout) {
+    return ControlClient(memory, directory, timeout);
+  }
 };
 
 // A connection that sends whatever one likes.
@@ -189,17 +170,8 @@ class RawClient {
   std::string line_;
 };
 
-int code_of(const std::function<void()>& work) {
-  try {
-    work();
-  } catch (const Error& error) {
-    return error.code();
-  }
-  return 0;
-}
-
 // One request on a connection of its own.
-json ask_once(const Served& served, std::string_view request) {
+json ask_once(Served& served, std::string_view request) {
   return RawClient(served.server->socket_path()).ask(request);
 }
 
@@ -209,16 +181,6 @@ mode_t mode_of(const std::string& path) {
   struct stat status {};
   REQUIRE(::lstat(path.c_str(), &status) == 0);
   return status.st_mode & 07777;
-}
-
-FileDescriptor listening_socket(const std::string& path) {
-  FileDescriptor socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  path.copy(address.sun_path, sizeof address.sun_path - 1);
-  REQUIRE(::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0);
-  REQUIRE(::listen(socket.get(), 5) == 0);
-  return socket;
 }
 
 }  // namespace
@@ -272,13 +234,13 @@ TEST_CASE("a server does what concerns a volume that it has open") {
   CHECK(shown["versions"].size() == 3);
 
   // What the store refuses arrives as the same error.
-  CHECK(code_of([&] {
+  CHECK(error_code([&] {
           client.ask_owner({{"op", "version-create"}, {"volume", "vm1"}, {"name", "clean"}});
         }) == EEXIST);
-  CHECK(code_of([&] {
+  CHECK(error_code([&] {
           client.ask_owner({{"op", "version-rollback"}, {"volume", "vm1"}, {"version", "1"}});
         }) == EBUSY);
-  CHECK(code_of([&] {
+  CHECK(error_code([&] {
           client.ask_owner({{"op", "volume-resize"}, {"volume", "vm1"}, {"size", 512}});
         }) == EINVAL);
 
@@ -486,11 +448,11 @@ TEST_CASE("an operation that takes long is waited for, if the client says so") {
   auto disk = served.store->open_export("vm1", kVm);
   disk->write(0, as_bytes("something to commit"), false);
   constexpr auto kShort = std::chrono::milliseconds(300);
-  const ControlClient client(served.directory, kShort);
+  const ControlClient client(served.memory, served.directory, kShort);
   const json request = {{"op", "version-create"}, {"volume", "vm1"}};
 
   served.gate.close();
-  CHECK(code_of([&] { client.ask_owner(request); }) == ETIMEDOUT);
+  CHECK(error_code([&] { client.ask_owner(request); }) == ETIMEDOUT);
   std::optional<json> created;
   std::vector<json> reclaimed;
   std::thread owner([&] { created = client.ask_owner(request, Patience::kEndless); });
@@ -504,13 +466,12 @@ TEST_CASE("an operation that takes long is waited for, if the client says so") {
 }
 
 TEST_CASE("however long it would wait, a client notices a server that hangs or refuses") {
-  TemporaryDirectory directory;
-  const ControlClient client(directory.path(), std::chrono::milliseconds(200));
-  std::filesystem::create_directory(directory.path() + "/control");
-  const FileDescriptor silent = listening_socket(directory.path() + "/control/1.sock");
+  Unserved unserved;
+  const ControlClient client = unserved.client(std::chrono::milliseconds(200));
+  const FileDescriptor silent = unserved.listen();
   const json request = {{"op", "volume-flatten"}, {"volume", "vm1"}};
-  CHECK(code_of([&] { client.ask_owner(request, Patience::kEndless); }) == ETIMEDOUT);
-  CHECK(code_of([&] { client.ask_all(request, Patience::kEndless); }) == ETIMEDOUT);
+  CHECK(error_code([&] { client.ask_owner(request, Patience::kEndless); }) == ETIMEDOUT);
+  CHECK(error_code([&] { client.ask_all(request, Patience::kEndless); }) == ETIMEDOUT);
   for (int i = 0; i < 2; ++i) FileDescriptor(::accept(silent.get(), nullptr, nullptr));
 
   std::thread server([&] {
@@ -521,22 +482,23 @@ TEST_CASE("however long it would wait, a client notices a server that hangs or r
         "\n";
     CHECK(::send(accepted.get(), kRefusal.data(), kRefusal.size(), MSG_NOSIGNAL) > 0);
   });
-  const ControlClient patient(directory.path(), kNotLong);
-  CHECK(code_of([&] { patient.ask_owner(request, Patience::kEndless); }) == EACCES);
+  const ControlClient patient = unserved.client(kNotLong);
+  CHECK(error_code([&] { patient.ask_owner(request, Patience::kEndless); }) == EACCES);
   server.join();
 }
 
 TEST_CASE("the socket is for one user, is removed at the end, and can be started again") {
   Served served;
   const std::string path = served.server->socket_path();
-  CHECK(path == served.directory + "/control/" + std::to_string(::getpid()) + ".sock");
+  CHECK(path.starts_with(served.directory + "/"));
+  CHECK(served.memory.list("servers").size() == 1);
   CHECK(mode_of(path) == 0600);
-  CHECK(mode_of(served.directory + "/control") == 0700);
   RawClient connected(path);
 
   served.server->stop();
   CHECK(connected.receive().is_null());
   CHECK_FALSE(std::filesystem::exists(path));
+  CHECK(served.memory.list("servers").empty());
   CHECK(served.client().ask_all({{"op", "ping"}}).empty());
   served.server->stop();
   served.server->start();
@@ -546,8 +508,7 @@ TEST_CASE("the socket is for one user, is removed at the end, and can be started
 TEST_CASE("another user is refused, even if he reaches the socket") {
   if (::geteuid() != 0) return;  // nobody else can be played
   Served served;
-  for (const std::string& folder : {served.directory, served.directory + "/control"})
-    REQUIRE(::chmod(folder.c_str(), 0711) == 0);
+  REQUIRE(::chmod(served.directory.c_str(), 0711) == 0);
   REQUIRE(::chmod(served.server->socket_path().c_str(), 0666) == 0);
   json answer;
   std::thread([&] {
@@ -560,14 +521,8 @@ TEST_CASE("another user is refused, even if he reaches the socket") {
   CHECK(answer["code"] == "EACCES");
 }
 
-TEST_CASE("a stale socket is removed by clients, and replaced by a server") {
+TEST_CASE("a stale socket is replaced by a server") {
   Served served;
-  const std::string folder = served.directory + "/control/";
-  { const FileDescriptor dead = listening_socket(folder + "1.sock"); }
-  REQUIRE(std::filesystem::exists(folder + "1.sock"));
-  CHECK(served.client().ask_all({{"op", "ping"}}).size() == 1);
-  CHECK_FALSE(std::filesystem::exists(folder + "1.sock"));
-
   const std::string own = served.server->socket_path();
   served.server->stop();
   { const FileDescriptor dead = listening_socket(own); }
@@ -575,11 +530,14 @@ TEST_CASE("a stale socket is removed by clients, and replaced by a server") {
   served.server->start();
   CHECK(served.server->socket_path() == own);
   CHECK(served.client().ask_all({{"op", "ping"}}).size() == 1);
+}
 
-  // What is no socket is left alone.
-  FileDescriptor(::open((folder + "notes.sock").c_str(), O_CREAT | O_WRONLY | O_CLOEXEC, 0600));
+TEST_CASE("on a full disk a server is found by those who have its run directory") {
+  Served served;
+  served.server->stop();
+  served.memory.set_capacity_bytes(served.memory.allocated_bytes());
+  served.server->start();
   CHECK(served.client().ask_all({{"op", "ping"}}).size() == 1);
-  CHECK(std::filesystem::exists(folder + "notes.sock"));
 }
 
 TEST_CASE("two servers that think they have the same pid both get a socket") {
@@ -592,7 +550,7 @@ TEST_CASE("two servers that think they have the same pid both get a socket") {
   CHECK(served.client().ask_all({{"op", "ping"}}).size() == 1);
 }
 
-TEST_CASE("the path of a store may be longer than a socket's address") {
+TEST_CASE("the path of a run directory may be longer than a socket's address") {
   Served served;
   served.server->stop();
   const std::string deep =
@@ -600,21 +558,21 @@ TEST_CASE("the path of a store may be longer than a socket's address") {
   std::filesystem::create_directories(deep);
   ControlServer server(*served.store, deep, [](const std::string&) {});
   server.start();
-  CHECK(ControlClient(deep).ask_all({{"op", "ping"}}).size() == 1);
+  // The store leads there, whatever the client's own run directory is.
+  CHECK(served.client().ask_all({{"op", "ping"}}).size() == 1);
 }
 
 TEST_CASE("a server that does not answer in time, ends, or talks nonsense is an error") {
-  TemporaryDirectory directory;
-  const ControlClient client(directory.path(), std::chrono::milliseconds(200));
+  Unserved unserved;
+  const ControlClient client = unserved.client(std::chrono::milliseconds(200));
   const json ping = {{"op", "ping"}};
   const json show = {{"op", "volume-show"}, {"volume", "vm1"}};
   CHECK(client.ask_all(ping).empty());
   CHECK_FALSE(client.ask_owner(show).has_value());
 
-  std::filesystem::create_directory(directory.path() + "/control");
-  const FileDescriptor silent = listening_socket(directory.path() + "/control/1.sock");
-  CHECK(code_of([&] { client.ask_owner(show); }) == ETIMEDOUT);
-  CHECK(code_of([&] { client.ask_all(ping); }) == ETIMEDOUT);
+  const FileDescriptor silent = unserved.listen();
+  CHECK(error_code([&] { client.ask_owner(show); }) == ETIMEDOUT);
+  CHECK(error_code([&] { client.ask_all(ping); }) == ETIMEDOUT);
   // The two connections above, which nobody accepted.
   for (int i = 0; i < 2; ++i) FileDescriptor(::accept(silent.get(), nullptr, nullptr));
 
@@ -626,7 +584,7 @@ TEST_CASE("a server that does not answer in time, ends, or talks nonsense is an 
       CHECK(::send(accepted.get(), text.data(), text.size(), MSG_NOSIGNAL) >= 0);
     });
   };
-  const ControlClient patient(directory.path(), kNotLong);
+  const ControlClient patient = unserved.client(kNotLong);
   struct {
     const char* text;
     int code;
@@ -655,12 +613,12 @@ TEST_CASE("a server that does not answer in time, ends, or talks nonsense is an 
   for (const auto& [text, code] : cases) {
     CAPTURE(text);
     std::thread server = answer_once(text);
-    CHECK(code_of([&] { patient.ask_owner(show); }) == code);
+    CHECK(error_code([&] { patient.ask_owner(show); }) == code);
     server.join();
   }
   std::string deep = R"({"protocol":1,"ok":true,"result":)" + std::string(1 << 20, '[') + "\n";
   std::thread server = answer_once(deep);
-  CHECK(code_of([&] { patient.ask_owner(show); }) == EPROTO);
+  CHECK(error_code([&] { patient.ask_owner(show); }) == EPROTO);
   server.join();
 }
 
@@ -744,7 +702,7 @@ TEST_CASE("a history that goes round, or has no current version, is not accepted
   const auto refuses = [&](const char* place, const json& value) {
     json changed = shown;
     changed[json::json_pointer(place)] = value;
-    CHECK(code_of([&] { control::check_result("server", request, changed); }) == EPROTO);
+    CHECK(error_code([&] { control::check_result("server", request, changed); }) == EPROTO);
   };
   refuses("/versions", json::array());
   refuses("/versions/1/parent", 2);
@@ -791,35 +749,4 @@ TEST_CASE("the counters of several servers are added up") {
   CHECK(merged["cache"]["enabled"] == false);
   CHECK(merged["tier"]["enabled"] == false);
   CHECK(merge_stats({})["volumes"] == json::array());
-}
-
-TEST_CASE(
-    "the folder of control sockets that root makes belongs to the store's owner, or is refused") {
-  if (geteuid() != 0) {
-    MESSAGE("skipped: only root can give a folder away");
-    return;
-  }
-  const auto owner_of = [](const std::string& path) {
-    struct stat status {};
-    REQUIRE(stat(path.c_str(), &status) == 0);
-    return std::pair(status.st_uid, status.st_gid);
-  };
-  const TemporaryDirectory store;
-  const std::pair<uid_t, gid_t> owner(65534, 65533);
-  REQUIRE(chown(store.path().c_str(), owner.first, owner.second) == 0);
-  CHECK(control::open_folder(store.path(), true));
-  CHECK(owner_of(store.path() + "/control") == owner);
-
-  // Where it cannot be given away, the owner's server could never use it.
-  REQUIRE(rmdir((store.path() + "/control").c_str()) == 0);
-  const int code = in_child([&] {
-    forbid(SYS_fchown);
-    try {
-      control::open_folder(store.path(), true);
-    } catch (const Error& error) {
-      return error.code();
-    }
-    return 0;
-  });
-  CHECK(code == EPERM);
 }

@@ -39,17 +39,20 @@ inline int error_code(const std::function<void()>& action) {
   return 0;
 }
 
-struct StoreFixture {
+struct EmptyStoreFixture {
   std::unique_ptr<MemoryBackend> memory = memory_store();
   ForwardingBackend* backend = nullptr;  // the store's
   std::unique_ptr<Store> store;
 
-  StoreFixture() {
+  EmptyStoreFixture() {
     auto forwarding = std::make_unique<ForwardingBackend>(*memory);
     backend = forwarding.get();
     store = std::make_unique<Store>(std::move(forwarding), StoreOptions());
-    store->create_volume("vm1", kDiskBytes, "");
   }
+};
+
+struct StoreFixture : EmptyStoreFixture {
+  StoreFixture() { store->create_volume("vm1", kDiskBytes, ""); }
 };
 
 }  // namespace tplstore

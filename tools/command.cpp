@@ -90,26 +90,26 @@ void add_new_size(const Command& command, std::string& into, const std::string& 
       .check(check_size_or_growth);
 }
 
-json perform_once(const Context& context, Store& store, const json& request,
+json perform_once(Store& store, const json& request,
                   const std::function<void(uint64_t)>& progress) {
   const Patience patience = control::operation_of(request).patience;
   // The servers come first: what is done here waits a while for a volume that is in use.
-  if (std::optional<json> answer = context.control().ask_owner(request, patience)) return *answer;
+  if (std::optional<json> answer = ControlClient(store.backend()).ask_owner(request, patience))
+    return *answer;
   try {
     return control::perform(store, request, progress);
   } catch (const Error& error) {
     if (error.code() != EBUSY) throw;
     // It was a server that was opening the volume when it was asked, if one has it open now.
-    std::optional<json> answer = context.control().ask_owner(request, patience);
+    std::optional<json> answer = ControlClient(store.backend()).ask_owner(request, patience);
     if (!answer) throw;
     return *answer;
   }
 }
 
-json perform(const Context& context, Store& store, const json& request,
-             const std::function<void(uint64_t)>& progress) {
+json perform(Store& store, const json& request, const std::function<void(uint64_t)>& progress) {
   json result;
-  retry_while_busy([&] { result = perform_once(context, store, request, progress); });
+  retry_while_busy([&] { result = perform_once(store, request, progress); });
   return result;
 }
 
@@ -125,12 +125,13 @@ void retry_while_busy(const std::function<void()>& work) {
   }
 }
 
-json find_volume(const Context& context, Store& store, const std::string& name) {
+json find_volume(Store& store, const std::string& name) {
   const json request = {{"op", "volume-show"}, {"volume", name}};
   json volume = control::perform(store, request);
   // Whoever has it open knows better than what is on disk.
   if (volume["attached"].get<bool>())
-    if (std::optional<json> answer = context.control().ask_owner(request)) return *answer;
+    if (std::optional<json> answer = ControlClient(store.backend()).ask_owner(request))
+      return *answer;
   return volume;
 }
 
@@ -145,9 +146,9 @@ const json& find_version(const json& volume, const std::string& version) {
        name);
 }
 
-void ask_to_reclaim(const Context& context, const std::string& volume) {
+void ask_to_reclaim(Store& store, const std::string& volume) {
   try {
-    context.control().ask_owner({{"op", "volume-reclaim"}, {"volume", volume}});
+    ControlClient(store.backend()).ask_owner({{"op", "volume-reclaim"}, {"volume", volume}});
   } catch (const Error&) {
   }
 }

@@ -20,14 +20,13 @@
 namespace tplstore::tool {
 
 struct Context {
-  std::string store_directory;  // from --store, or the environment
+  std::string store_directory;  // where the store is: from --store, or the environment
   bool is_json = false;
   bool is_verbose = false;
   std::vector<std::string> nbdkit_options;  // what stands after "--"; for serve only
   std::function<void()> action;
 
   std::unique_ptr<Store> open_store() const;
-  ControlClient control() const { return ControlClient(store_directory); }
   // Prints `value` with --json, else what `for_people` returns, which ends with a newline or is
   // empty. Control characters in it never reach the terminal.
   void print(const nlohmann::json& value,
@@ -51,24 +50,24 @@ void add_new_size(const Command& command, std::string& into, const std::string& 
 // Has an operation of control/operations.h performed: by the server that has the volume open that
 // the request names, else here, where `progress` is told of what takes long.
 nlohmann::json perform_once(
-    const Context& context, Store& store, const nlohmann::json& request,
+    Store& store, const nlohmann::json& request,
     const std::function<void(uint64_t done_bytes)>& progress = [](uint64_t) {});
 // The same for two seconds as long as it fails with EBUSY: while a server opens or closes the
 // volume neither can do it.
 nlohmann::json perform(
-    const Context& context, Store& store, const nlohmann::json& request,
+    Store& store, const nlohmann::json& request,
     const std::function<void(uint64_t done_bytes)>& progress = [](uint64_t) {});
 // Does `work`, again and again for two seconds as long as it fails with EBUSY.
 void retry_while_busy(const std::function<void()>& work);
 
 // The volume as the server that has it open sees it, else as the store has it.
-nlohmann::json find_volume(const Context& context, Store& store, const std::string& name);
+nlohmann::json find_volume(Store& store, const std::string& name);
 // The version of a volume that find_volume() found, by number or name; ENOENT. Removed ones are not
 // found.
 const nlohmann::json& find_version(const nlohmann::json& volume, const std::string& version);
 // Has the server that has the volume open give back what a fork's end has freed, if there is one.
 // Whatever goes wrong, the server does it by itself some time later.
-void ask_to_reclaim(const Context& context, const std::string& volume);
+void ask_to_reclaim(Store& store, const std::string& volume);
 
 // One function per file of commands.
 void add_store_commands(const Command& app, Context& context);

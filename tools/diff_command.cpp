@@ -31,7 +31,7 @@ std::string diff_text(const json& diff) {
 void show_diff(const Context& context, const Arguments& arguments) {
   const auto store = context.open_store();
   const bool is_to_current = arguments.to == kCurrent;
-  const json volume = find_volume(context, *store, arguments.volume);
+  const json volume = find_volume(*store, arguments.volume);
   const json* from = arguments.from == kCurrent ? nullptr : &find_version(volume, arguments.from);
   const json* to = is_to_current ? nullptr : &find_version(volume, arguments.to);
   if (from == nullptr || (*from)["current"].get<bool>() ||
@@ -44,7 +44,7 @@ void show_diff(const Context& context, const Arguments& arguments) {
   json diff;
   if (is_to_current) {
     // Only who has the volume open knows what is in current.
-    diff = perform(context, *store, request);
+    diff = perform(*store, request);
   } else {
     request["to"] = arguments.to;
     retry_while_busy([&] { diff = control::perform(*store, request); });

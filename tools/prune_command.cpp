@@ -23,28 +23,26 @@ struct Arguments {
 };
 
 // Removes versions, all or none.
-void remove_all(const Context& context, Store& store, const std::string& volume,
-                std::span<const std::string> versions) {
+void remove_all(Store& store, const std::string& volume, std::span<const std::string> versions) {
   const std::vector<std::string> list(versions.begin(), versions.end());
   const json request = {{"op", "version-rm"}, {"volume", volume}, {"versions", list}};
-  perform_once(context, store, request);
+  perform_once(store, request);
 }
 
 // Removes what can be removed and tells `report_busy` what is being read: halves at a time, since
 // few will be.
 void remove_but_busy(
-    const Context& context, Store& store, const std::string& volume,
-    std::span<const std::string> versions,
+    Store& store, const std::string& volume, std::span<const std::string> versions,
     const std::function<void(const std::string& version, const Error& error)>& report_busy) {
   try {
-    return remove_all(context, store, volume, versions);
+    return remove_all(store, volume, versions);
   } catch (const Error& error) {
     if (error.code() != EBUSY) throw;
     if (versions.size() == 1) return report_busy(versions[0], error);
   }
   const size_t half = versions.size() / 2;
-  remove_but_busy(context, store, volume, versions.first(half), report_busy);
-  remove_but_busy(context, store, volume, versions.subspan(half), report_busy);
+  remove_but_busy(store, volume, versions.first(half), report_busy);
+  remove_but_busy(store, volume, versions.subspan(half), report_busy);
 }
 
 // Why each version of the volume stays or goes.
@@ -100,7 +98,7 @@ std::string prune_text(const json& result) {
 void prune(const Context& context, const Arguments& arguments) {
   const auto store = context.open_store();
   const std::string& volume = arguments.volume;
-  json versions = judge(find_volume(context, *store, volume), arguments.rules);
+  json versions = judge(find_volume(*store, volume), arguments.rules);
   std::vector<std::string> going;
   for (const json& version : versions)
     if (!version["keep"].get<bool>()) going.push_back(plain(version["number"]));
@@ -116,10 +114,10 @@ void prune(const Context& context, const Arguments& arguments) {
       const auto part = std::span(going).subspan(at, std::min(kNumbersAtOnce, going.size() - at));
       try {
         // A reader, or a server that opens or closes the volume, may be about to leave.
-        retry_while_busy([&] { remove_all(context, *store, volume, part); });
+        retry_while_busy([&] { remove_all(*store, volume, part); });
       } catch (const Error& error) {
         if (error.code() != EBUSY) throw;
-        remove_but_busy(context, *store, volume, part, report_busy);
+        remove_but_busy(*store, volume, part, report_busy);
       }
     }
     for (json& version : versions)

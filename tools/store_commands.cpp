@@ -57,7 +57,7 @@ std::string stats_text(const json& stats) {
 
 void show_stats(const Context& context, bool is_prometheus) {
   const auto store = context.open_store();
-  json stats = merge_stats(context.control().ask_all({{"op", "stats"}}));
+  json stats = merge_stats(ControlClient(store->backend()).ask_all({{"op", "stats"}}));
   stats["store"] = space_json(store->space());
   if (is_prometheus)
     fmt::print("{}", prometheus_text(stats));
@@ -67,7 +67,7 @@ void show_stats(const Context& context, bool is_prometheus) {
 
 void show_lock(const Context& context, const std::string& name) {
   const auto store = context.open_store();
-  const json volume = find_volume(context, *store, name);
+  const json volume = find_volume(*store, name);
   const json lock = {
       {"volume", name}, {"attached", volume["attached"]}, {"writer", volume["writer"]}};
   context.print(lock, [](const json& value) {
@@ -89,7 +89,7 @@ void collect_garbage(const Context& context) {
   json result = gc_json(gc(store->backend(), [&] { store->template_users(); }));
   result["removed_volumes"] = removed_volumes;
   store->reclaim();
-  context.control().ask_all({{"op", "reclaim"}}, Patience::kEndless);
+  ControlClient(store->backend()).ask_all({{"op", "reclaim"}}, Patience::kEndless);
   // Guests go on writing meanwhile.
   const uint64_t after = store->space().volume_bytes;
   result["freed_volume_bytes"] = before - std::min(before, after);

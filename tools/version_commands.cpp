@@ -21,21 +21,21 @@ void create_version(const Context& context, const NewArguments& arguments) {
   json request = {{"op", "version-create"}, {"volume", arguments.volume}};
   if (!arguments.name.empty()) request["name"] = arguments.name;
   if (!arguments.note.empty()) request["note"] = arguments.note;
-  context.print(perform(context, *store, request),
+  context.print(perform(*store, request),
                 [&](const json& value) { return version_title(arguments.volume, value) + "\n"; });
 }
 
 void list_versions(const Context& context, const std::string& volume) {
   const auto store = context.open_store();
-  const json versions = find_volume(context, *store, volume)["versions"];
+  const json versions = find_volume(*store, volume)["versions"];
   context.print(context.is_json ? visible_versions(versions) : versions, history_text);
 }
 
 void roll_back(const Context& context, const std::string& volume, const std::string& version) {
   const auto store = context.open_store();
   const json request = {{"op", "version-rollback"}, {"volume", volume}, {"version", version}};
-  const json kept = perform(context, *store, request);
-  const json found = find_volume(context, *store, volume);
+  const json kept = perform(*store, request);
+  const json found = find_volume(*store, volume);
   json current;
   for (const json& candidate : found["versions"])
     if (candidate["current"].get<bool>()) current = candidate;
@@ -78,15 +78,14 @@ void remove_versions(const Context& context, const std::string& name,
   std::optional<Error> refused;  // for good: there is nothing to be tried for a while
   retry_while_busy([&] {
     try {
-      removed = perform_once(context, *store, request);
+      removed = perform_once(*store, request);
     } catch (const Error& error) {
-      if (error.code() != EBUSY || !is_any_current(find_volume(context, *store, name), versions))
-        throw;
+      if (error.code() != EBUSY || !is_any_current(find_volume(*store, name), versions)) throw;
       refused = error;
     }
   });
   if (refused) throw *refused;
-  const json after = find_volume(context, *store, name);
+  const json after = find_volume(*store, name);
   context.print(removed_json(removed, after), [&](const json& value) {
     std::string text;
     for (const json& version : value)

@@ -56,7 +56,7 @@ void list_volumes(const Context& context) {
     // Whoever has it open knows better than what is on disk.
     if (info.is_attached) {
       const json request = {{"op", "volume-show"}, {"volume", info.name}};
-      if (std::optional<json> answer = context.control().ask_owner(request)) {
+      if (std::optional<json> answer = ControlClient(store->backend()).ask_owner(request)) {
         answer->erase("versions");
         volume = std::move(*answer);
       }
@@ -70,9 +70,9 @@ void resize_volume(const Context& context, const std::string& name, const std::s
   const auto store = context.open_store();
   const bool is_relative = text[0] == '+';
   uint64_t wanted = parse_size("SIZE", is_relative ? text.substr(1) : text);
-  if (is_relative) wanted += find_volume(context, *store, name)["size"].get<uint64_t>();
+  if (is_relative) wanted += find_volume(*store, name)["size"].get<uint64_t>();
   const json request = {{"op", "volume-resize"}, {"volume", name}, {"size", wanted}};
-  context.print(perform(context, *store, request), [](const json& value) {
+  context.print(perform(*store, request), [](const json& value) {
     return fmt::format("{}: {}\n", plain(value["name"]), size(value["size"]));
   });
 }
@@ -91,7 +91,7 @@ void add_volume_commands(const Command& app, Context& context) {
   const Command show =
       add_command(group, context, "show", "Show a volume and its versions", [&context, shown] {
         const auto store = context.open_store();
-        context.print(find_volume(context, *store, *shown), volume_text);
+        context.print(find_volume(*store, *shown), volume_text);
       });
   show.add_option("NAME", *shown, "The volume").required();
   add_json_option(show, context);

@@ -27,15 +27,14 @@ std::string origin_text(const json& volume) {
   return volume["template"].is_null() ? "empty" : "from " + plain(volume["template"]);
 }
 
-json create_fork(const Context& context, Store& store, const NewVolume& wanted,
-                 uint64_t size_bytes) {
+json create_fork(Store& store, const NewVolume& wanted, uint64_t size_bytes) {
   const ExportName from = parse_export_name(wanted.from);
   if (from.kind == ExportName::Kind::kTemplate)
     fail(EINVAL, wanted.from, "that is a template: use --template {}", from.name);
   if (from.kind == ExportName::Kind::kChanges)
     fail(EINVAL, wanted.from, "a fork starts from one version, as in --from {}@{}", from.name,
          from.version);
-  const json parent = find_volume(context, store, from.name);
+  const json parent = find_volume(store, from.name);
   if (from.kind == ExportName::Kind::kCurrent || from.kind == ExportName::Kind::kCurrentReader ||
       find_version(parent, from.version)["current"].get<bool>())
     fail(EINVAL, "volume " + from.name,
@@ -47,7 +46,7 @@ json create_fork(const Context& context, Store& store, const NewVolume& wanted,
                         {"version", from.version},
                         {"name", wanted.name},
                         {"size", size_bytes}};
-  return perform(context, store, request);
+  return perform(store, request);
 }
 
 void create_volume(const Context& context, const NewVolume& wanted) {
@@ -58,7 +57,7 @@ void create_volume(const Context& context, const NewVolume& wanted) {
   const json volume =
       wanted.from.empty()
           ? volume_json(store->create_volume(wanted.name, size_bytes, wanted.template_name), false)
-          : create_fork(context, *store, wanted, size_bytes);
+          : create_fork(*store, wanted, size_bytes);
   context.print(volume, [](const json& value) {
     return fmt::format("{}: {}, {}\n", plain(value["name"]), size(value["size"]),
                        origin_text(value));
@@ -110,10 +109,10 @@ void flatten_volume(const Context& context, const std::string& name) {
       // Old versions may share more than the current one, of which the sum is known.
       progress.update(done, std::max(done, before.shared_bytes));
     };
-    volume = perform(context, *store, {{"op", "volume-flatten"}, {"volume", name}}, show_progress);
+    volume = perform(*store, {{"op", "volume-flatten"}, {"volume", name}}, show_progress);
   }
   progress.clear();
-  if (const auto parent = parent_name(before)) ask_to_reclaim(context, *parent);
+  if (const auto parent = parent_name(before)) ask_to_reclaim(*store, *parent);
   context.print(volume, [](const json& value) {
     return fmt::format("{}: has its own copy of all its data now, {}\n", plain(value["name"]),
                        size(value["unique_bytes"]));
@@ -151,7 +150,7 @@ void remove_volume(const Context& context, const std::string& name) {
   } catch (const Error&) {
   }
   retry_while_busy([&] { store->remove_volume(name); });
-  if (const auto parent = parent_name(before)) ask_to_reclaim(context, *parent);
+  if (const auto parent = parent_name(before)) ask_to_reclaim(*store, *parent);
   const std::vector<std::string> forks = forks_left(*store, before);
   if (!forks.empty())
     fmt::print("{}: removed; what {} {} of it stays until {} gone or flattened\n", printable(name),

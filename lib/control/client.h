@@ -1,9 +1,9 @@
 // The tool's side of the control sockets: finds the servers of a store and asks them.
 //
-// It reads STORE/control, connects to every socket there, and removes those on which nobody
-// listens any more. Every request has a connection of its own. An answer must come within the
-// timeout, but for requests whose work may take hours (Patience::kEndless): then it is only a ping
-// before the request that must be answered in time, so that a server that hangs is noticed.
+// It asks those that control/servers.h finds. Every request has a connection of its own. An answer
+// must come within the timeout, but for requests whose work may take hours (Patience::kEndless):
+// then it is only a ping before the request that must be answered in time, so that a server that
+// hangs is noticed.
 //
 // Thread safety: all of it. Errors: what a server refused is thrown as the Error that it was there;
 // ETIMEDOUT when a server does not answer in time, ECONNRESET when it ends before it answers,
@@ -19,14 +19,18 @@
 #include <vector>
 
 #include "control/operations.h"
+#include "control/servers.h"
 
 namespace tplstore {
 
 class ControlClient {
  public:
-  explicit ControlClient(std::string store_directory,
+  // The backend, which the store is on, must outlive it. `directory` is where servers of this user
+  // have their sockets.
+  explicit ControlClient(Backend& backend,
+                         std::string directory = control::run_directory(/*makes=*/false),
                          std::chrono::milliseconds timeout = std::chrono::seconds(30))
-      : store_directory_(std::move(store_directory)), timeout_(timeout) {}
+      : backend_(backend), directory_(std::move(directory)), timeout_(timeout) {}
 
   // What the server that has the request's volume open answers; nothing when no server has it.
   // The trouble of a server that may have had it is thrown only when no other one answers.
@@ -37,13 +41,12 @@ class ControlClient {
                                       Patience patience = Patience::kUsual) const;
 
  private:
-  // The names of the sockets in STORE/control.
-  std::vector<std::string> find_sockets() const;
   // The answer; nothing when there is no such server any more.
-  std::optional<nlohmann::json> ask(const std::string& socket_name, const nlohmann::json& request,
-                                    Patience patience) const;
+  std::optional<nlohmann::json> ask(const control::ServerPlace& server,
+                                    const nlohmann::json& request, Patience patience) const;
 
-  std::string store_directory_;
+  Backend& backend_;
+  std::string directory_;
   std::chrono::milliseconds timeout_;
 };
 

@@ -7,7 +7,6 @@
 #include <signal.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -24,6 +23,7 @@
 #include "control/json_output.h"
 #include "control/operations.h"
 #include "control/protocol.h"
+#include "control/servers.h"
 #include "control/socket.h"
 
 namespace tplstore {
@@ -35,8 +35,6 @@ using nlohmann::json;
 constexpr auto kAcceptPause = std::chrono::milliseconds(100);
 // What is still to be sent when the server stops must be taken this soon.
 constexpr auto kLastAnswerTimeout = std::chrono::seconds(1);
-// Servers in different pid namespaces can have the same pid and one store.
-constexpr int kNamesMax = 64;
 
 json error_answer(int code, std::string_view name, std::string_view object,
                   std::string_view message) {
@@ -78,11 +76,6 @@ bool is_allowed(int socket) {
   socklen_t length = sizeof peer;
   return ::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0 &&
          (peer.uid == 0 || peer.uid == ::geteuid());
-}
-
-ino_t inode_at(int folder, const std::string& name) {
-  struct stat status {};
-  return ::fstatat(folder, name.c_str(), &status, AT_SYMLINK_NOFOLLOW) == 0 ? status.st_ino : 0;
 }
 
 }  // namespace
@@ -221,16 +214,14 @@ struct ControlServer::Impl {
   using State = Connection::State;
 
   Store& store;
-  std::string store_directory;
+  std::string directory;
   std::function<void(const std::string&)> log;
   ControlLimits limits;
 
-  FileDescriptor folder;
   FileDescriptor listener;
   FileDescriptor stop_event;
   FileDescriptor answer_event;
-  std::string name;
-  ino_t inode = 0;
+  std::unique_ptr<control::Announcement> announcement;
   std::thread thread;
 
   // Of the thread alone.
@@ -239,10 +230,10 @@ struct ControlServer::Impl {
   control::Clock::time_point accept_at{};
   std::unique_ptr<Operations> operations;
 
-  Impl(Store& the_store, std::string directory, std::function<void(const std::string&)> the_log,
+  Impl(Store& the_store, std::string the_directory, std::function<void(const std::string&)> the_log,
        ControlLimits the_limits)
       : store(the_store),
-        store_directory(std::move(directory)),
+        directory(std::move(the_directory)),
         log(std::move(the_log)),
         limits(the_limits) {}
 
@@ -447,25 +438,19 @@ void ControlServer::Impl::run() {
   }
 }
 
-ControlServer::ControlServer(Store& store, std::string store_directory,
+ControlServer::ControlServer(Store& store, std::string directory,
                              std::function<void(const std::string&)> log, ControlLimits limits)
-    : impl_(std::make_unique<Impl>(store, std::move(store_directory), std::move(log), limits)) {}
+    : impl_(std::make_unique<Impl>(store, std::move(directory), std::move(log), limits)) {}
 
 ControlServer::~ControlServer() { stop(); }
 
 void ControlServer::start() {
   Impl& impl = *impl_;
   ensure(!impl.thread.joinable(), "a control server is started once");
-  impl.folder = control::open_folder(impl.store_directory, true);
-  const auto soon = control::Clock::now() + std::chrono::seconds(2);
-  for (int i = 0;; ++i) {
-    impl.name =
-        i == 0 ? fmt::format("{}.sock", ::getpid()) : fmt::format("{}-{}.sock", ::getpid(), i);
-    if (i == kNamesMax) fail(EADDRINUSE, impl.name, "other servers answer on all such sockets");
-    if (!control::connect_to(impl.folder.get(), impl.name, soon)) break;
-  }
-  impl.listener = control::listen_at(impl.folder.get(), impl.name);
-  impl.inode = inode_at(impl.folder.get(), impl.name);
+  impl.announcement = std::make_unique<control::Announcement>(impl.store.backend(), impl.directory);
+  const FileDescriptor folder(::open(impl.directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!folder) fail_errno(errno, impl.directory, "opening the folder of control sockets");
+  impl.listener = control::listen_at(folder.get(), impl.announcement->place().socket);
   impl.stop_event = new_event();
   impl.answer_event = new_event();
   impl.operations = std::make_unique<Operations>(impl.store, impl.limits.operations_max,
@@ -487,16 +472,14 @@ void ControlServer::start() {
 void ControlServer::stop() {
   Impl& impl = *impl_;
   if (!impl.thread.joinable()) return;
-  // Only the socket that is ours: after us another server may have taken the name.
-  if (inode_at(impl.folder.get(), impl.name) == impl.inode)
-    ::unlinkat(impl.folder.get(), impl.name.c_str(), 0);
+  impl.announcement.reset();
   signal_event(impl.stop_event);
   impl.thread.join();
-  impl_ = std::make_unique<Impl>(impl.store, impl.store_directory, impl.log, impl.limits);
+  impl_ = std::make_unique<Impl>(impl.store, impl.directory, impl.log, impl.limits);
 }
 
 std::string ControlServer::socket_path() const {
-  return impl_->thread.joinable() ? impl_->store_directory + "/control/" + impl_->name : "";
+  return impl_->thread.joinable() ? impl_->announcement->place().path() : "";
 }
 
 }  // namespace tplstore

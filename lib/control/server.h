@@ -34,18 +34,19 @@ struct ControlLimits {
 
 class ControlServer {
  public:
-  // `store` must outlive it. `log` gets lines for the operator; from any thread.
-  ControlServer(Store& store, std::string store_directory,
-                std::function<void(const std::string&)> log, ControlLimits limits = {});
+  // `store` must outlive it; `directory` is where the socket shall be (control/servers.h). `log`
+  // gets lines for the operator; from any thread.
+  ControlServer(Store& store, std::string directory, std::function<void(const std::string&)> log,
+                ControlLimits limits = {});
   ~ControlServer();  // stops it
 
-  // Opens STORE/control/<pid>.sock, replacing a stale socket of that name, and starts to answer.
-  // After a fork, not before. Throws Error when the socket cannot be made.
+  // Opens the socket, has the store lead to it, and starts to answer. After a fork, not before.
+  // Throws Error when the socket cannot be made.
   void start();
   // Removes the socket and ends all connections. Does nothing when it is not running.
   void stop();
 
-  // STORE/control/<pid>.sock; empty while it is not running.
+  // The socket's; empty while it is not running.
   std::string socket_path() const;
 
  private:

@@ -47,24 +47,6 @@ int milliseconds_until(Clock::time_point deadline) {
   return static_cast<int>(std::clamp<long long>(left, 0, INT_MAX));
 }
 
-FileDescriptor open_folder(const std::string& store_directory, bool create) {
-  const std::string path = store_directory + "/control";
-  const FileDescriptor store(::open(store_directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (!store) fail_errno(errno, store_directory, "opening the store");
-  // Root's server makes it for the owner of the store too.
-  if (create && ::mkdirat(store.get(), "control", 0700) == 0) {
-    const FileDescriptor made = open_beneath(store.get(), "control", O_RDONLY | O_DIRECTORY);
-    if (!made || give_to_owner_of(store.get(), made.get()) != 0)
-      fail_errno(errno, path, "making the folder of control sockets");
-  } else if (create && errno != EEXIST) {
-    fail_errno(errno, path, "making the folder of control sockets");
-  }
-  FileDescriptor folder = open_beneath(store.get(), "control", O_RDONLY | O_DIRECTORY);
-  if (!folder && (create || errno != ENOENT))
-    fail_errno(errno, path, "opening the folder of control sockets");
-  return folder;
-}
-
 FileDescriptor listen_at(int folder, const std::string& name) {
   FileDescriptor socket = new_socket(SOCK_NONBLOCK);
   // No client looks at a name that does not end in ".sock".

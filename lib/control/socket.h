@@ -1,9 +1,8 @@
-// Where the control sockets of a store's servers are, and a client's side of one: lines of text
-// over a Unix stream socket with limits on their length and on the time they take.
+// Control sockets: listening, connecting, and lines of text in both directions with limits on their
+// length and on the time they take.
 //
-// A server listens on STORE/control/<pid>.sock. Sockets are bound and connected through
-// /proc/self/fd/<folder>/<name>, so the path of the store may be longer than the 107 bytes that a
-// socket address holds.
+// Sockets are bound and connected through /proc/self/fd/<folder>/<name>, so the path of a run
+// directory may be longer than the 107 bytes that a socket address holds.
 //
 // Thread safety: free functions all; one thread at a time per LineChannel. Errors: Error with the
 // system's errno, ETIMEDOUT when a deadline passes.
@@ -23,10 +22,6 @@ using Clock = std::chrono::steady_clock;
 
 // What poll() takes; -1 for ever.
 int milliseconds_until(Clock::time_point deadline);
-
-// Opens STORE/control. With `create` it is made, mode 0700, when it is not there; without, the
-// result may be empty.
-FileDescriptor open_folder(const std::string& store_directory, bool create);
 
 // A listening socket called `name`, mode 0600. It takes the name, atomically, only once it
 // listens: whoever gets ECONNREFUSED from a socket may conclude that its server is gone.

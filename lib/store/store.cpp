@@ -1,12 +1,9 @@
 // A store as a whole: its identity, its background thread, its exports, what it occupies.
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <cerrno>
 #include <chrono>
 
-#include "backend/dir/dir_backend.h"
 #include "backend/layout.h"
+#include "backend/open_backend.h"
 #include "base/names.h"
 #include "base/units.h"
 #include "store/store_impl.h"
@@ -25,18 +22,15 @@ constexpr size_t kListedVersionsMax = 4096;
 
 // --- a store
 
-void Store::init(const std::string& directory) {
-  if (mkdir(directory.c_str(), 0700) != 0 && errno != EEXIST)
-    fail_errno(errno, directory, "cannot make the directory of the store");
-  DirBackend backend(directory, false, [](const std::string&) {});
-  if (!backend.list("").empty()) {
-    const bool is_store = backend.get(kIdentityObject, kSlotBytes).has_value();
-    if (is_store) fail(EEXIST, directory, "is a store already");
-    fail(ENOTEMPTY, directory, "is not empty; choose a new or empty directory for the store");
+void Store::init(const std::string& location) {
+  const auto backend = make_backend(location);
+  if (!backend->list("").empty()) {
+    const bool is_store = backend->get(kIdentityObject, kSlotBytes).has_value();
+    if (is_store) fail(EEXIST, location, "is a store already");
+    fail(ENOTEMPTY, location, "is not empty; choose a new or empty directory for the store");
   }
   // The secret in it is for the owner alone, whoever else may read the store.
-  DirBackend private_backend(directory, false, [](const std::string&) {}, {.file_mode = 0600});
-  init(backend, private_backend);
+  init(*backend, *open_backend(location, {.is_private = true}));
 }
 
 void Store::init(Backend& backend) { init(backend, backend); }
@@ -46,12 +40,10 @@ void Store::init(Backend& backend, Backend& for_identity) {
   if (!put_new_identity(for_identity)) fail(EEXIST, backend.describe(), "is a store already");
 }
 
-std::unique_ptr<Store> Store::open(const std::string& directory, const StoreOptions& options) {
-  struct stat status;
-  if (stat(directory.c_str(), &status) != 0) fail_errno(errno, directory, "cannot open the store");
-  if (!S_ISDIR(status.st_mode)) fail(ENOTDIR, directory, "is not a directory, hence not a store");
+std::unique_ptr<Store> Store::open(const std::string& location, const StoreOptions& options) {
   return std::make_unique<Store>(
-      std::make_unique<DirBackend>(directory, options.io == IoMode::kDirect, options.log), options);
+      open_backend(location, {.direct = options.io == IoMode::kDirect, .log = options.log}),
+      options);
 }
 
 Store::Store(std::unique_ptr<Backend> backend, const StoreOptions& options)

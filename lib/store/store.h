@@ -38,12 +38,13 @@ struct ExportInfo {
 
 class Store {
  public:
-  // Makes an empty store in a directory that does not exist or is empty (EEXIST, ENOTEMPTY).
-  static void init(const std::string& directory);
+  // Makes an empty store at a location (backend/open_backend.h) where there is nothing yet (EEXIST,
+  // ENOTEMPTY).
+  static void init(const std::string& location);
   static void init(Backend& backend);
-  // Opens the store in a directory; ENOENT with advice when there is none, EIO when its identity
+  // Opens the store at a location; ENOENT with advice when there is none, EIO when its identity
   // is damaged, EINVAL when it was made by a newer format. Starts no thread.
-  static std::unique_ptr<Store> open(const std::string& directory, const StoreOptions& options);
+  static std::unique_ptr<Store> open(const std::string& location, const StoreOptions& options);
   Store(std::unique_ptr<Backend> backend, const StoreOptions& options);
   // Closes what is open, cleanly. All Disks must be gone.
   ~Store();

@@ -6,6 +6,7 @@ server's control socket.
 """
 
 import argparse
+import glob
 import json
 import os
 import random
@@ -112,28 +113,30 @@ class Server:
 
 
 class Control:
-    """The control socket of a server."""
+    """The control socket of a server, to which the store leads; a request a connection."""
 
     def __init__(self, store, pid):
-        path = os.path.join(store, "control", f"{pid}.sock")
-        wait_for(lambda: os.path.exists(path), "the control socket")
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.connect(path)
-        self.file = self.socket.makefile("rwb")
+        pattern = os.path.join(store, "servers", f"*.{pid}")
+        wait_for(lambda: glob.glob(pattern), "the control socket")
+        with open(glob.glob(pattern)[0]) as server:
+            self.path = server.read()
+
+    def answer(self, request):
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(self.path)
+            connection.sendall(json.dumps({"protocol": 1, **request}).encode() + b"\n")
+            with connection.makefile("rb") as lines:
+                return json.loads(lines.readline())
 
     def ask(self, **request):
-        self.file.write(json.dumps(request).encode() + b"\n")
-        self.file.flush()
-        answer = json.loads(self.file.readline())
+        answer = self.answer(request)
         assert answer["ok"], answer
         return answer["result"]
 
     def ask_when_open(self, **request):
         """As ask(), when somebody has opened the volume; nothing when nobody does for a while."""
         for _ in range(500):
-            self.file.write(json.dumps(request).encode() + b"\n")
-            self.file.flush()
-            answer = json.loads(self.file.readline())
+            answer = self.answer(request)
             if answer["ok"]:
                 return answer["result"]
             assert answer["code"] == "ENOENT_OPEN", answer

@@ -9,15 +9,22 @@ tplstore volume create vm1 --size 1M
 
 # answer_with RESULT: a server of the store that answers this, whatever it is asked.
 answer_with() {
-    mkdir -p "$store/control"
-    rm -f "$store/control/1.sock" "$tmp/ready"
-    "$python" - "$store/control/1.sock" "$1" "$tmp/ready" <<'PYTHON' &
-import json, socket, sys
-path, result, ready = sys.argv[1:]
+    rm -f "$tmp/ready"
+    "$python" - "$store" "$1" "$tmp" <<'PYTHON' &
+import fcntl, json, os, socket, sys, uuid
+store, result, tmp = sys.argv[1:]
+with open("/etc/machine-id") as host, open(os.path.join(store, "store"), "rb") as identity:
+    host_id, store_id = uuid.UUID(host.read().strip()), uuid.UUID(bytes=identity.read()[32:48])
+path = os.path.join(tmp, f"{store_id}.{os.getpid()}.sock")
+os.makedirs(os.path.join(store, "servers"), exist_ok=True)
+announcement = open(os.path.join(store, "servers", f"{host_id}.{os.getpid()}"), "w+")
+announcement.write(path)
+announcement.flush()
+fcntl.lockf(announcement, fcntl.LOCK_SH, 1)
 listener = socket.socket(socket.AF_UNIX)
 listener.bind(path)
 listener.listen(8)
-open(ready, "w").close()
+open(os.path.join(tmp, "ready"), "w").close()
 while True:
     connection, _ = listener.accept()
     try:
@@ -44,13 +51,16 @@ for result in null 7 '[]' '{}' '[{}]' '{"number": 1, "name": "a\u001bb"}' \
     for command in "version create vm1" "volume resize vm1 2M" "volume flatten vm1" stats \
         "stats --json" "stats --prometheus" gc; do
         # shellcheck disable=SC2086
-        refuses "server 1.sock: its answer makes no sense" tplstore $command
+        refuses "server $answerer: its answer makes no sense" tplstore $command
         [ ! -s "$tmp/refused.out" ] || fail "$command printed: $(cat "$tmp/refused.out")"
         equals "lines of $command" "$(wc -l <"$tmp/refused.err")" 1
     done
     stop_answering
 done
-rm "$store/control/1.sock"
+# Whom nobody can ask any more is forgotten.
+tplstore stats >/dev/null
+equals "servers" "$(ls "$store/servers")" ""
+[ -z "$(ls "$tmp"/*.sock 2>/dev/null)" ] || fail "a dead server's socket is left"
 
 # Escape, a newline, DEL, and C1 in UTF-8 and without.
 note=$'a\e[2Jb\nc\x7fd\xc2\x9b2Je\x9bf'

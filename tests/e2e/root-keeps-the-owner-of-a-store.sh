@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What root does to a store of another user leaves nothing there that this user's server cannot open.
 . "$(dirname "$0")/../functions.sh"
-requires root setpriv nbdkit qemu-img
+requires root setpriv nbdkit qemu-img python-libnbd jq
 
 user=65534 group=65533
 as_owner() {
@@ -59,3 +59,31 @@ as_owner "$tmp/tplstore" version create theirs
 as_owner "$tmp/tplstore" volume rm clone
 as_owner "$tmp/tplstore" template import again "$tmp/image.raw"
 as_owner "$tmp/tplstore" gc
+
+# Root, who has another run directory than the owner's server, finds that one.
+mkdir "$tmp/run"
+chown "$user:$group" "$tmp/run"
+XDG_RUNTIME_DIR=$tmp/run as_owner nbdkit --foreground --unix "$tmp/run/nbd.socket" \
+    "$tmp/nbdkit-tplstore-plugin.so" "$store" 2>>"$tmp/server.log" &
+owners_server=$!
+on_exit kill -9 "$owners_server"
+await 20 test -S "$tmp/run/nbd.socket"
+$python -c '
+import nbd, signal, sys
+client = nbd.NBD()
+client.connect_uri(sys.argv[1])
+client.pwrite(b"x" * 4096, 0)
+print("connected", flush=True)
+signal.pause()' "nbd+unix:///theirs?socket=$tmp/run/nbd.socket" >"$tmp/vm.out" 2>&1 &
+vm=$!
+on_exit kill -9 "$vm"
+await 20 grep -qs connected "$tmp/vm.out"
+[ -n "$(ls "$tmp/run/tplstore")" ] || fail "the server's socket is not in its run directory"
+tplstore version create theirs --name live
+equals "servers" "$(tplstore stats --json | jq '.servers | length')" 1
+all_is_the_owners "version create on the owner's server"
+# And what it leaves behind when it is killed is removed.
+kill -9 "$owners_server" "$vm"
+wait "$owners_server" "$vm" 2>/dev/null || true
+equals "servers" "$(tplstore stats --json | jq '.servers | length')" 0
+equals "what leads to servers" "$(ls "$store/servers")" ""

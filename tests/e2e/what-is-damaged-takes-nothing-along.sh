@@ -76,14 +76,14 @@ tplstore gc >/dev/null
 tplstore template rm other >/dev/null
 still_there
 
-echo "A folder of sockets that is a link" >&2
+echo "A folder that leads to servers and is a link" >&2
 mkdir "$tmp/elsewhere"
-$python -c "import socket, sys; socket.socket(socket.AF_UNIX).bind(sys.argv[1])" "$tmp/elsewhere/1.sock"
-rm -rf "$store/control"
-ln -s "$tmp/elsewhere" "$store/control"
-refuses 'control' tplstore stats
-[ -S "$tmp/elsewhere/1.sock" ] || fail "a socket outside the store was removed"
-rm "$store/control"
+touch "$tmp/elsewhere/$(sed -E 's/^(.{8})(.{4})(.{4})(.{4})/\1-\2-\3-\4-/' /etc/machine-id).1"
+rm -rf "$store/servers"
+ln -s "$tmp/elsewhere" "$store/servers"
+refuses 'servers' tplstore stats
+[ -n "$(ls "$tmp/elsewhere")" ] || fail "a file outside the store was removed"
+rm "$store/servers"
 
 echo "Errors that cannot be printed, and standard files that are closed" >&2
 status=0

@@ -1,0 +1,36 @@
+// Every location is a directory so far.
+#include "backend/open_backend.h"
+
+#include <sys/stat.h>
+
+#include <cerrno>
+#include <filesystem>
+
+#include "backend/dir/dir_backend.h"
+#include "base/error.h"
+
+namespace tplstore {
+
+std::string absolute_location(const std::string& location) {
+  std::error_code error;
+  const std::filesystem::path path = std::filesystem::absolute(location, error);
+  if (error || location.empty()) fail(EINVAL, location, "is not a usable path");
+  return path.string();
+}
+
+std::unique_ptr<Backend> open_backend(const std::string& location, const BackendOptions& options) {
+  struct stat status {};
+  if (stat(location.c_str(), &status) != 0) fail_errno(errno, location, "cannot open the store");
+  if (!S_ISDIR(status.st_mode)) fail(ENOTDIR, location, "is not a directory, hence not a store");
+  DirOptions dir_options;
+  if (options.is_private) dir_options.file_mode = 0600;
+  return std::make_unique<DirBackend>(location, options.direct, options.log, dir_options);
+}
+
+std::unique_ptr<Backend> make_backend(const std::string& location) {
+  if (mkdir(location.c_str(), 0700) != 0 && errno != EEXIST)
+    fail_errno(errno, location, "cannot make the directory of the store");
+  return std::make_unique<DirBackend>(location, false, [](const std::string&) {});
+}
+
+}  // namespace tplstore

@@ -1,0 +1,29 @@
+// Where a store is. A location, as people give it, leads to a backend: so far it is the path of a
+// directory, and nothing above this knows that.
+//
+// Thread safety: pure functions. Errors: Error that names the location.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "backend/backend.h"
+
+namespace tplstore {
+
+struct BackendOptions {
+  bool direct = false;      // data bypasses the page cache, where that can be done
+  bool is_private = false;  // new objects are for the owner's eyes alone
+  // Gets a line when something works in a lesser way.
+  std::function<void(const std::string&)> log = [](const std::string&) {};
+};
+
+// The same location, whatever directory the process goes to. EINVAL.
+std::string absolute_location(const std::string& location);
+// ENOENT and ENOTDIR, among others, when there is nothing that could be a store.
+std::unique_ptr<Backend> open_backend(const std::string& location, const BackendOptions& options);
+// For a new store: what is not there yet is made. The backend need not be empty.
+std::unique_ptr<Backend> make_backend(const std::string& location);
+
+}  // namespace tplstore

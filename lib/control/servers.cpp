@@ -1,0 +1,174 @@
+// Who holds the lock of an object in servers/ alone may remove it, so that nothing goes that a new
+// server has made meanwhile.
+#include "control/servers.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <climits>
+#include <cstdlib>
+
+#include "backend/layout.h"
+#include "base/error.h"
+#include "base/host.h"
+#include "template/store_identity.h"
+
+namespace tplstore::control {
+namespace {
+
+constexpr std::string_view kSuffix = ".sock";
+// Servers in different namespaces of pids can have the same pid and one store.
+constexpr int kServersOfPidMax = 64;
+constexpr std::chrono::milliseconds kConnectTimeout{500};
+
+bool is_usable(const std::string& path, bool makes) {
+  if (makes && ::mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) return false;
+  struct stat folder {
+  }, around{};
+  if (::lstat(path.c_str(), &folder) != 0 || !S_ISDIR(folder.st_mode) ||
+      ::stat((path + "/..").c_str(), &around) != 0)
+    return false;
+  const bool is_safe_place = (around.st_mode & S_IWOTH) == 0 || folder.st_uid == ::geteuid();
+  return is_safe_place && (folder.st_mode & S_IWOTH) == 0 &&
+         ::faccessat(AT_FDCWD, path.c_str(), W_OK | X_OK, AT_EACCESS) == 0;
+}
+
+std::string objects_of_host() {
+  return fmt::format("{}/{}.", paths::kServers, this_host().host_id.text());
+}
+
+// `process` is a pid, or one with a number behind it.
+ServerPlace place_of(Backend& backend, const std::string& process, const std::string& directory) {
+  return {objects_of_host() + process, directory,
+          fmt::format("{}.{}{}", load_identity(backend).uuid.text(), process, kSuffix)};
+}
+
+// The socket goes if nobody listens: who has copied a store has what leads to the original's.
+void remove_stale_socket(const ServerPlace& place) {
+  const std::string path = place.path();
+  struct stat before {
+  }, now{};
+  if (::lstat(path.c_str(), &before) != 0 || !S_ISSOCK(before.st_mode)) return;
+  if (connect_to(place, Clock::now() + kConnectTimeout)) return;
+  if (::lstat(path.c_str(), &now) == 0 && now.st_ino == before.st_ino) ::unlink(path.c_str());
+}
+
+// Where an object leads to: without a directory when that is no socket of this store.
+ServerPlace read_place(Backend& backend, const std::string& process,
+                       const std::string& own_directory) {
+  ServerPlace place = place_of(backend, process, own_directory);
+  const auto content = backend.get(place.object, PATH_MAX);
+  if (!content || content->empty()) return place;
+  const std::string path = to_text(*content);
+  const bool is_sound = path.starts_with('/') && path.ends_with("/" + place.socket);
+  place.directory = is_sound ? path.substr(0, path.size() - place.socket.size() - 1) : "";
+  return place;
+}
+
+// What a dead server has left. Who may not write to the store leaves it to somebody who may.
+void remove_if_dead(Backend& backend, const std::string& process,
+                    const std::string& own_directory) {
+  try {
+    const std::string object = objects_of_host() + process;
+    const auto lock = backend.try_lock(object, LockMode::kExclusive);
+    if (!lock) return;
+    const ServerPlace place = read_place(backend, process, own_directory);
+    backend.remove(object);
+    if (!place.directory.empty()) remove_stale_socket(place);
+  } catch (const Error&) {
+  }
+}
+
+}  // namespace
+
+std::string usable_directory(const std::vector<std::string>& candidates, bool makes) {
+  for (const std::string& candidate : candidates)
+    if (is_usable(candidate, makes)) return candidate;
+  if (makes)
+    fail(EACCES, "control socket",
+         "there is no run directory that can be written to: make {}, or set XDG_RUNTIME_DIR",
+         candidates.front());
+  return candidates.back();
+}
+
+std::string run_directory(bool makes) {
+  std::vector<std::string> candidates = {"/run/tplstore"};
+  if (const char* of_user = std::getenv("XDG_RUNTIME_DIR"); of_user != nullptr && *of_user == '/')
+    candidates.push_back(std::string(of_user) + "/tplstore");
+  candidates.push_back(fmt::format("/tmp/tplstore-{}", ::geteuid()));
+  return usable_directory(candidates, makes);
+}
+
+std::string ServerPlace::describe() const {
+  const size_t dot = socket.find('.');
+  return "server " + socket.substr(dot + 1, socket.find('.', dot + 1) - dot - 1);
+}
+
+Announcement::Announcement(Backend& backend, const std::string& directory) : backend_(backend) {
+  for (int i = 0; i < kServersOfPidMax; ++i) {
+    const std::string pid = std::to_string(::getpid());
+    const std::string process = i == 0 ? pid : fmt::format("{}-{}", pid, i);
+    place_ = place_of(backend, process, directory);
+    try {
+      remove_if_dead(backend, process, directory);
+      try {
+        if (!backend.put_new(place_.object, as_bytes(place_.path()))) continue;
+      } catch (const Error& error) {
+        if (error.code() != ENOSPC && error.code() != EDQUOT) throw;
+        backend.create(place_.object, 0, Purpose::kMetadata);
+      }
+      lock_ = backend.try_lock(place_.object, LockMode::kShared);
+    } catch (const Error& error) {
+      // Somebody has just taken it for a dead one's, or has the name.
+      if (error.code() != ENOENT && error.code() != EEXIST) throw;
+    }
+    if (lock_) return;
+  }
+  fail(EADDRINUSE, place_.object, "other servers have all such names");
+}
+
+Announcement::~Announcement() {
+  ::unlink(place_.path().c_str());
+  try {
+    backend_.remove(place_.object);
+  } catch (const std::exception&) {
+    // Somebody will do it who meets it unlocked.
+  }
+}
+
+std::vector<ServerPlace> find_servers(Backend& backend, const std::string& own_directory) {
+  std::vector<ServerPlace> places;
+  const std::string prefix = objects_of_host();
+  for (const std::string& name : backend.list(std::string(paths::kServers))) {
+    const std::string object = fmt::format("{}/{}", paths::kServers, name);
+    if (!object.starts_with(prefix)) continue;
+    const std::string process = object.substr(prefix.size());
+    try {
+      if (!backend.is_locked(object)) {
+        remove_if_dead(backend, process, own_directory);
+        continue;
+      }
+      places.push_back(read_place(backend, process, own_directory));
+      if (places.back().directory.empty())
+        fail(EIO, object, "damaged: it leads to no socket of this store; remove it");
+    } catch (const Error& error) {
+      if (error.code() != ENOENT) throw;  // gone since it was listed
+    }
+  }
+  return places;
+}
+
+FileDescriptor connect_to(const ServerPlace& place, Clock::time_point deadline) {
+  const FileDescriptor folder(::open(place.directory.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+  struct stat status {};
+  if (!folder || ::fstatat(folder.get(), place.socket.c_str(), &status, AT_SYMLINK_NOFOLLOW) != 0) {
+    if (errno == ENOENT || errno == ENOTDIR) return FileDescriptor();
+    fail_errno(errno, place.path(), "connecting to the control socket");
+  }
+  return S_ISSOCK(status.st_mode) ? connect_to(folder.get(), place.socket, deadline)
+                                  : FileDescriptor();
+}
+
+}  // namespace tplstore::control

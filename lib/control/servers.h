@@ -1,0 +1,67 @@
+// The servers of a store: where their control sockets are, and which of them are gone.
+//
+// A store may be on a file system that hosts share; a socket cannot. So a socket is in the run
+// directory of its host, as <uuid of the store>.<pid>.sock, and an object of the store leads to it:
+// servers/<id of the host>.<pid>, with the socket's path. Who asks may have another run directory
+// than the server (a root shell, another user's service).
+//
+// A server holds the lock of its object, shared. So an object of this host that is not locked is of
+// a dead server, and whoever meets it removes it and the socket; another host's is left alone. And
+// a copy of a store leads to nobody: nothing in it is locked, whatever the original's servers do.
+//
+// Thread safety: free functions all. Errors: Error with the system's errno.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "backend/backend.h"
+#include "base/files.h"
+#include "control/socket.h"
+
+namespace tplstore::control {
+
+// The first of /run/tplstore, $XDG_RUNTIME_DIR/tplstore and /tmp/tplstore-<uid> that this process
+// may write to. With `makes` it is made, for its user only, if it is not there; EACCES when there
+// is none. Without, it is then the last one, which need not be there.
+std::string run_directory(bool makes);
+// The same of `candidates`. Where everybody may make things, in /tmp, it must be our own.
+std::string usable_directory(const std::vector<std::string>& candidates, bool makes);
+
+struct ServerPlace {
+  std::string object;  // that leads to it
+  std::string directory;
+  std::string socket;  // its name there
+
+  std::string path() const { return directory + "/" + socket; }
+  // For messages: "server 4711".
+  std::string describe() const;
+};
+
+// What leads to a server of this process, as long as it is there. Making it opens no socket; the
+// name is this server's alone.
+class Announcement {
+ public:
+  // On a disk that is full the object stays empty: then those who have `directory` as their own run
+  // directory find the server.
+  Announcement(Backend& backend, const std::string& directory);
+  ~Announcement();  // removes the socket too
+  Announcement(const Announcement&) = delete;
+  Announcement& operator=(const Announcement&) = delete;
+
+  const ServerPlace& place() const { return place_; }
+
+ private:
+  Backend& backend_;
+  ServerPlace place_;
+  std::unique_ptr<HeldLock> lock_;
+};
+
+// All of this host that are alive, in the order of their names. `own_directory` may be missing.
+std::vector<ServerPlace> find_servers(Backend& backend, const std::string& own_directory);
+
+// Connects; nothing when nobody listens there.
+FileDescriptor connect_to(const ServerPlace& place, Clock::time_point deadline);
+
+}  // namespace tplstore::control

@@ -28,6 +28,9 @@ class ForwardingBackend final : public Backend {
   std::function<void(const std::string& name, bool is_ours)> on_lock;
   // Called with an object's name after it was put there; what it throws, put_new() throws.
   std::function<void(const std::string& name)> on_put;
+  // When set, templates' manifests are put there in steps, as a directory does it; it is called
+  // when the name is given and not durable yet.
+  std::function<void(const std::string& name)> on_linked;
   // Called with the name of an object or a folder after it was removed.
   std::function<void(const std::string& name)> on_remove;
 
@@ -64,6 +67,14 @@ class ForwardingBackend final : public Backend {
     return std::make_unique<Hooked>(*this, name, std::move(object));
   }
   bool put_new(const std::string& name, Bytes content) override {
+    if (on_linked && name.starts_with("templates/")) {
+      const auto object = to_.create(name, 0, Purpose::kMetadata);
+      object->write(0, content);
+      object->sync();
+      on_linked(name);
+      to_.sync_folder("templates");
+      return true;
+    }
     bool is_new = false;
     pass(Call::kPutNew, name, [&] { is_new = to_.put_new(name, content); });
     if (on_put) on_put(name);

@@ -18,48 +18,6 @@ using Fixture = StoreFixture;
 // Fills the storage: not even the log can be made longer.
 void fill_up(Fixture& f) { f.memory->set_capacity_bytes(f.memory->allocated_bytes()); }
 
-// Stands for a directory whose put_new() has given a name that is not durable yet.
-class LateBackend final : public Backend {
- public:
-  explicit LateBackend(Backend& to) : to_(to) {}
-  std::function<void(const std::string& name)> on_linked;
-  std::unique_ptr<Object> open(const std::string& name, Access access, Purpose purpose) override {
-    return to_.open(name, access, purpose);
-  }
-  std::unique_ptr<Object> create(const std::string& name, uint64_t size_bytes,
-                                 Purpose purpose) override {
-    return to_.create(name, size_bytes, purpose);
-  }
-  bool put_new(const std::string& name, Bytes content) override {
-    if (!name.starts_with("templates/") || !on_linked) return to_.put_new(name, content);
-    // As DirBackend does: the content is synced, the name is given, the folder is synced.
-    const auto object = to_.create(name, 0, Purpose::kMetadata);
-    object->write(0, content);
-    object->sync();
-    on_linked(name);
-    to_.sync_folder("templates");
-    return true;
-  }
-  std::optional<ByteVector> get(const std::string& name, uint64_t max_bytes) override {
-    return to_.get(name, max_bytes);
-  }
-  std::vector<std::string> list(const std::string& folder) override { return to_.list(folder); }
-  bool remove(const std::string& name) override { return to_.remove(name); }
-  void remove_folder(const std::string& folder) override { to_.remove_folder(folder); }
-  void sync_folder(const std::string& folder) override { to_.sync_folder(folder); }
-  using Backend::try_lock;
-  std::unique_ptr<HeldLock> try_lock(const std::string& name, LockMode mode,
-                                     uint64_t slot) override {
-    return to_.try_lock(name, mode, slot);
-  }
-  bool is_locked(const std::string& name) override { return to_.is_locked(name); }
-  uint32_t write_alignment_bytes() const override { return to_.write_alignment_bytes(); }
-  std::string describe() const override { return to_.describe(); }
-
- private:
-  Backend& to_;
-};
-
 }  // namespace
 
 TEST_CASE("on a full disk reads of VOLUME@current do not use up what opening needs") {
@@ -343,7 +301,7 @@ TEST_CASE("a volume that is there after a power cut has its template") {
   for (const bool fails : {false, true}) {
     INFO("the template's folder cannot be synced: " << fails);
     const auto memory = memory_store();
-    LateBackend late(*memory);
+    ForwardingBackend late(*memory);
     Store store(std::make_unique<ForwardingBackend>(*memory), StoreOptions());
     std::unique_ptr<MemoryBackend> after;
     const auto use = [&] {

@@ -6,30 +6,19 @@
 #include <future>
 #include <thread>
 
-#include "forwarding_backend.h"
-#include "volume_testing.h"
+#include "store_testing.h"
 
 namespace tplstore {
 namespace {
 
-ByteVector filled(uint64_t length, int value) {
-  return ByteVector(length, static_cast<std::byte>(value));
-}
-
-struct StoreFixture {
-  std::unique_ptr<MemoryBackend> memory = memory_store();
-  std::unique_ptr<Store> store =
-      std::make_unique<Store>(std::make_unique<ForwardingBackend>(*memory), StoreOptions{});
-
+struct Fixture : EmptyStoreFixture {
   void write(const std::string& volume, uint64_t block, int value) {
     const auto disk = store->open_export(volume, test_peer());
     disk->write(block * kBlockBytes, filled(kBlockBytes, value), true);
   }
   ByteVector read(const std::string& name, uint64_t block) {
     const auto disk = store->open_export(name, test_peer());
-    ByteVector bytes(kBlockBytes);
-    disk->read(block * kBlockBytes, bytes);
-    return bytes;
+    return bytes_at(*disk, block * kBlockBytes);
   }
   uint32_t version(const std::string& volume) { return store->create_version(volume, {}).number; }
   uint64_t allocated(const std::string& uuid) {
@@ -41,15 +30,6 @@ struct StoreFixture {
     return bytes;
   }
 };
-
-int code_of(const std::function<void()>& work) {
-  try {
-    work();
-  } catch (const Error& error) {
-    return error.code();
-  }
-  return 0;
-}
 
 }  // namespace
 
@@ -89,7 +69,7 @@ TEST_CASE("a hole is not punched as long as a request may read what was there") 
 }
 
 TEST_CASE("a version that is being read is not removed, and one that was is not read") {
-  StoreFixture f;
+  Fixture f;
   f.store->create_volume("vm1", kRegionBytes, "");
   f.write("vm1", 0, 1);
   f.version("vm1");
@@ -97,25 +77,25 @@ TEST_CASE("a version that is being read is not removed, and one that was is not 
   f.version("vm1");
   {
     const auto disk = f.store->open_export("vm1@1", test_peer());
-    CHECK(code_of([&] { f.store->remove_versions("vm1", {"1"}); }) == EBUSY);
+    CHECK(error_code([&] { f.store->remove_versions("vm1", {"1"}); }) == EBUSY);
     // All or none.
-    CHECK(code_of([&] { f.store->remove_versions("vm1", {"2", "1"}); }) == EBUSY);
+    CHECK(error_code([&] { f.store->remove_versions("vm1", {"2", "1"}); }) == EBUSY);
     CHECK(f.read("vm1@2", 0) == filled(kBlockBytes, 1));
     // Another process has a store of its own.
     Store other(std::make_unique<ForwardingBackend>(*f.memory), StoreOptions{});
-    CHECK(code_of([&] { other.remove_versions("vm1", {"1"}); }) == EBUSY);
+    CHECK(error_code([&] { other.remove_versions("vm1", {"1"}); }) == EBUSY);
   }
   {
     const auto disk = f.store->open_export("vm1@1..2", test_peer());
-    CHECK(code_of([&] { f.store->remove_versions("vm1", {"1"}); }) == EBUSY);
-    CHECK(code_of([&] { f.store->remove_versions("vm1", {"2"}); }) == EBUSY);
+    CHECK(error_code([&] { f.store->remove_versions("vm1", {"1"}); }) == EBUSY);
+    CHECK(error_code([&] { f.store->remove_versions("vm1", {"2"}); }) == EBUSY);
   }
   // The server has the volume open, and readers of its other versions; somebody else removes one.
   const auto kept = f.store->open_export("vm1@2", test_peer());
   f.store->remove_versions("vm1", {"1"});
-  CHECK(code_of([&] { f.store->open_export("vm1@1", test_peer()); }) == ENOENT);
-  CHECK(code_of([&] { f.store->remove_versions("vm1", {"1"}); }) == ENOENT);
-  CHECK(code_of([&] { f.store->remove_versions("vm1", {"4"}); }) == EBUSY);
+  CHECK(error_code([&] { f.store->open_export("vm1@1", test_peer()); }) == ENOENT);
+  CHECK(error_code([&] { f.store->remove_versions("vm1", {"1"}); }) == ENOENT);
+  CHECK(error_code([&] { f.store->remove_versions("vm1", {"4"}); }) == EBUSY);
   f.store->reclaim();
   CHECK(f.read("vm1@2", 0) == filled(kBlockBytes, 1));
   CHECK(f.read("vm1", 0) == filled(kBlockBytes, 1));
@@ -124,7 +104,7 @@ TEST_CASE("a version that is being read is not removed, and one that was is not 
 TEST_CASE("a name leads to the version that has it now, whatever other readers have open") {
   for (const bool has_owner : {true, false}) {
     INFO("beside a writer: " << has_owner);
-    StoreFixture f;
+    Fixture f;
     f.store->create_volume("vm1", kRegionBytes, "");
     f.write("vm1", 0, 1);
     f.store->create_version("vm1", {"daily", "", {}});
@@ -136,7 +116,7 @@ TEST_CASE("a name leads to the version that has it now, whatever other readers h
     f.store->remove_versions("vm1", {"daily"});
     f.write("vm1", 0, 3);
     if (!has_owner) writer.reset();
-    CHECK(code_of([&] { f.store->open_export("vm1@daily", test_peer()); }) == ENOENT);
+    CHECK(error_code([&] { f.store->open_export("vm1@daily", test_peer()); }) == ENOENT);
     f.store->create_version("vm1", {"daily", "", {}});
     CHECK(f.read("vm1@daily", 0) == filled(kBlockBytes, 3));
     CHECK(f.read("vm1@2", 0) == filled(kBlockBytes, 2));
@@ -162,7 +142,7 @@ TEST_CASE("a file that cannot be punched keeps no other from giving back its spa
     ++punches;
     fail(EIO, name, "cannot be punched");
   };
-  CHECK(code_of([&] { volume->reclaim_all(); }) == EIO);
+  CHECK(error_code([&] { volume->reclaim_all(); }) == EIO);
   CHECK(punches == 1);
   const auto files = [&] {
     std::set<std::string> names;
@@ -184,7 +164,7 @@ TEST_CASE("a file that cannot be punched keeps no other from giving back its spa
 }
 
 TEST_CASE("a fork of a fork a hundred times over still reads with one lookup") {
-  StoreFixture f;
+  Fixture f;
   constexpr uint32_t kDepth = 100;
   f.store->create_volume("f0", kRegionBytes, "");
   f.write("f0", 0, 1);
@@ -219,7 +199,7 @@ TEST_CASE("a fork of a fork a hundred times over still reads with one lookup") {
 }
 
 TEST_CASE("a volume that forks need keeps what they need, and nothing else") {
-  StoreFixture f;
+  Fixture f;
   const std::string uuid = f.store->create_volume("vm1", 4 * kRegionBytes, "").uuid.text();
   for (uint64_t block = 0; block < 100; ++block) f.write("vm1", block, 1);
   f.version("vm1");
@@ -227,16 +207,16 @@ TEST_CASE("a volume that forks need keeps what they need, and nothing else") {
   f.version("vm1");
   for (uint64_t block = 100; block < 300; ++block) f.write("vm1", block, 3);
   f.store->fork_volume("vm2", "vm1", "1", 0);
-  CHECK(code_of([&] { f.store->fork_volume("vm2", "vm1", "2", 0); }) == EEXIST);
-  CHECK(code_of([&] { f.store->fork_volume("vm3", "vm1", "7", 0); }) == ENOENT);
-  CHECK(code_of([&] { f.store->fork_volume("vm3", "vm1", "1", kRegionBytes); }) == EINVAL);
+  CHECK(error_code([&] { f.store->fork_volume("vm2", "vm1", "2", 0); }) == EEXIST);
+  CHECK(error_code([&] { f.store->fork_volume("vm3", "vm1", "7", 0); }) == ENOENT);
+  CHECK(error_code([&] { f.store->fork_volume("vm3", "vm1", "1", kRegionBytes); }) == EINVAL);
   f.store->remove_versions("vm1", {"1"});
   // It is hidden, and says for whom.
   const VolumeInfo info = f.store->show_volume("vm1");
   CHECK(info.versions.at(0).is_hidden);
   CHECK(info.versions.at(0).forks == std::vector<std::string>{"vm2"});
-  CHECK(code_of([&] { f.store->open_export("vm1@1", test_peer()); }) == ENOENT);
-  CHECK(code_of([&] { f.store->fork_volume("vm3", "vm1", "1", 0); }) == ENOENT);
+  CHECK(error_code([&] { f.store->open_export("vm1@1", test_peer()); }) == ENOENT);
+  CHECK(error_code([&] { f.store->fork_volume("vm3", "vm1", "1", 0); }) == ENOENT);
   f.store->remove_volume("vm1");
   CHECK(f.allocated(uuid) == 100 * kBlockBytes);
   for (uint64_t block = 0; block < 100; ++block) CHECK(f.read("vm2", block) == filled(4096, 1));
@@ -250,7 +230,7 @@ TEST_CASE("a volume that forks need keeps what they need, and nothing else") {
 }
 
 TEST_CASE("a volume that forks need lets go of what current has of removed versions") {
-  StoreFixture f;
+  Fixture f;
   const std::string uuid = f.store->create_volume("vm1", 4 * kRegionBytes, "").uuid.text();
   f.write("vm1", 0, 1);
   f.version("vm1");
@@ -268,7 +248,7 @@ TEST_CASE("a volume that forks need lets go of what current has of removed versi
 }
 
 TEST_CASE("a fork's readers keep the parent from going when it is flattened") {
-  StoreFixture f;
+  Fixture f;
   f.store->create_volume("vm1", kRegionBytes, "");
   f.write("vm1", 0, 1);
   f.version("vm1");
@@ -276,28 +256,28 @@ TEST_CASE("a fork's readers keep the parent from going when it is flattened") {
   f.version("vm2");
   f.store->remove_volume("vm1");
   auto reader = f.store->open_export("vm2@2", test_peer());
-  CHECK(code_of([&] { f.store->flatten_volume("vm2", [](uint64_t) {}); }) == EBUSY);
+  CHECK(error_code([&] { f.store->flatten_volume("vm2", [](uint64_t) {}); }) == EBUSY);
   f.store->reclaim();
   ByteVector bytes(kBlockBytes);
   reader->read(0, bytes);
   CHECK(bytes == filled(kBlockBytes, 1));
   reader.reset();
   f.store->flatten_volume("vm2", [](uint64_t) {});
-  CHECK(code_of([&] { f.store->flatten_volume("vm2", [](uint64_t) {}); }) == EINVAL);
+  CHECK(error_code([&] { f.store->flatten_volume("vm2", [](uint64_t) {}); }) == EINVAL);
   CHECK(f.memory->list("volumes").size() == 1);
   CHECK(f.read("vm2@2", 0) == filled(kBlockBytes, 1));
   CHECK(f.read("vm2", 0) == filled(kBlockBytes, 1));
 }
 
 TEST_CASE("on a full disk a version can be removed, and that makes room") {
-  StoreFixture f;
+  Fixture f;
   f.store->create_volume("vm1", 4 * kRegionBytes, "");
   const auto disk = f.store->open_export("vm1", test_peer());
   disk->write(0, filled(kRegionBytes, 1), true);
   f.version("vm1");
   disk->write(0, filled(kRegionBytes, 2), true);
   f.memory->set_capacity_bytes(f.memory->allocated_bytes());
-  CHECK(code_of([&] { disk->write(kRegionBytes, filled(kRegionBytes, 3), true); }) == ENOSPC);
+  CHECK(error_code([&] { disk->write(kRegionBytes, filled(kRegionBytes, 3), true); }) == ENOSPC);
   f.store->remove_versions("vm1", {"1"});
   f.store->reclaim();
   disk->write(kRegionBytes, filled(kRegionBytes / 2, 3), true);
@@ -306,7 +286,7 @@ TEST_CASE("on a full disk a version can be removed, and that makes room") {
 }
 
 TEST_CASE("an import that fails leaves the volume as it was") {
-  StoreFixture f;
+  Fixture f;
   f.store->create_volume("vm1", kRegionBytes, "");
   f.write("vm1", 0, 1);
   f.version("vm1");
@@ -318,7 +298,7 @@ TEST_CASE("an import that fails leaves the volume as it was") {
   Store::ImportedVersion imported;
   imported.base = "1";
   imported.size_bytes = 2 * kRegionBytes;
-  CHECK(code_of([&] { f.store->import_version("vm1", imported, breaks); }) == EIO);
+  CHECK(error_code([&] { f.store->import_version("vm1", imported, breaks); }) == EIO);
   CHECK(f.read("vm1@1", 0) == filled(kBlockBytes, 1));
   // What current was is kept as a version; now it is like version 1.
   CHECK(f.read("vm1@2", 0) == filled(kBlockBytes, 2));
@@ -336,13 +316,13 @@ TEST_CASE("an import that fails leaves the volume as it was") {
   imported.base = "there";
   imported.base_identity = {random_uuid(), 7};
   imported.version = {};
-  CHECK(code_of([&] { f.store->import_version("vm1", imported, [](Disk&) {}); }) == EINVAL);
+  CHECK(error_code([&] { f.store->import_version("vm1", imported, [](Disk&) {}); }) == EINVAL);
   imported.base_identity = made.identity;
   CHECK(f.store->import_version("vm1", imported, [](Disk&) {}).parent == made.number);
   // A new volume is not left half made.
   imported = {};
   imported.size_bytes = kRegionBytes;
-  CHECK(code_of([&] { f.store->import_version("vm2", imported, breaks); }) == EIO);
+  CHECK(error_code([&] { f.store->import_version("vm2", imported, breaks); }) == EIO);
   CHECK(f.store->list_volumes().size() == 1);
 }
 

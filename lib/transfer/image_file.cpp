@@ -57,30 +57,23 @@ bool is_vmdk_descriptor(std::string_view text) {
 
 ImageFile::ImageFile(const std::string& path) : path_(path) {
   // O_NONBLOCK: a named pipe must not make us wait for its writer.
-  fd_ = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (fd_ < 0) fail_errno(errno, path, "cannot open this image");
-  try {
-    struct stat status;
-    if (fstat(fd_, &status) != 0) fail_errno(errno, path, "cannot stat this image");
-    is_block_device_ = S_ISBLK(status.st_mode);
-    if (!S_ISREG(status.st_mode) && !is_block_device_)
-      fail(EINVAL, path, "is not a regular file or block device: give the image itself");
-    const off_t end = lseek(fd_, 0, SEEK_END);
-    if (end < 0) fail_errno(errno, path, "cannot find the size of this image");
-    size_bytes_ = static_cast<uint64_t>(end);
-    if (size_bytes_ == 0) fail(EINVAL, path, "is empty: there is no image in it");
-  } catch (...) {
-    close(fd_);
-    throw;
-  }
+  fd_.reset(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  if (!fd_) fail_errno(errno, path, "cannot open this image");
+  struct stat status;
+  if (fstat(fd_.get(), &status) != 0) fail_errno(errno, path, "cannot stat this image");
+  is_block_device_ = S_ISBLK(status.st_mode);
+  if (!S_ISREG(status.st_mode) && !is_block_device_)
+    fail(EINVAL, path, "is not a regular file or block device: give the image itself");
+  const off_t end = lseek(fd_.get(), 0, SEEK_END);
+  if (end < 0) fail_errno(errno, path, "cannot find the size of this image");
+  size_bytes_ = static_cast<uint64_t>(end);
+  if (size_bytes_ == 0) fail(EINVAL, path, "is empty: there is no image in it");
 }
-
-ImageFile::~ImageFile() { close(fd_); }
 
 bool ImageFile::read(uint64_t offset, MutableBytes into) const {
   if (offset > size_bytes_ || into.size() > size_bytes_ - offset) return false;
   while (!into.empty()) {
-    const ssize_t count = pread(fd_, into.data(), into.size(), static_cast<off_t>(offset));
+    const ssize_t count = pread(fd_.get(), into.data(), into.size(), static_cast<off_t>(offset));
     if (count < 0 && errno == EINTR) continue;
     if (count < 0) fail_errno(errno, path_, "cannot read this image");
     if (count == 0) return false;

@@ -11,6 +11,7 @@
 #include <string_view>
 
 #include "base/bytes.h"
+#include "base/files.h"
 
 namespace tplstore {
 
@@ -19,14 +20,11 @@ class ImageFile {
  public:
   // ENOENT and the like; EINVAL when it is neither a file nor a block device, or is empty.
   explicit ImageFile(const std::string& path);
-  ~ImageFile();
-  ImageFile(const ImageFile&) = delete;
-  ImageFile& operator=(const ImageFile&) = delete;
 
   uint64_t size_bytes() const { return size_bytes_; }
   bool is_block_device() const { return is_block_device_; }
   // For reading. Who opens it again under its name may get another file.
-  int descriptor() const { return fd_; }
+  int descriptor() const { return fd_.get(); }
   const std::string& path() const { return path_; }  // as it was given
   // Fills `into`; false when the file ends before.
   bool read(uint64_t offset, MutableBytes into) const;
@@ -52,7 +50,7 @@ class ImageFile {
   std::optional<T> take(uint64_t offset) const;
 
   const std::string path_;
-  int fd_;
+  FileDescriptor fd_;
   uint64_t size_bytes_ = 0;
   bool is_block_device_ = false;
 };

@@ -14,11 +14,12 @@
 
 #include "base/names.h"
 #include "transfer/atomic_file.h"
+#include "transfer/disk_copy.h"
 
 namespace tplstore {
 namespace {
 
-constexpr uint64_t kWindowBytes = uint64_t{1} << 30;  // of extents looked up, or zeroed, at a time
+constexpr uint64_t kWindowBytes = uint64_t{1} << 30;  // zeroed at a time
 constexpr std::string_view kRepair = "copy the file again, or make it again from its store";
 
 bool is_disk_size(uint64_t bytes) {
@@ -157,39 +158,6 @@ class IncrementWriter {
   uint64_t next_offset_ = 0;
 };
 
-// Splits what was read at `offset` into runs of blocks with and without something in them.
-void add_piece(IncrementWriter& writer, uint64_t offset, Bytes piece) {
-  const auto length_of_block = [&](uint64_t at) {
-    return std::min(piece.size() - at, kBlockBytes - (offset + at) % kBlockBytes);
-  };
-  for (uint64_t start = 0; start < piece.size();) {
-    const bool is_zeroes = is_zero(piece.subspan(start, length_of_block(start)));
-    uint64_t stop = start + length_of_block(start);
-    while (stop < piece.size() && is_zero(piece.subspan(stop, length_of_block(stop))) == is_zeroes)
-      stop += length_of_block(stop);
-    if (is_zeroes)
-      writer.add_zeroes(offset + start, stop - start);
-    else
-      writer.add_data(offset + start, piece.subspan(start, stop - start));
-    start = stop;
-  }
-}
-
-void add_extent(IncrementWriter& writer, Disk& disk, const Extent& extent,
-                const std::function<void(uint64_t offset)>& tell_progress) {
-  ByteVector buffer(std::min<uint64_t>(kIncrementDataBytesMax, extent.length));
-  const uint64_t end = extent.offset + extent.length;
-  for (uint64_t offset = extent.offset; offset < end;) {
-    tell_progress(offset);
-    // Up to the end of a block, so that the next piece begins with a whole one.
-    const uint64_t stop = std::min(end, round_down(offset + kIncrementDataBytesMax, kBlockBytes));
-    const MutableBytes piece = MutableBytes(buffer).first(stop - offset);
-    disk.read(offset, piece);
-    add_piece(writer, offset, piece);
-    offset = stop;
-  }
-}
-
 }  // namespace
 
 uint64_t write_increment(Disk& disk, const IncrementInfo& info, const std::string& file,
@@ -206,19 +174,18 @@ uint64_t write_increment(Disk& disk, const IncrementInfo& info, const std::strin
     options.progress(offset, size);
   };
 
-  for (uint64_t offset = 0; offset < size;) {
-    std::vector<Extent> extents;
-    disk.extents(offset, std::min(kWindowBytes, size - offset), [&](const Extent& extent) {
-      extents.push_back(extent);
-      return true;
-    });
-    ensure(!extents.empty() && extents.back().offset + extents.back().length > offset,
-           "extents make progress");
-    for (const Extent& extent : extents)
-      if (!extent.is_hole) add_extent(writer, disk, extent, tell_progress);
-    offset = extents.back().offset + extents.back().length;
-    tell_progress(offset);
-  }
+  ByteVector buffer(kIncrementDataBytesMax);
+  copy_disk(disk, {.piece_bytes = kIncrementDataBytesMax,
+                   .unit_bytes = kBlockBytes,
+                   .take_buffer = [&] { return MutableBytes(buffer); },
+                   .add =
+                       [&](uint64_t offset, Bytes run, bool is_zeroes) {
+                         if (is_zeroes)
+                           writer.add_zeroes(offset, run.size());
+                         else
+                           writer.add_data(offset, run);
+                       },
+                   .progress = tell_progress});
   const uint64_t data_bytes = writer.finish();
   tell_progress(size);
   target.publish(options.may_replace);

@@ -96,7 +96,7 @@ class Script {
     // What forks need stays when all versions go.
     for (const VolumeInfo& info : store.list_volumes()) {
       std::vector<std::string> numbers;
-      for (const VersionInfo& version : store.list_versions(info.name))
+      for (const VersionInfo& version : store.show_volume(info.name).versions)
         if (!version.is_current && !version.is_hidden)
           numbers.push_back(std::to_string(version.number));
       if (!numbers.empty()) store.remove_versions(info.name, numbers);

@@ -190,6 +190,27 @@ uri() {
     echo "nbd+unix:///$1?socket=$tmp/${2-server}.socket"
 }
 
+# start_client write|read URI...: a client of these disks until it is killed, with its pid in $client.
+# One that writes has written something and flushed it.
+start_client() {
+    local what=$1 out
+    shift
+    out=$(mktemp "$tmp/client-XXXXXX.out")
+    $python -c '
+import nbd, signal, sys
+clients = [nbd.NBD() for uri in sys.argv[2:]]
+for client, uri in zip(clients, sys.argv[2:]):
+    client.connect_uri(uri)
+    if sys.argv[1] == "write":
+        client.pwrite(b"x" * 4096, 0)
+        client.flush()
+print("connected", flush=True)
+signal.pause()' "$what" "$@" >"$out" 2>&1 &
+    client=$!
+    on_exit kill -9 "$client"
+    await 20 grep -qs connected "$out" || fail "no connection: $(cat "$out")"
+}
+
 # --- checks
 
 # How many volumes there are, with a name or kept for others.

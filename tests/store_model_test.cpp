@@ -439,7 +439,7 @@ class Model {
     RetentionRules rules;
     rules.keep_last = 1 + static_cast<uint32_t>(random_.below(4));
     std::vector<RetentionCandidate> candidates;
-    for (const VersionInfo& info : store_->list_versions(volume.name))
+    for (const VersionInfo& info : store_->show_volume(volume.name).versions)
       if (!info.is_hidden && !info.is_current)
         candidates.push_back({info.number, info.created_ns, !info.name.empty()});
     std::vector<std::string> names;
@@ -622,7 +622,8 @@ class Model {
       return;
     const TemporaryDirectory directory;
     std::map<uint32_t, VersionInfo> infos;
-    for (const VersionInfo& info : store_->list_versions(volume.name)) infos[info.number] = info;
+    for (const VersionInfo& info : store_->show_volume(volume.name).versions)
+      infos[info.number] = info;
     const std::string copy = fmt::format("vm{}", ++next_name_);
     VersionInfo made;
     const auto carry_one = [&](const std::string& range, uint32_t base, uint32_t number) {

@@ -26,6 +26,8 @@ inline ByteVector bytes_at(Disk& disk, uint64_t offset, uint64_t length = kBlock
   return bytes;
 }
 
+// A VM that is this process.
+inline Peer living_peer() { return {"this test", getpid(), process_start_time(getpid())}; }
 // Another VM: a process that is there, so that nobody takes it for one that has gone.
 inline Peer vm_peer() { return {"a VM", getppid(), process_start_time(getppid())}; }
 
@@ -38,6 +40,28 @@ inline int error_code(const std::function<void()>& action) {
   }
   return 0;
 }
+
+// What it says, or nothing.
+inline std::string error_message(const std::function<void()>& action) {
+  try {
+    action();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+// Two processes on one store.
+struct TwoServers {
+  std::unique_ptr<MemoryBackend> memory = memory_store();
+  std::vector<std::string> log;
+  StoreOptions options{IoMode::kBuffered, 64 << 20,
+                       [this](const std::string& line) { log.push_back(line); }};
+  std::unique_ptr<Store> one =
+      std::make_unique<Store>(std::make_unique<ForwardingBackend>(*memory), options);
+  ForwardingBackend* between = new ForwardingBackend(*memory);  // two's
+  std::unique_ptr<Store> two = std::make_unique<Store>(std::unique_ptr<Backend>(between), options);
+};
 
 struct EmptyStoreFixture {
   std::unique_ptr<MemoryBackend> memory = memory_store();

@@ -25,7 +25,7 @@ struct Fixture {
   std::unique_ptr<Disk> reader() { return store->open_export("vm1@current", test_peer()); }
   std::string folder() { return Volume::folder_of(store->show_volume("vm1").uuid); }
   // How many versions there are, hidden ones too.
-  size_t versions() { return store->list_versions("vm1").size() - 1; }
+  size_t versions() { return store->show_volume("vm1").versions.size() - 1; }
   std::unique_ptr<MemoryBackend> power_cut() {
     return memory->crash(memory->event_count(), MemoryBackend::Crash::kLoseUnsynced, 0);
   }
@@ -91,7 +91,7 @@ TEST_CASE("the version of a reader is hidden, and gone soon after its connection
   writer->write(0, filled(kBlockBytes, 1), true);
   auto reader = f.reader();
   bytes_at(*reader, 0);
-  const auto list = f.store->list_versions("vm1");
+  const auto list = f.store->show_volume("vm1").versions;
   REQUIRE(list.size() == 2);
   CHECK(list[0].is_hidden);
   CHECK(error_code([&] { f.store->open_export("vm1@1", test_peer()); }) == ENOENT);
@@ -193,7 +193,7 @@ TEST_CASE("versions of readers that a crash left are removed by the next owner")
   const auto again = store.open_export("vm1", vm_peer());
   CHECK(bytes_at(*again, 0) == filled(kBlockBytes, 2));
   store.reclaim_volume("vm1");
-  CHECK(store.list_versions("vm1").size() == 1);
+  CHECK(store.show_volume("vm1").versions.size() == 1);
   check_no_leak(*after, store.show_volume("vm1").uuid, kDiskBytes);
 }
 

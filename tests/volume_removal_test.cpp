@@ -5,63 +5,31 @@
 #include <future>
 #include <thread>
 
-#include "base/host.h"
-#include "forwarding_backend.h"
-#include "store/store.h"
-#include "volume_testing.h"
+#include "store_testing.h"
 
 namespace tplstore {
 namespace {
 
-Peer living_peer() { return {"this test", getpid(), process_start_time(getpid())}; }
-
 // Two processes on one store that has the volume "vm".
-struct TwoServers {
-  std::unique_ptr<MemoryBackend> memory = memory_store();
-  std::vector<std::string> log;
-  StoreOptions options{IoMode::kBuffered, 64 << 20,
-                       [this](const std::string& line) { log.push_back(line); }};
-  std::unique_ptr<Store> one =
-      std::make_unique<Store>(std::make_unique<ForwardingBackend>(*memory), options);
-  ForwardingBackend* between = new ForwardingBackend(*memory);  // two's
-  std::unique_ptr<Store> two = std::make_unique<Store>(std::unique_ptr<Backend>(between), options);
+struct TwoServersOfVm : TwoServers {
   Uuid uuid = one->create_volume("vm", 1 << 20, "").uuid;
   std::string folder = Volume::folder_of(uuid);
 };
-
-int error_code(const std::function<void()>& body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    INFO(error.what());
-    return error.code();
-  }
-  return 0;
-}
-
-std::string message_of(const std::function<void()>& body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
-}
 
 bool contains(const std::string& text, const std::string& part) {
   return text.find(part) != std::string::npos;
 }
 
 // The ways in which a header cannot be read.
-const std::vector<std::pair<std::string, std::function<void(TwoServers&)>>> kHeaderDamages = {
-    {"read error", [](TwoServers& s) { s.memory->fail_reads(header_name(s.folder), EIO); }},
+const std::vector<std::pair<std::string, std::function<void(TwoServersOfVm&)>>> kHeaderDamages = {
+    {"read error", [](TwoServersOfVm& s) { s.memory->fail_reads(header_name(s.folder), EIO); }},
     {"zeroes",
-     [](TwoServers& s) {
+     [](TwoServersOfVm& s) {
        s.memory->set_content(header_name(s.folder), ByteVector(2 * kSlotBytes));
      }},
-    {"missing", [](TwoServers& s) { s.memory->remove(header_name(s.folder)); }},
+    {"missing", [](TwoServersOfVm& s) { s.memory->remove(header_name(s.folder)); }},
     {"another's",
-     [](TwoServers& s) {
+     [](TwoServersOfVm& s) {
        const Uuid other = s.two->create_volume("other", 1 << 20, "").uuid;
        s.memory->set_content(header_name(s.folder),
                              s.memory->content(header_name(Volume::folder_of(other))));
@@ -73,7 +41,7 @@ const std::vector<std::pair<std::string, std::function<void(TwoServers&)>>> kHea
 TEST_CASE("a volume that is open is not removed, whatever its header says") {
   for (const auto& [what, damage] : kHeaderDamages) {
     INFO("header: " << what);
-    TwoServers s;
+    TwoServersOfVm s;
     auto disk = s.one->open_export("vm", living_peer());
     disk->write(0, as_bytes("flushed"), true);
     damage(s);
@@ -94,7 +62,7 @@ TEST_CASE("a volume that is open is not removed, whatever its header says") {
 TEST_CASE("gc collects no volume that is open, also when its name is lost") {
   for (const auto& [what, damage] : kHeaderDamages) {
     INFO("header: " << what);
-    TwoServers s;
+    TwoServersOfVm s;
     auto disk = s.one->open_export("vm", living_peer());
     disk->write(0, as_bytes("flushed"), true);
     damage(s);
@@ -114,7 +82,7 @@ TEST_CASE("gc collects no volume that is open, also when its name is lost") {
 }
 
 TEST_CASE("one volume that cannot be collected keeps gc from no other") {
-  TwoServers s;
+  TwoServersOfVm s;
   auto disk = s.one->open_export("vm", living_peer());
   s.memory->remove("names/vm");
   s.two->create_volume("a", 1 << 20, "");
@@ -127,12 +95,12 @@ TEST_CASE("one volume that cannot be collected keeps gc from no other") {
 
 TEST_CASE("a volume whose lock is missing beside its header is kept until somebody makes one") {
   for (const std::string part : {"lock", "readers"}) {
-    TwoServers s;
+    TwoServersOfVm s;
     auto disk = s.one->open_export("vm", living_peer());
     s.memory->remove(s.folder + "/" + part);
     const bool is_lock = part == "lock";
     if (!is_lock) disk.reset();
-    const std::string message = message_of([&] { s.two->remove_volume("vm"); });
+    const std::string message = error_message([&] { s.two->remove_volume("vm"); });
     CHECK(contains(message, s.folder + "/" + part));
     CHECK(contains(message, "empty"));
     CHECK(s.memory->get("names/vm", 100));
@@ -148,7 +116,7 @@ TEST_CASE("a volume whose lock is missing beside its header is kept until somebo
 }
 
 TEST_CASE("a volume that was made or removed by half is removed by the next one") {
-  TwoServers s;
+  TwoServersOfVm s;
   s.one->remove_volume("vm");
   // Its creation and its removal, cut off anywhere.
   const uint64_t seed = test_seed();
@@ -170,7 +138,7 @@ TEST_CASE("a volume that was made or removed by half is removed by the next one"
 
 TEST_CASE("the lock of a volume is the last of it that is removed, and held until then") {
   for (const bool is_orphan : {false, true}) {
-    TwoServers s;
+    TwoServersOfVm s;
     if (is_orphan) s.memory->remove("names/vm");
     size_t removals = 0;
     s.between->on_remove = [&](const std::string& name) {
@@ -192,7 +160,7 @@ TEST_CASE("the lock of a volume is the last of it that is removed, and held unti
 }
 
 TEST_CASE("an imported volume whose name cannot be made durable is not there, nor half of it") {
-  TwoServers s;
+  TwoServersOfVm s;
   s.between->on_put = [](const std::string& name) {
     if (name == "names/new") fail(EIO, name, "syncing its folder");
   };
@@ -211,7 +179,7 @@ TEST_CASE("an imported volume whose name cannot be made durable is not there, no
 }
 
 TEST_CASE("a name that leads nowhere is removed") {
-  TwoServers s;
+  TwoServersOfVm s;
   s.memory->remove_folder(s.folder);
   s.two->remove_volume("vm");
   CHECK(s.two->list_volumes().empty());
@@ -219,7 +187,7 @@ TEST_CASE("a name that leads nowhere is removed") {
 }
 
 TEST_CASE("a volume that lost its name while somebody waited for it is not opened") {
-  TwoServers s;
+  TwoServersOfVm s;
   auto held = s.memory->try_lock(s.folder + "/lock", LockMode::kExclusive);
   s.between->on_lock = [&](const std::string& name, bool is_ours) {
     if (is_ours || !name.ends_with("/lock")) return;
@@ -232,7 +200,7 @@ TEST_CASE("a volume that lost its name while somebody waited for it is not opene
 }
 
 TEST_CASE("listing takes no lock") {
-  TwoServers s;
+  TwoServersOfVm s;
   s.one->create_version("vm", {});
   s.between->on_lock = [&](const std::string& name, bool) {
     INFO(name);
@@ -246,7 +214,7 @@ TEST_CASE("listing takes no lock") {
 }
 
 TEST_CASE("a removal waits for who reads a version for a moment only") {
-  TwoServers s;
+  TwoServersOfVm s;
   s.one->create_version("vm", {});
   std::unique_ptr<Disk> reader = s.one->open_export("vm@1", living_peer());
   size_t tries = 0;
@@ -261,7 +229,7 @@ TEST_CASE("a removal waits for who reads a version for a moment only") {
 }
 
 TEST_CASE("a volume with the header of another one is refused, naming both") {
-  TwoServers s;
+  TwoServersOfVm s;
   const VolumeInfo other = s.two->create_volume("other", 1 << 20, "");
   s.one->create_version("vm", {});
   for (const std::string part : {"header", "map", "map.1"}) {
@@ -275,9 +243,9 @@ TEST_CASE("a volume with the header of another one is refused, naming both") {
       CHECK(contains(message, other.uuid.text()));
     };
     CHECK(error_code([&] { s.one->open_export("vm", living_peer()); }) == EIO);
-    names_both(message_of([&] { s.one->open_export("vm", living_peer()); }));
+    names_both(error_message([&] { s.one->open_export("vm", living_peer()); }));
     CHECK(error_code([&] { s.one->open_export("vm@1", living_peer()); }) == EIO);
-    names_both(message_of([&] { s.one->open_export("vm@1", living_peer()); }));
+    names_both(error_message([&] { s.one->open_export("vm@1", living_peer()); }));
     CHECK(error_code([&] { s.one->show_volume("vm"); }) == EIO);
     s.log.clear();
     CHECK(s.one->list_volumes().size() == 2);
@@ -291,7 +259,7 @@ TEST_CASE("a volume with the header of another one is refused, naming both") {
 }
 
 TEST_CASE("a fork whose header is another volume's keeps its parent's data") {
-  TwoServers s;
+  TwoServersOfVm s;
   s.one->open_export("vm", living_peer())->write(0, as_bytes("shared"), true);
   s.one->create_version("vm", {});
   const VolumeInfo fork = s.one->fork_volume("fork", "vm", "1", 0);
@@ -308,7 +276,7 @@ TEST_CASE("a fork whose header is another volume's keeps its parent's data") {
 }
 
 TEST_CASE("removing a volume with another fork's header lets go of its own parent only") {
-  TwoServers s;
+  TwoServersOfVm s;
   s.one->open_export("vm", living_peer())->write(0, as_bytes("shared"), true);
   s.one->create_version("vm", {});
   const VolumeInfo fork = s.one->fork_volume("fork", "vm", "1", 0);

@@ -7,25 +7,11 @@
 #include <thread>
 
 #include "base/host.h"
-#include "forwarding_backend.h"
-#include "store/store.h"
-#include "volume_testing.h"
+#include "store_testing.h"
 
 namespace tplstore {
 namespace {
 
-struct TwoServers {
-  std::unique_ptr<MemoryBackend> memory = memory_store();
-  std::vector<std::string> log;
-  StoreOptions options{IoMode::kBuffered, 64 << 20,
-                       [this](const std::string& line) { log.push_back(line); }};
-  std::unique_ptr<Store> one =
-      std::make_unique<Store>(std::make_unique<ForwardingBackend>(*memory), options);
-  std::unique_ptr<Store> two =
-      std::make_unique<Store>(std::make_unique<ForwardingBackend>(*memory), options);
-};
-
-Peer living_peer() { return {"this test", getpid(), process_start_time(getpid())}; }
 Peer other_peer() { return {"init", 1, process_start_time(1)}; }
 
 std::string refusal(Store& store, const Peer& peer) {

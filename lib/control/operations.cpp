@@ -249,7 +249,7 @@ const std::vector<Operation>& operations() {
        {},
        versions_shape,
        [](Store& store, const json& request, const Progress&) {
-         return versions_json(store.list_versions(volume_of(request)));
+         return versions_json(store.show_volume(volume_of(request)).versions);
        }},
       {"version-create",
        kVolume,

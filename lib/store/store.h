@@ -84,7 +84,6 @@ class Store {
   void reclaim_volume(const std::string& name);
 
   // --- versions; `version` is a number or a name
-  std::vector<VersionInfo> list_versions(const std::string& volume);
   // Freezes current, atomically against requests in flight, durable on return; the frozen one.
   VersionInfo create_version(const std::string& volume, const NewVersion& request);
   // Freezes current and starts a new current from `version`; the frozen one. EBUSY while a writer

@@ -14,10 +14,6 @@ constexpr std::chrono::milliseconds kOwnerLookAgain{10};
 
 }  // namespace
 
-std::vector<VersionInfo> Store::list_versions(const std::string& volume) {
-  return show_volume(volume).versions;
-}
-
 VersionInfo Store::create_version(const std::string& volume, const NewVersion& request) {
   VersionInfo info;
   impl_->with_owner(volume, [&](Volume& open) { info = open.create_version(request); });

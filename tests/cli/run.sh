@@ -35,18 +35,8 @@ fi
 # hold VOLUME: a VM that has the volume of the running server, until let_go.
 # shellcheck disable=SC2317
 hold() {
-    rm -f "$tmp/held.out"
-    $python -c '
-import nbd, sys, signal
-client = nbd.NBD()
-client.connect_uri(sys.argv[1])
-client.pwrite(b"x" * 4096, 0)
-client.flush()
-print("connected", flush=True)
-signal.pause()' "$(uri "$1")" >"$tmp/held.out" 2>&1 &
-    held=$!
-    on_exit kill -9 "$held"
-    await 20 grep -qs connected "$tmp/held.out"
+    start_client write "$(uri "$1")"
+    held=$client
 }
 # shellcheck disable=SC2317
 let_go() {
@@ -65,17 +55,8 @@ is_let_go() {
 read_version() {
     local uris=() name
     for name; do uris+=("$(uri "$name")"); done
-    rm -f "$tmp/reader.out"
-    $python -c '
-import nbd, sys, signal
-clients = [nbd.NBD() for uri in sys.argv[1:]]
-for client, uri in zip(clients, sys.argv[1:]):
-    client.connect_uri(uri)
-print("connected", flush=True)
-signal.pause()' "${uris[@]}" >"$tmp/reader.out" 2>&1 &
-    reader=$!
-    on_exit kill -9 "$reader"
-    await 20 grep -qs connected "$tmp/reader.out"
+    start_client read "${uris[@]}"
+    reader=$client
 }
 # shellcheck disable=SC2317
 stop_reading() {

@@ -16,17 +16,8 @@ list() {
 }
 
 # A VM, until it is killed.
-$python -c '
-import nbd, signal, sys
-client = nbd.NBD()
-client.connect_uri(sys.argv[1])
-client.pwrite(b"x" * 512, 0)
-client.flush()
-print("connected", flush=True)
-signal.pause()' "$(uri vm1)" >"$tmp/owner.out" 2>&1 &
-owner=$!
-on_exit kill -9 $owner
-await 10 grep -qs connected "$tmp/owner.out" || fail "no connection: $(cat "$tmp/owner.out")"
+start_client write "$(uri vm1)"
+owner=$client
 
 find "$store" -type f -name 'header' -exec md5sum {} + | sort >"$tmp/before"
 list || fail "nbdinfo --list fails while a VM runs: $(cat "$tmp/list")"

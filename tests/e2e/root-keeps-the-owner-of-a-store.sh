@@ -68,22 +68,13 @@ XDG_RUNTIME_DIR=$tmp/run as_owner nbdkit --foreground --unix "$tmp/run/nbd.socke
 owners_server=$!
 on_exit kill -9 "$owners_server"
 await 20 test -S "$tmp/run/nbd.socket"
-$python -c '
-import nbd, signal, sys
-client = nbd.NBD()
-client.connect_uri(sys.argv[1])
-client.pwrite(b"x" * 4096, 0)
-print("connected", flush=True)
-signal.pause()' "nbd+unix:///theirs?socket=$tmp/run/nbd.socket" >"$tmp/vm.out" 2>&1 &
-vm=$!
-on_exit kill -9 "$vm"
-await 20 grep -qs connected "$tmp/vm.out"
+start_client write "nbd+unix:///theirs?socket=$tmp/run/nbd.socket"
 [ -n "$(ls "$tmp/run/tplstore")" ] || fail "the server's socket is not in its run directory"
 tplstore version create theirs --name live
 equals "servers" "$(tplstore stats --json | jq '.servers | length')" 1
 all_is_the_owners "version create on the owner's server"
 # And what it leaves behind when it is killed is removed.
-kill -9 "$owners_server" "$vm"
-wait "$owners_server" "$vm" 2>/dev/null || true
+kill -9 "$owners_server" "$client"
+wait "$owners_server" "$client" 2>/dev/null || true
 equals "servers" "$(tplstore stats --json | jq '.servers | length')" 0
 equals "what leads to servers" "$(ls "$store/servers")" ""

@@ -12,18 +12,8 @@ start_nbdkit other "$TPLSTORE_PLUGIN" "$store"
 
 # hold: a VM that has vm1 until it is killed.
 hold() {
-    rm -f "$tmp/owner.out"
-    $python -c '
-import nbd, sys, signal
-client = nbd.NBD()
-client.connect_uri(sys.argv[1])
-client.pwrite(b"x" * 512, 0)
-client.flush()
-print("connected", flush=True)
-signal.pause()' "$(uri vm1 "${1-server}")" >"$tmp/owner.out" 2>&1 &
-    owner=$!
-    on_exit kill -9 $owner
-    await 10 grep -qs connected "$tmp/owner.out" || fail "the owner gets no connection: $(cat "$tmp/owner.out")"
+    start_client write "$(uri vm1 "${1-server}")"
+    owner=$client
 }
 let_go() {
     kill -9 $owner

@@ -43,7 +43,7 @@ ImportResult import_disk(Backend& backend, const std::string& name, const ByteVe
 }
 
 ByteVector read_template(Backend& backend, const std::string& name) {
-  const auto image = TemplateImage::open(backend, name);
+  const auto image = open_image(backend, name);
   ByteVector disk(image->size_bytes());
   image->read(0, disk);
   return disk;
@@ -311,7 +311,7 @@ TEST_CASE("a segment whose whole table collides stops the import with advice") {
   const Thrown thrown = thrown_by([&] { import_disk(backend, "t", disk_of({2})); });
   CHECK(thrown.code == EIO);
   CHECK(thrown.text.find("tplstore template verify") != std::string::npos);
-  CHECK(thrown_by([&] { TemplateImage::open(backend, "t"); }).code == ENOENT);
+  CHECK(thrown_by([&] { open_image(backend, "t"); }).code == ENOENT);
 }
 
 TEST_CASE("random images against a store that fills up read back as they are") {
@@ -386,7 +386,7 @@ TEST_CASE("one name is imported once at a time, and nothing is removed meanwhile
                 import_disk(backend, "other", disk_of({400, 401}));
                 REQUIRE(list_templates(backend).size() == 2);
                 CHECK(list_templates(backend)[1].state == "importing");
-                CHECK(thrown_by([&] { TemplateImage::open(backend, "t"); }).code == ENOENT);
+                CHECK(thrown_by([&] { open_image(backend, "t"); }).code == ENOENT);
               }});
   CHECK(calls > 2);
   CHECK(list_templates(backend)[1].state == "ready");
@@ -495,7 +495,7 @@ TEST_CASE("a crash at any moment of an import leaves nothing or all, and importi
         REQUIRE(thrown_by([&] { import_disk(*after, "second", second); }).code == EEXIST);
       } else {
         ++(state.empty() ? absent : importing);
-        REQUIRE(thrown_by([&] { TemplateImage::open(*after, "second"); }).code == ENOENT);
+        REQUIRE(thrown_by([&] { open_image(*after, "second"); }).code == ENOENT);
         // The first segment need not be stored again once it was stored under its journal.
         const bool has_segment = list_segments(*after).size() == 2;
         const ImportResult result = import_disk(*after, "second", second);
@@ -562,7 +562,7 @@ TEST_CASE("a template in use is not removed") {
   make_store(backend);
   import_disk(backend, "t", disk_of({1, 2}));
   {
-    const auto image = TemplateImage::open(backend, "t");
+    const auto image = open_image(backend, "t");
     CHECK(thrown_by([&] { remove_template(backend, "t", nobody); }).code == EBUSY);
   }
   const Thrown thrown = thrown_by([&] {

@@ -16,6 +16,7 @@
 #include "template/manifest.h"
 #include "template/segment.h"
 #include "template/store_identity.h"
+#include "template/template_image.h"
 
 namespace tplstore::testing {
 
@@ -119,6 +120,12 @@ Thrown thrown_by(const F& step) {
     return {error.code(), error.what()};
   }
   return {};
+}
+
+// With segments that nobody else holds.
+inline std::shared_ptr<TemplateImage> open_image(Backend& backend, const std::string& name) {
+  BlockSource blocks(backend);
+  return TemplateImage::open(backend, blocks, name);
 }
 
 // The identity of a store, of any format; false when there is one.

@@ -30,7 +30,7 @@ class Model {
  public:
   Model(Backend& backend, Random& random, bool has_template) : backend_(backend), random_(random) {
     std::shared_ptr<TemplateImage> base;
-    if (has_template) base = TemplateImage::open(backend, "golden");
+    if (has_template) base = environment_on(backend).open_template("golden");
     Volume::create(backend, uuid_, kDiskBytes, base.get());
     current_.resize(kDiskBytes);
     open();

@@ -667,7 +667,8 @@ TEST_CASE("zeroing a part of a block behind the template's end takes no space") 
   Fixture f;
   import_test_template(f.backend, "golden", filled(2 * kBlockBytes, 7));
   const Uuid uuid = random_uuid();
-  Volume::create(f.backend, uuid, kRegionBytes, TemplateImage::open(f.backend, "golden").get());
+  Volume::create(f.backend, uuid, kRegionBytes,
+                 environment_on(f.backend).open_template("golden").get());
   const auto volume = open_volume(f.backend, uuid);
   volume->zero(4 * kBlockBytes + 100, 200, false);
   CHECK(volume->stats().first_writes == 0);

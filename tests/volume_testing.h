@@ -60,7 +60,9 @@ class Random {
 
 inline VolumeEnvironment environment_on(Backend& backend) {
   return {backend,
-          [&backend](const std::string& name) { return TemplateImage::open(backend, name); },
+          [&backend, blocks = std::make_shared<BlockSource>(backend)](const std::string& name) {
+            return TemplateImage::open(backend, *blocks, name);
+          },
           [](const std::string&) {}, [] {}};
 }
 

@@ -99,7 +99,7 @@ std::shared_ptr<TemplateImage> Store::Impl::open_template(const std::string& nam
   std::erase_if(templates, [](const auto& known) { return known.second.expired(); });
   if (const auto known = templates.find(name); known != templates.end())
     if (auto image = known->second.lock()) return image;
-  auto image = TemplateImage::open(*backend, name);
+  auto image = TemplateImage::open(*backend, blocks, name);
   templates[name] = image;
   return image;
 }

@@ -73,6 +73,7 @@ struct Store::Impl {
   void run_upkeep();
 
   const std::unique_ptr<Backend> backend;
+  BlockSource blocks{*backend};
   const StoreOptions options;
   std::mutex templates_mutex;
   std::map<std::string, std::weak_ptr<TemplateImage>> templates;

@@ -6,6 +6,7 @@
 #include <set>
 
 #include "base/names.h"
+#include "template/block_source.h"
 #include "template/import_journal.h"
 #include "template/manifest.h"
 #include "template/segment.h"
@@ -186,20 +187,18 @@ TemplateInfo show_template(Backend& backend, const std::string& name) {
 
 namespace {
 
-ContentId find_content_id(Backend& backend, const Manifest& manifest,
+using SegmentHolds = std::vector<std::shared_ptr<BlockSource::Segment>>;
+
+ContentId find_content_id(const Manifest& manifest, const SegmentHolds& segments,
                           const std::function<void(uint64_t hashed_bytes)>& progress) {
-  std::vector<std::unique_ptr<Object>> segments(manifest.segments.size());
   ContentIdHasher hasher(manifest.size_bytes);
   ByteVector buffer(kSegmentBlocksMax * uint64_t{kBlockBytes});
   uint64_t hashed_bytes = 0;
   for (const TemplateRun& run : manifest.runs) {
-    std::unique_ptr<Object>& segment = segments[run.segment];
-    const ManifestSegment& entry = manifest.segments[run.segment];
-    if (!segment) segment = open_segment(backend, entry.name, entry.block_count);
     const uint64_t offset = run.block * kBlockBytes;
     const MutableBytes into = MutableBytes(buffer).first(
         std::min(run.count * uint64_t{kBlockBytes}, manifest.size_bytes - offset));
-    segment->read(run.segment_block * uint64_t{kBlockBytes}, into);
+    segments[run.segment]->read(run.segment_block * uint64_t{kBlockBytes}, into);
     hasher.add(offset, into);
     progress(hashed_bytes += run.count * uint64_t{kBlockBytes});
   }
@@ -229,27 +228,23 @@ VerifyReport verify_template(
   uint64_t total_bytes = manifest->data_bytes();
   for (const auto& segment : manifest->segments)
     total_bytes += uint64_t{segment.block_count} * kBlockBytes;
+  BlockSource blocks(backend);
+  SegmentHolds segments;
   VerifyReport report;
   uint64_t done_bytes = 0;
   for (const ManifestSegment& segment : manifest->segments) {
+    const auto& held = segments.emplace_back(blocks.hold(segment.name, segment.block_count));
     SegmentDamage damage;
     damage.segment = segment.name;
     try {
-      const auto object = backend.open(segment_path(segment.name), Access::kRead, Purpose::kData);
-      const uint64_t expected = segment_object_bytes(segment.block_count);
-      if (object->size_bytes() != expected) {
-        damage.problem = fmt::format("{}: damaged: has {} bytes instead of {}",
-                                     segment_path(segment.name), object->size_bytes(), expected);
-      } else {
-        damage.blocks = find_damaged_blocks(*object, segment.name, secret);
-        report.blocks += segment.block_count;
-        if (!damage.blocks.empty())
-          damage.problem =
-              fmt::format("{}: damaged: {} of {} blocks do not have their hash",
-                          segment_path(segment.name), damage.blocks.size(), segment.block_count);
-      }
+      damage.blocks = held->find_damaged_blocks(secret);
+      report.blocks += segment.block_count;
+      if (!damage.blocks.empty())
+        damage.problem =
+            fmt::format("{}: damaged: {} of {} blocks do not have their hash",
+                        segment_path(segment.name), damage.blocks.size(), segment.block_count);
     } catch (const Error& error) {
-      damage.is_missing = error.code() == ENOENT;
+      damage.is_missing = held->is_missing();
       damage.problem =
           damage.is_missing ? fmt::format("{}: missing", segment_path(segment.name)) : error.what();
     }
@@ -259,7 +254,7 @@ VerifyReport verify_template(
     if (progress) progress(done_bytes, total_bytes);
   }
   if (report.damage.empty()) {
-    const ContentId found = find_content_id(backend, *manifest, [&](uint64_t hashed_bytes) {
+    const ContentId found = find_content_id(*manifest, segments, [&](uint64_t hashed_bytes) {
       if (progress) progress(done_bytes + hashed_bytes, total_bytes);
     });
     report.has_content_id = found == manifest->content_id;

@@ -8,7 +8,8 @@
 
 namespace tplstore {
 
-std::shared_ptr<TemplateImage> TemplateImage::open(Backend& backend, const std::string& name) {
+std::shared_ptr<TemplateImage> TemplateImage::open(Backend& backend, BlockSource& blocks,
+                                                   const std::string& name) {
   check_name("template", name);
   const auto absent = [&]() {
     fail(ENOENT, name, "no such template; 'tplstore template list' names those that exist");
@@ -30,47 +31,32 @@ std::shared_ptr<TemplateImage> TemplateImage::open(Backend& backend, const std::
   if (manifest->uuid != *uuid_before)
     fail(EBUSY, name, "this template is being replaced; try again");
   return std::shared_ptr<TemplateImage>(
-      new TemplateImage(backend, name, std::move(*manifest), std::move(lock)));
+      new TemplateImage(blocks, name, std::move(*manifest), std::move(lock)));
 }
 
-TemplateImage::TemplateImage(Backend& backend, std::string name, Manifest manifest,
+TemplateImage::TemplateImage(BlockSource& blocks, std::string name, Manifest manifest,
                              std::unique_ptr<HeldLock> lock)
-    : backend_(backend),
-      name_(std::move(name)),
-      manifest_(std::move(manifest)),
-      lock_(std::move(lock)),
-      segments_(manifest_.segments.size()) {}
+    : name_(std::move(name)), manifest_(std::move(manifest)), lock_(std::move(lock)) {
+  segments_.reserve(manifest_.segments.size());
+  for (const ManifestSegment& segment : manifest_.segments)
+    segments_.push_back(blocks.hold(segment.name, segment.block_count));
+}
 
 const std::string& TemplateImage::name() const { return name_; }
 const Uuid& TemplateImage::uuid() const { return manifest_.uuid; }
 uint64_t TemplateImage::size_bytes() const { return manifest_.size_bytes; }
-uint64_t TemplateImage::reads() const { return reads_.load(std::memory_order_relaxed); }
-uint64_t TemplateImage::read_bytes() const { return read_bytes_.load(std::memory_order_relaxed); }
 
 std::vector<TemplateRun>::const_iterator TemplateImage::find_run(uint64_t block) const {
   return std::upper_bound(manifest_.runs.begin(), manifest_.runs.end(), block,
                           [](uint64_t at, const TemplateRun& run) { return at < run.end(); });
 }
 
-Object& TemplateImage::segment(uint32_t index) {
-  std::atomic<Object*>& slot = segments_[index];
-  if (Object* object = slot.load(std::memory_order_acquire)) [[likely]]
-    return *object;
-  const std::lock_guard guard(opening_);
-  if (Object* object = slot.load(std::memory_order_relaxed)) return *object;
-  const ManifestSegment& segment = manifest_.segments[index];
-  opened_.push_back(open_segment(backend_, segment.name, segment.block_count));
-  slot.store(opened_.back().get(), std::memory_order_release);
-  return *opened_.back();
-}
-
-void TemplateImage::resolve(uint64_t offset, MutableBytes into, ReadPlan& plan) {
+void TemplateImage::plan_read(uint64_t offset, MutableBytes into, ReadPlan& plan) const {
   const uint64_t available = offset < size_bytes() ? size_bytes() - offset : 0;
   const uint64_t end = offset + std::min<uint64_t>(into.size(), available);
   const auto zero = [&](uint64_t from, uint64_t to) {
     std::memset(into.data() + (from - offset), 0, to - from);
   };
-  uint64_t touched_bytes = 0;
   uint64_t position = offset;
   for (auto run = find_run(offset / kBlockBytes); position < end; ++run) {
     const uint64_t run_begin =
@@ -83,22 +69,17 @@ void TemplateImage::resolve(uint64_t offset, MutableBytes into, ReadPlan& plan) 
     const uint64_t piece_end = std::min(end, run->end() * kBlockBytes);
     const uint64_t in_segment =
         run->segment_block * uint64_t{kBlockBytes} + (position - run->block * kBlockBytes);
-    plan.add(segment(run->segment), in_segment,
-             into.subspan(position - offset, piece_end - position));
-    touched_bytes += piece_end - position;
+    segments_[run->segment]->plan_read(in_segment,
+                                       into.subspan(position - offset, piece_end - position), plan);
     position = piece_end;
   }
   if (into.size() > end - offset)
     std::memset(into.data() + (end - offset), 0, into.size() - (end - offset));
-  if (touched_bytes > 0) {
-    reads_.fetch_add(1, std::memory_order_relaxed);
-    read_bytes_.fetch_add(touched_bytes, std::memory_order_relaxed);
-  }
 }
 
-void TemplateImage::read(uint64_t offset, MutableBytes into) {
+void TemplateImage::read(uint64_t offset, MutableBytes into) const {
   ReadPlan plan;
-  resolve(offset, into, plan);
+  plan_read(offset, into, plan);
   plan.run();
 }
 

@@ -3,8 +3,6 @@
 
 #include <algorithm>
 
-#include "backend/read_plan.h"
-
 namespace tplstore {
 namespace {
 
@@ -14,25 +12,27 @@ bool is_before(const BlockLocation& a, const BlockLocation& b) {
 
 }  // namespace
 
-Object* BlockMatcher::open(uint32_t segment) {
-  if (segment >= open_.size()) open_.resize(index_.segment_count());
-  if (!open_[segment]) {
-    const auto& entry = index_.segment(segment);
-    try {
-      open_[segment] = open_segment(backend_, entry.name, entry.block_count);
-    } catch (const Error&) {
-      return nullptr;
-    }
+bool BlockMatcher::plan_read(BlockLocation location, MutableBytes into, ReadPlan& plan) {
+  if (location.segment >= held_.size()) held_.resize(index_.segment_count());
+  auto& segment = held_[location.segment];
+  if (!segment) {
+    const auto& entry = index_.segment(location.segment);
+    segment = blocks_.hold(entry.name, entry.block_count);
   }
-  return open_[segment].get();
+  try {
+    segment->plan_read(location.block * uint64_t{kBlockBytes}, into, plan);
+    return true;
+  } catch (const Error&) {
+    return false;
+  }
 }
 
 bool BlockMatcher::has_bytes(BlockLocation location, Bytes block) {
-  Object* object = open(location.segment);
-  if (object == nullptr) return false;
   std::array<std::byte, kBlockBytes> there;
+  ReadPlan plan;
   try {
-    object->read(location.block * uint64_t{kBlockBytes}, there);
+    if (!plan_read(location, there, plan)) return false;
+    plan.run();
   } catch (const Error&) {
     return false;
   }
@@ -89,12 +89,8 @@ void BlockMatcher::compare(std::span<Wanted> wanted, std::vector<Comparison>& co
     slots[i] = used++;
     const MutableBytes into =
         MutableBytes(buffer_).subspan(slots[i] * uint64_t{kBlockBytes}, kBlockBytes);
-    Object* object = open(location.segment);
-    if (object == nullptr) {
-      std::fill(into.begin(), into.end(), std::byte{0});  // wanted blocks are never zero
-      continue;
-    }
-    plan.add(*object, location.block * uint64_t{kBlockBytes}, into);
+    // Wanted blocks are never zero.
+    if (!plan_read(location, into, plan)) std::fill(into.begin(), into.end(), std::byte{0});
   }
   bool is_read = true;
   try {

@@ -12,13 +12,14 @@
 #include <span>
 #include <vector>
 
+#include "template/block_source.h"
 #include "transfer/block_index.h"
 
 namespace tplstore {
 
 class BlockMatcher {
  public:
-  BlockMatcher(Backend& backend, const BlockIndex& index) : backend_(backend), index_(index) {}
+  BlockMatcher(Backend& backend, const BlockIndex& index) : blocks_(backend), index_(index) {}
 
   struct Wanted {
     Hash128 hash;
@@ -37,12 +38,13 @@ class BlockMatcher {
     BlockLocation location;
     uint32_t wanted;
   };
-  Object* open(uint32_t segment);  // nothing when it cannot be opened
+  // False when its segment cannot be opened.
+  bool plan_read(BlockLocation location, MutableBytes into, ReadPlan& plan);
   void compare(std::span<Wanted> wanted, std::vector<Comparison>& comparisons);
 
-  Backend& backend_;
+  BlockSource blocks_;
   const BlockIndex& index_;
-  std::vector<std::unique_ptr<Object>> open_;  // by number
+  std::vector<std::shared_ptr<BlockSource::Segment>> held_;  // by number
   std::vector<Comparison> comparisons_;
   ByteVector buffer_;
 };

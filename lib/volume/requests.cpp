@@ -105,7 +105,7 @@ void Volume::read_runs(const RunList& runs, uint64_t offset, MutableBytes into) 
       std::memset(part.data(), 0, part.size());
     } else if (run.source == kSourceUnmapped) {
       const size_t before = plan.size();
-      template_->resolve(begin, part, plan);
+      template_->plan_read(begin, part, plan);
       template_pieces += plan.size() - before;
       if (plan.size() > before) template_bytes += part.size();
     } else {

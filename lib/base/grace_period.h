@@ -11,9 +11,10 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
-#include <functional>
 #include <mutex>
 #include <thread>
+
+#include "base/thread_line.h"
 
 namespace tplstore {
 
@@ -22,7 +23,7 @@ class GracePeriod {
   class Request {
    public:
     explicit Request(GracePeriod& epochs)
-        : count_(epochs.lines_[line_of_thread()].active[epochs.set_.load()]) {
+        : count_(epochs.lines_[thread_line()].active[epochs.set_.load()]) {
       count_.fetch_add(1);
     }
     ~Request() { count_.fetch_sub(1, std::memory_order_release); }
@@ -59,22 +60,17 @@ class GracePeriod {
   }
 
  private:
-  static constexpr size_t kLines = 16;
   struct alignas(64) Line {
     std::array<std::atomic<uint32_t>, 2> active{};
   };
 
-  static size_t line_of_thread() {
-    const uint64_t hash = std::hash<std::thread::id>{}(std::this_thread::get_id());
-    return hash * 0x9e3779b97f4a7c15 >> 60;
-  }
   bool has_active(uint32_t set) const {
     for (const Line& line : lines_)
       if (line.active[set].load() != 0) return true;
     return false;
   }
 
-  std::array<Line, kLines> lines_;
+  std::array<Line, kThreadLines> lines_;
   std::atomic<uint32_t> set_{0};
   std::mutex mutex_;
 };

@@ -36,7 +36,7 @@ void Volume::counted(std::atomic<uint64_t>& requests, std::atomic<uint64_t>* byt
   try {
     operation();
   } catch (...) {
-    Counters::add(counters_->errors);
+    Counters::add(counters_->own().errors);
     throw;
   }
 }
@@ -74,7 +74,7 @@ bool Volume::reads_as_hole(const Run& run) const {
 // --- reading
 
 void Volume::read(uint32_t version, uint64_t offset, MutableBytes into) {
-  counted(counters_->reads, &counters_->read_bytes, into.size(), [&] {
+  counted(counters_->own().reads, &counters_->own().read_bytes, into.size(), [&] {
     // What current's map leads to is in doubt then.
     if (version == 0 && lock_) map_->check_usable();
     read_range(version, offset, into);
@@ -115,18 +115,18 @@ void Volume::read_runs(const RunList& runs, uint64_t offset, MutableBytes into) 
   }
   plan.run();
   if (template_pieces > 0) {
-    Counters::add(counters_->template_reads, template_pieces);
-    Counters::add(counters_->template_read_bytes, template_bytes);
+    Counters::add(counters_->own().template_reads, template_pieces);
+    Counters::add(counters_->own().template_read_bytes, template_bytes);
   }
   if (plan.size() > template_pieces) {
-    Counters::add(counters_->data_file_reads, plan.size() - template_pieces);
-    Counters::add(counters_->data_file_read_bytes, own_bytes);
+    Counters::add(counters_->own().data_file_reads, plan.size() - template_pieces);
+    Counters::add(counters_->own().data_file_read_bytes, own_bytes);
   }
 }
 
 void Volume::extents(uint32_t version, uint64_t offset, uint64_t length,
                      const std::function<bool(const Extent&)>& add) {
-  Counters::add(counters_->extents);
+  Counters::add(counters_->own().extents);
   // Neighbours of one kind are joined before they are told.
   Extent joined{offset, 0, false};
   const auto tell = [&](uint64_t until, bool is_hole) {
@@ -199,7 +199,7 @@ void Volume::cache(uint32_t version, uint64_t offset, uint64_t length) {
 // --- writing
 
 void Volume::flush() {
-  counted(counters_->flushes, nullptr, 0, [&] {
+  counted(counters_->own().flushes, nullptr, 0, [&] {
     map_->commit();
     if (map_->wants_checkpoint()) environment_.wake();
   });
@@ -221,7 +221,7 @@ bool Volume::wait_for_changes(std::chrono::steady_clock::time_point deadline) {
 }
 
 void Volume::write(uint64_t offset, Bytes from, bool durable) {
-  counted(counters_->writes, &counters_->write_bytes, from.size(),
+  counted(counters_->own().writes, &counters_->own().write_bytes, from.size(),
           [&] { change(durable, [&] { write_range(offset, from); }); });
 }
 
@@ -346,19 +346,19 @@ bool Volume::try_first_write(uint64_t offset, Bytes from, Edge& head, Edge& tail
     file.note_write();
     throw;
   }
-  Counters::add(counters_->first_writes, count);
+  Counters::add(counters_->own().first_writes, count);
   return true;
 }
 
 // --- trimming and zeroing
 
 void Volume::trim(uint64_t offset, uint64_t length, bool durable) {
-  counted(counters_->trims, &counters_->trim_bytes, length,
+  counted(counters_->own().trims, &counters_->own().trim_bytes, length,
           [&] { change(durable, [&] { discard(offset, length); }); });
 }
 
 void Volume::zero(uint64_t offset, uint64_t length, bool durable) {
-  counted(counters_->zeroes, &counters_->zero_bytes, length,
+  counted(counters_->own().zeroes, &counters_->own().zero_bytes, length,
           [&] { change(durable, [&] { discard(offset, length); }); });
 }
 

@@ -451,31 +451,35 @@ void Volume::maintain(bool evicts) noexcept {
 }
 
 uint64_t Volume::requests() const {
-  const Counters& c = *counters_;
-  return c.reads + c.writes + c.trims + c.zeroes + c.flushes + c.extents;
+  using Line = Counters::Line;
+  uint64_t sum = 0;
+  for (const auto counter :
+       {&Line::reads, &Line::writes, &Line::trims, &Line::zeroes, &Line::flushes, &Line::extents})
+    sum += counters_->total(counter);
+  return sum;
 }
 
 VolumeStats Volume::stats() {
-  const Counters& c = *counters_;
+  using Line = Counters::Line;
   VolumeStats stats;
   stats.name = name_;
   stats.current_version = current_;
   stats.size_bytes = size_bytes();
-  stats.reads = c.reads;
-  stats.read_bytes = c.read_bytes;
-  stats.writes = c.writes;
-  stats.write_bytes = c.write_bytes;
-  stats.trims = c.trims;
-  stats.trim_bytes = c.trim_bytes;
-  stats.zeroes = c.zeroes;
-  stats.zero_bytes = c.zero_bytes;
-  stats.flushes = c.flushes;
-  stats.errors = c.errors;
-  stats.first_writes = c.first_writes;
-  stats.template_reads = c.template_reads;
-  stats.template_read_bytes = c.template_read_bytes;
-  stats.data_file_reads = c.data_file_reads;
-  stats.data_file_read_bytes = c.data_file_read_bytes;
+  stats.reads = counters_->total(&Line::reads);
+  stats.read_bytes = counters_->total(&Line::read_bytes);
+  stats.writes = counters_->total(&Line::writes);
+  stats.write_bytes = counters_->total(&Line::write_bytes);
+  stats.trims = counters_->total(&Line::trims);
+  stats.trim_bytes = counters_->total(&Line::trim_bytes);
+  stats.zeroes = counters_->total(&Line::zeroes);
+  stats.zero_bytes = counters_->total(&Line::zero_bytes);
+  stats.flushes = counters_->total(&Line::flushes);
+  stats.errors = counters_->total(&Line::errors);
+  stats.first_writes = counters_->total(&Line::first_writes);
+  stats.template_reads = counters_->total(&Line::template_reads);
+  stats.template_read_bytes = counters_->total(&Line::template_read_bytes);
+  stats.data_file_reads = counters_->total(&Line::data_file_reads);
+  stats.data_file_read_bytes = counters_->total(&Line::data_file_read_bytes);
   const MapStats map = map_->stats();
   stats.commits = map.commits;
   stats.log_bytes = map.log_bytes;

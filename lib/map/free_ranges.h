@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/bytes.h"
@@ -67,7 +68,13 @@ class FreeRanges {
   // Around making holes durable: those that were finished before begin_sync() are so after
   // end_sync(). False when there are none.
   bool begin_sync();
-  void end_sync() { syncing_.clear(); }
+  void end_sync() {
+    syncing_.clear();
+    note_synced();
+  }
+  // Whether some have become so since the last call: the last checkpoint lists them still.
+  void note_synced() { has_synced_ = true; }
+  bool take_synced() { return std::exchange(has_synced_, false); }
 
   // All that is decided, as of the last cut, and not durably punched.
   std::vector<FreeRange> outstanding() const;
@@ -86,6 +93,7 @@ class FreeRanges {
   std::vector<FreeRange> punched_;
   std::vector<FreeRange> syncing_;
   bool is_joined_ = true;
+  bool has_synced_ = false;
 };
 
 }  // namespace tplstore

@@ -1,21 +1,79 @@
-// Records of the map log's update frames: what happened to the map, in order. A payload is a
-// sequence of records, each a RecordHeader that some kinds follow with a body.
+// Records: what happens to a map, one change each. MapState::apply() says what they mean; the map
+// log's update frames are sequences of them, each a RecordHeader that some kinds follow with a
+// body.
 #pragma once
 
 #include <cstdint>
+#include <string>
+#include <variant>
+
+#include "base/bytes.h"
+#include "base/volume_types.h"
 
 namespace tplstore {
 
+// Blocks [first, first + count) come from `source` now.
+struct UpdateRecord {
+  uint64_t first;
+  uint64_t count;
+  uint32_t source;
+};
+// Current was frozen, and version `next` began with the root of `parent` and a size.
+struct FreezeRecord {
+  uint32_t next = 0;
+  uint32_t parent = 0;
+  int64_t created_ns = 0;
+  uint64_t size_bytes = 0;
+  bool is_unswept = false;  // the frozen one; see map/version_table.h
+  bool for_reader = false;  // likewise
+  std::string name;
+  std::string note;
+  VersionIdentity origin;  // nil unless it was imported
+};
+// Current's size grew.
+struct ResizeRecord {
+  uint64_t size_bytes;
+};
+// A version was removed, for those who look.
+struct HideRecord {
+  uint32_t version;
+};
+// A hidden version was taken out, and its cells are free.
+struct CollectRecord {
+  uint32_t version;
+};
+// A fork of a version begins; it does not need it any more.
+struct PinRecord {
+  uint32_t version;
+  Uuid fork;
+};
+struct UnpinRecord {
+  Uuid fork;
+};
+// Cells of ancestors are freed like own ones from here on; all sources are this volume's own.
+struct FlattenBeginRecord {};
+struct FlattenEndRecord {};
+
+using MapRecord = std::variant<UpdateRecord, FreezeRecord, ResizeRecord, HideRecord, CollectRecord,
+                               PinRecord, UnpinRecord, FlattenBeginRecord, FlattenEndRecord>;
+
+// Appends a record's bytes.
+void encode_record(Encoder& to, const MapRecord& record);
+// Takes the next record; EIO when no map can have it, EINVAL when its kind is not known.
+MapRecord decode_record(Decoder& from);
+
+// --- bytes in the log
+
 enum class RecordKind : uint16_t {
-  kUpdate = 1,        // blocks [number, number + count) come from `source` now
-  kFreeze = 2,        // current was frozen; a FreezeBody follows
-  kResize = 3,        // current's size is `number` bytes now
-  kHide = 4,          // version `number` was removed, for those who look
-  kCollect = 5,       // hidden version `number` was taken out, and its cells are free
-  kPin = 6,           // a fork of version `number` begins; its uuid follows
-  kUnpin = 7,         // that fork does not need it any more; its uuid follows
-  kFlattenBegin = 8,  // cells of ancestors are freed like own ones from here on
-  kFlattenEnd = 9,    // all sources are this volume's own
+  kUpdate = 1,  // `number` is the first block
+  kFreeze = 2,  // `count` is the next version, `source` its parent; a FreezeBody follows
+  kResize = 3,  // `number` is the size
+  kHide = 4,    // `number` is the version
+  kCollect = 5,
+  kPin = 6,    // likewise; the fork's uuid follows
+  kUnpin = 7,  // the fork's uuid follows
+  kFlattenBegin = 8,
+  kFlattenEnd = 9,
 };
 
 struct RecordHeader {
@@ -33,8 +91,7 @@ struct RecordHeader {
 static_assert(sizeof(RecordHeader) == 16);
 inline constexpr uint64_t kRecordBytes = sizeof(RecordHeader);
 
-// Behind a kFreeze record, whose count is the new current's number and whose source is its parent;
-// followed by the frozen version's name, note and origin (20 bytes), if it has one, and padded to
+// Followed by the frozen version's name, note and origin (20 bytes), if it has one, and padded to
 // a multiple of a record.
 struct FreezeBody {
   int64_t created_ns;
@@ -44,9 +101,6 @@ struct FreezeBody {
   uint32_t flags;
   uint32_t reserved[2];
 };
-inline constexpr uint32_t kFreezeHasOrigin = 1;
-inline constexpr uint32_t kFreezeUnswept = 2;    // the frozen version is (map/version_table.h)
-inline constexpr uint32_t kFreezeForReader = 4;  // likewise
 static_assert(sizeof(FreezeBody) == 32);
 
 }  // namespace tplstore

@@ -40,6 +40,12 @@ void VersionRecord::set_own(std::optional<uint64_t> blocks) {
   flags = blocks ? flags | kVersionOwnKnown : flags & ~kVersionOwnKnown;
 }
 
+VersionRecord without_root(const VersionRecord& record) {
+  VersionRecord copy = record;
+  copy.root = NodeRef();
+  return copy;
+}
+
 VersionRecord* VersionTable::find(uint32_t number) {
   const auto it = versions_.find(number);
   return it == versions_.end() ? nullptr : &it->second;

@@ -20,15 +20,13 @@
 #include <string_view>
 #include <vector>
 
-#include "backend/superblock.h"
 #include "base/bytes.h"
 #include "base/volume_types.h"
-#include "map/map_log.h"
 #include "map/node.h"
 
 namespace tplstore {
 
-// A version of a volume. The row of current is kept apart: its root is the tree that changes.
+// A version of a volume. That of current is kept apart: its tree is the one that changes.
 struct VersionRecord {
   uint32_t number = 0;
   uint32_t parent = 0;     // the version that it started from; 0 for a volume's first
@@ -49,6 +47,8 @@ struct VersionRecord {
   bool is_own_known() const;
   void set_own(std::optional<uint64_t> blocks);
 };
+// What may be kept by those who do not read the tree.
+VersionRecord without_root(const VersionRecord& record);
 
 inline constexpr uint32_t kVersionHidden = 1;      // removed, but something still needs it
 inline constexpr uint32_t kVersionOwnKnown = 2;    // own_blocks is exact, and kept so
@@ -128,54 +128,5 @@ uint64_t encode_group(Encoder& to, uint64_t seed, uint32_t group, uint32_t curre
 // Reads the rows of a group into `versions`.
 void decode_group(Bytes bytes, uint64_t seed, uint32_t group, const std::string& object,
                   std::map<uint32_t, VersionRecord>& versions);
-
-// The payload of a checkpoint frame, followed by CheckpointGroups, SourceRows, Pins, RemovedFiles,
-// and the addresses of nodes with free ranges (8 bytes each), as many as it says.
-struct CheckpointRecord {
-  LogPosition replay_from;  // frames from here on are not in the checkpoint
-  uint64_t live_bytes;      // of the log: nodes that some version needs
-  uint64_t current_size_bytes;
-  int64_t current_began_ns;
-  uint64_t current_own_blocks;
-  uint64_t current_root;  // slot word
-  uint32_t current;
-  uint32_t current_parent;
-  uint32_t group_count;
-  uint32_t source_count;  // 0: all sources are this volume's
-  uint64_t current_file_blocks;
-  uint64_t current_foreign_blocks;
-  uint32_t current_flags;
-  uint32_t flattens;  // 1 while a fork is being given its own copy
-  uint32_t pin_count;
-  uint32_t removed_file_count;
-  uint32_t free_node_count;
-  uint32_t reserved_count;
-  uint64_t reserved[3];
-};
-static_assert(sizeof(CheckpointRecord) == 152 && offsetof(CheckpointRecord, reserved) == 128);
-struct CheckpointGroup {
-  uint64_t address;
-  uint32_t group;
-  uint32_t reserved;
-};
-static_assert(sizeof(CheckpointGroup) == 16);
-struct RemovedFile {
-  uint64_t blocks;
-  uint32_t version;
-  uint32_t reserved;
-};
-static_assert(sizeof(RemovedFile) == 16);
-
-// The content of the object "map": where the log begins to count.
-struct MapPointer {
-  SlotPrefix prefix;
-  Uuid volume;
-  uint64_t generation;         // of the log
-  uint64_t checkpoint_offset;  // of the last checkpoint's frame
-  uint64_t clean_sequence;     // the last frame of a clean close; 0 while open
-  uint64_t reserved[4];
-};
-static_assert(sizeof(MapPointer) == 96);
-inline constexpr uint64_t kMapPointerMagic = 0x315250414d4c5054;  // "TPLMAPR1"
 
 }  // namespace tplstore

@@ -1,10 +1,14 @@
+// The order of locks and of steps: what is done under the map's lock, what beside it.
 #include "map/volume_map.h"
 
 #include <algorithm>
 #include <cerrno>
+#include <charconv>
 
 #include "base/names.h"
 #include "base/units.h"
+#include "map/creation.h"
+#include "map/recovery.h"
 
 namespace tplstore {
 namespace {
@@ -15,82 +19,203 @@ constexpr uint64_t kCheckpointBytes = 16 << 20;
 constexpr uint64_t kCheckpointLeaves = 4096;
 constexpr uint64_t kCompactionBytesMin = 1 << 20;
 constexpr uint64_t kSmallBytes = 4 << 20;
-constexpr uint32_t kEvictPages = 64;
+constexpr int kCompactionPassesMax = 4;
+constexpr uint64_t kFewLeaves = 64;
+constexpr uint64_t kPinRecords = 2;
+constexpr int kOpenTriesMax = 10;
+
+[[noreturn]] void fail_not_there(uint32_t version) {
+  fail(ENOENT, fmt::format("version {}", version), "is not there");
+}
 
 }  // namespace
 
+// --- making and opening
+
+void VolumeMap::create(Backend& backend, const std::string& folder, const Uuid& volume,
+                       uint64_t size_bytes) {
+  create_map(backend, folder, volume, size_bytes);
+}
+
+void VolumeMap::create_fork(uint32_t version, const std::string& folder, const Uuid& fork) {
+  const std::lock_guard maintenance(maintenance_mutex_);
+  VersionRecord base;
+  std::vector<SourceRow> sources;
+  std::shared_ptr<MapLog> log;
+  {
+    const std::unique_lock guard(mutex_);
+    const VersionRecord* found = state_.table().find(version);
+    if (found == nullptr) fail_not_there(version);
+    base = *found;
+    sources = state_.table().sources;
+    log = log_;
+  }
+  TreeReader reader(*log, mutex_);
+  create_fork_map(backend_, folder, fork, volume_, base, sources, reader);
+}
+
 VolumeMap::VolumeMap(Backend& backend, std::string folder, const Uuid& volume, Access access)
     : backend_(backend), folder_(std::move(folder)), volume_(volume), access_(access) {}
+
+std::unique_ptr<VolumeMap> VolumeMap::open(Backend& backend, const std::string& folder,
+                                           const Uuid& volume, Access access) {
+  // A reader may meet a log that its owner is exchanging or appending to right now: what looks
+  // missing or damaged then is not so the next time.
+  for (int tries = 1;; ++tries) {
+    std::unique_ptr<VolumeMap> map(new VolumeMap(backend, folder, volume, access));
+    try {
+      map->recover();
+      return map;
+    } catch (const Error& error) {
+      const bool may_pass = error.code() == ENOENT || error.code() == EIO;
+      if (access == Access::kWrite || !may_pass || tries == kOpenTriesMax) {
+        if (error.code() != ENOENT) throw;
+        fail(EIO, error.object(), "damaged: it is missing");
+      }
+    }
+  }
+}
+
+void VolumeMap::recover() {
+  const std::string name = map_pointer_name(folder_);
+  pointer_object_ = backend_.open(name, access_, Purpose::kMetadata);
+  if (access_ == Access::kWrite) settle(*pointer_object_);
+  const std::optional<MapPointer> pointer = pointer_slots_.read(*pointer_object_);
+  if (!pointer) fail(EIO, name, "damaged: neither of its two slots passes its checksum");
+  if (pointer->volume != volume_) fail_of_another(name, pointer->volume, volume_);
+  log_ = MapLog::open(backend_, folder_, volume_, pointer->generation, access_);
+  checkpoint_offset_ = pointer->checkpoint_offset;
+  clean_sequence_ = pointer->clean_sequence;
+
+  Recovered recovered = tplstore::recover(*log_, *pointer);
+  state_ = std::move(recovered.state);
+  recovered_to_ = recovered.end;
+  was_closed_cleanly_ = recovered.was_closed_cleanly;
+  replayed_versions_ = std::move(recovered.replayed_versions);
+  bytes_since_checkpoint_ = recovered.replayed_bytes;
+  stats_.loads = recovered.loads;
+  compacted_bytes_ = state_.usage().live_bytes;
+}
+
+void VolumeMap::start_writing(std::function<void()> sync_data, std::function<void()> sync_holes,
+                              Reserve draws_on) {
+  sync_data_ = std::move(sync_data);
+  sync_holes_ = std::move(sync_holes);
+  // What was decided in the replay is as durable as the records are in a moment.
+  state_.free_ranges().cut();
+  state_.free_ranges().commit();
+  // It must not fall back to a log that is about to be removed, whatever became of it in an earlier
+  // life: a slot that was not synced, or one whose sync failed.
+  // Nor must it take the new life for one that has been closed.
+  write_pointer(*log_, checkpoint_offset_,
+                std::min(clean_sequence_, log_->start_of_life(recovered_to_).sequence));
+  // Logs of other generations are what an interrupted compaction left.
+  constexpr std::string_view kPrefix = "map.";
+  for (const std::string& name : backend_.list(folder_)) {
+    if (!name.starts_with(kPrefix)) continue;
+    if (folder_ + "/" + name != log_->name()) backend_.remove(folder_ + "/" + name);
+  }
+  log_->start_writing(recovered_to_, draws_on);
+}
+
+void VolumeMap::write_pointer(const MapLog& log, uint64_t checkpoint_offset,
+                              uint64_t clean_sequence) {
+  MapPointer pointer{};
+  pointer.volume = volume_;
+  pointer.generation = log.generation();
+  pointer.checkpoint_offset = checkpoint_offset;
+  pointer.clean_sequence = clean_sequence;
+  or_stop([&] { pointer_slots_.write(*pointer_object_, pointer); });
+  checkpoint_offset_ = checkpoint_offset;
+}
+
+void VolumeMap::close() {
+  const std::lock_guard maintenance(maintenance_mutex_);
+  checkpoint_locked();
+  if (is_small() && wants_compaction()) {
+    try {
+      compact_locked();
+    } catch (const std::exception&) {
+      check_usable();  // or it is as it was
+    }
+  }
+  write_pointer(*log_, checkpoint_offset_, log_->position().sequence);
+}
 
 // --- what is there
 
 uint32_t VolumeMap::current() const {
   const std::shared_lock guard(mutex_);
-  return current_.number;
+  return state_.current().number;
 }
 
 uint64_t VolumeMap::size_bytes() const {
   const std::shared_lock guard(mutex_);
-  return current_.size_bytes;
+  return state_.current().size_bytes;
 }
 
 uint64_t VolumeMap::size_of(uint32_t version) const {
   const std::shared_lock guard(mutex_);
-  const VersionRecord* found = table_.find(version);
+  const VersionRecord* found = state_.table().find(version);
   return found == nullptr ? 0 : found->size_bytes;
 }
 
 bool VolumeMap::is_flattening() const {
   const std::shared_lock guard(mutex_);
-  return table_.flattens;
+  return state_.table().flattens;
 }
 
 VersionRecord VolumeMap::current_record() const {
   const std::shared_lock guard(mutex_);
-  return current_;
+  return without_root(state_.current());
 }
-
-namespace {
-
-VersionRecord without_root(const VersionRecord& record) {
-  VersionRecord copy = record;
-  copy.root = NodeRef();
-  return copy;
-}
-
-}  // namespace
 
 std::vector<VersionRecord> VolumeMap::versions() const {
   const std::shared_lock guard(mutex_);
-  std::vector<VersionRecord> list;
-  for (const auto& [number, version] : table_.all()) list.push_back(without_root(version));
-  return list;
+  return state_.frozen_records();
 }
 
 std::optional<VersionRecord> VolumeMap::version(uint32_t number) const {
-  const std::shared_lock guard(mutex_);
-  const VersionRecord* found = table_.find(number);
-  if (found == nullptr) return std::nullopt;
-  return without_root(*found);
+  return version(std::to_string(number));
 }
 
 std::optional<VersionRecord> VolumeMap::version(const std::string& number_or_name) const {
-  if (const auto number = parse_version_number(number_or_name)) return version(*number);
   const std::shared_lock guard(mutex_);
-  const VersionRecord* found = table_.find_name(number_or_name);
-  if (found == nullptr) return std::nullopt;
-  return without_root(*found);
+  return state_.record_of(number_or_name);
 }
 
-NodeRef* VolumeMap::root_of(uint32_t version) {
-  if (version == 0 || version == current_.number) return &root_;
-  const auto it = table_.all().find(version);
-  return it == table_.all().end() ? nullptr : &it->second.root;
+std::vector<uint32_t> VolumeMap::unswept_versions() const {
+  const std::shared_lock guard(mutex_);
+  return state_.unswept_versions();
 }
 
-VersionRecord* VolumeMap::record_of(uint32_t version) {
-  return version == current_.number ? &current_ : table_.find(version);
+void VolumeMap::note_swept(uint32_t version) {
+  const std::unique_lock guard(mutex_);
+  state_.note_swept(version);
 }
+
+std::vector<SourceRow> VolumeMap::sources() const {
+  const std::shared_lock guard(mutex_);
+  return state_.table().sources;
+}
+
+std::map<uint32_t, uint64_t> VolumeMap::removed_files() const {
+  const std::shared_lock guard(mutex_);
+  return state_.table().removed_files;
+}
+
+std::vector<uint32_t> VolumeMap::versions_for_readers() const {
+  const std::shared_lock guard(mutex_);
+  const std::set<uint32_t>& versions = state_.table().for_readers();
+  return {versions.begin(), versions.end()};
+}
+
+std::vector<Pin> VolumeMap::pins() const {
+  const std::shared_lock guard(mutex_);
+  return state_.table().pins;
+}
+
+// --- looking up
 
 void VolumeMap::load(const MissingNode& missing, uint32_t version,
                      const std::shared_ptr<MapLog>& log) {
@@ -106,11 +231,7 @@ void VolumeMap::load(const MissingNode& missing, uint32_t version,
   const std::unique_lock guard(mutex_);
   ++stats_.loads;
   // An address means something in its own log only.
-  NodeRef* root = root_of(version);
-  if (log != log_ || root == nullptr) return;
-  Node* loaded = node.node();
-  node.forget();
-  install(*root, missing, loaded);
+  if (log == log_) state_.install(version, missing, std::move(node));
 }
 
 void VolumeMap::find(uint32_t version, uint64_t first, uint64_t count, RunList& runs) {
@@ -123,9 +244,9 @@ void VolumeMap::find(uint32_t version, uint64_t first, uint64_t count, RunList& 
       std::shared_ptr<MapLog> log;
       {
         const std::shared_lock guard(mutex_);
-        const NodeRef* root = root_of(version);
-        if (root == nullptr) fail(ENOENT, fmt::format("version {}", version), "is not there");
-        missing = tplstore::find(*root, region, in_region, part, runs);
+        const VersionRecord* record = std::as_const(state_).find(version);
+        if (record == nullptr) fail_not_there(version);
+        missing = tplstore::find(record->root, region, in_region, part, runs);
         if (missing) log = log_;
       }
       if (!missing) break;
@@ -134,33 +255,6 @@ void VolumeMap::find(uint32_t version, uint64_t first, uint64_t count, RunList& 
     first += part;
     count -= part;
   }
-}
-
-std::vector<uint32_t> VolumeMap::unswept_versions() const {
-  const std::shared_lock guard(mutex_);
-  std::vector<uint32_t> numbers;
-  for (const auto& [number, version] : table_.all())
-    if ((version.flags & kVersionUnswept) != 0) numbers.push_back(number);
-  if ((current_.flags & kVersionUnswept) != 0) numbers.push_back(current_.number);
-  return numbers;
-}
-
-void VolumeMap::note_swept(uint32_t version) {
-  const std::unique_lock guard(mutex_);
-  VersionRecord* record = record_of(version);
-  if (record == nullptr) return;
-  record->flags &= ~kVersionUnswept;
-  if (record != &current_) dirty_groups_.insert(VersionTable::group_of(version));
-}
-
-std::vector<SourceRow> VolumeMap::sources() const {
-  const std::shared_lock guard(mutex_);
-  return table_.sources;
-}
-
-std::map<uint32_t, uint64_t> VolumeMap::removed_files() const {
-  const std::shared_lock guard(mutex_);
-  return table_.removed_files;
 }
 
 namespace {
@@ -196,10 +290,10 @@ void VolumeMap::find_difference(uint32_t from, uint32_t to, uint64_t first, uint
   {
     const std::unique_lock guard(mutex_);
     for (int i = 0; i < 2; ++i) {
-      const NodeRef* root = root_of(i == 0 ? from : to);
-      if (root == nullptr)
-        fail(ENOENT, fmt::format("version {}", i == 0 ? from : to), "is not there");
-      roots[i] = *root;
+      const uint32_t version = i == 0 ? from : to;
+      const VersionRecord* record = std::as_const(state_).find(version);
+      if (record == nullptr) fail_not_there(version);
+      roots[i] = record->root;
     }
     log = log_;
   }
@@ -216,6 +310,34 @@ void VolumeMap::find_difference(uint32_t from, uint32_t to, uint64_t first, uint
         visit_difference(region, static_cast<uint32_t>(begin - base),
                          static_cast<uint32_t>(stop - begin), a, b, visit);
       });
+}
+
+void VolumeMap::visit_foreign_cells(uint64_t begin_region, uint64_t end_region,
+                                    const std::function<void(const FreeRange&)>& visit) {
+  const std::lock_guard maintenance(maintenance_mutex_);
+  run_removals();
+  std::vector<NodeRef> roots;
+  std::shared_ptr<MapLog> log;
+  uint32_t base = 0;
+  {
+    const std::unique_lock guard(mutex_);
+    roots.push_back(state_.current().root);
+    for (const auto& [number, version] : state_.table().all()) roots.push_back(version.root);
+    log = log_;
+    base = state_.table().base();
+  }
+  TreeReader reader(*log, mutex_);
+  reader.walk_all(std::move(roots), begin_region, end_region,
+                  [&](uint32_t region, const std::vector<NodeRef>& slots) {
+                    std::vector<FreeRange> cells;
+                    for (const NodeRef& slot : slots)
+                      for (const Interval& interval : reader.intervals(slot, region))
+                        if (interval.source != kSourceZero && interval.source <= base)
+                          cells.push_back({interval.source, interval.count,
+                                           uint64_t{region} * kRegionBlocks + interval.first});
+                    join_free_ranges(cells);
+                    for (const FreeRange& range : cells) visit(range);
+                  });
 }
 
 // --- changing current
@@ -245,319 +367,412 @@ void LogReservation::use(uint64_t records) {
 
 bool VolumeMap::frees_cells(const RunList& runs) const {
   const std::shared_lock guard(mutex_);
-  for (size_t i = 0; i < runs.size(); ++i)
-    if (runs[i].source != kSourceUnmapped && runs[i].source > floor_) return true;
-  return false;
+  return state_.frees_cells(runs);
 }
 
 void VolumeMap::assign(uint64_t first, uint64_t count, uint32_t source, LogReservation& reserved) {
   while (count > 0) {
-    const auto in_region = static_cast<uint32_t>(first % kRegionBlocks);
-    const auto part = static_cast<uint32_t>(std::min<uint64_t>(count, kRegionBlocks - in_region));
+    const uint64_t part = std::min(count, kRegionBlocks - first % kRegionBlocks);
     ensure(reserved.unused_ > 0, "an assignment has its records reserved");
-    assign_in_region(first / kRegionBlocks, in_region, part, source, false);
+    assign_in_region({first, part, source});
     reserved.use(1);
     first += part;
     count -= part;
   }
 }
 
-void VolumeMap::assign_in_region(uint64_t region, uint32_t first, uint32_t count, uint32_t source,
-                                 bool is_replay) {
+void VolumeMap::assign_in_region(const UpdateRecord& update) {
   while (true) {
     std::optional<MissingNode> missing;
     std::shared_ptr<MapLog> log;
     {
       const std::unique_lock guard(mutex_);
-      // A leaf must be looked into even if all of it is replaced: what becomes of the cells it
-      // leads to depends on it.
-      RunList before;
-      missing = tplstore::find(root_, region, first, count, before);
-      if (!missing) {
-        if (before.size() == 1 && before[0].source == source) {
-          if (!is_replay) log_->unreserve(kRecordBytes);
-          return;
-        }
-        // What may fail comes first, so that nothing is half done.
-        free_.make_room(before.size());
-        if (!is_replay) make_pending_room(1);
-        AssignEffect effect;
-        tplstore::assign(root_, region, first, count, source, current_.number, effect);
-        account(before, source, count);
-        dirty_leaves_ += effect.leaves_dirtied;
-        compaction_leaves_ += effect.leaves_dirtied;
-        live_bytes_ -= std::min(live_bytes_, effect.superseded_bytes);
-        if (!is_replay) put_pending_update(region * kRegionBlocks + first, count, source);
+      pending_.make_room(kRecordBytes);
+      UpdateRecord record = update;
+      const MapState::Applied applied = state_.apply(record);
+      if (!applied.missing) {
+        const bool is_new =
+            applied.has_changed &&
+            pending_.add_update(update.first, static_cast<uint32_t>(update.count), update.source);
+        if (!is_new) log_->unreserve(kRecordBytes);
         return;
       }
+      missing = applied.missing;
       log = log_;
     }
     load(*missing, 0, log);
   }
 }
 
-// Keeps the books of cells: what the blocks came from before, current does not map any more. There
-// is room for as many free ranges.
-void VolumeMap::account(const RunList& before, uint32_t source, uint32_t count) {
-  for (size_t i = 0; i < before.size(); ++i) {
-    const Run& run = before[i];
-    if (run.source == kSourceZero || run.source == kSourceUnmapped) continue;
-    if (run.source == current_.number) {
-      current_.file_blocks -= run.count;
-      current_.own_blocks -= run.count;
-      continue;
-    }
-    if (run.source <= table_.base()) current_.foreign_blocks -= run.count;
-    if (run.source > floor_) {
-      current_.own_blocks -= run.count;
-      release(run.source, run.first, static_cast<uint32_t>(run.count));
-    } else if (parent_ != nullptr && run.source > parent_floor_) {
-      parent_->own_blocks += run.count;
-      is_parent_dirty_ = true;
-    }
-  }
-  if (source != current_.number) return;
-  current_.file_blocks += count;
-  current_.own_blocks += count;
-}
+// --- changing the list of versions
 
-void VolumeMap::refresh_floor() {
-  if (is_parent_dirty_) dirty_groups_.insert(parent_group_);
-  floor_ = table_.floor_of(current_);
-  parent_ = table_.find(current_.parent);
-  parent_group_ = VersionTable::group_of(current_.parent);
-  parent_floor_ = parent_ == nullptr ? 0 : table_.floor_of(*parent_);
-  is_parent_dirty_ = false;
-}
-
-void VolumeMap::make_pending_room(uint64_t records) {
-  const size_t needed = pending_.size() + records * kRecordBytes;
-  if (needed > pending_.capacity()) pending_.reserve(std::max(needed, 2 * pending_.capacity()));
-}
-
-// Appends a record to the pending ones, under the lock; there is room for it.
-void VolumeMap::put_record(const RecordHeader& record, Bytes body, uint64_t reserved_records) {
-  const Bytes header = bytes_of(record);
-  pending_.insert(pending_.end(), header.begin(), header.end());
-  pending_.insert(pending_.end(), body.begin(), body.end());
-  pending_.resize(round_up(pending_.size(), kRecordBytes));
-  pending_reserved_ += reserved_records * kRecordBytes;
-  pending_bytes_.store(pending_.size(), std::memory_order_relaxed);
-  last_pending_is_update_ = false;
-}
-
-void VolumeMap::put_pending_update(uint64_t first, uint32_t count, uint32_t source) {
-  if (pending_.size() >= kRecordBytes) {
-    // Writes that go on where the last one ended make one record.
-    RecordHeader last;
-    std::memcpy(&last, pending_.data() + pending_.size() - kRecordBytes, kRecordBytes);
-    if (last_pending_is_update_ && last.source == source && last.number() + last.count == first &&
-        uint64_t{last.count} + count <= UINT32_MAX) {
-      last.count += count;
-      std::memcpy(pending_.data() + pending_.size() - kRecordBytes, &last, kRecordBytes);
-      log_->unreserve(kRecordBytes);
-      return;
-    }
-  }
-  put_record(RecordHeader::make(RecordKind::kUpdate, first, count, source));
-  last_pending_is_update_ = true;
+void VolumeMap::change(std::vector<MapRecord> records, LogReservation& reserved) {
+  Encoder bytes;
+  for (const MapRecord& record : records) encode_record(bytes, record);
+  ensure(bytes.size() <= reserved.unused_ * kRecordBytes, "a change fits what was reserved for it");
+  pending_.make_room(bytes.size());
+  or_stop([&] {
+    for (MapRecord& record : records) state_.apply(record);
+  });
+  pending_.add(bytes.bytes(), reserved.unused_ * kRecordBytes);
+  reserved.use(reserved.unused_);
 }
 
 uint32_t VolumeMap::freeze(const VersionChange&, const FreezeRequest& request,
                            LogReservation& reserved) {
   ensure(reserved.unused_ == kFreezeRecords, "a freeze has its records reserved");
   const std::unique_lock guard(mutex_);
-  const uint32_t frozen = current_.number;
+  const VersionRecord& current = state_.current();
+  const uint32_t frozen = current.number;
   if (frozen >= UINT32_MAX - 1) fail(EOVERFLOW, "volume", "has used up its version numbers");
-  const uint32_t parent = request.parent == 0 ? frozen : request.parent;
-  const VersionRecord* base = parent == frozen ? &current_ : table_.find(parent);
+  FreezeRecord record;
+  record.next = frozen + 1;
+  record.parent = request.parent == 0 ? frozen : request.parent;
+  const VersionRecord* base = std::as_const(state_).find(record.parent);
   if (base == nullptr || (base->is_hidden() && !request.may_be_hidden))
-    fail(ENOENT, fmt::format("version {}", parent), "is not there any more");
-  const uint64_t size_bytes = base->size_bytes;
-  const int64_t now_ns = now_unix_ns();
-
-  Encoder body;
-  body.put(FreezeBody{now_ns,
-                      size_bytes,
-                      static_cast<uint16_t>(request.name.size()),
-                      static_cast<uint16_t>(request.note.size()),
-                      (request.origin.is_nil() ? 0 : kFreezeHasOrigin) |
-                          (request.for_reader ? kFreezeForReader : 0) |
-                          ((current_.flags & kVersionUnswept) != 0 ? kFreezeUnswept : 0),
-                      {}});
-  body.put_bytes(as_bytes(request.name));
-  body.put_bytes(as_bytes(request.note));
-  if (!request.origin.is_nil()) {
-    body.put(request.origin.volume);
-    body.put(request.origin.number);
-  }
-  ensure(body.size() < kFreezeRecords * kRecordBytes, "a freeze fits what was reserved for it");
-  change(reserved, [&] { apply_freeze(frozen + 1, size_bytes, now_ns, request); });
-  put_record(RecordHeader::make(RecordKind::kFreeze, 0, frozen + 1, parent), body.bytes(),
-             kFreezeRecords);
+    fail(ENOENT, fmt::format("version {}", record.parent), "is not there any more");
+  record.created_ns = now_unix_ns();
+  record.size_bytes = base->size_bytes;
+  record.is_unswept = (current.flags & kVersionUnswept) != 0;
+  record.for_reader = request.for_reader;
+  record.name = request.name;
+  record.note = request.note;
+  record.origin = request.origin;
+  change({std::move(record)}, reserved);
   return frozen;
-}
-
-void VolumeMap::apply_freeze(uint32_t next, uint64_t size_bytes, int64_t now_ns,
-                             const FreezeRequest& request) {
-  VersionRecord frozen = current_;
-  frozen.created_ns = now_ns;
-  frozen.name = request.name;
-  frozen.note = request.note;
-  frozen.origin = request.origin;
-  frozen.root = root_;
-  const uint32_t number = frozen.number;
-  if (frozen.file_blocks == 0) free_.add({number, 0, 0});
-  unwritten_versions_.insert(number);
-  dirty_groups_.insert(VersionTable::group_of(number));
-  if (request.for_reader) frozen.flags |= kVersionForReader;
-  table_.add(std::move(frozen));
-
-  VersionRecord& parent = table_.all().at(request.parent == 0 ? number : request.parent);
-  parent.children.push_back(next);
-  // What it shares with its only child it does not keep alone, and that is everything so far.
-  parent.set_own(parent.children.size() == 1 ? std::optional<uint64_t>(0) : std::nullopt);
-  dirty_groups_.insert(VersionTable::group_of(parent.number));
-
-  current_ = VersionRecord{};
-  current_.number = next;
-  current_.parent = parent.number;
-  current_.created_ns = now_ns;
-  current_.size_bytes = size_bytes;
-  current_.foreign_blocks = parent.foreign_blocks;
-  current_.set_own(0);
-  root_ = parent.root;
-  refresh_floor();
 }
 
 void VolumeMap::resize(const VersionChange&, uint64_t size_bytes) {
   LogReservation reserved(*this, 1);
   const std::unique_lock guard(mutex_);
-  change(reserved, [&] { current_.size_bytes = size_bytes; });
-  put_record(RecordHeader::make(RecordKind::kResize, size_bytes));
+  change({ResizeRecord{size_bytes}}, reserved);
+}
+
+void VolumeMap::hide(const VersionChange&, const std::vector<uint32_t>& versions) {
+  LogReservation reserved(*this, versions.size(), Reserve::kDeletions);
+  const std::unique_lock guard(mutex_);
+  std::vector<MapRecord> records;
+  for (const uint32_t version : versions) {
+    const VersionRecord* found = state_.table().find(version);
+    if (found == nullptr || found->is_removed()) fail_not_there(version);
+    records.push_back(HideRecord{version});
+  }
+  change(std::move(records), reserved);
+}
+
+void VolumeMap::pin(uint32_t version, const Uuid& fork) {
+  LogReservation reserved(*this, kPinRecords);
+  const std::unique_lock guard(mutex_);
+  const VersionRecord* found = state_.table().find(version);
+  if (found == nullptr || found->is_hidden()) fail_not_there(version);
+  change({PinRecord{version, fork}}, reserved);
+}
+
+void VolumeMap::unpin(const Uuid& fork) {
+  LogReservation reserved(*this, kPinRecords, Reserve::kDeletions);
+  const std::unique_lock guard(mutex_);
+  change({UnpinRecord{fork}}, reserved);
+}
+
+void VolumeMap::begin_flatten() {
+  LogReservation reserved(*this, 1);
+  const std::unique_lock guard(mutex_);
+  change({FlattenBeginRecord{}}, reserved);
+}
+
+void VolumeMap::end_flatten() {
+  LogReservation reserved(*this, 1);
+  const std::unique_lock guard(mutex_);
+  change({FlattenEndRecord{}}, reserved);
+}
+
+// --- removed versions
+
+bool VolumeMap::wants_collection() const {
+  const std::shared_lock guard(mutex_);
+  return state_.wants_collection();
+}
+
+bool VolumeMap::has_outstanding() const {
+  const std::shared_lock guard(mutex_);
+  return state_.has_outstanding();
+}
+
+bool VolumeMap::collect_one() {
+  const std::lock_guard maintenance(maintenance_mutex_);
+  run_removals();
+  LogReservation reserved(*this, 1, Reserve::kDeletions);
+  {
+    const std::unique_lock guard(mutex_);
+    const std::optional<uint32_t> version = state_.table().collectible();
+    if (!version) return false;
+    change({CollectRecord{*version}}, reserved);
+  }
+  run_removals();
+  return true;
+}
+
+// maintenance_mutex_ is held.
+void VolumeMap::run_removals() {
+  while (true) {
+    Removal removal;
+    std::shared_ptr<MapLog> log;
+    {
+      const std::shared_lock guard(mutex_);
+      if (state_.next_removal() == nullptr) return;
+      removal = *state_.next_removal();
+      log = log_;
+    }
+    TreeReader reader(*log, mutex_);
+    const LoneCells cells = find_lone_cells(reader, removal);
+    const std::unique_lock guard(mutex_);
+    state_.finish_removal(cells);
+  }
+}
+
+uint64_t VolumeMap::own_blocks(uint32_t version) {
+  {
+    const std::shared_lock guard(mutex_);
+    if (const auto known = state_.own_blocks(version)) return *known;
+  }
+  const std::lock_guard maintenance(maintenance_mutex_);
+  const std::lock_guard versions(version_mutex_);
+  Removal removal;
+  std::shared_ptr<MapLog> log;
+  {
+    const std::unique_lock guard(mutex_);
+    if (const auto known = state_.own_blocks(version)) return *known;
+    removal = state_.begin_count(version);
+    log = log_;
+  }
+  std::optional<uint64_t> cells;
+  try {
+    TreeReader reader(*log, mutex_);
+    cells = count_lone_cells(reader, removal);
+  } catch (...) {
+    const std::unique_lock guard(mutex_);
+    state_.finish_count(version, std::nullopt);
+    throw;
+  }
+  const std::unique_lock guard(mutex_);
+  return state_.finish_count(version, cells);
+}
+
+// --- free ranges
+
+std::vector<FreeRange> VolumeMap::take_free_ranges(size_t max) {
+  const std::unique_lock guard(mutex_);
+  std::vector<FreeRange> ranges = state_.free_ranges().take(max);
+  free_waiting_.store(state_.free_ranges().waiting(), std::memory_order_relaxed);
+  return ranges;
+}
+
+void VolumeMap::finish_free_ranges(const std::set<uint32_t>& failed) {
+  const std::unique_lock guard(mutex_);
+  state_.free_ranges().finish(failed);
+}
+
+void VolumeMap::retry_free_ranges() {
+  const std::unique_lock guard(mutex_);
+  state_.free_ranges().retry();
+}
+
+void VolumeMap::give_back_free_ranges() {
+  const std::unique_lock guard(mutex_);
+  state_.free_ranges().give_back();
+}
+
+bool VolumeMap::wants_to_free() const {
+  const std::shared_lock guard(mutex_);
+  return state_.free_ranges().wants_commit();
+}
+
+void VolumeMap::sync_holes() {
+  {
+    const std::unique_lock guard(mutex_);
+    if (!state_.free_ranges().begin_sync()) return;
+  }
+  sync_holes_();
+  const std::unique_lock guard(mutex_);
+  state_.free_ranges().end_sync();
 }
 
 // --- commit
 
-void VolumeMap::check_usable() const {
-  if (!has_failed_.load(std::memory_order_acquire)) [[likely]]
-    return;
-  std::exception_ptr failure;
-  {
-    const std::lock_guard guard(failure_mutex_);
-    failure = failure_;
-  }
-  try {
-    std::rethrow_exception(failure);
-  } catch (const std::exception& error) {
-    fail(EIO, "volume", "is stopped after an earlier error ({}); disconnect and connect again",
-         error.what());
-  }
+void VolumeMap::commit() {
+  commits_.commit([this] { perform_commit(nullptr); });
 }
 
-void VolumeMap::note_failure(std::exception_ptr failure) noexcept {
-  const std::lock_guard guard(failure_mutex_);
-  if (!failure_) failure_ = std::move(failure);
-  has_failed_.store(true, std::memory_order_release);
-}
-
-void VolumeMap::run_exclusively(const std::function<void()>& body) {
-  {
-    std::unique_lock guard(commit_mutex_);
-    commit_ended_.wait(guard, [this] { return !commit_runs_; });
-    commit_runs_ = true;
-  }
-  const auto end = [this] {
-    const std::lock_guard guard(commit_mutex_);
-    commit_runs_ = false;
-    commit_ended_.notify_all();
-  };
-  try {
-    body();
-  } catch (...) {
-    end();
-    throw;
-  }
-  end();
-}
-
-void VolumeMap::commit_cut(const std::function<void()>& at_cut) {
-  check_usable();
-  ByteVector cut;
-  uint64_t reserved = 0;
+void VolumeMap::perform_commit(const std::function<void()>& at_cut) {
+  UpdateBatch::Cut cut;
   std::shared_ptr<MapLog> log;
-  {
+  const auto take = [&] {
     const std::unique_lock guard(mutex_);
     // What may fail comes before anything is taken away.
-    free_.cut();
+    state_.free_ranges().cut();
     if (at_cut) at_cut();
-    cut.swap(pending_);
-    pending_bytes_.store(0, std::memory_order_relaxed);
-    reserved = std::exchange(pending_reserved_, 0);
-    last_pending_is_update_ = false;
+    cut = pending_.cut();
     log = log_;
-  }
-  // From here on the records are nowhere else.
-  or_stop([&] {
+  };
+  commits_.perform(take, [&] {
     sync_data_();
-    if (!cut.empty()) {
-      log->append(FrameKind::kUpdates, cut, reserved);
+    if (!cut.records.empty()) {
+      log->append(FrameKind::kUpdates, cut.records, cut.reserved_bytes);
       log->sync();
     }
     const std::unique_lock guard(mutex_);
-    bytes_since_checkpoint_ += cut.size();
-    free_.commit();
-    free_waiting_.store(free_.waiting(), std::memory_order_relaxed);
+    bytes_since_checkpoint_ += cut.records.size();
+    state_.free_ranges().commit();
+    free_waiting_.store(state_.free_ranges().waiting(), std::memory_order_relaxed);
     ++stats_.commits;
   });
 }
 
-void VolumeMap::commit() {
-  std::unique_lock guard(commit_mutex_);
-  // The next commit to start is the first whose cut is sure to come after this call.
-  const uint64_t mine = commits_started_ + 1;
-  while (commits_finished_ < mine) {
-    if (commit_runs_) {
-      commit_ended_.wait(guard);
-      continue;
+// --- checkpoint
+
+void VolumeMap::checkpoint() {
+  const std::lock_guard maintenance(maintenance_mutex_);
+  checkpoint_locked();
+}
+
+void VolumeMap::checkpoint_locked() {
+  run_removals();
+  sync_holes();
+  // What may fail comes before the snapshot, or it would be lost.
+  CheckpointWriter writer(*log_);
+  MapSnapshot snapshot;
+  LogPosition replay_from{};
+  uint64_t bytes = 0;
+  bool is_needed = false;
+  commits_.run_alone([&] {
+    perform_commit([&] { snapshot = state_.take_snapshot(); });
+    replay_from = log_->position();
+    const std::unique_lock guard(mutex_);
+    bytes = std::exchange(bytes_since_checkpoint_, 0);
+    is_needed = bytes > 0 || !snapshot.dirty_groups.empty() || snapshot.has_synced_holes;
+  });
+  if (!is_needed) return;
+
+  try {
+    writer.write_nodes(snapshot, mutex_);
+    std::map<uint32_t, NodeAddress> groups;
+    uint64_t live_bytes = 0;
+    {
+      const std::shared_lock guard(mutex_);
+      groups = state_.table().groups();
+      live_bytes = state_.usage().live_bytes;
     }
-    commit_runs_ = true;
-    const uint64_t number = ++commits_started_;
-    guard.unlock();
-    std::exception_ptr failed;
-    try {
-      commit_cut(nullptr);
-    } catch (...) {
-      failed = std::current_exception();
+    const uint64_t offset = writer.write(
+        snapshot, [&](const VersionRecord& version) { return writer.word_of(version.root); },
+        replay_from, std::move(groups), live_bytes);
+    log_->sync();
+    write_pointer(*log_, offset, 0);
+  } catch (...) {
+    {
+      const std::unique_lock guard(mutex_);
+      state_.restore(snapshot);
+      bytes_since_checkpoint_ += bytes;
     }
-    guard.lock();
-    commit_runs_ = false;
-    // Those who have waited for one that failed try for themselves.
-    if (!failed) commits_finished_ = number;
-    commit_ended_.notify_all();
-    if (failed) std::rethrow_exception(failed);
+    if (log_->has_failed()) commits_.stop(std::current_exception());
+    throw;
   }
-  guard.unlock();
+  const std::unique_lock guard(mutex_);
+  state_.note_written(snapshot, writer.nodes(), std::move(writer.groups()), writer.live_bytes());
+  ++stats_.checkpoints;
+}
+
+// --- compaction
+
+void VolumeMap::compact() {
+  const std::lock_guard maintenance(maintenance_mutex_);
+  compact_locked();
+}
+
+void VolumeMap::compact_locked() {
   check_usable();
+  run_removals();
+  sync_holes();
+  const std::string old_name = log_->name();
+  {
+    Compaction compaction(backend_, folder_, volume_, log_, mutex_);
+    for (int pass = 0; pass < kCompactionPassesMax; ++pass) {
+      Compaction::Version current;
+      uint64_t leaves = 0;
+      commits_.run_alone([&] {
+        perform_commit([&] {
+          current = {state_.current().number, state_.current().parent, state_.current().root};
+          leaves = state_.usage().leaves_dirtied;
+        });
+      });
+      compaction.write(versions_to_compact(compaction), current);
+      const std::shared_lock guard(mutex_);
+      if (state_.usage().leaves_dirtied - leaves < kFewLeaves) break;
+    }
+    const std::lock_guard versions(version_mutex_);
+    commits_.run_alone([&] { switch_over(compaction); });
+  }
+  backend_.remove(old_name);
+}
+
+std::vector<Compaction::Version> VolumeMap::versions_to_compact(
+    const Compaction& compaction) const {
+  std::vector<Compaction::Version> versions;
+  const std::shared_lock guard(mutex_);
+  for (const auto& [number, version] : state_.table().all())
+    if (!compaction.has_written(number)) versions.push_back({number, version.parent, version.root});
+  return versions;
+}
+
+// No commit runs, and the list of versions does not change.
+void VolumeMap::switch_over(Compaction& compaction) {
+  MapSnapshot snapshot;
+  perform_commit([&] { snapshot = state_.take_snapshot(true); });
+  MapLog& fresh = *compaction.log();
+  uint64_t offset = 0;
+  uint64_t reserved = 0;
+  try {
+    offset = compaction.write_checkpoint(versions_to_compact(compaction), snapshot);
+    reserved = log_->reserved_bytes() + (64 << 10);
+    fresh.reserve(reserved, Reserve::kNone);
+    fresh.sync();
+    backend_.sync_folder(folder_);
+  } catch (...) {
+    const std::unique_lock guard(mutex_);
+    state_.restore(snapshot);
+    throw;
+  }
+  // From here on the new log counts: what fails now stops the volume. Until nothing can fail any
+  // more, the tree in memory goes with the old log.
+  compaction.keep();
+  or_stop([&] {
+    write_pointer(fresh, offset, 0);
+    const std::unique_lock guard(mutex_);
+    compaction.relocate(state_);
+    const uint64_t outstanding = log_->reserved_bytes();
+    if (outstanding > reserved) fresh.adopt_reserved(outstanding - reserved);
+    if (outstanding < reserved) fresh.unreserve(reserved - outstanding);
+    bytes_since_checkpoint_ = 0;
+    compacted_bytes_ = fresh.position().offset;
+    log_ = compaction.log();
+    ++stats_.compactions;
+  });
 }
 
 // --- maintenance
 
 bool VolumeMap::wants_commit() const {
   const std::shared_lock guard(mutex_);
-  return pending_.size() >= kPendingBytesMax;
+  return pending_.size_bytes() >= kPendingBytesMax;
 }
 
-bool VolumeMap::must_commit() const {
-  return pending_bytes_.load(std::memory_order_relaxed) >= 4 * kPendingBytesMax;
-}
+bool VolumeMap::must_commit() const { return pending_.size_bytes() >= 4 * kPendingBytesMax; }
 
 bool VolumeMap::wants_checkpoint() const {
   const std::shared_lock guard(mutex_);
   // Leaves count once their updates are committed; until then they cost no recovery.
   return bytes_since_checkpoint_ >= kCheckpointBytes ||
-         (dirty_leaves_ >= kCheckpointLeaves && bytes_since_checkpoint_ > 0 &&
-          pending_.size() < kPendingBytesMax / 8);
+         (state_.usage().dirty_leaves >= kCheckpointLeaves && bytes_since_checkpoint_ > 0 &&
+          pending_.size_bytes() < kPendingBytesMax / 8);
 }
 
 bool VolumeMap::wants_compaction() const {
@@ -568,31 +783,25 @@ bool VolumeMap::wants_compaction() const {
   if (tail > needed_bytes() + std::max(tail / 2, kCompactionBytesMin)) return true;
   // How much of the log removed versions leave behind is only estimated: when it has doubled, a
   // compaction finds out.
-  return has_removed_ && tail > 2 * compacted_bytes_ + kCompactionBytesMin;
+  return state_.usage().has_removed && tail > 2 * compacted_bytes_ + kCompactionBytesMin;
 }
 
 // Of the log's bytes. Once compacted, each version has frames of its own, one for each level, which
 // take that much beyond the nodes in them at most.
 uint64_t VolumeMap::needed_bytes() const {
-  return live_bytes_ + bytes_since_checkpoint_ +
-         table_.all().size() * (kPageLevels + 1) * kSectorBytes;
+  return state_.usage().live_bytes + bytes_since_checkpoint_ +
+         state_.table().all().size() * (kPageLevels + 1) * kSectorBytes;
 }
 
 bool VolumeMap::is_small() const {
   const std::shared_lock guard(mutex_);
-  return live_bytes_ <= kSmallBytes;
+  return state_.usage().live_bytes <= kSmallBytes;
 }
 
 bool VolumeMap::evict_some() {
   const std::unique_lock guard(mutex_);
   ++stats_.evictions;
-  evict(root_, evict_cursor_, kEvictPages);
-  if (evict_cursor_ != 0) return true;
-  // Frozen versions are read by few; they are dropped from the top.
-  for (auto& [number, version] : table_.all())
-    if (version.root.is_node() && !version.root.node()->is_dirty)
-      version.root = NodeRef::of_address(version.root.node()->address);
-  return false;
+  return state_.evict_some();
 }
 
 MapStats VolumeMap::stats() const {
@@ -601,7 +810,7 @@ MapStats VolumeMap::stats() const {
   stats.log_bytes = log_->position().offset;
   stats.log_garbage_bytes = stats.log_bytes - std::min(stats.log_bytes, needed_bytes());
   stats.log_generation = log_->generation();
-  stats.memory_bytes = loaded_bytes(root_);
+  stats.memory_bytes = loaded_bytes(state_.current().root);
   return stats;
 }
 

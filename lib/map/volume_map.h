@@ -1,22 +1,28 @@
 // The map of one volume: where each block of each of its versions lives, and how that becomes
 // durable.
 //
-// A VolumeMap joins the tree of current (map/tree.h), the frozen versions (map/version_table.h) and
-// the log (map/map_log.h). What happens to it goes two ways at once: into the tree in memory, and
-// as a record onto the pending list, in the same order.
+// A VolumeMap joins what the map is (map/map_state.h), the records that are not durable yet
+// (map/update_batch.h), who waits for that (map/commit_pipeline.h) and the log (map/map_log.h).
+// What happens goes two ways at once: as a record to the state, and onto the pending list, in the
+// same order. What is left here is locks, loading nodes and letting go of them, and lookups.
 //
 //   commit      cut the pending list; sync the data files; append the cut; sync the log. The cut
 //               comes first: no update whose data was not written before the sync becomes durable.
 //               Flushes that wait together share one commit.
-//   checkpoint  write the nodes that changed, so that recovery has only later records to replay.
-//   compaction  write all trees anew into a log of the next generation, parents before children:
-//               where a version's slot equals its parent's, it takes the parent's new word, so
-//               what was shared stays shared without a table of everything.
+//   checkpoint  write the nodes that changed, so that recovery has only later records to replay
+//               (map/checkpoint.h, map/recovery.h).
+//   compaction  write all trees anew into a log of the next generation (map/compaction.h).
 //
 // A version that is removed is hidden at once. Later it is *collected*: a record takes it out of
 // the table, its tree is compared with its successor's, and what only it kept becomes free ranges
 // (map/free_ranges.h). The comparison runs behind the record, on roots that were copied with it;
 // recovery repeats it. What current stops mapping is decided while it does.
+//
+// A fork gets its own copy of what it has of its ancestors by *flattening*: their cells are copied
+// into files of the same numbers in its own folder. No map changes; at the end the source table is
+// dropped. From the beginning on, cells of ancestors that nothing maps any more count as free: a
+// cell is either copied and freed later, or not copied. Nothing is punched while cells are copied,
+// and no file of a source at or below the base is removed before the end.
 //
 // Opened for writing, what is read is on the disk: objects are synced before they are read, since a
 // process that was killed may have left them in the page cache only, and what is cached of them is
@@ -29,15 +35,12 @@
 // whatever is thrown, std::bad_alloc as well as an Error.
 //
 // Thread safety: all methods, except where said. Lock order: maintenance_mutex_, version_mutex_,
-// commit_mutex_, mutex_, failure_mutex_. mutex_ is never held during I/O, but for the last step of
-// a compaction.
+// the pipeline's, mutex_. mutex_ is never held during I/O, but for the last step of a compaction.
 // Errors: Error(EIO) for damage and once it is stopped; ENOSPC before anything changes;
 // std::bad_alloc.
 #pragma once
 
 #include <atomic>
-#include <condition_variable>
-#include <exception>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -50,14 +53,15 @@
 #include "backend/backend.h"
 #include "backend/superblock.h"
 #include "base/spinning_mutex.h"
+#include "map/checkpoint.h"
+#include "map/commit_pipeline.h"
+#include "map/compaction.h"
 #include "map/free_ranges.h"
 #include "map/interval.h"
 #include "map/map_log.h"
+#include "map/map_state.h"
 #include "map/records.h"
-#include "map/tree.h"
-#include "map/tree_reader.h"
-#include "map/tree_writer.h"
-#include "map/version_table.h"
+#include "map/update_batch.h"
 
 namespace tplstore {
 
@@ -229,119 +233,33 @@ class VolumeMap {
 
   MapStats stats() const;
   // Throws when an earlier failure has made the volume unusable until it is opened again.
-  void check_usable() const;
+  void check_usable() const { commits_.check(); }
   // Does something after whose failure nobody can tell what is durable: what it throws stops the
   // map, and goes on to the caller.
   template <typename Work>
-  void or_stop(Work work) {
-    try {
-      work();
-    } catch (...) {
-      note_failure(std::current_exception());
-      throw;
-    }
+  void or_stop(const Work& work) {
+    commits_.or_stop(work);
   }
-
-  // After an error that leaves open what is durable: everything throws until it is opened again.
-  bool has_failed() const { return has_failed_.load(std::memory_order_acquire); }
+  bool has_failed() const { return commits_.is_stopped(); }
 
  private:
   friend class LogReservation;
-  static constexpr uint64_t kPinRecords = 2;  // of pin() and unpin()
 
   VolumeMap(Backend& backend, std::string folder, const Uuid& volume, Access access);
 
-  // What a checkpoint holds, as of one cut.
-  struct Snapshot {
-    VersionRecord current;                        // with its root
-    std::map<uint32_t, VersionRecord> unwritten;  // versions whose trees may be in memory only
-    std::set<uint32_t> unwritten_numbers;         // of those
-    std::set<uint32_t> dirty_groups;
-    std::map<uint32_t, VersionRecord> rows;  // of those groups
-    uint64_t dirty_leaves = 0;
-    std::vector<SourceRow> sources;
-    bool flattens = false;
-    std::vector<Pin> pins;
-    std::map<uint32_t, uint64_t> removed_files;
-    std::vector<FreeRange> free_ranges;
-    bool has_punched = false;
-  };
-  // A version that was taken out, to be compared with what came after it.
-  struct Removal {
-    uint32_t floor;
-    NodeRef root;
-    NodeRef successor;
-    NodeRef ancestor;
-  };
-
-  // map/recovery.cpp
   void recover();
-  uint64_t load_checkpoint(uint64_t offset, LogPosition& replay_from);
-  static void write_first_pointer(Backend& backend, const std::string& folder, const Uuid& volume,
-                                  MapLog& log, uint64_t checkpoint_offset);
-  void replay(const LogFrame& frame);
-  void replay_freeze(uint32_t next, uint32_t parent, Decoder& decoder);
-  void write_pointer(uint64_t checkpoint_offset, uint64_t clean_sequence);
-
-  // map/volume_map.cpp
+  void write_pointer(const MapLog& log, uint64_t checkpoint_offset, uint64_t clean_sequence);
   void load(const MissingNode& missing, uint32_t version, const std::shared_ptr<MapLog>& log);
-  NodeRef* root_of(uint32_t version);
-  VersionRecord* record_of(uint32_t version);  // current's too; nullptr when it is not there
-  void assign_in_region(uint64_t region, uint32_t first, uint32_t count, uint32_t source,
-                        bool is_replay);
-  void put_pending_update(uint64_t first, uint32_t count, uint32_t source);
-  void account(const RunList& before, uint32_t source, uint32_t count);
-  void make_pending_room(uint64_t records);
-  void put_record(const RecordHeader& record, Bytes body = {}, uint64_t reserved_records = 1);
-  // A change of the list of versions: makes room for the records that are reserved, and applies
-  // it; put_record() cannot fail then. With mutex_ held.
-  template <typename Apply>
-  void change(LogReservation& reserved, Apply apply) {
-    make_pending_room(reserved.unused_);
-    or_stop(apply);
-    reserved.use(reserved.unused_);
-  }
-  void apply_freeze(uint32_t next, uint64_t size_bytes, int64_t now_ns,
-                    const FreezeRequest& request);
-  void refresh_floor();
-  // Runs `body` while no commit runs.
-  void run_exclusively(const std::function<void()>& body);
-  void commit_cut(const std::function<void()>& at_cut);
-  void note_failure(std::exception_ptr failure) noexcept;
-
-  // map/removal.cpp
-  void apply_hide(uint32_t version);
-  void apply_collect(uint32_t version);
+  void assign_in_region(const UpdateRecord& update);
+  // Changes other than updates, all or none, which take all that is reserved; mutex_ is held.
+  void change(std::vector<MapRecord> records, LogReservation& reserved);
+  void perform_commit(const std::function<void()>& at_cut);
   void run_removals();
-  void release(uint32_t source, uint64_t first, uint32_t count);
-  bool release_cells(uint32_t source, uint64_t count);
   void sync_holes();
-  Removal removal_of(const VersionRecord& version);
-  static uint64_t count_cells(const TreeReader::Removal& region, uint32_t floor);
-
-  // map/fork_map.cpp
-  void apply_pin(uint32_t version, const Uuid& fork);
-  void apply_unpin(const Uuid& fork);
-  void apply_flatten_begin();
-  void apply_flatten_end();
-
-  // map/checkpoint.cpp
   void checkpoint_locked();
-  Snapshot take_snapshot();
-  void restore(Snapshot& snapshot, uint64_t bytes) noexcept;
-  void plan_dirty(TreeWriter& writer, Node* node, TreeWriter::Place place);
-  static uint64_t root_word(const TreeWriter& writer, const NodeRef& root);
-  static uint64_t write_group(MapLog& log, uint32_t group, uint32_t current,
-                              const std::map<uint32_t, VersionRecord>& versions,
-                              std::map<uint32_t, NodeAddress>& groups);
-  static uint64_t write_checkpoint_frame(MapLog& log, const Snapshot& snapshot,
-                                         uint64_t current_root, const LogPosition& replay_from,
-                                         uint64_t live_bytes,
-                                         const std::map<uint32_t, NodeAddress>& groups);
-
-  // map/compaction.cpp
-  class Compaction;
   void compact_locked();
+  void switch_over(Compaction& compaction);
+  std::vector<Compaction::Version> versions_to_compact(const Compaction& compaction) const;
   uint64_t needed_bytes() const;
   bool is_small() const;  // so that a compaction is a matter of milliseconds
 
@@ -352,48 +270,17 @@ class VolumeMap {
 
   std::mutex maintenance_mutex_;  // one checkpoint or compaction at a time
   std::mutex version_mutex_;      // one change of the list of versions at a time
-
-  mutable std::mutex commit_mutex_;
-  std::condition_variable commit_ended_;
-  bool commit_runs_ = false;
-  uint64_t commits_started_ = 0;
-  uint64_t commits_finished_ = 0;
+  CommitPipeline commits_;
   std::function<void()> sync_data_;
   std::function<void()> sync_holes_;
 
-  mutable std::mutex failure_mutex_;
-  std::exception_ptr failure_;  // why the volume cannot be used any more
-  std::atomic<bool> has_failed_{false};
-
   mutable SpinningSharedMutex mutex_;  // guards all below
   std::shared_ptr<MapLog> log_;
-  NodeRef root_;           // of current
-  VersionRecord current_;  // its root member is not used
-  VersionTable table_;
-  // Of the cells that current stops mapping, those with sources above its floor are free. Those
-  // above its parent's floor are the parent's alone then.
-  uint32_t floor_ = 0;
-  VersionRecord* parent_ = nullptr;  // current's, when it is retained
-  uint32_t parent_group_ = 0;        // of versions; when the parent is taken out, still that
-  uint32_t parent_floor_ = 0;
-  std::vector<Removal> removals_;  // not compared yet
-  FreeRanges free_;
+  MapState state_;
+  UpdateBatch pending_;
   std::atomic<size_t> free_waiting_{0};  // may be read without the lock
-  bool is_parent_dirty_ = false;         // its group is to be among the dirty ones
-  bool has_punched_ = false;             // some of what the last checkpoint lists as free
-  std::set<uint32_t> dirty_groups_;
-  std::set<uint32_t> unwritten_versions_;   // frozen since the last checkpoint
-  ByteVector pending_;                      // records that are not in the log yet
-  uint64_t pending_reserved_ = 0;           // bytes reserved for them
-  std::atomic<uint64_t> pending_bytes_{0};  // may be read without the lock
-  bool last_pending_is_update_ = false;
-  uint64_t live_bytes_ = 0;
-  uint64_t dirty_leaves_ = 0;       // since the last checkpoint
-  uint64_t compaction_leaves_ = 0;  // since the last pass of a compaction
-  uint64_t compacted_bytes_ = 0;    // the log's, after the last compaction or at the opening
-  bool has_removed_ = false;        // a version, since then
   uint64_t bytes_since_checkpoint_ = 0;
-  uint64_t evict_cursor_ = 0;
+  uint64_t compacted_bytes_ = 0;  // the log's, after the last compaction or at the opening
   MapStats stats_;
 
   std::unique_ptr<Object> pointer_object_;  // "map"

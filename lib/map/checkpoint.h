@@ -1,0 +1,113 @@
+// Checkpoints: what the log has of a map besides the records that came later. The nodes that
+// changed since the last one are written, then rows of versions in groups, lists of free ranges,
+// and a record that names them all; the object "map" points at that.
+//
+// The snapshot is taken at the cut of a commit. From then on its trees do not change, since a node
+// that two references lead to is copied before it is changed. So it is written without holding up
+// anybody, and recovery replays just what was committed after the cut.
+//
+// Thread safety: one thread per CheckpointWriter. Errors: what the log throws; Error(EIO) for
+// damage.
+#pragma once
+
+#include <functional>
+#include <map>
+
+#include "backend/superblock.h"
+#include "base/spinning_mutex.h"
+#include "map/map_log.h"
+#include "map/map_state.h"
+#include "map/tree_writer.h"
+
+namespace tplstore {
+
+class CheckpointWriter {
+ public:
+  explicit CheckpointWriter(MapLog& log) : log_(log), tree_(log) {}
+
+  // Writes what of the snapshot's trees is in memory and changed. `mutex` is the map's.
+  void write_nodes(const MapSnapshot& snapshot, SpinningSharedMutex& mutex);
+  // Writes the rest, where rows of groups that did not change are in `groups`, and so much of the
+  // log was needed before. `word_of` tells the word of a version's root in this log. Returns the
+  // offset of the frame, which is not durable yet.
+  using RootWord = std::function<uint64_t(const VersionRecord&)>;
+  uint64_t write(const MapSnapshot& snapshot, const RootWord& word_of,
+                 const LogPosition& replay_from, std::map<uint32_t, NodeAddress> groups,
+                 uint64_t live_bytes);
+
+  // After write_nodes(): the word of a root in memory, and the nodes that are not dirty any more.
+  uint64_t word_of(const NodeRef& root) const;
+  const std::vector<TreeWriter::Written>& nodes() const { return tree_.written(); }
+  // After write().
+  std::map<uint32_t, NodeAddress>& groups() { return groups_; }
+  uint64_t live_bytes() const { return live_bytes_; }
+
+ private:
+  void plan_dirty(TreeReader& reader, Node* node, TreeWriter::Place place);
+  void write_group(uint32_t group, uint32_t current, const std::map<uint32_t, VersionRecord>& rows);
+
+  MapLog& log_;
+  TreeWriter tree_;
+  std::map<uint32_t, NodeAddress> groups_;
+  uint64_t live_bytes_ = 0;
+  uint64_t replaced_bytes_ = 0;  // of nodes
+};
+
+struct Checkpoint {
+  MapState state;
+  LogPosition replay_from{};
+  uint64_t sequence = 0;  // of its own frame
+};
+Checkpoint read_checkpoint(MapLog& log, uint64_t offset);
+
+// The payload of a checkpoint frame, followed by CheckpointGroups, SourceRows, Pins, RemovedFiles,
+// and the addresses of nodes with free ranges (8 bytes each), as many as it says.
+struct CheckpointRecord {
+  LogPosition replay_from;  // frames from here on are not in the checkpoint
+  uint64_t live_bytes;      // of the log: nodes that some version needs
+  uint64_t current_size_bytes;
+  int64_t current_began_ns;
+  uint64_t current_own_blocks;
+  uint64_t current_root;  // slot word
+  uint32_t current;
+  uint32_t current_parent;
+  uint32_t group_count;
+  uint32_t source_count;  // 0: all sources are this volume's
+  uint64_t current_file_blocks;
+  uint64_t current_foreign_blocks;
+  uint32_t current_flags;
+  uint32_t flattens;  // 1 while a fork is being given its own copy
+  uint32_t pin_count;
+  uint32_t removed_file_count;
+  uint32_t free_node_count;
+  uint32_t reserved_count;
+  uint64_t reserved[3];
+};
+static_assert(sizeof(CheckpointRecord) == 152 && offsetof(CheckpointRecord, reserved) == 128);
+struct CheckpointGroup {
+  uint64_t address;
+  uint32_t group;
+  uint32_t reserved;
+};
+static_assert(sizeof(CheckpointGroup) == 16);
+struct RemovedFile {
+  uint64_t blocks;
+  uint32_t version;
+  uint32_t reserved;
+};
+static_assert(sizeof(RemovedFile) == 16);
+
+// The content of the object "map": where the log begins to count.
+struct MapPointer {
+  SlotPrefix prefix;
+  Uuid volume;
+  uint64_t generation;         // of the log
+  uint64_t checkpoint_offset;  // of the last checkpoint's frame
+  uint64_t clean_sequence;     // the last frame of a clean close; 0 while open
+  uint64_t reserved[4];
+};
+static_assert(sizeof(MapPointer) == 96);
+inline constexpr uint64_t kMapPointerMagic = 0x315250414d4c5054;  // "TPLMAPR1"
+inline std::string map_pointer_name(const std::string& folder) { return folder + "/map"; }
+
+}  // namespace tplstore

@@ -1,0 +1,103 @@
+// Log compaction: all trees are written anew into a log of the next generation, without what no
+// version needs any more.
+//
+// A tree is compared with one that was written before it (its parent's): where a slot leads to the
+// same as the other's, it takes the word that the other has in the new log. So what versions share
+// stays shared, a version costs what it changed, and no table of all nodes is needed.
+//
+// While the bulk is written, current goes on changing; each further pass writes only what changed
+// since the pass before, by the same comparison. The last one, write_checkpoint(), is short and
+// holds up commits; then "map" is pointed at the new log, and relocate() gives the trees in memory
+// their words, by that comparison once more. The map does all this (VolumeMap::compact()).
+//
+// Thread safety: one thread; others change current between the passes. Errors: what the logs throw,
+// upon which the new log is removed again unless it was kept.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "map/checkpoint.h"
+#include "map/map_log.h"
+#include "map/map_state.h"
+#include "map/tree_reader.h"
+#include "map/tree_writer.h"
+
+namespace tplstore {
+
+class Compaction {
+ public:
+  struct Version {
+    uint32_t number = 0;
+    uint32_t parent = 0;
+    NodeRef root;
+  };
+
+  // `mutex` is the map's.
+  Compaction(Backend& backend, const std::string& folder, const Uuid& volume,
+             std::shared_ptr<MapLog> old, SpinningSharedMutex& mutex);
+
+  bool has_written(uint32_t frozen) const { return versions_.contains(frozen); }
+  // Writes frozen versions, parents before children, that were not written yet, and then what
+  // current is now.
+  void write(const std::vector<Version>& frozen, const Version& current);
+  // Likewise, and the checkpoint of all, in which every row is written. Returns its offset.
+  uint64_t write_checkpoint(const std::vector<Version>& frozen, const MapSnapshot& snapshot);
+  const std::shared_ptr<MapLog>& log() const { return fresh_; }
+  // The new log counts from here on.
+  void keep() { draft_.keep(); }
+  // Gives the trees in memory, where current may have changed since, their words in the new log;
+  // the map's lock is held. What throws has changed nothing.
+  void relocate(MapState& state);
+
+ private:
+  // The object of the new log, which is nobody's yet: removed at the end unless it is kept, and at
+  // the beginning when it could not be removed at the end of an earlier attempt.
+  class Draft {
+   public:
+    Draft(Backend& backend, std::string name);
+    ~Draft();
+    Draft(const Draft&) = delete;
+    void keep() { is_kept_ = true; }
+
+   private:
+    Backend& backend_;
+    const std::string name_;
+    bool is_kept_ = false;
+  };
+  // A tree, in the old log and memory, and the word of its root in the new log.
+  struct Tree {
+    NodeRef root;
+    uint64_t word = 0;
+  };
+  // What the tree in memory becomes in the new log.
+  struct Relocation {
+    std::vector<std::pair<NodeRef*, NodeRef>> slots;
+    std::vector<std::pair<Node*, NodeAddress>> nodes;
+  };
+
+  const Tree& base_of(const Version& version) const;
+  uint64_t write(const NodeRef& root, const Tree& base);
+  uint64_t plan(TreeWriter& writer, const NodeRef& slot, const NodeRef& base, uint64_t base_word,
+                uint32_t level, uint32_t index, TreeWriter::Place place,
+                TreeWriter::PlannedPage** root);
+  void plan_relocation(Relocation& to, NodeRef& slot, const NodeRef& base, uint64_t base_word,
+                       uint32_t level, uint32_t index);
+
+  std::shared_ptr<MapLog> old_;
+  Draft draft_;
+  std::shared_ptr<MapLog> fresh_;
+  TreeReader old_reader_;
+  TreeReader fresh_reader_;
+  std::map<uint32_t, Tree> versions_;  // that are written
+  Tree current_;                       // as of the last pass
+  uint32_t current_number_ = 0;
+  const Tree none_;
+  uint64_t live_bytes_ = 0;
+  std::map<uint32_t, NodeAddress> groups_;
+};
+
+}  // namespace tplstore

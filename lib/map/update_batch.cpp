@@ -1,0 +1,47 @@
+// Pending records are kept as bytes: at a commit they become a frame's payload as they are.
+#include "map/update_batch.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "map/records.h"
+
+namespace tplstore {
+
+void UpdateBatch::make_room(uint64_t bytes) {
+  const size_t needed = records_.size() + bytes;
+  if (needed > records_.capacity()) records_.reserve(std::max(needed, 2 * records_.capacity()));
+}
+
+void UpdateBatch::add(Bytes record, uint64_t reserved_bytes) {
+  records_.insert(records_.end(), record.begin(), record.end());
+  reserved_bytes_ += reserved_bytes;
+  size_bytes_.store(records_.size(), std::memory_order_relaxed);
+  last_is_update_ = false;
+}
+
+bool UpdateBatch::add_update(uint64_t first, uint32_t count, uint32_t source) {
+  if (last_is_update_) {
+    std::byte* const at = records_.data() + records_.size() - kRecordBytes;
+    RecordHeader last;
+    std::memcpy(&last, at, kRecordBytes);
+    if (last.source == source && last.number() + last.count == first &&
+        uint64_t{last.count} + count <= UINT32_MAX) {
+      last.count += count;
+      std::memcpy(at, &last, kRecordBytes);
+      return false;
+    }
+  }
+  add(bytes_of(RecordHeader::make(RecordKind::kUpdate, first, count, source)), kRecordBytes);
+  last_is_update_ = true;
+  return true;
+}
+
+UpdateBatch::Cut UpdateBatch::cut() noexcept {
+  Cut cut{std::exchange(records_, {}), std::exchange(reserved_bytes_, 0)};
+  last_is_update_ = false;
+  size_bytes_.store(0, std::memory_order_relaxed);
+  return cut;
+}
+
+}  // namespace tplstore

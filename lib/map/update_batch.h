@@ -1,0 +1,40 @@
+// The records of changes that are not in the log yet, in their order, as the log will have them.
+// Updates that go on where the last one ended make one record.
+//
+// Thread safety: none, but for size_bytes(); guarded by the map's lock. Errors: std::bad_alloc from
+// make_room() only.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+#include "base/bytes.h"
+
+namespace tplstore {
+
+class UpdateBatch {
+ public:
+  // So many bytes of records can be added then, and that does not fail.
+  void make_room(uint64_t bytes);
+  // Adds an encoded record, for which that much of the log is reserved.
+  void add(Bytes record, uint64_t reserved_bytes);
+  // Adds an update, for which one record is reserved; false when it has become part of the one
+  // before, and needs none.
+  bool add_update(uint64_t first, uint32_t count, uint32_t source);
+
+  struct Cut {
+    ByteVector records;
+    uint64_t reserved_bytes = 0;
+  };
+  // Takes all of it.
+  Cut cut() noexcept;
+  uint64_t size_bytes() const { return size_bytes_.load(std::memory_order_relaxed); }
+
+ private:
+  ByteVector records_;
+  uint64_t reserved_bytes_ = 0;
+  bool last_is_update_ = false;
+  std::atomic<uint64_t> size_bytes_{0};
+};
+
+}  // namespace tplstore

@@ -97,7 +97,7 @@ void Volume::flatten(const std::function<void(uint64_t)>& progress) {
   const std::string object = fmt::format("volume {}", name_);
   if (!parent()) fail(EINVAL, object, "is no fork, so there is nothing to flatten");
   // Nothing is punched meanwhile, so what is not mapped any more when it would be copied is not.
-  const std::lock_guard space(space_mutex_);
+  const auto no_space_back = space_->stop();
   if (!map_->sources().empty()) {
     if (drop_dead_pins())
       fail(EBUSY, object, "has forks itself, which need its parent too; flatten those first");

@@ -41,31 +41,6 @@ void Volume::counted(std::atomic<uint64_t>& requests, std::atomic<uint64_t>* byt
   }
 }
 
-void Volume::with_map(const std::function<void(VolumeMap&)>& body) {
-  if (lock_) return body(*map_);
-  // A reader's log may have been compacted away by the volume's owner.
-  for (int tries = 0;; ++tries) {
-    const auto map = this->map();
-    try {
-      return body(*map);
-    } catch (const Error& error) {
-      if (error.code() != ENOENT || tries == 3) throw;
-      reload_map(map);
-    }
-  }
-}
-
-void Volume::find(uint32_t version, uint64_t first, uint64_t count, RunList& runs) {
-  if (lock_) {
-    map_->find(version, first, count, runs);
-    return;
-  }
-  with_map([&](VolumeMap& map) {
-    runs.clear();
-    map.find(version, first, count, runs);
-  });
-}
-
 bool Volume::reads_as_hole(const Run& run) const {
   return run.source == kSourceZero ||
          (run.source == kSourceUnmapped && run.first >= template_blocks_);
@@ -74,20 +49,19 @@ bool Volume::reads_as_hole(const Run& run) const {
 // --- reading
 
 void Volume::read(uint32_t version, uint64_t offset, MutableBytes into) {
-  counted(counters_->own().reads, &counters_->own().read_bytes, into.size(), [&] {
-    // What current's map leads to is in doubt then.
-    if (version == 0 && lock_) map_->check_usable();
-    read_range(version, offset, into);
-  });
+  counted(counters_->own().reads, &counters_->own().read_bytes, into.size(),
+          [&] { read_range(version, offset, into); });
 }
 
 void Volume::read_range(uint32_t version, uint64_t offset, MutableBytes into) {
   if (into.empty()) return;
-  // What is found stays allocated until the request has ended.
-  const GracePeriod::Request request(cell_users_);
-  RunList runs;
-  find(version, first_block(offset), block_count(offset, into.size()), runs);
-  read_runs(runs, offset, into);
+  with_map([&](VolumeMap& map) {
+    // What current's map leads to is in doubt then.
+    if (version == 0) map.check_usable();
+    RunList runs;
+    map.find(version, first_block(offset), block_count(offset, into.size()), runs);
+    read_runs(runs, offset, into);
+  });
 }
 
 // Reads what a lookup has found, in the request that has looked it up.
@@ -144,7 +118,10 @@ void Volume::extents(uint32_t version, uint64_t offset, uint64_t length,
   while (block < block_end) {
     const uint64_t stop = std::min(block_end, (block / kRegionBlocks + 1) * kRegionBlocks);
     RunList runs;
-    find(version, block, stop - block, runs);
+    with_map([&](VolumeMap& map) {
+      runs.clear();
+      map.find(version, block, stop - block, runs);
+    });
     for (size_t i = 0; i < runs.size(); ++i) {
       const Run& run = runs[i];
       uint64_t at = run.first;
@@ -261,7 +238,7 @@ void Volume::read_edge(Edge& edge) {
 
 void Volume::first_write(uint64_t offset, Bytes from) {
   if (map_->must_commit()) map_->commit();
-  help_reclaiming();
+  space_->help();
   const uint64_t end = offset + from.size();
   Edge head;
   Edge tail;

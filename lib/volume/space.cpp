@@ -6,10 +6,13 @@
 //               taken out of the map.
 //   punching    free ranges whose decision is durable, when the requests that may have looked them
 //               up have ended. Holes are synced before a checkpoint forgets them.
+#include "volume/space.h"
+
 #include <algorithm>
 #include <cerrno>
 
-#include "volume/volume.h"
+#include "base/bytes.h"
+#include "lock/writer_lock.h"
 
 namespace tplstore {
 namespace {
@@ -17,7 +20,7 @@ namespace {
 constexpr size_t kRangesAtOnce = 256;
 // How long a file that could not be punched is left alone.
 constexpr std::chrono::seconds kRetryInterval{10};
-constexpr std::chrono::seconds kReclaimSlice{1};
+constexpr std::chrono::seconds kSlice{1};
 constexpr std::chrono::milliseconds kHelpMax{10};
 // When writers replace cells faster than holes are punched, they help.
 constexpr size_t kRangesWaitingMax = 1 << 20;
@@ -26,33 +29,56 @@ using Clock = std::chrono::steady_clock;
 
 }  // namespace
 
-bool Volume::reclaim(std::chrono::milliseconds budget) {
+void hide_left_versions(VolumeMap& map, Backend& backend, const std::string& folder) {
+  const VersionChange change = map.change_versions();
+  for (const uint32_t number : map.versions_for_readers())
+    if (backend.try_lock(readers_name(folder), LockMode::kExclusive, number))
+      map.hide(change, {number});
+}
+
+SpaceReclaimer::SpaceReclaimer(Backend& backend, std::string folder, std::shared_ptr<VolumeMap> map,
+                               DataFiles& files, Guards guards)
+    : backend_(backend),
+      folder_(std::move(folder)),
+      map_(std::move(map)),
+      files_(&files),
+      quiesce_(guards.quiesce),
+      range_locks_(guards.range_locks),
+      cell_users_(guards.cell_users),
+      unswept_(map_->unswept_versions()) {}
+
+bool SpaceReclaimer::run(std::chrono::milliseconds budget) {
   // Flattening may take hours, and upkeep has other volumes to see to.
-  const std::unique_lock guard(space_mutex_, std::try_to_lock);
+  const std::unique_lock guard(mutex_, std::try_to_lock);
   if (!guard) return false;
   std::exception_ptr failed;
-  const bool has_more = reclaim_for(budget, failed);
+  const bool has_more = run_until(Clock::now() + budget, failed);
   if (failed) std::rethrow_exception(failed);
   return has_more;
 }
 
-void Volume::reclaim_all() {
+void SpaceReclaimer::run_all(const std::stop_token& stop) {
   std::exception_ptr failed;
   bool has_more = true;
-  while (has_more && !environment_.stop.stop_requested()) {
-    const std::lock_guard guard(space_mutex_);
+  while (has_more && !stop.stop_requested()) {
+    const std::lock_guard guard(mutex_);
     if (!failed) retry_punches_at_ = {};
-    has_more = reclaim_for(kReclaimSlice, failed);
+    has_more = run_until(Clock::now() + kSlice, failed);
   }
   if (failed) std::rethrow_exception(failed);
 }
 
-// With space_mutex_ held. `failed` is the first error of a file that could not be punched.
-bool Volume::reclaim_for(std::chrono::milliseconds budget, std::exception_ptr& failed) {
-  const auto deadline = Clock::now() + budget;
+void SpaceReclaimer::sweep_all() {
+  const std::lock_guard guard(mutex_);
+  while (!sweep(Clock::time_point::max())) {
+  }
+}
+
+// With mutex_ held. `failed` is the first error of a file that could not be punched.
+bool SpaceReclaimer::run_until(Clock::time_point deadline, std::exception_ptr& failed) {
   // Before a version may be taken out.
   if (!sweep(deadline)) return true;
-  hide_left_versions();
+  hide_left_versions(*map_, backend_, folder_);
   while (map_->wants_collection()) {
     map_->collect_one();
     if (Clock::now() >= deadline) return true;
@@ -69,16 +95,16 @@ bool Volume::reclaim_for(std::chrono::milliseconds budget, std::exception_ptr& f
   }
 }
 
-void Volume::help_reclaiming() {
+void SpaceReclaimer::help() {
   if (map_->free_ranges_waiting() < kRangesWaitingMax) return;
-  if (const std::unique_lock guard(space_mutex_, std::try_to_lock); guard) {
+  if (const std::unique_lock guard(mutex_, std::try_to_lock); guard) {
     std::exception_ptr failed;  // which is no business of the guest's
     punch_some(Clock::now() + kHelpMax, failed);
   }
 }
 
 // False when it has not come to the end.
-bool Volume::sweep(Clock::time_point deadline) {
+bool SpaceReclaimer::sweep(Clock::time_point deadline) {
   while (!unswept_.empty()) {
     const uint32_t version = unswept_.back();
     const auto file = files_->open_for_punching(version);
@@ -99,7 +125,7 @@ bool Volume::sweep(Clock::time_point deadline) {
   return true;
 }
 
-void Volume::sweep_region(uint32_t version, Object& file, uint64_t region) {
+void SpaceReclaimer::sweep_region(uint32_t version, Object& file, uint64_t region) {
   const uint64_t first = region * kRegionBlocks;
   // As a first write would: nothing is between its data and its update then. When the version has
   // been frozen meanwhile nothing of it changes anyway.
@@ -124,7 +150,8 @@ void Volume::sweep_region(uint32_t version, Object& file, uint64_t region) {
 // Waits until the deadline for requests that were there before: one that hangs holds up its own
 // volume only. A file that cannot be punched keeps no other from it: what of it was to be punched
 // is put aside.
-Volume::Punched Volume::punch_some(Clock::time_point deadline, std::exception_ptr& failed) {
+SpaceReclaimer::Punched SpaceReclaimer::punch_some(Clock::time_point deadline,
+                                                   std::exception_ptr& failed) {
   const std::vector<FreeRange> ranges = map_->take_free_ranges(kRangesAtOnce);
   if (ranges.empty()) return Punched::kNothing;
   std::set<uint32_t> put_aside;
@@ -155,7 +182,7 @@ Volume::Punched Volume::punch_some(Clock::time_point deadline, std::exception_pt
   return Punched::kSome;
 }
 
-void Volume::punch_file(uint32_t version, std::span<const FreeRange> ranges) {
+void SpaceReclaimer::punch_file(uint32_t version, std::span<const FreeRange> ranges) {
   if (ranges[0].is_whole_file()) {
     files_->remove(version);
     return;
@@ -167,7 +194,7 @@ void Volume::punch_file(uint32_t version, std::span<const FreeRange> ranges) {
     file->punch(range.first * kBlockBytes, uint64_t{range.count} * kBlockBytes);
 }
 
-void Volume::sync_holes() {
+void SpaceReclaimer::sync_holes() {
   std::set<uint32_t> punched;
   {
     const std::lock_guard guard(punched_mutex_);

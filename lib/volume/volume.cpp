@@ -155,6 +155,7 @@ std::unique_ptr<Volume> Volume::open_for_writing(const VolumeEnvironment& enviro
 
 void Volume::recover(Reserve draws_on) {
   map_ = VolumeMap::open(backend_, folder_, uuid_, Access::kWrite);
+  map_in_use_ = map_.get();
   // What the last life wrote may be in the page cache only, and after a failed sync it stays there
   // for good: it must not go away again after it has been served.
   const uint32_t current = map_->current();
@@ -164,11 +165,13 @@ void Volume::recover(Reserve draws_on) {
     for (const uint32_t version : map_->replayed_versions()) files_->settle_existing(version);
     files_->settle_existing(current);
   }
-  unswept_ = map_->unswept_versions();
+  space_ =
+      std::make_unique<SpaceReclaimer>(backend_, folder_, map_, *files_,
+                                       SpaceReclaimer::Guards{quiesce_, range_locks_, cell_users_});
   use_sources();
   use_current(files_->begin(current));
-  map_->start_writing([files = files_.get()] { files->sync_written(); }, [this] { sync_holes(); },
-                      draws_on);
+  map_->start_writing([files = files_.get()] { files->sync_written(); },
+                      [space = space_.get()] { space->sync_holes(); }, draws_on);
   if (disk_size(lock_->header()) != size_bytes()) lock_->resize(size_bytes());
 }
 
@@ -182,7 +185,7 @@ std::optional<VersionForReader> Volume::freeze_unowned(const VolumeEnvironment& 
   volume->recover(Reserve::kNone);
   // Versions of readers before, or every one that comes while there is no owner would leave one.
   volume->attempt("not all space could be given back",
-                  [&] { volume->reclaim(kUnownedReclaimBudget); });
+                  [&] { volume->space_->run(kUnownedReclaimBudget); });
   VersionForReader frozen = volume->freeze_for_reader();
   volume->map_->close();
   volume->files_->remove_prepared();
@@ -196,6 +199,7 @@ std::unique_ptr<Volume> Volume::open_for_reading(const VolumeEnvironment& enviro
   if (!volume->readers_) fail(EBUSY, fmt::format("volume {}", name), "is being removed");
   volume->open_template(read_header(volume->backend_, volume->folder_, uuid));
   volume->map_ = VolumeMap::open(volume->backend_, volume->folder_, uuid, Access::kRead);
+  volume->map_in_use_ = volume->map_.get();
   volume->size_bytes_ = volume->map_->size_bytes();
   volume->use_sources();
   return volume;
@@ -219,12 +223,8 @@ void Volume::close() noexcept {
   if (!lock_) return;
   // What takes longer, or fails, goes on when the volume is opened again.
   attempt("not all space could be given back", [this] {
-    {
-      const std::lock_guard guard(space_mutex_);
-      while (!sweep(Clock::time_point::max())) {
-      }
-    }
-    reclaim(kCloseReclaimBudget);
+    space_->sweep_all();
+    space_->run(kCloseReclaimBudget);
   });
   attempt("could not be closed cleanly, the next opening recovers it", [this] {
     map_->close();
@@ -235,15 +235,24 @@ void Volume::close() noexcept {
 }
 
 std::shared_ptr<VolumeMap> Volume::map() {
-  if (lock_) return map_;
   const std::lock_guard guard(map_exchange_mutex_);
   return map_;
 }
 
-// The owner has compacted the log that this reader had open: read the new one.
-void Volume::reload_map(const std::shared_ptr<VolumeMap>& old) {
-  const std::lock_guard guard(map_exchange_mutex_);
-  if (map_ == old) map_ = VolumeMap::open(backend_, folder_, uuid_, Access::kRead);
+// Of a log that the volume's owner has compacted away meanwhile, a reader reads the new one. False
+// when this is the owner: then nobody else does that.
+bool Volume::reload_map(const VolumeMap* old) {
+  if (lock_) return false;
+  std::shared_ptr<VolumeMap> replaced;
+  {
+    const std::lock_guard guard(map_exchange_mutex_);
+    if (map_.get() != old) return true;
+    std::shared_ptr<VolumeMap> fresh = VolumeMap::open(backend_, folder_, uuid_, Access::kRead);
+    replaced = std::exchange(map_, std::move(fresh));
+    map_in_use_ = map_.get();
+  }
+  cell_users_.wait_for_requests();
+  return true;
 }
 
 // --- versions
@@ -329,7 +338,7 @@ VersionInfo Volume::freeze(const FreezeRequest& request) {
 }
 
 VersionForReader Volume::freeze_for_reader() {
-  hide_left_versions();
+  hide_left_versions(*map_, backend_, folder_);
   const VersionChange change = map_->change_versions();
   if (map_->versions_for_readers().size() >= kReadersOfCurrentMax)
     fail(EBUSY, fmt::format("volume {}", name_),
@@ -343,15 +352,6 @@ VersionForReader Volume::freeze_for_reader() {
   freeze(change, request);
   environment_.wake();
   return frozen;
-}
-
-// Removes the versions whose readers have gone; where they are not this process' own the lock of
-// their slot tells.
-void Volume::hide_left_versions() {
-  const VersionChange change = map_->change_versions();
-  for (const uint32_t number : map_->versions_for_readers())
-    if (backend_.try_lock(readers_name(folder_), LockMode::kExclusive, number))
-      map_->hide(change, {number});
 }
 
 void Volume::check_new_version(const NewVersion& request) {
@@ -441,7 +441,7 @@ void Volume::maintain(bool evicts) noexcept {
         look_for_forks_at_ = Clock::now() + kForksInterval;
         drop_dead_pins();
       }
-      if (reclaim(kReclaimBudget)) environment_.wake();
+      if (space_->run(kReclaimBudget)) environment_.wake();
     });
   }
   if (!evicts) return;

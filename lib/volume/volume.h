@@ -44,6 +44,7 @@
 #include "template/template_image.h"
 #include "volume/data_files.h"
 #include "volume/range_locks.h"
+#include "volume/space.h"
 
 namespace tplstore {
 
@@ -157,12 +158,9 @@ class Volume {
   // What maintain() does when it is time; at once.
   void checkpoint() { map_->checkpoint(); }
   void compact_log() { map_->compact(); }
-  // Gives back space for about so long, unless another thread is at it or flattens; whether there
-  // is more to do. A file that cannot be punched is left for later, and the error thrown when all
-  // else is done.
-  bool reclaim(std::chrono::milliseconds budget);
-  // Gives back all that can be given back now; what is left when a stop was requested is for later.
-  void reclaim_all();
+  // See volume/space.h.
+  bool reclaim(std::chrono::milliseconds budget) { return space_->run(budget); }
+  void reclaim_all() { space_->run_all(environment_.stop); }
 
   VolumeStats stats();
   // How many requests of all kinds there were since it was opened.
@@ -188,20 +186,9 @@ class Volume {
   void check_is_free(const std::string& version_name);
   VersionInfo freeze(const FreezeRequest& request);
   VersionRecord freeze(const VersionChange& change, const FreezeRequest& request);
-  void hide_left_versions();
   VersionInfo info_of(const VersionRecord& record, bool is_current);
   std::shared_ptr<VolumeMap> map();
-  void reload_map(const std::shared_ptr<VolumeMap>& old);
-
-  // volume/space.cpp
-  bool sweep(std::chrono::steady_clock::time_point deadline);
-  void sweep_region(uint32_t version, Object& file, uint64_t region);
-  bool reclaim_for(std::chrono::milliseconds budget, std::exception_ptr& failed);
-  enum class Punched { kNothing, kNotYet, kSome };
-  Punched punch_some(std::chrono::steady_clock::time_point deadline, std::exception_ptr& failed);
-  void punch_file(uint32_t version, std::span<const FreeRange> ranges);
-  void help_reclaiming();
-  void sync_holes();
+  bool reload_map(const VolumeMap* old);
 
   // volume/fork.cpp
   void copy_foreign_cells(const std::function<void(uint64_t)>& progress);
@@ -213,8 +200,8 @@ class Volume {
                Operation operation);
   template <typename Operation>
   void change(bool durable, Operation operation);
-  void with_map(const std::function<void(VolumeMap&)>& body);
-  void find(uint32_t version, uint64_t first, uint64_t count, RunList& runs);
+  template <typename Body>
+  void with_map(Body body);
   void read_range(uint32_t version, uint64_t offset, MutableBytes into);
   void read_runs(const RunList& runs, uint64_t offset, MutableBytes into);
   void write_range(uint64_t offset, Bytes from);
@@ -237,9 +224,10 @@ class Volume {
   std::shared_ptr<TemplateImage> template_;
   uint64_t template_blocks_ = 0;
 
-  std::unique_ptr<WriterLock> lock_;   // for writing
-  std::unique_ptr<HeldLock> readers_;  // for reading
-  std::shared_ptr<VolumeMap> map_;     // exchanged by a reader whose log went away
+  std::unique_ptr<WriterLock> lock_;             // for writing
+  std::unique_ptr<HeldLock> readers_;            // for reading
+  std::shared_ptr<VolumeMap> map_;               // exchanged by a reader whose log went away
+  std::atomic<VolumeMap*> map_in_use_{nullptr};  // that; who reads it is among cell_users_
   std::mutex map_exchange_mutex_;
   std::unique_ptr<DataFiles> files_;
   Quiesce quiesce_;
@@ -253,16 +241,11 @@ class Volume {
   std::atomic<DataFile*> current_file_{nullptr};
   std::atomic<uint64_t> size_bytes_{0};
 
-  std::mutex space_mutex_;         // one thread gives back space, or copies for flattening
-  std::vector<uint32_t> unswept_;  // versions that are still to be swept
-  uint64_t swept_bytes_ = 0;       // of the last one of these
-  std::mutex punched_mutex_;       // guards the next
-  std::set<uint32_t> punched_;     // files with holes that are not synced
-  std::mutex pin_mutex_;           // one fork at a time begins or ends
-  bool flattens_ = false;          // guarded by it: no fork may begin
+  std::unique_ptr<SpaceReclaimer> space_;  // when it is open for writing
+  std::mutex pin_mutex_;                   // one fork at a time begins or ends
+  bool flattens_ = false;                  // guarded by it: no fork may begin
   // The upkeep's.
   std::chrono::steady_clock::time_point look_for_forks_at_{};
-  std::chrono::steady_clock::time_point retry_punches_at_{};  // of files that could not be punched
   Chore committing_;
   Chore checkpointing_{kFirstPause};
   Chore compacting_{kFirstPause};
@@ -271,5 +254,21 @@ class Volume {
 
   std::unique_ptr<Counters> counters_;
 };
+
+// Calls `body` with the map for reading, from the beginning if a reader has to read it anew
+// meanwhile. What is found in it stays allocated until `body` returns.
+template <typename Body>
+void Volume::with_map(Body body) {
+  for (int tries = 0;; ++tries) {
+    VolumeMap* map = nullptr;
+    try {
+      const GracePeriod::Request request(cell_users_);
+      map = map_in_use_.load();
+      return body(*map);
+    } catch (const Error& error) {
+      if (error.code() != ENOENT || tries == 3 || !reload_map(map)) throw;
+    }
+  }
+}
 
 }  // namespace tplstore

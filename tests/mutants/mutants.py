@@ -452,7 +452,7 @@ MUTANTS = [
     # --- splitting reads and writes
     Mutant("stopped-volume-is-read",
            "Reads of a volume go on when it is in doubt what its map leads to.",
-           "lib/volume/requests.cpp", "    if (version == 0 && lock_) map_->check_usable();\n", "",
+           "lib/volume/requests.cpp", "    if (version == 0) map.check_usable();\n", "",
            VOLUME),
     Mutant("split-block-loses-its-rest",
            "A first write of a part of a block loses what the block had.",

@@ -203,42 +203,51 @@ void Volume::write(uint64_t offset, Bytes from, bool durable) {
 }
 
 void Volume::write_range(uint64_t offset, Bytes from) {
-  if (from.empty() || try_overwrite(offset, from)) return;
-  first_write(offset, from);
+  if (from.empty()) return;
+  const bool is_split = offset % kBlockBytes != 0 || from.size() % kBlockBytes != 0;
+  RunList runs;
+  if (is_split || !try_overwrite(offset, from, runs)) first_write(offset, from);
 }
 
-bool Volume::try_overwrite(uint64_t offset, Bytes from) {
-  if (offset % write_alignment_ != 0 || from.size() % write_alignment_ != 0) return false;
+// Overwrites blocks that are current's already. False when some are not: `runs` says what they are.
+bool Volume::try_overwrite(uint64_t offset, Bytes from, RunList& runs) {
   const uint64_t first = first_block(offset);
   const uint64_t count = block_count(offset, from.size());
   const Quiesce::Pass pass(quiesce_);
   const RangeLocks::Shared hold(range_locks_, first, count);
-  RunList runs;
   map_->find(0, first, count, runs);
   if (runs.size() != 1 || runs[0].source != current_.load(std::memory_order_relaxed)) return false;
+  if (offset % write_alignment_ != 0 || from.size() % write_alignment_ != 0) return false;
   current_file_.load(std::memory_order_relaxed)->write(offset, from);
   return true;
 }
 
-// The bytes are those of the lookup that their source comes from: they are compared by that later,
-// and of two lookups the second one might see what is no more by then.
-void Volume::read_edge(Edge& edge) {
+// The same, where some block is split; when it is not done, the rest of split blocks has been read.
+// That is of the lookup that their source comes from: it is compared by that later, and of two
+// lookups the second one might see what is no more by then.
+bool Volume::try_overwrite_split(uint64_t offset, Bytes from, Edge& head, Edge& tail) {
   const GracePeriod::Request request(cell_users_);
   const uint32_t current = current_.load();
   RunList runs;
-  map_->find(0, edge.block, 1, runs);
-  const uint32_t source = runs[0].source;
+  if (try_overwrite(offset, from, runs)) return true;
+  if (head.is_split) read_edge(head, runs[0].source, current);
+  if (tail.is_split) read_edge(tail, runs[runs.size() - 1].source, current);
+  return false;
+}
+
+// In the request that has found the block's source, after it has seen that this version is current.
+void Volume::read_edge(Edge& edge, uint32_t source, uint32_t current) {
   // Versions that have begun since count as current too.
   const bool may_change = source >= current && source != kSourceUnmapped;
   edge.source.reset();
   if (may_change) return;
-  read_runs(runs, edge.block * kBlockBytes, edge.data);
+  RunList block;
+  block.add({edge.block, 1, source});
+  read_runs(block, edge.block * kBlockBytes, edge.data);
   edge.source = source;
 }
 
 void Volume::first_write(uint64_t offset, Bytes from) {
-  if (map_->must_commit()) map_->commit();
-  space_->help();
   const uint64_t end = offset + from.size();
   Edge head;
   Edge tail;
@@ -247,15 +256,17 @@ void Volume::first_write(uint64_t offset, Bytes from) {
   head.is_split = offset % kBlockBytes != 0 || (head.block == tail.block && end % kBlockBytes != 0);
   tail.is_split = tail.block != head.block && end % kBlockBytes != 0;
 
-  bool is_done = false;
-  while (!is_done) {
-    // Reads of slow sources come before the gate, so that they do not hold up a new version.
-    if (head.is_split) read_edge(head);
-    if (tail.is_split) read_edge(tail);
-    const uint64_t first = head.block;
-    const uint64_t count = tail.block - first + 1;
+  // Reads of slow sources come before the gate, so that they do not hold up a new version.
+  const bool is_split = head.is_split || tail.is_split;
+  if (is_split && try_overwrite_split(offset, from, head, tail)) return;
+  if (map_->must_commit()) map_->commit();
+  space_->help();
+  const uint64_t first = head.block;
+  const uint64_t count = tail.block - first + 1;
+  while (true) {
     LogReservation reserved(*map_, LogReservation::records_for(first, count));
-    is_done = try_first_write(offset, from, head, tail, reserved);
+    if (try_first_write(offset, from, head, tail, reserved)) return;
+    if (try_overwrite_split(offset, from, head, tail)) return;
   }
 }
 

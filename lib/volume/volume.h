@@ -205,11 +205,12 @@ class Volume {
   void read_range(uint32_t version, uint64_t offset, MutableBytes into);
   void read_runs(const RunList& runs, uint64_t offset, MutableBytes into);
   void write_range(uint64_t offset, Bytes from);
-  bool try_overwrite(uint64_t offset, Bytes from);
+  bool try_overwrite(uint64_t offset, Bytes from, RunList& runs);
+  bool try_overwrite_split(uint64_t offset, Bytes from, Edge& head, Edge& tail);
   void first_write(uint64_t offset, Bytes from);
   bool try_first_write(uint64_t offset, Bytes from, Edge& head, Edge& tail,
                        LogReservation& reserved);
-  void read_edge(Edge& edge);
+  void read_edge(Edge& edge, uint32_t source, uint32_t current);
   void discard(uint64_t offset, uint64_t length);
   void discard_blocks(uint64_t first, uint64_t count);
   void zero_part(uint64_t offset, uint64_t length);

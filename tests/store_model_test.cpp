@@ -749,7 +749,8 @@ class Model {
 
     const auto map =
         VolumeMap::open(*backend_, Volume::folder_of(volume.uuid), volume.uuid, Access::kRead);
-    const auto removed = map->removed_files();
+    const auto removed =
+        map->ask([](const MapState& state) { return state.table().removed_files; });
     for (const auto& [source, blocks] : removed) {
       INFO("file of removed version " << source);
       REQUIRE(blocks == file_blocks[source]);

@@ -6,6 +6,7 @@
 #include <future>
 #include <thread>
 
+#include "map/creation.h"
 #include "store_testing.h"
 
 namespace tplstore {
@@ -329,7 +330,7 @@ TEST_CASE("an import that fails leaves the volume as it was") {
 TEST_CASE("the log stays small while versions come and go") {
   MemoryBackend backend;
   const Uuid uuid = random_uuid();
-  VolumeMap::create(backend, "v", uuid, uint64_t{1} << 40);
+  create_map(backend, "v", uuid, uint64_t{1} << 40);
   const auto map = VolumeMap::open(backend, "v", uuid, Access::kWrite);
   map->start_writing([] {}, [] {});
   Random random(test_seed());
@@ -339,12 +340,14 @@ TEST_CASE("the log stays small while versions come and go") {
   };
   const auto upkeep = [&] {
     map->commit();
-    if (map->wants_checkpoint()) map->checkpoint();
-    if (map->wants_compaction()) map->compact();
+    if (map->wants(VolumeMap::Upkeep::kCheckpoint)) map->checkpoint();
+    if (map->wants(VolumeMap::Upkeep::kCompaction)) map->compact();
     while (map->collect_one()) {
     }
     map->commit();
-    while (!map->take_free_ranges(1000).empty()) map->finish_free_ranges();
+    map->update_free_ranges([](FreeRanges& free) {
+      while (!free.take(1000).empty()) free.finish({});
+    });
   };
   for (int i = 0; i < 20'000; ++i) write(random.below(64 * kRegionBlocks));
   upkeep();
@@ -354,18 +357,18 @@ TEST_CASE("the log stays small while versions come and go") {
   uint64_t largest = 0;
   for (int i = 0; i < 400; ++i) {
     const uint32_t frozen = [&] {
-      LogReservation reserved(*map, VolumeMap::kFreezeRecords);
-      return map->freeze(map->change_versions(), {}, reserved);
+      LogReservation reserved(*map, VersionChange::kFreezeRecords);
+      return map->change_versions().freeze({}, reserved);
     }();
     for (int j = 0; j < 300; ++j) write(random.below(64 * kRegionBlocks));
-    map->hide(map->change_versions(), {frozen});
+    map->change_versions().hide({frozen});
     if (i % 4 == 0) map->checkpoint();
     upkeep();
     largest = std::max(largest, map->stats().log_bytes);
   }
   CHECK(map->versions().size() <= 1);
   CHECK(largest < 4 * base_bytes + (2 << 20));
-  CHECK_FALSE(map->has_outstanding());
+  CHECK_FALSE(map->ask(&MapState::has_outstanding));
 }
 
 }  // namespace tplstore

@@ -4,6 +4,7 @@
 #include <doctest/doctest.h>
 
 #include "forwarding_backend.h"
+#include "map/creation.h"
 #include "volume_testing.h"
 
 namespace tplstore {
@@ -14,7 +15,7 @@ using Call = ForwardingBackend::Call;
 class MapUnderTest {
  public:
   explicit MapUnderTest(uint64_t size_bytes) {
-    VolumeMap::create(backend_, "v", uuid_, size_bytes);
+    create_map(backend_, "v", uuid_, size_bytes);
     open();
   }
   void open() {
@@ -32,10 +33,10 @@ class MapUnderTest {
   }
   void write(uint64_t first, uint64_t count = 1) { assign(first, count, map_->current()); }
   uint32_t freeze(const FreezeRequest& request = {}) {
-    LogReservation reserved(*map_, VolumeMap::kFreezeRecords);
-    return map_->freeze(map_->change_versions(), request, reserved);
+    LogReservation reserved(*map_, VersionChange::kFreezeRecords);
+    return map_->change_versions().freeze(request, reserved);
   }
-  void resize(uint64_t size_bytes) { map_->resize(map_->change_versions(), size_bytes); }
+  void resize(uint64_t size_bytes) { map_->change_versions().resize(size_bytes); }
   uint32_t source_of(uint32_t version, uint64_t block) {
     RunList runs;
     map_->find(version, block, 1, runs);
@@ -86,7 +87,7 @@ TEST_CASE("neighbouring blocks of one version are one interval, whatever the ord
   for (const uint64_t block : blocks) map.write(block);
   // A region that is one interval needs no leaf: four pages are all there is.
   CHECK(node_memory_bytes() - before <= 4 * 600);
-  CHECK(map->current_record().file_blocks == kRegionBlocks);
+  CHECK(map->ask(&MapState::current_record).file_blocks == kRegionBlocks);
 }
 
 TEST_CASE("memory is 8 bytes for each interval and 64 for each leaf") {
@@ -148,14 +149,14 @@ TEST_CASE("a log whose updates are checkpointed wants compaction, and shrinks") 
   for (int i = 0; i < 300'000; ++i) {
     map.write(random.below(64 * kRegionBlocks));
     if (i % 1000 == 0) map->commit();
-    if (map->wants_checkpoint()) map->checkpoint();
+    if (map->wants(VolumeMap::Upkeep::kCheckpoint)) map->checkpoint();
   }
   map->checkpoint();
-  REQUIRE(map->wants_compaction());
+  REQUIRE(map->wants(VolumeMap::Upkeep::kCompaction));
   const uint64_t before = map->stats().log_bytes;
   const uint32_t probe = map.source_of(0, 12345);
   map->compact();
-  CHECK_FALSE(map->wants_compaction());
+  CHECK_FALSE(map->wants(VolumeMap::Upkeep::kCompaction));
   CHECK(map->stats().log_bytes < before / 4);
   CHECK(map.source_of(0, 12345) == probe);
   CHECK(map.backend().list("v") == std::vector<std::string>{"map", "map.2"});
@@ -167,8 +168,8 @@ TEST_CASE("after a compaction a log wants none, however many versions it has") {
     map.write(i);
     map.freeze();
     map->commit();
-    if (map->wants_checkpoint()) map->checkpoint();
-    while (map->wants_compaction()) {
+    if (map->wants(VolumeMap::Upkeep::kCheckpoint)) map->checkpoint();
+    while (map->wants(VolumeMap::Upkeep::kCompaction)) {
       const uint64_t before = map->stats().log_bytes;
       map->compact();
       REQUIRE(map->stats().log_bytes < before);
@@ -176,9 +177,9 @@ TEST_CASE("after a compaction a log wants none, however many versions it has") {
   }
   CHECK(map->stats().compactions <= 4);
   map->compact();
-  CHECK_FALSE(map->wants_compaction());
+  CHECK_FALSE(map->wants(VolumeMap::Upkeep::kCompaction));
   map.reopen();
-  CHECK_FALSE(map->wants_compaction());
+  CHECK_FALSE(map->wants(VolumeMap::Upkeep::kCompaction));
 }
 
 TEST_CASE("a small map leaves a small log when it is closed") {
@@ -190,7 +191,7 @@ TEST_CASE("a small map leaves a small log when it is closed") {
   map.reopen();
   CHECK(map->stats().log_generation == 2);
   CHECK(map->stats().log_bytes < 1 << 20);
-  CHECK(map->was_closed_cleanly());
+  CHECK(map->recovery().was_closed_cleanly);
   CHECK(map.source_of(0, 12345) == probe);
   map.reopen();
   CHECK(map->stats().log_generation == 2);
@@ -202,7 +203,7 @@ TEST_CASE("recovery replays no more than a checkpoint's worth") {
   for (int i = 0; i < 200'000; ++i) {
     map.write(random.below(16384) * kRegionBlocks + random.below(1024));
     if (i % 500 == 0) map->commit();
-    if (map->wants_checkpoint()) map->checkpoint();
+    if (map->wants(VolumeMap::Upkeep::kCheckpoint)) map->checkpoint();
   }
   CHECK(map->stats().checkpoints >= 2);
 }
@@ -417,7 +418,7 @@ TEST_CASE("an update behind a record of another kind is one of its own") {
   map.write(0, 8);
   const uint32_t frozen = map.freeze();
   map.assign(0, 1, kSourceZero);
-  map->hide(map->change_versions(), {frozen});
+  map->change_versions().hide({frozen});
   map.assign(frozen, 1, kSourceZero);
   map.resize(2 * kTiB);
   map.assign(2 * kTiB / kBlockBytes - 1, 1, kSourceZero);

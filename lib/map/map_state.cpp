@@ -216,10 +216,6 @@ void MapState::change(const FlattenEndRecord&) {
 
 // --- what is there
 
-const VersionRecord* MapState::find(uint32_t version) const {
-  return version == 0 || version == current_.number ? &current_ : table_.find(version);
-}
-
 VersionRecord* MapState::find(uint32_t version) {
   return const_cast<VersionRecord*>(std::as_const(*this).find(version));
 }

@@ -82,13 +82,17 @@ class MapState {
   // --- what is there; version 0 is current
   const VersionRecord& current() const { return current_; }
   const VersionTable& table() const { return table_; }
-  const VersionRecord* find(uint32_t version) const;
+  const VersionRecord* find(uint32_t version) const {
+    return version == 0 || version == current_.number ? &current_ : table_.find(version);
+  }
   // Without roots.
+  VersionRecord current_record() const { return without_root(current_); }
   std::vector<VersionRecord> frozen_records() const;
   std::optional<VersionRecord> record_of(const std::string& number_or_name) const;  // frozen
   // Whether cells become free when current stops mapping these runs.
   bool frees_cells(const RunList& runs) const;
   bool wants_collection() const;
+  bool wants_to_free() const { return free_.wants_commit(); }  // what no commit covers yet
   // Whether something is free and not punched, or could be collected, now or when its reader has
   // gone.
   bool has_outstanding() const;
@@ -102,7 +106,6 @@ class MapState {
   std::vector<uint32_t> unswept_versions() const;
   void note_swept(uint32_t version, bool is_swept = true);
   FreeRanges& free_ranges() { return free_; }
-  const FreeRanges& free_ranges() const { return free_; }
   // Versions that were taken out are compared with what came after them, one after the other. No
   // checkpoint may come between a removal and the free ranges that follow from it.
   const Removal* next_removal() const { return removals_.empty() ? nullptr : &removals_.front(); }

@@ -21,7 +21,7 @@ constexpr uint64_t kCompactionBytesMin = 1 << 20;
 constexpr uint64_t kSmallBytes = 4 << 20;
 constexpr int kCompactionPassesMax = 4;
 constexpr uint64_t kFewLeaves = 64;
-constexpr uint64_t kPinRecords = 2;
+constexpr uint64_t kForkRecords = 2;  // that the longest of them takes
 constexpr int kOpenTriesMax = 10;
 
 [[noreturn]] void fail_not_there(uint32_t version) {
@@ -31,11 +31,6 @@ constexpr int kOpenTriesMax = 10;
 }  // namespace
 
 // --- making and opening
-
-void VolumeMap::create(Backend& backend, const std::string& folder, const Uuid& volume,
-                       uint64_t size_bytes) {
-  create_map(backend, folder, volume, size_bytes);
-}
 
 void VolumeMap::create_fork(uint32_t version, const std::string& folder, const Uuid& fork) {
   const std::lock_guard maintenance(maintenance_mutex_);
@@ -90,8 +85,7 @@ void VolumeMap::recover() {
   Recovered recovered = tplstore::recover(*log_, *pointer);
   state_ = std::move(recovered.state);
   recovered_to_ = recovered.end;
-  was_closed_cleanly_ = recovered.was_closed_cleanly;
-  replayed_versions_ = std::move(recovered.replayed_versions);
+  recovery_ = {recovered.was_closed_cleanly, std::move(recovered.replayed_versions)};
   bytes_since_checkpoint_ = recovered.replayed_bytes;
   stats_.loads = recovered.loads;
   compacted_bytes_ = state_.usage().live_bytes;
@@ -132,7 +126,7 @@ void VolumeMap::write_pointer(const MapLog& log, uint64_t checkpoint_offset,
 void VolumeMap::close() {
   const std::lock_guard maintenance(maintenance_mutex_);
   checkpoint_locked();
-  if (is_small() && wants_compaction()) {
+  if (is_small() && wants(Upkeep::kCompaction)) {
     try {
       compact_locked();
     } catch (const std::exception&) {
@@ -149,70 +143,15 @@ uint32_t VolumeMap::current() const {
   return state_.current().number;
 }
 
-uint64_t VolumeMap::size_bytes() const {
-  const std::shared_lock guard(mutex_);
-  return state_.current().size_bytes;
-}
+std::vector<VersionRecord> VolumeMap::versions() const { return ask(&MapState::frozen_records); }
 
-uint64_t VolumeMap::size_of(uint32_t version) const {
-  const std::shared_lock guard(mutex_);
-  const VersionRecord* found = state_.table().find(version);
-  return found == nullptr ? 0 : found->size_bytes;
-}
-
-bool VolumeMap::is_flattening() const {
-  const std::shared_lock guard(mutex_);
-  return state_.table().flattens;
-}
-
-VersionRecord VolumeMap::current_record() const {
-  const std::shared_lock guard(mutex_);
-  return without_root(state_.current());
-}
-
-std::vector<VersionRecord> VolumeMap::versions() const {
-  const std::shared_lock guard(mutex_);
-  return state_.frozen_records();
-}
-
-std::optional<VersionRecord> VolumeMap::version(uint32_t number) const {
-  return version(std::to_string(number));
-}
-
-std::optional<VersionRecord> VolumeMap::version(const std::string& number_or_name) const {
-  const std::shared_lock guard(mutex_);
-  return state_.record_of(number_or_name);
-}
-
-std::vector<uint32_t> VolumeMap::unswept_versions() const {
-  const std::shared_lock guard(mutex_);
-  return state_.unswept_versions();
+std::vector<Pin> VolumeMap::pins() const {
+  return ask([](const MapState& state) { return state.table().pins; });
 }
 
 void VolumeMap::note_swept(uint32_t version) {
   const std::unique_lock guard(mutex_);
   state_.note_swept(version);
-}
-
-std::vector<SourceRow> VolumeMap::sources() const {
-  const std::shared_lock guard(mutex_);
-  return state_.table().sources;
-}
-
-std::map<uint32_t, uint64_t> VolumeMap::removed_files() const {
-  const std::shared_lock guard(mutex_);
-  return state_.table().removed_files;
-}
-
-std::vector<uint32_t> VolumeMap::versions_for_readers() const {
-  const std::shared_lock guard(mutex_);
-  const std::set<uint32_t>& versions = state_.table().for_readers();
-  return {versions.begin(), versions.end()};
-}
-
-std::vector<Pin> VolumeMap::pins() const {
-  const std::shared_lock guard(mutex_);
-  return state_.table().pins;
 }
 
 // --- looking up
@@ -365,11 +304,6 @@ void LogReservation::use(uint64_t records) {
   unused_ -= records;
 }
 
-bool VolumeMap::frees_cells(const RunList& runs) const {
-  const std::shared_lock guard(mutex_);
-  return state_.frees_cells(runs);
-}
-
 void VolumeMap::assign(uint64_t first, uint64_t count, uint32_t source, LogReservation& reserved) {
   while (count > 0) {
     const uint64_t part = std::min(count, kRegionBlocks - first % kRegionBlocks);
@@ -418,85 +352,61 @@ void VolumeMap::change(std::vector<MapRecord> records, LogReservation& reserved)
   reserved.use(reserved.unused_);
 }
 
-uint32_t VolumeMap::freeze(const VersionChange&, const FreezeRequest& request,
-                           LogReservation& reserved) {
+VersionChange::VersionChange(VolumeMap& map) : map_(map), hold_(map.version_mutex_) {}
+
+uint32_t VersionChange::freeze(const FreezeRequest& request, LogReservation& reserved) {
   ensure(reserved.unused_ == kFreezeRecords, "a freeze has its records reserved");
-  const std::unique_lock guard(mutex_);
-  const VersionRecord& current = state_.current();
-  const uint32_t frozen = current.number;
+  const std::unique_lock guard(map_.mutex_);
+  const MapState& state = map_.state_;
+  const uint32_t frozen = state.current().number;
   if (frozen >= UINT32_MAX - 1) fail(EOVERFLOW, "volume", "has used up its version numbers");
   FreezeRecord record;
   record.next = frozen + 1;
   record.parent = request.parent == 0 ? frozen : request.parent;
-  const VersionRecord* base = std::as_const(state_).find(record.parent);
+  const VersionRecord* base = state.find(record.parent);
   if (base == nullptr || (base->is_hidden() && !request.may_be_hidden))
     fail(ENOENT, fmt::format("version {}", record.parent), "is not there any more");
   record.created_ns = now_unix_ns();
   record.size_bytes = base->size_bytes;
-  record.is_unswept = (current.flags & kVersionUnswept) != 0;
+  record.is_unswept = (state.current().flags & kVersionUnswept) != 0;
   record.for_reader = request.for_reader;
   record.name = request.name;
   record.note = request.note;
   record.origin = request.origin;
-  change({std::move(record)}, reserved);
+  map_.change({std::move(record)}, reserved);
   return frozen;
 }
 
-void VolumeMap::resize(const VersionChange&, uint64_t size_bytes) {
-  LogReservation reserved(*this, 1);
-  const std::unique_lock guard(mutex_);
-  change({ResizeRecord{size_bytes}}, reserved);
+void VersionChange::resize(uint64_t size_bytes) {
+  LogReservation reserved(map_, 1);
+  const std::unique_lock guard(map_.mutex_);
+  map_.change({ResizeRecord{size_bytes}}, reserved);
 }
 
-void VolumeMap::hide(const VersionChange&, const std::vector<uint32_t>& versions) {
-  LogReservation reserved(*this, versions.size(), Reserve::kDeletions);
-  const std::unique_lock guard(mutex_);
+void VersionChange::hide(const std::vector<uint32_t>& versions) {
+  LogReservation reserved(map_, versions.size(), Reserve::kDeletions);
+  const std::unique_lock guard(map_.mutex_);
   std::vector<MapRecord> records;
   for (const uint32_t version : versions) {
-    const VersionRecord* found = state_.table().find(version);
+    const VersionRecord* found = map_.state_.table().find(version);
     if (found == nullptr || found->is_removed()) fail_not_there(version);
     records.push_back(HideRecord{version});
   }
-  change(std::move(records), reserved);
+  map_.change(std::move(records), reserved);
 }
 
-void VolumeMap::pin(uint32_t version, const Uuid& fork) {
-  LogReservation reserved(*this, kPinRecords);
+void VolumeMap::change_forks(const ForkRecord& record) {
+  const bool gives_space = std::holds_alternative<UnpinRecord>(record);
+  LogReservation reserved(*this, kForkRecords, gives_space ? Reserve::kDeletions : Reserve::kNone);
   const std::unique_lock guard(mutex_);
-  const VersionRecord* found = state_.table().find(version);
-  if (found == nullptr || found->is_hidden()) fail_not_there(version);
-  change({PinRecord{version, fork}}, reserved);
-}
-
-void VolumeMap::unpin(const Uuid& fork) {
-  LogReservation reserved(*this, kPinRecords, Reserve::kDeletions);
-  const std::unique_lock guard(mutex_);
-  change({UnpinRecord{fork}}, reserved);
-}
-
-void VolumeMap::begin_flatten() {
-  LogReservation reserved(*this, 1);
-  const std::unique_lock guard(mutex_);
-  change({FlattenBeginRecord{}}, reserved);
-}
-
-void VolumeMap::end_flatten() {
-  LogReservation reserved(*this, 1);
-  const std::unique_lock guard(mutex_);
-  change({FlattenEndRecord{}}, reserved);
+  if (const auto* pin = std::get_if<PinRecord>(&record)) {
+    const VersionRecord* found = state_.table().find(pin->version);
+    if (found == nullptr || found->is_hidden()) fail_not_there(pin->version);
+  }
+  change({std::visit([](const auto& any) -> MapRecord { return any; }, record)}, reserved);
 }
 
 // --- removed versions
-
-bool VolumeMap::wants_collection() const {
-  const std::shared_lock guard(mutex_);
-  return state_.wants_collection();
-}
-
-bool VolumeMap::has_outstanding() const {
-  const std::shared_lock guard(mutex_);
-  return state_.has_outstanding();
-}
 
 bool VolumeMap::collect_one() {
   const std::lock_guard maintenance(maintenance_mutex_);
@@ -556,35 +466,6 @@ uint64_t VolumeMap::own_blocks(uint32_t version) {
   }
   const std::unique_lock guard(mutex_);
   return state_.finish_count(version, cells);
-}
-
-// --- free ranges
-
-std::vector<FreeRange> VolumeMap::take_free_ranges(size_t max) {
-  const std::unique_lock guard(mutex_);
-  std::vector<FreeRange> ranges = state_.free_ranges().take(max);
-  free_waiting_.store(state_.free_ranges().waiting(), std::memory_order_relaxed);
-  return ranges;
-}
-
-void VolumeMap::finish_free_ranges(const std::set<uint32_t>& failed) {
-  const std::unique_lock guard(mutex_);
-  state_.free_ranges().finish(failed);
-}
-
-void VolumeMap::retry_free_ranges() {
-  const std::unique_lock guard(mutex_);
-  state_.free_ranges().retry();
-}
-
-void VolumeMap::give_back_free_ranges() {
-  const std::unique_lock guard(mutex_);
-  state_.free_ranges().give_back();
-}
-
-bool VolumeMap::wants_to_free() const {
-  const std::shared_lock guard(mutex_);
-  return state_.free_ranges().wants_commit();
 }
 
 void VolumeMap::sync_holes() {
@@ -760,15 +641,22 @@ void VolumeMap::switch_over(Compaction& compaction) {
 
 // --- maintenance
 
-bool VolumeMap::wants_commit() const {
+bool VolumeMap::wants(Upkeep upkeep) const {
   const std::shared_lock guard(mutex_);
-  return pending_.size_bytes() >= kPendingBytesMax;
+  switch (upkeep) {
+    case Upkeep::kCommit:
+      return pending_.size_bytes() >= kPendingBytesMax;
+    case Upkeep::kCheckpoint:
+      return wants_checkpoint();
+    case Upkeep::kCompaction:
+      return wants_compaction();
+  }
+  return false;
 }
 
 bool VolumeMap::must_commit() const { return pending_.size_bytes() >= 4 * kPendingBytesMax; }
 
 bool VolumeMap::wants_checkpoint() const {
-  const std::shared_lock guard(mutex_);
   // Leaves count once their updates are committed; until then they cost no recovery.
   return bytes_since_checkpoint_ >= kCheckpointBytes ||
          (state_.usage().dirty_leaves >= kCheckpointLeaves && bytes_since_checkpoint_ > 0 &&
@@ -776,7 +664,6 @@ bool VolumeMap::wants_checkpoint() const {
 }
 
 bool VolumeMap::wants_compaction() const {
-  const std::shared_lock guard(mutex_);
   const uint64_t tail = log_->position().offset;
   // Whatever the estimates say, a compaction comes after some growth.
   if (tail <= compacted_bytes_ + kCompactionBytesMin) return false;

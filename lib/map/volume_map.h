@@ -87,6 +87,7 @@ struct FreezeRequest {
   bool for_reader = false;     // hidden from the start; see map/version_table.h
 };
 
+class VersionChange;
 class VolumeMap;
 
 // Log space that is set aside for records before what they tell of is accepted, so that a full disk
@@ -101,6 +102,7 @@ class LogReservation {
   static uint64_t records_for(uint64_t first, uint64_t count);
 
  private:
+  friend class VersionChange;
   friend class VolumeMap;
   void use(uint64_t records);
 
@@ -108,21 +110,28 @@ class LogReservation {
   uint64_t unused_;
 };
 
-// As long as it is there its holder alone changes the list of versions: freezes, hides, resizes.
+// What changes the list of versions: there is one at a time, and what follows from what it saw of
+// the list holds as long as it is there. Changes are durable after the next commit. Errors: ENOSPC.
 class VersionChange {
+ public:
+  // Freezes current, whose number it returns, and starts the next version. No write is in flight,
+  // and kFreezeRecords are reserved.
+  uint32_t freeze(const FreezeRequest& request, LogReservation& reserved);
+  static constexpr uint64_t kFreezeRecords = 48;
+  void resize(uint64_t size_bytes);
+  // Hides versions, all or none. ENOENT when one is not there or removed already.
+  void hide(const std::vector<uint32_t>& versions);
+
  private:
   friend class VolumeMap;
-  explicit VersionChange(std::mutex& mutex) : hold_(mutex) {}
+  explicit VersionChange(VolumeMap& map);
 
+  VolumeMap& map_;
   std::unique_lock<std::mutex> hold_;
 };
 
 class VolumeMap {
  public:
-  // Makes the map of a new, empty volume: "map.1" and "map" in `folder`; durable on return, but
-  // for the folder itself.
-  static void create(Backend& backend, const std::string& folder, const Uuid& volume,
-                     uint64_t size_bytes);
   // Makes the map of a fork of this map's version: a copy of that version's tree. The version is
   // pinned before.
   void create_fork(uint32_t version, const std::string& folder, const Uuid& fork);
@@ -131,32 +140,32 @@ class VolumeMap {
                                          const Uuid& volume, Access access);
 
   // --- opening for writing
-  // Frozen versions whose data files may not be durable, since their freezing was replayed.
-  const std::vector<uint32_t>& replayed_versions() const { return replayed_versions_; }
-  bool was_closed_cleanly() const { return was_closed_cleanly_; }
-  // Starts a new life of the log. The data files of current and of replayed_versions() have been
-  // settled before. `sync_data` is what commits call to make
-  // the data files durable, `sync_holes` is what checkpoints call to make the holes durable that
-  // were punched.
+  struct Recovery {
+    bool was_closed_cleanly = false;
+    // Frozen versions whose data files may not be durable, since their freezing was replayed.
+    std::vector<uint32_t> replayed_versions;
+  };
+  const Recovery& recovery() const { return recovery_; }
+  // Starts a new life of the log. The data files of current and of replayed versions have been
+  // settled before. `sync_data` is what commits call to make the data files durable, `sync_holes`
+  // what checkpoints call to make the holes durable that were punched.
   void start_writing(std::function<void()> sync_data, std::function<void()> sync_holes,
                      Reserve draws_on = Reserve::kDeletions);
   // Commits, writes a checkpoint, compacts a small map if it wants that, and marks the map as
   // closed. Nothing may be in flight.
   void close();
 
-  // Versions whose files may have cells that are not mapped, since a crash; until they are swept.
-  std::vector<uint32_t> unswept_versions() const;
-  void note_swept(uint32_t version);
-
   // --- what is there
+  // Asks the state something, under the lock: a function of it, or a member function and what it
+  // is given. What is returned is a copy.
+  template <typename Question, typename... Arguments>
+  auto ask(const Question& question, const Arguments&... arguments) const {
+    const std::shared_lock guard(mutex_);
+    return std::invoke(question, state_, arguments...);
+  }
   uint32_t current() const;
-  uint64_t size_bytes() const;               // of current
-  uint64_t size_of(uint32_t version) const;  // 0 when it is not there
-  bool is_flattening() const;
-  VersionRecord current_record() const;         // without root
   std::vector<VersionRecord> versions() const;  // the frozen ones, without roots
-  std::optional<VersionRecord> version(uint32_t number) const;
-  std::optional<VersionRecord> version(const std::string& number_or_name) const;
+  std::vector<Pin> pins() const;
 
   // Appends the runs of blocks [first, first + count) of a version; 0 is current. Loads what it
   // needs. ENOENT when there is no such version.
@@ -167,65 +176,53 @@ class VolumeMap {
                        const std::function<void(const Run& from, const Run& to)>& visit);
   // The cells that removing a version would free; of current, those that it alone has.
   uint64_t own_blocks(uint32_t version);
-  // Which volumes' files the sources are in; empty unless the volume is a fork.
-  std::vector<SourceRow> sources() const;
-  // Cells in the files of removed versions. For tests.
-  std::map<uint32_t, uint64_t> removed_files() const;
+  void note_swept(uint32_t version);
 
   // --- changing current
   // Gives the blocks to `source`, after their data has been written. Uses up reserved records, one
   // for each region.
   void assign(uint64_t first, uint64_t count, uint32_t source, LogReservation& reserved);
-  // Whether cells become free when current stops mapping these runs.
-  bool frees_cells(const RunList& runs) const;
 
-  // --- changing the list of versions; durable after the next commit. ENOSPC
+  // --- changing the list of versions
   // Waits for those that began before.
-  [[nodiscard]] VersionChange change_versions() { return VersionChange(version_mutex_); }
-  // Freezes current, whose number it returns, and starts the next version. No write is in flight,
-  // and kFreezeRecords are reserved.
-  uint32_t freeze(const VersionChange& change, const FreezeRequest& request,
-                  LogReservation& reserved);
-  static constexpr uint64_t kFreezeRecords = 48;
-  void resize(const VersionChange& change, uint64_t size_bytes);
-  // Hides versions, all or none. ENOENT when one is not there or removed already.
-  void hide(const VersionChange& change, const std::vector<uint32_t>& versions);
-  // Those that were frozen for readers, and are not removed yet.
-  std::vector<uint32_t> versions_for_readers() const;
+  [[nodiscard]] VersionChange change_versions() { return VersionChange(*this); }
   // Takes out one hidden version that nothing needs; false when there is none.
   bool collect_one();
-  bool wants_collection() const;
-  // Free ranges whose holes may be punched, up to `max`, when all requests that began before this
-  // call have ended. Then one of the other two; the ranges of files in `failed` are put aside.
-  std::vector<FreeRange> take_free_ranges(size_t max);
-  void finish_free_ranges(const std::set<uint32_t>& failed = {});
-  void give_back_free_ranges();
-  void retry_free_ranges();  // those that were put aside
+  // Changes how far free ranges have got, under the lock. The holes of those that are taken may be
+  // made when all requests that began before have ended.
+  template <typename Change>
+  auto update_free_ranges(const Change& change) {
+    const std::unique_lock guard(mutex_);
+    struct Count {
+      ~Count() {
+        map.free_waiting_.store(map.state_.free_ranges().waiting(), std::memory_order_relaxed);
+      }
+      VolumeMap& map;
+    } const count{*this};
+    return change(state_.free_ranges());
+  }
   size_t free_ranges_waiting() const { return free_waiting_.load(std::memory_order_relaxed); }
-  bool wants_to_free() const;  // something is free that no commit covers yet
-  // Whether something is free and not punched, or could be collected, now or when its reader has
-  // gone.
-  bool has_outstanding() const;
 
   // --- forks; durable after the next commit. ENOSPC
-  void pin(uint32_t version, const Uuid& fork);  // ENOENT when it is not there or hidden
-  void unpin(const Uuid& fork);
-  std::vector<Pin> pins() const;
-  // A fork gets its own copy of what it has of its ancestors: begin, copy all that
-  // visit_foreign_cells() tells of all regions into files of the same numbers, end.
-  void begin_flatten();
+  // Pins a version for a fork (ENOENT when it is not there or hidden), or lets it go. Gives a fork
+  // its own copy of what it has of its ancestors: FlattenBeginRecord, copy all that
+  // visit_foreign_cells() tells of all regions into files of the same numbers, FlattenEndRecord.
+  using ForkRecord = std::variant<PinRecord, UnpinRecord, FlattenBeginRecord, FlattenEndRecord>;
+  void change_forks(const ForkRecord& record);
   void visit_foreign_cells(uint64_t begin_region, uint64_t end_region,
                            const std::function<void(const FreeRange& cells)>& visit);
-  void end_flatten();
 
   // Makes durable what was written and assigned before the call.
   void commit();
 
   // --- maintenance, from a background thread
-  bool wants_commit() const;  // many updates pending that nobody flushes
-  bool must_commit() const;   // so many that writers have to wait for one
-  bool wants_checkpoint() const;
-  bool wants_compaction() const;
+  enum class Upkeep {
+    kCommit,  // many updates are pending that nobody flushes
+    kCheckpoint,
+    kCompaction,
+  };
+  bool wants(Upkeep upkeep) const;
+  bool must_commit() const;  // so many updates are pending that writers have to wait for a commit
   void checkpoint();
   void compact();
   // Lets go of clean nodes, a slice of the tree at a time; false after a whole pass.
@@ -244,6 +241,7 @@ class VolumeMap {
 
  private:
   friend class LogReservation;
+  friend class VersionChange;
 
   VolumeMap(Backend& backend, std::string folder, const Uuid& volume, Access access);
 
@@ -260,6 +258,8 @@ class VolumeMap {
   void compact_locked();
   void switch_over(Compaction& compaction);
   std::vector<Compaction::Version> versions_to_compact(const Compaction& compaction) const;
+  bool wants_checkpoint() const;  // with mutex_ held
+  bool wants_compaction() const;  // likewise
   uint64_t needed_bytes() const;
   bool is_small() const;  // so that a compaction is a matter of milliseconds
 
@@ -287,8 +287,7 @@ class VolumeMap {
   Superblock<MapPointer> pointer_slots_{kMapPointerMagic};
   uint64_t checkpoint_offset_ = 0;
   uint64_t clean_sequence_ = 0;  // that the pointer had when it was read
-  std::vector<uint32_t> replayed_versions_;
-  bool was_closed_cleanly_ = false;
+  Recovery recovery_;
   LogPosition recovered_to_{};
 };
 

@@ -230,7 +230,7 @@ std::vector<VolumeInfo> Store::list_volumes() {
         const auto map =
             VolumeMap::open(*impl_->backend, Volume::folder_of(uuid), uuid, Access::kRead);
         info.current_version = map->current();
-        info.shared_bytes = map->current_record().foreign_blocks * kBlockBytes;
+        info.shared_bytes = map->ask(&MapState::current_record).foreign_blocks * kBlockBytes;
       }
     } catch (const Error& error) {
       const bool is_gone =
@@ -504,7 +504,8 @@ void Store::reclaim() {
         // Most have nothing to give back, and need not be opened for writing.
         const auto map =
             VolumeMap::open(*impl_->backend, Volume::folder_of(uuid), uuid, Access::kRead);
-        if (!map->was_closed_cleanly() || map->has_outstanding() || !map->pins().empty())
+        if (!map->recovery().was_closed_cleanly || map->ask(&MapState::has_outstanding) ||
+            !map->pins().empty())
           reclaim_volume(name);
       }
     } catch (const Error& error) {

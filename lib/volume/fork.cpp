@@ -24,7 +24,9 @@ std::optional<VersionIdentity> Volume::parent() const {
   return VersionIdentity{header.parent, header.parent_version};
 }
 
-uint64_t Volume::shared_bytes() { return map()->current_record().foreign_blocks * kBlockBytes; }
+uint64_t Volume::shared_bytes() {
+  return map()->ask(&MapState::current_record).foreign_blocks * kBlockBytes;
+}
 
 bool Volume::is_fork_of(Backend& backend, const Uuid& fork, const Uuid& parent) {
   try {
@@ -49,7 +51,7 @@ bool Volume::drop_dead_pins() {
     const bool is_alive = is_fork_of(backend_, pin.fork, uuid_);
     is_any_left = is_any_left || is_alive;
     if (is_alive) continue;
-    map_->unpin(pin.fork);
+    map_->change_forks(UnpinRecord{pin.fork});
   }
   return is_any_left;
 }
@@ -58,14 +60,14 @@ void Volume::keep_pinned_only() {
   if (!drop_dead_pins()) return;
   uint32_t pinned = 0;
   for (const Pin& pin : map_->pins()) pinned = std::max(pinned, pin.version);
-  const VersionRecord current = map_->current_record();
+  const VersionRecord current = map_->ask(&MapState::current_record);
   // Also when it wrote nothing itself, current may have cells of versions that are gone.
   if (current.parent != pinned || map_->own_blocks(current.number) > 0)
     freeze({"", "", {}, pinned, true});
   {
-    const VersionChange change = map_->change_versions();
+    VersionChange change = map_->change_versions();
     for (const VersionRecord& version : map_->versions())
-      if (!version.is_hidden()) map_->hide(change, {version.number});
+      if (!version.is_hidden()) change.hide({version.number});
   }
   map_->commit();
   reclaim_all();
@@ -98,12 +100,12 @@ void Volume::flatten(const std::function<void(uint64_t)>& progress) {
   if (!parent()) fail(EINVAL, object, "is no fork, so there is nothing to flatten");
   // Nothing is punched meanwhile, so what is not mapped any more when it would be copied is not.
   const auto no_space_back = space_->stop();
-  if (!map_->sources().empty()) {
+  if (map_->ask([](const MapState& state) { return state.table().base(); }) > 0) {
     if (drop_dead_pins())
       fail(EBUSY, object, "has forks itself, which need its parent too; flatten those first");
     const NoForks no_forks(*this);
-    if (!map_->is_flattening()) {
-      map_->begin_flatten();
+    if (!map_->ask([](const MapState& state) { return state.table().flattens; })) {
+      map_->change_forks(FlattenBeginRecord{});
       map_->commit();
     }
     // What an earlier one has left is not gone on with: it would have to be known what of it is
@@ -112,7 +114,7 @@ void Volume::flatten(const std::function<void(uint64_t)>& progress) {
     try {
       copy_foreign_cells(progress);
       files_->sync_copies();
-      map_->end_flatten();
+      map_->change_forks(FlattenEndRecord{});
     } catch (...) {
       forget_copies_or_log();
       throw;

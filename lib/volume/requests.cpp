@@ -178,7 +178,7 @@ void Volume::cache(uint32_t version, uint64_t offset, uint64_t length) {
 void Volume::flush() {
   counted(counters_->own().flushes, nullptr, 0, [&] {
     map_->commit();
-    if (map_->wants_checkpoint()) environment_.wake();
+    if (map_->wants(VolumeMap::Upkeep::kCheckpoint)) environment_.wake();
   });
 }
 
@@ -393,7 +393,8 @@ void Volume::discard_blocks(uint64_t first, uint64_t count) {
   if (before.size() == 1 && reads_as_hole(before[0])) return;
   if (map_->must_commit()) map_->commit();
 
-  LogReservation reserved(*map_, 1, map_->frees_cells(before) ? Reserve::kTrims : Reserve::kNone);
+  LogReservation reserved(
+      *map_, 1, map_->ask(&MapState::frees_cells, before) ? Reserve::kTrims : Reserve::kNone);
   const Quiesce::Pass pass(quiesce_);
   const RangeLocks::Exclusive hold(range_locks_, first, count);
   const uint32_t current = current_.load(std::memory_order_relaxed);

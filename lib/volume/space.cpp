@@ -30,10 +30,10 @@ using Clock = std::chrono::steady_clock;
 }  // namespace
 
 void hide_left_versions(VolumeMap& map, Backend& backend, const std::string& folder) {
-  const VersionChange change = map.change_versions();
-  for (const uint32_t number : map.versions_for_readers())
-    if (backend.try_lock(readers_name(folder), LockMode::kExclusive, number))
-      map.hide(change, {number});
+  VersionChange change = map.change_versions();
+  for (const uint32_t number :
+       map.ask([](const MapState& state) { return state.table().for_readers(); }))
+    if (backend.try_lock(readers_name(folder), LockMode::kExclusive, number)) change.hide({number});
 }
 
 SpaceReclaimer::SpaceReclaimer(Backend& backend, std::string folder, std::shared_ptr<VolumeMap> map,
@@ -45,7 +45,7 @@ SpaceReclaimer::SpaceReclaimer(Backend& backend, std::string folder, std::shared
       quiesce_(guards.quiesce),
       range_locks_(guards.range_locks),
       cell_users_(guards.cell_users),
-      unswept_(map_->unswept_versions()) {}
+      unswept_(map_->ask(&MapState::unswept_versions)) {}
 
 bool SpaceReclaimer::run(std::chrono::milliseconds budget) {
   // Flattening may take hours, and upkeep has other volumes to see to.
@@ -79,13 +79,13 @@ bool SpaceReclaimer::run_until(Clock::time_point deadline, std::exception_ptr& f
   // Before a version may be taken out.
   if (!sweep(deadline)) return true;
   hide_left_versions(*map_, backend_, folder_);
-  while (map_->wants_collection()) {
+  while (map_->ask(&MapState::wants_collection)) {
     map_->collect_one();
     if (Clock::now() >= deadline) return true;
   }
-  if (map_->wants_to_free()) map_->commit();
+  if (map_->ask(&MapState::wants_to_free)) map_->commit();
   if (Clock::now() >= retry_punches_at_) {
-    map_->retry_free_ranges();
+    map_->update_free_ranges([](FreeRanges& free) { free.retry(); });
     retry_punches_at_ = Clock::now() + kRetryInterval;
   }
   for (;;) {
@@ -152,12 +152,16 @@ void SpaceReclaimer::sweep_region(uint32_t version, Object& file, uint64_t regio
 // is put aside.
 SpaceReclaimer::Punched SpaceReclaimer::punch_some(Clock::time_point deadline,
                                                    std::exception_ptr& failed) {
-  const std::vector<FreeRange> ranges = map_->take_free_ranges(kRangesAtOnce);
+  const std::vector<FreeRange> ranges =
+      map_->update_free_ranges([](FreeRanges& free) { return free.take(kRangesAtOnce); });
+  const auto give_back = [this] {
+    map_->update_free_ranges([](FreeRanges& free) { free.give_back(); });
+  };
   if (ranges.empty()) return Punched::kNothing;
   std::set<uint32_t> put_aside;
   try {
     if (!cell_users_.wait_for_requests_until(deadline)) {
-      map_->give_back_free_ranges();
+      give_back();
       return Punched::kNotYet;
     }
     for (size_t i = 0; i < ranges.size();) {
@@ -175,10 +179,10 @@ SpaceReclaimer::Punched SpaceReclaimer::punch_some(Clock::time_point deadline,
       punched_.insert(version);
     }
   } catch (...) {
-    map_->give_back_free_ranges();
+    give_back();
     throw;
   }
-  map_->finish_free_ranges(put_aside);
+  map_->update_free_ranges([&](FreeRanges& free) { free.finish(put_aside); });
   return Punched::kSome;
 }
 

@@ -6,6 +6,7 @@
 
 #include "backend/layout.h"
 #include "base/names.h"
+#include "map/creation.h"
 #include "volume/counters.h"
 
 namespace tplstore {
@@ -65,7 +66,7 @@ void create_objects(Backend& backend, const std::string& folder, uint32_t curren
 
 void Volume::create(Backend& backend, const Uuid& volume, uint64_t size_bytes,
                     const TemplateImage* base) {
-  VolumeMap::create(backend, folder_of(volume), volume, size_bytes);
+  create_map(backend, folder_of(volume), volume, size_bytes);
   create_objects(backend, folder_of(volume), 1, new_header(volume, size_bytes, base));
 }
 
@@ -74,7 +75,7 @@ void Volume::create_fork(const std::string& number_or_name, const Uuid& fork) {
   const VersionInfo base = version(number_or_name);
   if (flattens_)
     fail(EBUSY, fmt::format("volume {}", name_), "is being flattened; try again after that");
-  map_->pin(base.number, fork);
+  map_->change_forks(PinRecord{base.number, fork});
   try {
     map_->commit();
     const std::string folder = folder_of(fork);
@@ -88,7 +89,7 @@ void Volume::create_fork(const std::string& number_or_name, const Uuid& fork) {
     // Otherwise the pin of a fork that is not there is dropped later.
     attempt("a fork that failed could not be undone", [&] {
       backend_.remove_folder(folder_of(fork));
-      map_->unpin(fork);
+      map_->change_forks(UnpinRecord{fork});
     });
     throw;
   }
@@ -160,9 +161,10 @@ void Volume::recover(Reserve draws_on) {
   // for good: it must not go away again after it has been served.
   const uint32_t current = map_->current();
   files_->remove_above(current);
-  if (!map_->was_closed_cleanly()) {
+  if (!map_->recovery().was_closed_cleanly) {
     environment_.log(fmt::format("volume {}: was not closed, recovered it", name_));
-    for (const uint32_t version : map_->replayed_versions()) files_->settle_existing(version);
+    for (const uint32_t version : map_->recovery().replayed_versions)
+      files_->settle_existing(version);
     files_->settle_existing(current);
   }
   space_ =
@@ -200,7 +202,7 @@ std::unique_ptr<Volume> Volume::open_for_reading(const VolumeEnvironment& enviro
   volume->open_template(read_header(volume->backend_, volume->folder_, uuid));
   volume->map_ = VolumeMap::open(volume->backend_, volume->folder_, uuid, Access::kRead);
   volume->map_in_use_ = volume->map_.get();
-  volume->size_bytes_ = volume->map_->size_bytes();
+  volume->size_bytes_ = volume->map_->ask(&MapState::current_record).size_bytes;
   volume->use_sources();
   return volume;
 }
@@ -208,14 +210,15 @@ std::unique_ptr<Volume> Volume::open_for_reading(const VolumeEnvironment& enviro
 // Which volumes' files the versions' blocks are in.
 void Volume::use_sources() {
   std::vector<DataFiles::Ancestor> ancestors;
-  for (const SourceRow& row : map_->sources())
+  for (const SourceRow& row :
+       map_->ask([](const MapState& state) { return state.table().sources; }))
     ancestors.push_back({row.last, folder_of(row.volume)});
   files_->set_ancestors(std::move(ancestors));
 }
 
 void Volume::use_current(DataFile& file) noexcept {
   current_ = map_->current();
-  size_bytes_ = map_->size_bytes();
+  size_bytes_ = map_->ask([](const MapState& state) { return state.current().size_bytes; });
   current_file_ = &file;
 }
 
@@ -277,7 +280,7 @@ std::vector<VersionInfo> Volume::versions() {
   with_map([&](VolumeMap& map) {
     list.clear();
     for (const VersionRecord& record : map.versions()) list.push_back(info_of(record, false));
-    list.push_back(info_of(map.current_record(), true));
+    list.push_back(info_of(map.ask(&MapState::current_record), true));
     for (VersionInfo& info : list) info.own_bytes = map.own_blocks(info.number) * kBlockBytes;
     for (const Pin& pin : map.pins()) {
       const auto at = std::lower_bound(
@@ -290,7 +293,7 @@ std::vector<VersionInfo> Volume::versions() {
 }
 
 VersionInfo Volume::version(const std::string& number_or_name) {
-  const auto record = map()->version(number_or_name);
+  const auto record = map()->ask(&MapState::record_of, number_or_name);
   if (!record || record->is_hidden())
     fail(ENOENT, fmt::format("volume {}", name_),
          "has no version '{}'; see 'tplstore version list {}'", number_or_name, name_);
@@ -298,26 +301,30 @@ VersionInfo Volume::version(const std::string& number_or_name) {
 }
 
 VersionInfo Volume::version_for_reader(uint32_t number) {
-  const auto record = map()->version(number);
+  const auto record = map()->ask(&MapState::record_of, std::to_string(number));
   if (!record || record->is_removed())
     fail(ENOENT, fmt::format("volume {}", name_), "has no version {} any more", number);
   return info_of(*record, false);
 }
 
 void Volume::check_is_free(const std::string& version_name) {
-  if (!version_name.empty() && map()->version(version_name))
+  if (!version_name.empty() && map()->ask(&MapState::record_of, version_name))
     fail(EEXIST, fmt::format("volume {}", name_), "has a version '{}' already", version_name);
 }
 
-VersionRecord Volume::freeze(const VersionChange& change, const FreezeRequest& request) {
+VersionRecord Volume::freeze(VersionChange& change, const FreezeRequest& request) {
   check_is_free(request.name);
   const uint32_t next = current_ + 1;
-  files_->prepare(next, std::max(size_bytes(), map_->size_of(request.parent)));
-  LogReservation reserved(*map_, VolumeMap::kFreezeRecords);
+  const uint64_t parent_bytes = map_->ask([&](const MapState& state) {
+    const VersionRecord* parent = state.table().find(request.parent);
+    return parent == nullptr ? 0 : parent->size_bytes;
+  });
+  files_->prepare(next, std::max(size_bytes(), parent_bytes));
+  LogReservation reserved(*map_, VersionChange::kFreezeRecords);
   uint32_t number = 0;
   quiesce_.close();
   try {
-    number = map_->freeze(change, request, reserved);
+    number = change.freeze(request, reserved);
   } catch (...) {
     quiesce_.open();
     throw;
@@ -326,11 +333,15 @@ VersionRecord Volume::freeze(const VersionChange& change, const FreezeRequest& r
   quiesce_.open();
   map_->commit();
   if (disk_size(lock_->header()) != size_bytes()) lock_->resize(size_bytes());
-  return map_->version(number).value();
+  return map_->ask(&MapState::record_of, std::to_string(number)).value();
 }
 
 VersionInfo Volume::freeze(const FreezeRequest& request) {
-  const VersionRecord frozen = freeze(map_->change_versions(), request);
+  VersionRecord frozen;
+  {
+    VersionChange change = map_->change_versions();
+    frozen = freeze(change, request);
+  }
   environment_.wake();
   VersionInfo info = info_of(frozen, false);
   info.own_bytes = map_->own_blocks(frozen.number) * kBlockBytes;
@@ -339,8 +350,9 @@ VersionInfo Volume::freeze(const FreezeRequest& request) {
 
 VersionForReader Volume::freeze_for_reader() {
   hide_left_versions(*map_, backend_, folder_);
-  const VersionChange change = map_->change_versions();
-  if (map_->versions_for_readers().size() >= kReadersOfCurrentMax)
+  VersionChange change = map_->change_versions();
+  if (map_->ask([](const MapState& state) { return state.table().for_readers().size(); }) >=
+      kReadersOfCurrentMax)
     fail(EBUSY, fmt::format("volume {}", name_),
          "is being read as {}@current by {} connections, and can be by no more; disconnect one, or "
          "make a version and read that",
@@ -375,7 +387,7 @@ std::vector<VersionInfo> Volume::remove_versions(const std::vector<std::string>&
   std::vector<VersionInfo> removed;
   std::vector<std::unique_ptr<HeldLock>> holds;
   {
-    const VersionChange change = map_->change_versions();
+    VersionChange change = map_->change_versions();
     for (const std::string& number_or_name : wanted) {
       if (number_or_name == std::to_string(current_))
         fail(EBUSY, object,
@@ -395,7 +407,7 @@ std::vector<VersionInfo> Volume::remove_versions(const std::vector<std::string>&
     }
     std::vector<uint32_t> numbers;
     for (const VersionInfo& info : removed) numbers.push_back(info.number);
-    map_->hide(change, numbers);
+    change.hide(numbers);
   }
   // Who opens one of them after this finds it gone.
   map_->commit();
@@ -411,12 +423,12 @@ std::unique_ptr<HeldLock> Volume::hold_version(uint32_t version) {
 }
 
 void Volume::resize(uint64_t size_bytes) {
-  const VersionChange change = map_->change_versions();
+  VersionChange change = map_->change_versions();
   if (size_bytes <= this->size_bytes())
     fail(EINVAL, fmt::format("volume {}", name_), "has {} bytes, and can only grow; {} is not more",
          this->size_bytes(), size_bytes);
   files_->grow(current_, size_bytes);
-  map_->resize(change, size_bytes);
+  change.resize(size_bytes);
   size_bytes_ = size_bytes;
   map_->commit();
   lock_->resize(size_bytes);
@@ -429,9 +441,12 @@ void Volume::maintain(bool evicts) noexcept {
     environment_.log(fmt::format("volume {}: upkeep failed: {}", name_, why));
   };
   if (lock_) {
-    if (map_->wants_commit()) committing_.attempt(say, [this] { map_->commit(); });
-    if (map_->wants_checkpoint()) checkpointing_.attempt(say, [this] { map_->checkpoint(); });
-    if (map_->wants_compaction()) compacting_.attempt(say, [this] { map_->compact(); });
+    if (map_->wants(VolumeMap::Upkeep::kCommit))
+      committing_.attempt(say, [this] { map_->commit(); });
+    if (map_->wants(VolumeMap::Upkeep::kCheckpoint))
+      checkpointing_.attempt(say, [this] { map_->checkpoint(); });
+    if (map_->wants(VolumeMap::Upkeep::kCompaction))
+      compacting_.attempt(say, [this] { map_->compact(); });
     preparing_.attempt(say, [this] {
       const VersionChange change = map_->change_versions();
       files_->prepare(current_ + 1, size_bytes());

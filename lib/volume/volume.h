@@ -185,7 +185,7 @@ class Volume {
   void attempt(const char* failure, Work work) noexcept;
   void check_is_free(const std::string& version_name);
   VersionInfo freeze(const FreezeRequest& request);
-  VersionRecord freeze(const VersionChange& change, const FreezeRequest& request);
+  VersionRecord freeze(VersionChange& change, const FreezeRequest& request);
   VersionInfo info_of(const VersionRecord& record, bool is_current);
   std::shared_ptr<VolumeMap> map();
   bool reload_map(const VolumeMap* old);

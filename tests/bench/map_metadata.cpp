@@ -14,6 +14,7 @@
 #include <random>
 
 #include "backend/dir/dir_backend.h"
+#include "map/creation.h"
 #include "map/volume_map.h"
 
 namespace tplstore {
@@ -30,7 +31,7 @@ class BenchedMap {
  public:
   BenchedMap(Backend& backend, const std::string& folder, uint64_t size_bytes)
       : backend_(backend), folder_(folder) {
-    VolumeMap::create(backend, folder, uuid_, size_bytes);
+    create_map(backend, folder, uuid_, size_bytes);
     open();
   }
   void open() {
@@ -44,8 +45,8 @@ class BenchedMap {
   }
   void freeze() {
     {
-      LogReservation reserved(*map_, VolumeMap::kFreezeRecords);
-      map_->freeze(map_->change_versions(), {}, reserved);
+      LogReservation reserved(*map_, VersionChange::kFreezeRecords);
+      map_->change_versions().freeze({}, reserved);
     }
     map_->commit();
     upkeep();
@@ -53,8 +54,8 @@ class BenchedMap {
   // What the upkeep of a server does all the time.
   void upkeep() {
     map_->commit();
-    if (map_->wants_checkpoint()) map_->checkpoint();
-    if (map_->wants_compaction()) map_->compact();
+    if (map_->wants(VolumeMap::Upkeep::kCheckpoint)) map_->checkpoint();
+    if (map_->wants(VolumeMap::Upkeep::kCompaction)) map_->compact();
   }
   // After a close and a look at every region of current, as a long-running server has it.
   json measure(uint64_t size_bytes) {

@@ -526,7 +526,7 @@ MUTANTS = [
     Mutant("trims-use-up-the-reserve",
            "On a full disk a guest's trims leave no room for removing versions.",
            "lib/volume/requests.cpp",
-           "map_->frees_cells(before) ? Reserve::kTrims : Reserve::kNone", "Reserve::kDeletions",
+           "map_->ask(&MapState::frees_cells, before) ? Reserve::kTrims : Reserve::kNone", "Reserve::kDeletions",
            VOLUME),
 
     # --- templates, segments, manifests

@@ -18,7 +18,6 @@ namespace {
 using nlohmann::json;
 using Argument = Operation::Argument;
 using Kind = Operation::Argument::Kind;
-using Progress = Operation::Progress;
 
 // --- what is answered
 
@@ -127,164 +126,143 @@ std::string text_of(const json& request, const char* key) {
   return found->get<std::string>();
 }
 
-std::string optional_text_of(const json& request, const char* key) {
-  return request.contains(key) && !request[key].is_null() ? text_of(request, key) : "";
-}
-
-uint64_t bytes_of(const json& request, const char* key) {
-  const auto bytes = request.find(key);
-  if (bytes == request.end() || !bytes->is_number_unsigned())
-    fail(EINVAL, "control request", "it has no \"{}\", which must be a number of bytes", key);
-  return bytes->get<uint64_t>();
-}
-
-std::vector<std::string> texts_of(const json& request, const char* key) {
-  const auto found = request.find(key);
-  const auto is_text = [](const json& item) { return item.is_string(); };
-  if (found == request.end() || !found->is_array() ||
-      !std::all_of(found->begin(), found->end(), is_text))
-    fail(EINVAL, "control request", "it has no \"{}\", which must be a list of texts", key);
-  return found->get<std::vector<std::string>>();
-}
-
 void check_argument(const json& request, const Argument& argument) {
+  const json value = request.value(argument.key, json());
+  const auto require = [&](bool is_fit, const char* what) {
+    if (!is_fit)
+      fail(EINVAL, "control request", "it has no \"{}\", which must be {}", argument.key, what);
+  };
+  const auto is_text = [](const json& item) { return item.is_string(); };
   switch (argument.kind) {
     case Kind::kText:
-      return void(text_of(request, argument.key));
+      return require(value.is_string(), "a text");
     case Kind::kOptionalText:
-      return void(optional_text_of(request, argument.key));
+      return require(value.is_string() || value.is_null(), "a text");
     case Kind::kTexts:
-      return void(texts_of(request, argument.key));
+      return require(value.is_array() && std::all_of(value.begin(), value.end(), is_text),
+                     "a list of texts");
     case Kind::kBytes:
-      return void(bytes_of(request, argument.key));
+      return require(value.is_number_unsigned(), "a number of bytes");
   }
 }
 
+}  // namespace
+
+struct Operation::Call {
+  Store& store;
+  const json& request;
+  const Progress& progress;
+  std::string volume;  // empty when it concerns none
+
+  // What is not there is empty.
+  std::string text(const char* key) const {
+    const json value = request.value(key, json());
+    return value.is_null() ? "" : value.get<std::string>();
+  }
+  std::vector<std::string> texts(const char* key) const { return request.at(key); }
+  uint64_t bytes(const char* key) const { return request.at(key); }
+};
+
+namespace {
+
 // --- what is done
+
+using Call = Operation::Call;
 
 json self() { return {{"pid", ::getpid()}, {"version", TPLSTORE_VERSION}}; }
 
-json stats(Store& store, const json&, const Progress&) {
-  json stats = stats_json(store.stats());
+json stats(const Call& call) {
+  json stats = stats_json(call.store.stats());
   stats["servers"].push_back(self());
   return stats;
 }
 
-json diff(Store& store, const json& request, const Progress&) {
+json reclaim(const Call& call) {
+  call.store.reclaim();
+  return self();
+}
+
+json reclaim_volume(const Call& call) {
+  call.store.reclaim_volume(call.volume);
+  return json::object();
+}
+
+json fork(const Call& call) {
+  return volume_json(call.store.fork_volume(call.text("name"), call.volume, call.text("version"),
+                                            call.bytes("size")),
+                     false);
+}
+
+json create_version(const Call& call) {
+  return version_json(
+      call.store.create_version(call.volume, {call.text("name"), call.text("note"), {}}));
+}
+
+json diff(const Call& call) {
   std::vector<ChangedRange> changes;
-  store.diff_versions(volume_of(request), text_of(request, "from"), optional_text_of(request, "to"),
-                      [&](const ChangedRange& change) { changes.push_back(change); });
+  call.store.diff_versions(call.volume, call.text("from"), call.text("to"),
+                           [&](const ChangedRange& change) { changes.push_back(change); });
   return changes_json(changes);
 }
 
 const std::vector<Operation>& operations() {
   constexpr bool kVolume = true, kServer = false;
   static const std::vector<Operation> table = {
-      {"ping",
-       kServer,
-       Patience::kUsual,
-       {},
-       server_shape,
-       [](Store&, const json&, const Progress&) { return self(); }},
-      {"stats", kServer, Patience::kUsual, {}, stats_shape, stats},
+      {"ping", kServer, server_shape, [](const Call&) { return self(); }},
+      {"stats", kServer, stats_shape, stats},
       // Gives back the space of versions that are gone, of all volumes.
-      {"reclaim",
-       kServer,
-       Patience::kEndless,
-       {},
-       server_shape,
-       [](Store& store, const json&, const Progress&) {
-         store.reclaim();
-         return self();
-       }},
-      {"volume-show",
-       kVolume,
-       Patience::kUsual,
-       {},
-       volume_with_versions_shape,
-       [](Store& store, const json& request, const Progress&) {
-         return volume_json(store.show_volume(volume_of(request)), true);
-       }},
+      {"reclaim", kServer, server_shape, reclaim, {}, Patience::kEndless},
+      {"volume-show", kVolume, volume_with_versions_shape,
+       [](const Call& c) { return volume_json(c.store.show_volume(c.volume), true); }},
       {"volume-resize",
        kVolume,
-       Patience::kUsual,
-       {{"size", Kind::kBytes}},
        volume_shape,
-       [](Store& store, const json& request, const Progress&) {
-         return volume_json(store.resize_volume(volume_of(request), bytes_of(request, "size")),
-                            false);
-       }},
+       [](const Call& c) {
+         return volume_json(c.store.resize_volume(c.volume, c.bytes("size")), false);
+       },
+       {{"size", Kind::kBytes}}},
       // Makes the volume "name" of "version"; with the size 0 it has the version's.
       {"volume-fork",
        kVolume,
-       Patience::kEndless,
-       {{"version", Kind::kText}, {"name", Kind::kText}, {"size", Kind::kBytes}},
        volume_shape,
-       [](Store& store, const json& request, const Progress&) {
-         return volume_json(
-             store.fork_volume(text_of(request, "name"), volume_of(request),
-                               text_of(request, "version"), bytes_of(request, "size")),
-             false);
-       }},
+       fork,
+       {{"version", Kind::kText}, {"name", Kind::kText}, {"size", Kind::kBytes}},
+       Patience::kEndless},
       {"volume-flatten",
        kVolume,
-       Patience::kEndless,
-       {},
        volume_shape,
-       [](Store& store, const json& request, const Progress& progress) {
-         return volume_json(store.flatten_volume(volume_of(request), progress), false);
-       }},
-      {"volume-reclaim",
-       kVolume,
-       Patience::kUsual,
+       [](const Call& c) {
+         return volume_json(c.store.flatten_volume(c.volume, c.progress), false);
+       },
        {},
-       nothing_shape,
-       [](Store& store, const json& request, const Progress&) {
-         store.reclaim_volume(volume_of(request));
-         return json::object();
-       }},
-      {"version-list",
-       kVolume,
-       Patience::kUsual,
-       {},
-       versions_shape,
-       [](Store& store, const json& request, const Progress&) {
-         return versions_json(store.show_volume(volume_of(request)).versions);
-       }},
+       Patience::kEndless},
+      {"volume-reclaim", kVolume, nothing_shape, reclaim_volume},
+      {"version-list", kVolume, versions_shape,
+       [](const Call& c) { return versions_json(c.store.show_volume(c.volume).versions); }},
       {"version-create",
        kVolume,
-       Patience::kUsual,
-       {{"name", Kind::kOptionalText}, {"note", Kind::kOptionalText}},
        version_shape,
-       [](Store& store, const json& request, const Progress&) {
-         return version_json(store.create_version(
-             volume_of(request),
-             {optional_text_of(request, "name"), optional_text_of(request, "note"), {}}));
-       }},
+       create_version,
+       {{"name", Kind::kOptionalText}, {"note", Kind::kOptionalText}}},
       {"version-rollback",
        kVolume,
-       Patience::kUsual,
-       {{"version", Kind::kText}},
        version_shape,
-       [](Store& store, const json& request, const Progress&) {
-         return version_json(store.rollback(volume_of(request), text_of(request, "version")));
-       }},
+       [](const Call& c) { return version_json(c.store.rollback(c.volume, c.text("version"))); },
+       {{"version", Kind::kText}}},
       {"version-rm",
        kVolume,
-       Patience::kUsual,
-       {{"versions", Kind::kTexts}},
        versions_shape,
-       [](Store& store, const json& request, const Progress&) {
-         return versions_json(
-             store.remove_versions(volume_of(request), texts_of(request, "versions")));
-       }},
+       [](const Call& c) {
+         return versions_json(c.store.remove_versions(c.volume, c.texts("versions")));
+       },
+       {{"versions", Kind::kTexts}}},
       // From a frozen version to another one, or to current.
       {"version-diff",
        kVolume,
-       Patience::kEndless,
-       {{"from", Kind::kText}, {"to", Kind::kOptionalText}},
        changes_shape,
-       diff},
+       diff,
+       {{"from", Kind::kText}, {"to", Kind::kOptionalText}},
+       Patience::kEndless},
   };
   return table;
 }
@@ -323,11 +301,11 @@ std::string volume_of(const json& request) {
   return volume;
 }
 
-json perform(Store& store, const json& request, const Progress& progress) {
+json perform(Store& store, const json& request, const Operation::Progress& progress) {
   const Operation& operation = operation_of(request);
-  if (operation.concerns_volume) volume_of(request);
+  const Call call{store, request, progress, operation.concerns_volume ? volume_of(request) : ""};
   for (const Argument& argument : operation.arguments) check_argument(request, argument);
-  return operation.perform(store, request, progress);
+  return operation.perform(call);
 }
 
 void check_result(const std::string& server, const json& request, const json& result) {

@@ -32,13 +32,14 @@ struct Operation {
     Kind kind;
   };
   using Progress = std::function<void(uint64_t done_bytes)>;
+  struct Call;  // a request that was checked, and what it is performed with
 
   std::string_view name;
   bool concerns_volume;  // then who does it must have that open, or nobody may
-  Patience patience;
-  std::vector<Argument> arguments;
   const Shape& (*answer)();
-  nlohmann::json (*perform)(Store& store, const nlohmann::json& request, const Progress& progress);
+  nlohmann::json (*perform)(const Call& call);
+  std::vector<Argument> arguments = {};
+  Patience patience = Patience::kUsual;
 };
 
 // The operation that is asked for.

@@ -63,7 +63,9 @@ as_owner "$tmp/tplstore" gc
 # Root, who has another run directory than the owner's server, finds that one.
 mkdir "$tmp/run"
 chown "$user:$group" "$tmp/run"
-XDG_RUNTIME_DIR=$tmp/run as_owner nbdkit --foreground --unix "$tmp/run/nbd.socket" \
+# Not as_owner: it is that process which is to be killed.
+XDG_RUNTIME_DIR=$tmp/run setpriv --reuid="$user" --regid="$group" --clear-groups \
+    nbdkit --foreground --unix "$tmp/run/nbd.socket" \
     "$tmp/nbdkit-tplstore-plugin.so" "$store" 2>>"$tmp/server.log" &
 owners_server=$!
 on_exit kill -9 "$owners_server"

@@ -115,10 +115,8 @@ std::unique_ptr<WriterLock> WriterLock::acquire(
   lock->read(backend, folder, volume);
 
   VolumeHeader& header = lock->header_;
-  if (const auto writer = writer_of(header)) {
+  if (const auto writer = writer_of(header))
     log(fmt::format("volume {}: taking over from {}, which has died", name, describe(*writer)));
-    lock->took_over_ = true;
-  }
   header.true_size_bytes = disk_size(header);
   header.size_bytes = 0;
   header.is_taken = 1;

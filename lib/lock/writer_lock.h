@@ -53,7 +53,6 @@ class WriterLock {
   void forget_parent();
 
   VolumeHeader header() const;
-  bool took_over() const { return took_over_; }
 
  private:
   WriterLock() = default;
@@ -67,7 +66,6 @@ class WriterLock {
   std::unique_ptr<Object> object_;
   HeaderSlots slots_{kHeaderMagic};
   VolumeHeader header_{};
-  bool took_over_ = false;
 };
 
 // What keeps everybody else out of a volume while it is removed. Both are nothing where not even a

@@ -22,8 +22,8 @@ class GracePeriod {
  public:
   class Request {
    public:
-    explicit Request(GracePeriod& epochs)
-        : count_(epochs.lines_[thread_line()].active[epochs.set_.load()]) {
+    explicit Request(GracePeriod& period)
+        : count_(period.lines_[thread_line()].active[period.set_.load()]) {
       count_.fetch_add(1);
     }
     ~Request() { count_.fetch_sub(1, std::memory_order_release); }
@@ -43,9 +43,14 @@ class GracePeriod {
   // Likewise; false when one of them has not ended by then.
   bool wait_for_requests_until(std::chrono::steady_clock::time_point deadline) {
     const auto await = [deadline](const auto& condition) {
-      while (!condition()) {
+      // Most requests are short.
+      for (int tries = 0; !condition(); ++tries) {
         if (std::chrono::steady_clock::now() >= deadline) return false;
-        std::this_thread::sleep_for(std::chrono::microseconds(200));
+        if (tries < 64) {
+          std::this_thread::yield();
+        } else {
+          std::this_thread::sleep_for(std::chrono::microseconds(200));
+        }
       }
       return true;
     };

@@ -8,9 +8,12 @@
 #include <array>
 #include <atomic>
 #include <bit>
+#include <chrono>
 #include <cstdint>
+#include <optional>
 
 #include "base/fair_shared_mutex.h"
+#include "base/grace_period.h"
 
 namespace tplstore {
 
@@ -20,40 +23,37 @@ class Quiesce {
  public:
   class Pass {
    public:
-    explicit Pass(Quiesce& gate) : quiesce_(gate) { quiesce_.enter(); }
-    ~Pass() { quiesce_.leave(); }
+    explicit Pass(Quiesce& gate) {
+      while (true) {
+        inside_.emplace(gate.inside_);
+        if (!gate.is_closed_.load()) return;
+        inside_.reset();
+        gate.is_closed_.wait(true);
+      }
+    }
     Pass(const Pass&) = delete;
 
    private:
-    Quiesce& quiesce_;
+    std::optional<GracePeriod::Request> inside_;
   };
 
-  // One closer at a time.
+  // One closer at a time. Who counts itself in after the wait finds the gate closed.
   void close() {
-    state_.fetch_or(kClosed);
-    for (uint32_t state = state_.load(); state != kClosed; state = state_.load())
-      state_.wait(state);
+    is_closed_.store(true);
+    inside_.wait_for_requests();
   }
   void open() {
-    state_.fetch_and(~kClosed);
-    state_.notify_all();
+    is_closed_.store(false);
+    is_closed_.notify_all();
+  }
+  // Waits for those that are inside, and keeps nobody out; false when one has not left by then.
+  bool wait_for_passes_until(std::chrono::steady_clock::time_point deadline) {
+    return inside_.wait_for_requests_until(deadline);
   }
 
  private:
-  static constexpr uint32_t kClosed = uint32_t{1} << 31;
-
-  void enter() {
-    while ((state_.fetch_add(1) & kClosed) != 0) {
-      leave();
-      for (uint32_t state = state_.load(); (state & kClosed) != 0; state = state_.load())
-        state_.wait(state);
-    }
-  }
-  void leave() {
-    if ((state_.fetch_sub(1) & kClosed) != 0) state_.notify_all();
-  }
-
-  std::atomic<uint32_t> state_{0};
+  GracePeriod inside_;
+  std::atomic<bool> is_closed_{false};
 };
 
 // Shared by writes to blocks that are current's already, exclusive for what changes the map. The

@@ -185,16 +185,15 @@ void Volume::flush() {
 // What a change does first and last; `operation` is the change.
 template <typename Operation>
 void Volume::change(bool durable, Operation operation) {
-  {
-    const GracePeriod::Request request(changes_);
-    map_->check_usable();
-    operation();
-  }
+  map_->check_usable();
+  operation();
   if (durable) map_->commit();
 }
 
 bool Volume::wait_for_changes(std::chrono::steady_clock::time_point deadline) {
-  return changes_.wait_for_requests_until(deadline);
+  // What turns from an overwrite into something longer counts itself in there before it leaves
+  // here.
+  return quiesce_.wait_for_passes_until(deadline) && changes_.wait_for_requests_until(deadline);
 }
 
 void Volume::write(uint64_t offset, Bytes from, bool durable) {
@@ -206,14 +205,18 @@ void Volume::write_range(uint64_t offset, Bytes from) {
   if (from.empty()) return;
   const bool is_split = offset % kBlockBytes != 0 || from.size() % kBlockBytes != 0;
   RunList runs;
-  if (is_split || !try_overwrite(offset, from, runs)) first_write(offset, from);
+  std::optional<Quiesce::Pass> pass(std::in_place, quiesce_);
+  if (!is_split && try_overwrite(offset, from, runs)) return;
+  const GracePeriod::Request change(changes_);
+  pass.reset();
+  first_write(offset, from);
 }
 
-// Overwrites blocks that are current's already. False when some are not: `runs` says what they are.
+// Overwrites blocks that are current's already, with a pass. False when some are not: `runs` says
+// what they are.
 bool Volume::try_overwrite(uint64_t offset, Bytes from, RunList& runs) {
   const uint64_t first = first_block(offset);
   const uint64_t count = block_count(offset, from.size());
-  const Quiesce::Pass pass(quiesce_);
   const RangeLocks::Shared hold(range_locks_, first, count);
   map_->find(0, first, count, runs);
   if (runs.size() != 1 || runs[0].source != current_.load(std::memory_order_relaxed)) return false;
@@ -229,7 +232,10 @@ bool Volume::try_overwrite_split(uint64_t offset, Bytes from, Edge& head, Edge& 
   const GracePeriod::Request request(cell_users_);
   const uint32_t current = current_.load();
   RunList runs;
-  if (try_overwrite(offset, from, runs)) return true;
+  {
+    const Quiesce::Pass pass(quiesce_);
+    if (try_overwrite(offset, from, runs)) return true;
+  }
   if (head.is_split) read_edge(head, runs[0].source, current);
   if (tail.is_split) read_edge(tail, runs[runs.size() - 1].source, current);
   return false;
@@ -351,6 +357,7 @@ void Volume::zero(uint64_t offset, uint64_t length, bool durable) {
 }
 
 void Volume::discard(uint64_t offset, uint64_t length) {
+  const GracePeriod::Request change(changes_);
   const uint64_t end = offset + length;
   // The last block of a disk whose size is not a multiple of a block counts as whole.
   const uint64_t whole_end =

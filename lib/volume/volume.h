@@ -234,7 +234,8 @@ class Volume {
   Quiesce quiesce_;
   RangeLocks range_locks_;
   GracePeriod cell_users_;  // of what has looked up cells, and may read them
-  GracePeriod changes_;     // of requests that change something, from beginning to end
+  // Of requests that change something and are longer than a pass, from beginning to end.
+  GracePeriod changes_;
   uint32_t write_alignment_ = 1;
 
   // Changed only while requests are quiesced.

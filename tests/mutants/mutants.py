@@ -29,6 +29,7 @@ STATE = ("map_state_test",)
 COMMITS = ("commit_pipeline_test",)
 BATCH = ("update_batch_test",)
 SLOTS = ("superblock_test",)
+REGISTRY = ("volume_registry_test",)
 
 MUTANTS = [
     # --- the order of a commit
@@ -436,10 +437,15 @@ MUTANTS = [
     Mutant("quiesce-does-not-wait",
            "A version is frozen while a write is half done.",
            "lib/volume/range_locks.h",
-           "    for (uint32_t state = state_.load(); state != kClosed; state = state_.load())\n"
-           "      state_.wait(state);\n  }\n  void open() {",
+           "    inside_.wait_for_requests();\n  }\n  void open() {",
            "  }\n  void open() {",
            VOLUME + MODEL + CRASH),
+    Mutant("a-newcomer-does-not-wait-for-overwrites",
+           "A write of a connection that was given up lands over a newer, flushed one.",
+           "lib/volume/requests.cpp",
+           "  return quiesce_.wait_for_passes_until(deadline) && changes_",
+           "  return changes_",
+           REGISTRY),
     Mutant("first-writes-share-their-range",
            "Of two first writes to one block the later one takes the earlier one's bytes back.",
            "lib/volume/requests.cpp",

@@ -1,0 +1,210 @@
+// The rules, one function for each kind of event.
+#include "lock/lock_state.h"
+
+#include <algorithm>
+
+namespace tplstore {
+namespace {
+
+void remember(LockRecord& record, VmId vm, uint64_t epoch) {
+  if (vm == 0) return;
+  auto& known = record.known;
+  const auto place = std::find_if(known.begin(), known.end() - 1,
+                                  [vm](const LockRecord::Known& one) { return one.vm == vm; });
+  std::move_backward(known.begin(), place, place + 1);
+  known.front() = {vm, epoch};
+}
+
+void end_hand_over(LockState& state) {
+  state.standby = {};
+  state.record.hand_over_token = 0;
+  state.record.hand_over_until_ns = 0;
+}
+
+// The standby's view of the disk is older than what the source goes on with.
+void lose_standby(LockState& state) {
+  remember(state.record, state.standby.vm, 0);
+  state.record.written_epoch = state.record.epoch;
+  end_hand_over(state);
+}
+
+// The volume is `vm`'s, or the server's own, in an epoch of its own.
+void claim(LockState& state, VmId vm) {
+  LockRecord& record = state.record;
+  if (record.is_taken && !state.is_held) record.written_epoch = record.epoch;
+  ++record.epoch;
+  record.is_taken = true;
+  record.owner = vm;
+  remember(record, vm, record.epoch);
+  state.is_held = true;
+}
+
+// Nobody has it, or the server by itself.
+void release(LockState& state, bool stays_open) {
+  state.owner = {};
+  if (stays_open) return claim(state, 0);
+  state.record.is_taken = false;
+  state.is_held = false;
+}
+
+void move_to_standby(LockState& state) {
+  const LockState::Party standby = state.standby;
+  claim(state, standby.vm);
+  state.owner = standby;
+  end_hand_over(state);
+}
+
+LockStep let_in(LockState state, LockState::Party LockState::*party, const LockConnect& event) {
+  (state.*party) = {++state.last_ticket, event.vm, event.is_multi, 1};
+  return {state, LockAnswer::kYes, state.last_ticket};
+}
+
+LockStep join(LockState state, LockState::Party LockState::*party) {
+  ++(state.*party).connections;
+  return {state, LockAnswer::kYes, (state.*party).ticket};
+}
+
+// For one who may go by itself: for so long it is waited for, as long as it asks for nothing.
+LockAnswer wait_for(const LockConnect& event, std::chrono::seconds patience) {
+  const bool is_quiet = !event.owner.has_asked || event.owner.quiet >= event.waited;
+  return is_quiet && event.waited < patience ? LockAnswer::kWait : LockAnswer::kInUse;
+}
+
+LockStep on(const LockState& state, const LockConnect& event) {
+  using Process = OwnerSeen::Process;
+  const LockRecord& record = state.record;
+  const OwnerSeen& owner = event.owner;
+  const bool was_owner = event.vm != 0 && event.vm == record.owner;
+  const bool is_armed = record.is_armed(event.now_ns);
+  const bool is_to_have_it = is_armed && event.token == record.hand_over_token;
+  const bool is_of_another_life = record.is_taken && !state.is_held;
+
+  LockRecord known = record;
+  if (is_of_another_life) known.written_epoch = record.epoch;
+  if (known.is_loser(event.vm)) return {state, LockAnswer::kLoser};
+  if (is_of_another_life && owner.process == Process::kOfAnotherHost)
+    return {state, LockAnswer::kForeign};
+
+  if (state.owner.connections > 0 && was_owner) {
+    if (state.owner.is_multi && event.is_multi) return join(state, &LockState::owner);
+    // A token tells that it is the VM itself that gave the other connection up, if that is idle.
+    if (event.token != 0 && !owner.has_in_flight && owner.quiet >= kLockIdle)
+      return let_in(state, &LockState::owner, event);
+    return {state, wait_for(event, kLockCloseWait)};
+  }
+
+  // There is a source, or there was one when the server died.
+  if (is_to_have_it && !was_owner && (state.owner.connections > 0 || is_of_another_life)) {
+    if (state.standby.ticket == 0) {
+      LockState next = state;
+      remember(next.record, event.vm, record.epoch);
+      return let_in(next, &LockState::standby, event);
+    }
+    const bool joins = state.standby.vm == event.vm && state.standby.is_multi && event.is_multi;
+    return joins ? join(state, &LockState::standby) : LockStep{state, LockAnswer::kInUse};
+  }
+
+  if (state.owner.connections > 0) {
+    const bool may_look = owner.process == Process::kUnknown || !owner.has_asked;
+    return {state, owner.process == Process::kGone ? wait_for(event, kLockCloseWait)
+                   : may_look                      ? wait_for(event, kLockProbeWait)
+                                                   : LockAnswer::kInUse};
+  }
+  if (is_armed && !is_to_have_it && !was_owner) return {state, LockAnswer::kHandOver};
+  const bool may_come_back = owner.process == Process::kLives ||
+                             (owner.process == Process::kUnknown && owner.absent < event.grace);
+  if (is_of_another_life && !was_owner && may_come_back) return {state, LockAnswer::kLeftBehind};
+
+  LockState next = state;
+  if (!is_armed && next.standby.ticket != 0) lose_standby(next);
+  claim(next, event.vm);
+  if (is_to_have_it || !is_armed) end_hand_over(next);
+  if (!event.is_connection) return {next, LockAnswer::kYes};
+  return let_in(next, &LockState::owner, event);
+}
+
+LockStep on(LockState state, const LockLeave& event) {
+  if (state.standby.ticket != 0 && event.ticket == state.standby.ticket) {
+    if (--state.standby.connections == 0) end_hand_over(state);
+  } else if (state.owner.ticket != 0 && event.ticket == state.owner.ticket) {
+    if (--state.owner.connections > 0) return {state, LockAnswer::kYes};
+    if (event.has_written) state.record.written_epoch = state.record.epoch;
+    if (state.standby.ticket != 0 && event.has_changed) lose_standby(state);
+    if (state.standby.ticket != 0) {
+      move_to_standby(state);
+    } else {
+      release(state, event.stays_open);
+    }
+    return {state, LockAnswer::kYes};
+  }
+  const bool is_anybodys = state.owner.ticket != 0 || state.standby.ticket != 0;
+  if (state.is_held && !is_anybodys && !event.stays_open) release(state, false);
+  return {state, LockAnswer::kYes};
+}
+
+LockStep on(LockState state, const LockChange& event) {
+  if (state.standby.ticket == 0) return {state, LockAnswer::kLoser};
+  const bool has_source = state.owner.connections > 0;
+  const OwnerSeen& source = event.owner;
+  // Both run. Who has written goes on.
+  if (has_source && source.has_changed) {
+    lose_standby(state);
+    return {state, LockAnswer::kLoser};
+  }
+  const bool has_ended = source.has_flushed || source.quiet >= kLockQuiet;
+  if (!has_source || (!source.has_in_flight && has_ended)) {
+    move_to_standby(state);
+    // The change comes at once.
+    state.record.written_epoch = state.record.epoch;
+    return {state, LockAnswer::kYes, state.owner.ticket};
+  }
+  if (event.waited < kLockChangeWait && state.record.is_armed(event.now_ns))
+    return {state, LockAnswer::kWait};
+  lose_standby(state);
+  return {state, LockAnswer::kLoser};
+}
+
+LockStep on(LockState state, const LockArm& event) {
+  if (!state.record.is_taken) return {state, LockAnswer::kFree};
+  if (state.standby.ticket != 0) return {state, LockAnswer::kInUse};
+  state.record.hand_over_token = event.token;
+  state.record.hand_over_until_ns = event.until_ns;
+  return {state, LockAnswer::kYes};
+}
+
+LockStep on(LockState state, const LockCancel&) {
+  if (state.record.hand_over_token == 0) return {state, LockAnswer::kFree};
+  if (state.standby.ticket != 0) lose_standby(state);
+  end_hand_over(state);
+  return {state, LockAnswer::kYes};
+}
+
+LockStep on(LockState state, const LockBreak& event) {
+  LockRecord& record = state.record;
+  if (event.epoch != record.epoch) return {state, LockAnswer::kOtherEpoch};
+  const bool is_servers_own = state.is_held && state.owner.ticket == 0;
+  if (!record.is_taken || is_servers_own) return {state, LockAnswer::kFree};
+  end_hand_over(state);
+  release(state, event.stays_open);
+  // An epoch that is nobody's: so all who had the volume are losers.
+  if (!event.stays_open) {
+    ++record.epoch;
+    record.owner = 0;
+  }
+  record.written_epoch = record.epoch;
+  return {state, LockAnswer::kYes};
+}
+
+}  // namespace
+
+bool LockRecord::is_loser(VmId vm) const {
+  const auto one =
+      std::find_if(known.begin(), known.end(), [vm](const Known& other) { return other.vm == vm; });
+  return vm != 0 && one != known.end() && one->epoch < written_epoch;
+}
+
+LockStep step(const LockState& state, const LockEvent& event) {
+  return std::visit([&state](const auto& of_kind) { return on(state, of_kind); }, event);
+}
+
+}  // namespace tplstore

@@ -8,12 +8,12 @@
 namespace tplstore {
 
 void CommitPipeline::commit(const Step& run) {
-  std::unique_lock guard(mutex_);
+  Lock guard(mutex_);
   // The next commit to start is the first whose cut is sure to come after this call.
   const uint64_t mine = started_ + 1;
   while (finished_ < mine) {
     if (is_running_) {
-      ended_.wait(guard);
+      ended_.wait(mutex_);
       continue;
     }
     is_running_ = true;
@@ -37,12 +37,12 @@ void CommitPipeline::commit(const Step& run) {
 
 void CommitPipeline::run_alone(const Step& body) {
   {
-    std::unique_lock guard(mutex_);
-    ended_.wait(guard, [this] { return !is_running_; });
+    const Lock guard(mutex_);
+    while (is_running_) ended_.wait(mutex_);
     is_running_ = true;
   }
   const auto end = [this] {
-    const std::lock_guard guard(mutex_);
+    const Lock guard(mutex_);
     is_running_ = false;
     ended_.notify_all();
   };
@@ -62,7 +62,7 @@ void CommitPipeline::perform(const Step& cut, const Step& write) {
 }
 
 void CommitPipeline::stop(std::exception_ptr failure) noexcept {
-  const std::lock_guard guard(failure_mutex_);
+  const Lock guard(failure_mutex_);
   if (!failure_) failure_ = std::move(failure);
   is_stopped_.store(true, std::memory_order_release);
 }
@@ -70,7 +70,7 @@ void CommitPipeline::stop(std::exception_ptr failure) noexcept {
 void CommitPipeline::throw_stopped() const {
   std::exception_ptr failure;
   {
-    const std::lock_guard guard(failure_mutex_);
+    const Lock guard(failure_mutex_);
     failure = failure_;
   }
   try {

@@ -12,11 +12,11 @@
 #pragma once
 
 #include <atomic>
-#include <condition_variable>
 #include <cstdint>
 #include <exception>
 #include <functional>
-#include <mutex>
+
+#include "base/mutex.h"
 
 namespace tplstore {
 
@@ -27,16 +27,17 @@ class CommitPipeline {
   // Returns when a commit has succeeded that began after this call: `run`, which is to call
   // perform(), or another's. What `run` throws is thrown to who has run it; those who waited for it
   // try for themselves.
-  void commit(const Step& run);
+  void commit(const Step& run) EXCLUDES(mutex_);
   // Runs `body`, which may call perform(), while no commit runs.
-  void run_alone(const Step& body);
+  void run_alone(const Step& body) EXCLUDES(mutex_);
   // The steps of a commit, of which none other runs. What `cut` throws has left all as it was; what
   // `write` throws stops the map.
   void perform(const Step& cut, const Step& write);
 
-  // It takes nothing by value: a copy that fails would be a failure outside.
+  // It takes nothing by value: a copy that fails would be a failure outside. Not analysed: `work`
+  // may need mutexes that the caller has.
   template <typename Work>
-  void or_stop(const Work& work) {
+  void or_stop(const Work& work) NO_THREAD_SAFETY_ANALYSIS {
     try {
       work();
     } catch (...) {
@@ -45,7 +46,7 @@ class CommitPipeline {
     }
   }
   // The first failure counts.
-  void stop(std::exception_ptr failure) noexcept;
+  void stop(std::exception_ptr failure) noexcept EXCLUDES(failure_mutex_);
   bool is_stopped() const { return is_stopped_.load(std::memory_order_acquire); }
   // Throws, and says why, when it is.
   void check() const {
@@ -54,16 +55,16 @@ class CommitPipeline {
   }
 
  private:
-  [[noreturn]] void throw_stopped() const;
+  [[noreturn]] void throw_stopped() const EXCLUDES(failure_mutex_);
 
-  std::mutex mutex_;  // guards the next four
-  std::condition_variable ended_;
-  bool is_running_ = false;
-  uint64_t started_ = 0;
-  uint64_t finished_ = 0;
+  Mutex mutex_;  // not held while a commit runs
+  ConditionVariable ended_;
+  bool is_running_ GUARDED_BY(mutex_) = false;
+  uint64_t started_ GUARDED_BY(mutex_) = 0;
+  uint64_t finished_ GUARDED_BY(mutex_) = 0;
 
-  mutable std::mutex failure_mutex_;  // guards the next
-  std::exception_ptr failure_;
+  mutable Mutex failure_mutex_;
+  std::exception_ptr failure_ GUARDED_BY(failure_mutex_);
   std::atomic<bool> is_stopped_{false};
 };
 

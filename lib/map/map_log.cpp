@@ -212,7 +212,7 @@ ByteVector MapLog::read_frame(uint64_t offset, FrameKind kind, LogPosition& afte
 
 void MapLog::start_writing(const LogPosition& at, Reserve draws_on) {
   {
-    const std::lock_guard guard(mutex_);
+    const Lock guard(mutex_);
     tail_ = start_of_life(at);
     zeroed_end_ = at.offset;
     count_room();
@@ -261,7 +261,7 @@ void MapLog::make_room(uint64_t bytes) {
 void MapLog::reserve(uint64_t bytes, Reserve draws_on) {
   reserved_ += bytes;
   if (room_.fetch_sub(static_cast<int64_t>(bytes)) >= static_cast<int64_t>(bytes)) return;
-  const std::lock_guard guard(mutex_);
+  const Lock guard(mutex_);
   try {
     make_room(0);
   } catch (...) {
@@ -283,7 +283,7 @@ void MapLog::adopt_reserved(uint64_t bytes) noexcept {
   reserved_ += bytes;
   room_ -= static_cast<int64_t>(bytes);
   try {
-    const std::lock_guard guard(mutex_);
+    const Lock guard(mutex_);
     make_room(0);
   } catch (const std::exception&) {
     // The next reservation fails, until there is room.
@@ -298,15 +298,15 @@ uint64_t MapLog::append(FrameKind kind, Bytes payload, uint64_t reserved) {
   if (!payload.empty())
     std::memcpy(frame.data() + sizeof(FrameHeader), payload.data(), payload.size());
 
-  const std::lock_guard guard(mutex_);
+  const Lock guard(mutex_);
   if (has_failed_) fail(EIO, name_, "the map log could not be written before");
   ensure(reserved_ >= reserved, "an append ends reservations that were made");
-  const auto has_room = [&] { return tail_.offset + length + kProofBytes <= zeroed_end_; };
+  const uint64_t needed_end = tail_.offset + length + kProofBytes;
   try {
-    if (reserved == 0 || !has_room()) make_room(length);
+    if (reserved == 0 || needed_end > zeroed_end_) make_room(length);
   } catch (...) {
     // On a full disk a volume can still be opened: its reserve takes that frame.
-    if (kind != FrameKind::kOpen || !has_room()) throw;
+    if (kind != FrameKind::kOpen || needed_end > zeroed_end_) throw;
   }
   FrameHeader header{kFrameMagic,
                      static_cast<uint32_t>(length),
@@ -338,29 +338,29 @@ uint64_t MapLog::append(FrameKind kind, Bytes payload, uint64_t reserved) {
 void MapLog::sync() {
   uint64_t sequence;
   {
-    const std::lock_guard guard(mutex_);
+    const Lock guard(mutex_);
     sequence = tail_.sequence;
   }
   try {
     object_->sync();
   } catch (...) {
-    const std::lock_guard guard(mutex_);
+    const Lock guard(mutex_);
     has_failed_ = true;
     throw;
   }
-  const std::lock_guard guard(mutex_);
+  const Lock guard(mutex_);
   durable_ = std::max(durable_, sequence);
 }
 
 uint64_t MapLog::reserved_bytes() const { return reserved_; }
 
 LogPosition MapLog::position() const {
-  const std::lock_guard guard(mutex_);
+  const Lock guard(mutex_);
   return tail_;
 }
 
 bool MapLog::has_failed() const {
-  const std::lock_guard guard(mutex_);
+  const Lock guard(mutex_);
   return has_failed_;
 }
 

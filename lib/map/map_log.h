@@ -25,12 +25,12 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 
 #include "backend/backend.h"
 #include "base/bytes.h"
+#include "base/mutex.h"
 
 namespace tplstore {
 
@@ -100,32 +100,33 @@ class MapLog {
   LogPosition start_of_life(const LogPosition& at) const { return unused_open_.value_or(at); }
   // Begins to write there: zeroes what follows, writes an open frame of a new incarnation, and
   // makes it and all before it durable.
-  void start_writing(const LogPosition& at, Reserve draws_on = Reserve::kDeletions);
+  void start_writing(const LogPosition& at, Reserve draws_on = Reserve::kDeletions)
+      EXCLUDES(mutex_);
 
   // From then on `bytes` more of update records can be appended; ENOSPC.
-  void reserve(uint64_t bytes, Reserve draws_on);
+  void reserve(uint64_t bytes, Reserve draws_on) EXCLUDES(mutex_);
   void unreserve(uint64_t bytes);
   uint64_t reserved_bytes() const;
   // Reserves what another log had reserved, whether there is room or not: what cannot be appended
   // then says so.
-  void adopt_reserved(uint64_t bytes) noexcept;
+  void adopt_reserved(uint64_t bytes) noexcept EXCLUDES(mutex_);
   // Appends a frame; `reserved` bytes of reservations end with it. Returns the payload's offset.
-  uint64_t append(FrameKind kind, Bytes payload, uint64_t reserved);
+  uint64_t append(FrameKind kind, Bytes payload, uint64_t reserved) EXCLUDES(mutex_);
   // Makes all that was appended before the call durable.
-  void sync();
+  void sync() EXCLUDES(mutex_);
 
-  LogPosition position() const;  // of the tail
+  LogPosition position() const EXCLUDES(mutex_);  // of the tail
   uint64_t seed() const { return seed_; }
   uint64_t generation() const { return generation_; }
   const std::string& name() const { return name_; }
-  bool has_failed() const;
+  bool has_failed() const EXCLUDES(mutex_);
 
  private:
   MapLog(std::unique_ptr<Object> object, std::string name, const Uuid& volume, uint64_t generation);
   uint64_t frame_checksum(Bytes frame) const;
   bool is_frame(Bytes sector, uint64_t offset, uint64_t end, FrameHeader& header) const;
-  void make_room(uint64_t bytes);  // with mutex_ held
-  void count_room();               // with mutex_ held
+  void make_room(uint64_t bytes) REQUIRES(mutex_);
+  void count_room() REQUIRES(mutex_);
   [[noreturn]] void damaged(uint64_t offset, const std::string& why) const;
 
   std::unique_ptr<Object> object_;
@@ -134,14 +135,14 @@ class MapLog {
   const uint64_t seed_;
   std::optional<LogPosition> unused_open_;  // what is before the open frame at the end, if one is
 
-  mutable std::mutex mutex_;  // guards all below; held during appends, not syncs
-  LogPosition tail_ = start();
-  uint64_t incarnation_ = 0;
-  uint64_t durable_ = 0;
-  uint64_t zeroed_end_ = 0;
-  bool has_failed_ = false;
-  int64_t total_room_ = 0;  // room_ and what is reserved together
-  // Also changed without the mutex: what is reserved, and what more may be without making room.
+  mutable Mutex mutex_;  // held during appends, not syncs
+  LogPosition tail_ GUARDED_BY(mutex_) = start();
+  uint64_t incarnation_ GUARDED_BY(mutex_) = 0;
+  uint64_t durable_ GUARDED_BY(mutex_) = 0;
+  uint64_t zeroed_end_ GUARDED_BY(mutex_) = 0;
+  bool has_failed_ GUARDED_BY(mutex_) = false;
+  int64_t total_room_ GUARDED_BY(mutex_) = 0;  // room_ and what is reserved together
+  // What is reserved, and what more may be without making room.
   std::atomic<uint64_t> reserved_{0};
   std::atomic<int64_t> room_{0};
 };

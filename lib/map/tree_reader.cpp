@@ -14,7 +14,7 @@ NodeRef TreeReader::loaded(const NodeRef& slot, uint32_t level, uint32_t index) 
 }
 
 PageSlots TreeReader::slots_of(Node* page) const {
-  const std::shared_lock guard(mutex_);
+  const SharedLock guard(mutex_);
   return static_cast<Page*>(page)->slots;
 }
 
@@ -36,13 +36,13 @@ std::vector<Interval> TreeReader::intervals(const NodeRef& slot, uint32_t region
 
 bool TreeReader::is_same(const NodeRef& a, const NodeRef& b) const {
   if (a == b) return true;
-  const std::shared_lock guard(mutex_);
+  const SharedLock guard(mutex_);
   return a.is_same(b);
 }
 
 // Leaves one of those slots that lead to the same, and none that is empty.
 void TreeReader::remove_duplicates(std::vector<NodeRef>& slots) const {
-  const std::shared_lock guard(mutex_);
+  const SharedLock guard(mutex_);
   std::erase_if(slots, [](const NodeRef& slot) { return slot.is_empty(); });
   std::sort(slots.begin(), slots.end(),
             [](const NodeRef& a, const NodeRef& b) { return a.key() < b.key(); });

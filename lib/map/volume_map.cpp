@@ -33,12 +33,12 @@ constexpr int kOpenTriesMax = 10;
 // --- making and opening
 
 void VolumeMap::create_fork(uint32_t version, const std::string& folder, const Uuid& fork) {
-  const std::lock_guard maintenance(maintenance_mutex_);
+  const Lock maintenance(maintenance_mutex_);
   VersionRecord base;
   std::vector<SourceRow> sources;
   std::shared_ptr<MapLog> log;
   {
-    const std::unique_lock guard(mutex_);
+    const Lock guard(mutex_);
     const VersionRecord* found = state_.table().find(version);
     if (found == nullptr) fail_not_there(version);
     base = *found;
@@ -49,18 +49,13 @@ void VolumeMap::create_fork(uint32_t version, const std::string& folder, const U
   create_fork_map(backend_, folder, fork, volume_, base, sources, reader);
 }
 
-VolumeMap::VolumeMap(Backend& backend, std::string folder, const Uuid& volume, Access access)
-    : backend_(backend), folder_(std::move(folder)), volume_(volume), access_(access) {}
-
 std::unique_ptr<VolumeMap> VolumeMap::open(Backend& backend, const std::string& folder,
                                            const Uuid& volume, Access access) {
   // A reader may meet a log that its owner is exchanging or appending to right now: what looks
   // missing or damaged then is not so the next time.
   for (int tries = 1;; ++tries) {
-    std::unique_ptr<VolumeMap> map(new VolumeMap(backend, folder, volume, access));
     try {
-      map->recover();
-      return map;
+      return std::unique_ptr<VolumeMap>(new VolumeMap(backend, folder, volume, access));
     } catch (const Error& error) {
       const bool may_pass = error.code() == ENOENT || error.code() == EIO;
       if (access == Access::kWrite || !may_pass || tries == kOpenTriesMax) {
@@ -71,18 +66,19 @@ std::unique_ptr<VolumeMap> VolumeMap::open(Backend& backend, const std::string& 
   }
 }
 
-void VolumeMap::recover() {
+VolumeMap::VolumeMap(Backend& backend, std::string folder, const Uuid& volume, Access access)
+    : backend_(backend), folder_(std::move(folder)), volume_(volume) {
   const std::string name = map_pointer_name(folder_);
-  pointer_object_ = backend_.open(name, access_, Purpose::kMetadata);
-  if (access_ == Access::kWrite) settle(*pointer_object_);
+  pointer_object_ = backend_.open(name, access, Purpose::kMetadata);
+  if (access == Access::kWrite) settle(*pointer_object_);
   const std::optional<MapPointer> pointer = pointer_slots_.read(*pointer_object_);
   if (!pointer) fail(EIO, name, "damaged: neither of its two slots passes its checksum");
   if (pointer->volume != volume_) fail_of_another(name, pointer->volume, volume_);
-  log_ = MapLog::open(backend_, folder_, volume_, pointer->generation, access_);
+  log_ = MapLog::open(backend_, folder_, volume_, pointer->generation, access);
   checkpoint_offset_ = pointer->checkpoint_offset;
   clean_sequence_ = pointer->clean_sequence;
 
-  Recovered recovered = tplstore::recover(*log_, *pointer);
+  Recovered recovered = recover(*log_, *pointer);
   state_ = std::move(recovered.state);
   recovered_to_ = recovered.end;
   recovery_ = {recovered.was_closed_cleanly, std::move(recovered.replayed_versions)};
@@ -93,23 +89,28 @@ void VolumeMap::recover() {
 
 void VolumeMap::start_writing(std::function<void()> sync_data, std::function<void()> sync_holes,
                               Reserve draws_on) {
+  const Lock maintenance(maintenance_mutex_);
   sync_data_ = std::move(sync_data);
   sync_holes_ = std::move(sync_holes);
-  // What was decided in the replay is as durable as the records are in a moment.
-  state_.free_ranges().cut();
-  state_.free_ranges().commit();
+  const std::shared_ptr<MapLog> log = this->log();
+  {
+    // What was decided in the replay is as durable as the records are in a moment.
+    const Lock guard(mutex_);
+    state_.free_ranges().cut();
+    state_.free_ranges().commit();
+  }
   // It must not fall back to a log that is about to be removed, whatever became of it in an earlier
   // life: a slot that was not synced, or one whose sync failed.
   // Nor must it take the new life for one that has been closed.
-  write_pointer(*log_, checkpoint_offset_,
-                std::min(clean_sequence_, log_->start_of_life(recovered_to_).sequence));
+  write_pointer(*log, checkpoint_offset_,
+                std::min(clean_sequence_, log->start_of_life(recovered_to_).sequence));
   // Logs of other generations are what an interrupted compaction left.
   constexpr std::string_view kPrefix = "map.";
   for (const std::string& name : backend_.list(folder_)) {
     if (!name.starts_with(kPrefix)) continue;
-    if (folder_ + "/" + name != log_->name()) backend_.remove(folder_ + "/" + name);
+    if (folder_ + "/" + name != log->name()) backend_.remove(folder_ + "/" + name);
   }
-  log_->start_writing(recovered_to_, draws_on);
+  log->start_writing(recovered_to_, draws_on);
 }
 
 void VolumeMap::write_pointer(const MapLog& log, uint64_t checkpoint_offset,
@@ -119,12 +120,12 @@ void VolumeMap::write_pointer(const MapLog& log, uint64_t checkpoint_offset,
   pointer.generation = log.generation();
   pointer.checkpoint_offset = checkpoint_offset;
   pointer.clean_sequence = clean_sequence;
-  or_stop([&] { pointer_slots_.write(*pointer_object_, pointer); });
+  or_stop([&]() REQUIRES(maintenance_mutex_) { pointer_slots_.write(*pointer_object_, pointer); });
   checkpoint_offset_ = checkpoint_offset;
 }
 
 void VolumeMap::close() {
-  const std::lock_guard maintenance(maintenance_mutex_);
+  const Lock maintenance(maintenance_mutex_);
   checkpoint_locked();
   if (is_small() && wants(Upkeep::kCompaction)) {
     try {
@@ -133,13 +134,19 @@ void VolumeMap::close() {
       check_usable();  // or it is as it was
     }
   }
-  write_pointer(*log_, checkpoint_offset_, log_->position().sequence);
+  const std::shared_ptr<MapLog> log = this->log();
+  write_pointer(*log, checkpoint_offset_, log->position().sequence);
 }
 
 // --- what is there
 
+std::shared_ptr<MapLog> VolumeMap::log() const {
+  const SharedLock guard(mutex_);
+  return log_;
+}
+
 uint32_t VolumeMap::current() const {
-  const std::shared_lock guard(mutex_);
+  const SharedLock guard(mutex_);
   return state_.current().number;
 }
 
@@ -150,7 +157,7 @@ std::vector<Pin> VolumeMap::pins() const {
 }
 
 void VolumeMap::note_swept(uint32_t version) {
-  const std::unique_lock guard(mutex_);
+  const Lock guard(mutex_);
   state_.note_swept(version);
 }
 
@@ -163,11 +170,11 @@ void VolumeMap::load(const MissingNode& missing, uint32_t version,
     node = NodeRef::adopt(read_node(*log, missing));
   } catch (const Error&) {
     // When the log was compacted away meanwhile, what is missing is found in the new one.
-    const std::shared_lock guard(mutex_);
+    const SharedLock guard(mutex_);
     if (log != log_) return;
     throw;
   }
-  const std::unique_lock guard(mutex_);
+  const Lock guard(mutex_);
   ++stats_.loads;
   // An address means something in its own log only.
   if (log == log_) state_.install(version, missing, std::move(node));
@@ -182,7 +189,7 @@ void VolumeMap::find(uint32_t version, uint64_t first, uint64_t count, RunList& 
       std::optional<MissingNode> missing;
       std::shared_ptr<MapLog> log;
       {
-        const std::shared_lock guard(mutex_);
+        const SharedLock guard(mutex_);
         const VersionRecord* record = std::as_const(state_).find(version);
         if (record == nullptr) fail_not_there(version);
         missing = tplstore::find(record->root, region, in_region, part, runs);
@@ -223,11 +230,11 @@ void visit_difference(uint64_t region, uint32_t first, uint32_t count,
 void VolumeMap::find_difference(uint32_t from, uint32_t to, uint64_t first, uint64_t count,
                                 const std::function<void(const Run&, const Run&)>& visit) {
   if (count == 0) return;
-  const std::lock_guard maintenance(maintenance_mutex_);
+  const Lock maintenance(maintenance_mutex_);
   NodeRef roots[2];
   std::shared_ptr<MapLog> log;
   {
-    const std::unique_lock guard(mutex_);
+    const Lock guard(mutex_);
     for (int i = 0; i < 2; ++i) {
       const uint32_t version = i == 0 ? from : to;
       const VersionRecord* record = std::as_const(state_).find(version);
@@ -253,13 +260,13 @@ void VolumeMap::find_difference(uint32_t from, uint32_t to, uint64_t first, uint
 
 void VolumeMap::visit_foreign_cells(uint64_t begin_region, uint64_t end_region,
                                     const std::function<void(const FreeRange&)>& visit) {
-  const std::lock_guard maintenance(maintenance_mutex_);
+  const Lock maintenance(maintenance_mutex_);
   run_removals();
   std::vector<NodeRef> roots;
   std::shared_ptr<MapLog> log;
   uint32_t base = 0;
   {
-    const std::unique_lock guard(mutex_);
+    const Lock guard(mutex_);
     roots.push_back(state_.current().root);
     for (const auto& [number, version] : state_.table().all()) roots.push_back(version.root);
     log = log_;
@@ -289,13 +296,13 @@ LogReservation::LogReservation(VolumeMap& map, uint64_t records, Reserve draws_o
     : map_(map), unused_(records) {
   map.check_usable();
   // The lock keeps the log from being exchanged meanwhile.
-  const std::shared_lock guard(map.mutex_);
+  const SharedLock guard(map.mutex_);
   map.log_->reserve(records * kRecordBytes, draws_on);
 }
 
 LogReservation::~LogReservation() {
   if (unused_ == 0) return;
-  const std::shared_lock guard(map_.mutex_);
+  const SharedLock guard(map_.mutex_);
   map_.log_->unreserve(unused_ * kRecordBytes);
 }
 
@@ -320,7 +327,7 @@ void VolumeMap::assign_in_region(const UpdateRecord& update) {
     std::optional<MissingNode> missing;
     std::shared_ptr<MapLog> log;
     {
-      const std::unique_lock guard(mutex_);
+      const Lock guard(mutex_);
       pending_.make_room(kRecordBytes);
       UpdateRecord record = update;
       const MapState::Applied applied = state_.apply(record);
@@ -345,7 +352,7 @@ void VolumeMap::change(std::vector<MapRecord> records, LogReservation& reserved)
   for (const MapRecord& record : records) encode_record(bytes, record);
   ensure(bytes.size() <= reserved.unused_ * kRecordBytes, "a change fits what was reserved for it");
   pending_.make_room(bytes.size());
-  or_stop([&] {
+  or_stop([&]() REQUIRES(mutex_) {
     for (MapRecord& record : records) state_.apply(record);
   });
   pending_.add(bytes.bytes(), reserved.unused_ * kRecordBytes);
@@ -356,19 +363,19 @@ VersionChange::VersionChange(VolumeMap& map) : map_(map), hold_(map.version_mute
 
 uint32_t VersionChange::freeze(const FreezeRequest& request, LogReservation& reserved) {
   ensure(reserved.unused_ == kFreezeRecords, "a freeze has its records reserved");
-  const std::unique_lock guard(map_.mutex_);
-  const MapState& state = map_.state_;
-  const uint32_t frozen = state.current().number;
+  const Lock guard(map_.mutex_);
+  const VersionRecord& current = map_.state_.current();
+  const uint32_t frozen = current.number;
   if (frozen >= UINT32_MAX - 1) fail(EOVERFLOW, "volume", "has used up its version numbers");
   FreezeRecord record;
   record.next = frozen + 1;
   record.parent = request.parent == 0 ? frozen : request.parent;
-  const VersionRecord* base = state.find(record.parent);
+  const VersionRecord* base = std::as_const(map_.state_).find(record.parent);
   if (base == nullptr || (base->is_hidden() && !request.may_be_hidden))
     fail(ENOENT, fmt::format("version {}", record.parent), "is not there any more");
   record.created_ns = now_unix_ns();
   record.size_bytes = base->size_bytes;
-  record.is_unswept = (state.current().flags & kVersionUnswept) != 0;
+  record.is_unswept = (current.flags & kVersionUnswept) != 0;
   record.for_reader = request.for_reader;
   record.name = request.name;
   record.note = request.note;
@@ -379,13 +386,13 @@ uint32_t VersionChange::freeze(const FreezeRequest& request, LogReservation& res
 
 void VersionChange::resize(uint64_t size_bytes) {
   LogReservation reserved(map_, 1);
-  const std::unique_lock guard(map_.mutex_);
+  const Lock guard(map_.mutex_);
   map_.change({ResizeRecord{size_bytes}}, reserved);
 }
 
 void VersionChange::hide(const std::vector<uint32_t>& versions) {
   LogReservation reserved(map_, versions.size(), Reserve::kDeletions);
-  const std::unique_lock guard(map_.mutex_);
+  const Lock guard(map_.mutex_);
   std::vector<MapRecord> records;
   for (const uint32_t version : versions) {
     const VersionRecord* found = map_.state_.table().find(version);
@@ -398,7 +405,7 @@ void VersionChange::hide(const std::vector<uint32_t>& versions) {
 void VolumeMap::change_forks(const ForkRecord& record) {
   const bool gives_space = std::holds_alternative<UnpinRecord>(record);
   LogReservation reserved(*this, kForkRecords, gives_space ? Reserve::kDeletions : Reserve::kNone);
-  const std::unique_lock guard(mutex_);
+  const Lock guard(mutex_);
   if (const auto* pin = std::get_if<PinRecord>(&record)) {
     const VersionRecord* found = state_.table().find(pin->version);
     if (found == nullptr || found->is_hidden()) fail_not_there(pin->version);
@@ -409,11 +416,11 @@ void VolumeMap::change_forks(const ForkRecord& record) {
 // --- removed versions
 
 bool VolumeMap::collect_one() {
-  const std::lock_guard maintenance(maintenance_mutex_);
+  const Lock maintenance(maintenance_mutex_);
   run_removals();
   LogReservation reserved(*this, 1, Reserve::kDeletions);
   {
-    const std::unique_lock guard(mutex_);
+    const Lock guard(mutex_);
     const std::optional<uint32_t> version = state_.table().collectible();
     if (!version) return false;
     change({CollectRecord{*version}}, reserved);
@@ -422,35 +429,34 @@ bool VolumeMap::collect_one() {
   return true;
 }
 
-// maintenance_mutex_ is held.
 void VolumeMap::run_removals() {
   while (true) {
     Removal removal;
     std::shared_ptr<MapLog> log;
     {
-      const std::shared_lock guard(mutex_);
+      const SharedLock guard(mutex_);
       if (state_.next_removal() == nullptr) return;
       removal = *state_.next_removal();
       log = log_;
     }
     TreeReader reader(*log, mutex_);
     const LoneCells cells = find_lone_cells(reader, removal);
-    const std::unique_lock guard(mutex_);
+    const Lock guard(mutex_);
     state_.finish_removal(cells);
   }
 }
 
 uint64_t VolumeMap::own_blocks(uint32_t version) {
   {
-    const std::shared_lock guard(mutex_);
+    const SharedLock guard(mutex_);
     if (const auto known = state_.own_blocks(version)) return *known;
   }
-  const std::lock_guard maintenance(maintenance_mutex_);
-  const std::lock_guard versions(version_mutex_);
+  const Lock maintenance(maintenance_mutex_);
+  const Lock versions(version_mutex_);
   Removal removal;
   std::shared_ptr<MapLog> log;
   {
-    const std::unique_lock guard(mutex_);
+    const Lock guard(mutex_);
     if (const auto known = state_.own_blocks(version)) return *known;
     removal = state_.begin_count(version);
     log = log_;
@@ -460,21 +466,21 @@ uint64_t VolumeMap::own_blocks(uint32_t version) {
     TreeReader reader(*log, mutex_);
     cells = count_lone_cells(reader, removal);
   } catch (...) {
-    const std::unique_lock guard(mutex_);
+    const Lock guard(mutex_);
     state_.finish_count(version, std::nullopt);
     throw;
   }
-  const std::unique_lock guard(mutex_);
+  const Lock guard(mutex_);
   return state_.finish_count(version, cells);
 }
 
 void VolumeMap::sync_holes() {
   {
-    const std::unique_lock guard(mutex_);
+    const Lock guard(mutex_);
     if (!state_.free_ranges().begin_sync()) return;
   }
   sync_holes_();
-  const std::unique_lock guard(mutex_);
+  const Lock guard(mutex_);
   state_.free_ranges().end_sync();
 }
 
@@ -484,14 +490,14 @@ void VolumeMap::commit() {
   commits_.commit([this] { perform_commit(nullptr); });
 }
 
-void VolumeMap::perform_commit(const std::function<void()>& at_cut) {
+void VolumeMap::perform_commit(const std::function<void(MapState&)>& at_cut) {
   UpdateBatch::Cut cut;
   std::shared_ptr<MapLog> log;
   const auto take = [&] {
-    const std::unique_lock guard(mutex_);
+    const Lock guard(mutex_);
     // What may fail comes before anything is taken away.
     state_.free_ranges().cut();
-    if (at_cut) at_cut();
+    if (at_cut) at_cut(state_);
     cut = pending_.cut();
     log = log_;
   };
@@ -501,7 +507,7 @@ void VolumeMap::perform_commit(const std::function<void()>& at_cut) {
       log->append(FrameKind::kUpdates, cut.records, cut.reserved_bytes);
       log->sync();
     }
-    const std::unique_lock guard(mutex_);
+    const Lock guard(mutex_);
     bytes_since_checkpoint_ += cut.records.size();
     state_.free_ranges().commit();
     free_waiting_.store(state_.free_ranges().waiting(), std::memory_order_relaxed);
@@ -512,7 +518,7 @@ void VolumeMap::perform_commit(const std::function<void()>& at_cut) {
 // --- checkpoint
 
 void VolumeMap::checkpoint() {
-  const std::lock_guard maintenance(maintenance_mutex_);
+  const Lock maintenance(maintenance_mutex_);
   checkpoint_locked();
 }
 
@@ -520,15 +526,16 @@ void VolumeMap::checkpoint_locked() {
   run_removals();
   sync_holes();
   // What may fail comes before the snapshot, or it would be lost.
-  CheckpointWriter writer(*log_);
+  const std::shared_ptr<MapLog> log = this->log();
+  CheckpointWriter writer(*log);
   MapSnapshot snapshot;
   LogPosition replay_from{};
   uint64_t bytes = 0;
   bool is_needed = false;
   commits_.run_alone([&] {
-    perform_commit([&] { snapshot = state_.take_snapshot(); });
-    replay_from = log_->position();
-    const std::unique_lock guard(mutex_);
+    perform_commit([&](MapState& state) { snapshot = state.take_snapshot(); });
+    replay_from = log->position();
+    const Lock guard(mutex_);
     bytes = std::exchange(bytes_since_checkpoint_, 0);
     is_needed = bytes > 0 || !snapshot.dirty_groups.empty() || snapshot.has_synced_holes;
   });
@@ -539,25 +546,25 @@ void VolumeMap::checkpoint_locked() {
     std::map<uint32_t, NodeAddress> groups;
     uint64_t live_bytes = 0;
     {
-      const std::shared_lock guard(mutex_);
+      const SharedLock guard(mutex_);
       groups = state_.table().groups();
       live_bytes = state_.usage().live_bytes;
     }
     const uint64_t offset = writer.write(
         snapshot, [&](const VersionRecord& version) { return writer.word_of(version.root); },
         replay_from, std::move(groups), live_bytes);
-    log_->sync();
-    write_pointer(*log_, offset, 0);
+    log->sync();
+    write_pointer(*log, offset, 0);
   } catch (...) {
     {
-      const std::unique_lock guard(mutex_);
+      const Lock guard(mutex_);
       state_.restore(snapshot);
       bytes_since_checkpoint_ += bytes;
     }
-    if (log_->has_failed()) commits_.stop(std::current_exception());
+    if (log->has_failed()) commits_.stop(std::current_exception());
     throw;
   }
-  const std::unique_lock guard(mutex_);
+  const Lock guard(mutex_);
   state_.note_written(snapshot, writer.nodes(), std::move(writer.groups()), writer.live_bytes());
   ++stats_.checkpoints;
 }
@@ -565,7 +572,7 @@ void VolumeMap::checkpoint_locked() {
 // --- compaction
 
 void VolumeMap::compact() {
-  const std::lock_guard maintenance(maintenance_mutex_);
+  const Lock maintenance(maintenance_mutex_);
   compact_locked();
 }
 
@@ -573,63 +580,64 @@ void VolumeMap::compact_locked() {
   check_usable();
   run_removals();
   sync_holes();
-  const std::string old_name = log_->name();
+  const std::shared_ptr<MapLog> old = log();
   {
-    Compaction compaction(backend_, folder_, volume_, log_, mutex_);
+    Compaction compaction(backend_, folder_, volume_, old, mutex_);
     for (int pass = 0; pass < kCompactionPassesMax; ++pass) {
       Compaction::Version current;
       uint64_t leaves = 0;
       commits_.run_alone([&] {
-        perform_commit([&] {
-          current = {state_.current().number, state_.current().parent, state_.current().root};
-          leaves = state_.usage().leaves_dirtied;
+        perform_commit([&](MapState& state) {
+          current = {state.current().number, state.current().parent, state.current().root};
+          leaves = state.usage().leaves_dirtied;
         });
       });
       compaction.write(versions_to_compact(compaction), current);
-      const std::shared_lock guard(mutex_);
+      const SharedLock guard(mutex_);
       if (state_.usage().leaves_dirtied - leaves < kFewLeaves) break;
     }
-    const std::lock_guard versions(version_mutex_);
-    commits_.run_alone([&] { switch_over(compaction); });
+    const Lock versions(version_mutex_);
+    commits_.run_alone(
+        [&]() REQUIRES(maintenance_mutex_, version_mutex_) { switch_over(compaction, *old); });
   }
-  backend_.remove(old_name);
+  backend_.remove(old->name());
 }
 
 std::vector<Compaction::Version> VolumeMap::versions_to_compact(
     const Compaction& compaction) const {
   std::vector<Compaction::Version> versions;
-  const std::shared_lock guard(mutex_);
+  const SharedLock guard(mutex_);
   for (const auto& [number, version] : state_.table().all())
     if (!compaction.has_written(number)) versions.push_back({number, version.parent, version.root});
   return versions;
 }
 
 // No commit runs, and the list of versions does not change.
-void VolumeMap::switch_over(Compaction& compaction) {
+void VolumeMap::switch_over(Compaction& compaction, MapLog& old) {
   MapSnapshot snapshot;
-  perform_commit([&] { snapshot = state_.take_snapshot(true); });
+  perform_commit([&](MapState& state) { snapshot = state.take_snapshot(true); });
   MapLog& fresh = *compaction.log();
   uint64_t offset = 0;
   uint64_t reserved = 0;
   try {
     offset = compaction.write_checkpoint(versions_to_compact(compaction), snapshot);
-    reserved = log_->reserved_bytes() + (64 << 10);
+    reserved = old.reserved_bytes() + (64 << 10);
     fresh.reserve(reserved, Reserve::kNone);
     fresh.sync();
     backend_.sync_folder(folder_);
   } catch (...) {
-    const std::unique_lock guard(mutex_);
+    const Lock guard(mutex_);
     state_.restore(snapshot);
     throw;
   }
   // From here on the new log counts: what fails now stops the volume. Until nothing can fail any
   // more, the tree in memory goes with the old log.
   compaction.keep();
-  or_stop([&] {
+  or_stop([&]() REQUIRES(maintenance_mutex_) {
     write_pointer(fresh, offset, 0);
-    const std::unique_lock guard(mutex_);
+    const Lock guard(mutex_);
     compaction.relocate(state_);
-    const uint64_t outstanding = log_->reserved_bytes();
+    const uint64_t outstanding = old.reserved_bytes();
     if (outstanding > reserved) fresh.adopt_reserved(outstanding - reserved);
     if (outstanding < reserved) fresh.unreserve(reserved - outstanding);
     bytes_since_checkpoint_ = 0;
@@ -642,7 +650,7 @@ void VolumeMap::switch_over(Compaction& compaction) {
 // --- maintenance
 
 bool VolumeMap::wants(Upkeep upkeep) const {
-  const std::shared_lock guard(mutex_);
+  const SharedLock guard(mutex_);
   switch (upkeep) {
     case Upkeep::kCommit:
       return pending_.size_bytes() >= kPendingBytesMax;
@@ -681,18 +689,18 @@ uint64_t VolumeMap::needed_bytes() const {
 }
 
 bool VolumeMap::is_small() const {
-  const std::shared_lock guard(mutex_);
+  const SharedLock guard(mutex_);
   return state_.usage().live_bytes <= kSmallBytes;
 }
 
 bool VolumeMap::evict_some() {
-  const std::unique_lock guard(mutex_);
+  const Lock guard(mutex_);
   ++stats_.evictions;
   return state_.evict_some();
 }
 
 MapStats VolumeMap::stats() const {
-  const std::shared_lock guard(mutex_);
+  const SharedLock guard(mutex_);
   MapStats stats = stats_;
   stats.log_bytes = log_->position().offset;
   stats.log_garbage_bytes = stats.log_bytes - std::min(stats.log_bytes, needed_bytes());

@@ -43,15 +43,14 @@
 #include <atomic>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <set>
-#include <shared_mutex>
 #include <string>
 #include <vector>
 
 #include "backend/backend.h"
 #include "backend/superblock.h"
+#include "base/mutex.h"
 #include "base/spinning_mutex.h"
 #include "map/checkpoint.h"
 #include "map/commit_pipeline.h"
@@ -127,7 +126,7 @@ class VersionChange {
   explicit VersionChange(VolumeMap& map);
 
   VolumeMap& map_;
-  std::unique_lock<std::mutex> hold_;
+  const Lock<Mutex> hold_;
 };
 
 class VolumeMap {
@@ -153,14 +152,14 @@ class VolumeMap {
                      Reserve draws_on = Reserve::kDeletions);
   // Commits, writes a checkpoint, compacts a small map if it wants that, and marks the map as
   // closed. Nothing may be in flight.
-  void close();
+  void close() EXCLUDES(maintenance_mutex_);
 
   // --- what is there
   // Asks the state something, under the lock: a function of it, or a member function and what it
   // is given. What is returned is a copy.
   template <typename Question, typename... Arguments>
   auto ask(const Question& question, const Arguments&... arguments) const {
-    const std::shared_lock guard(mutex_);
+    const SharedLock guard(mutex_);
     return std::invoke(question, state_, arguments...);
   }
   uint32_t current() const;
@@ -192,7 +191,7 @@ class VolumeMap {
   // made when all requests that began before have ended.
   template <typename Change>
   auto update_free_ranges(const Change& change) {
-    const std::unique_lock guard(mutex_);
+    const Lock guard(mutex_);
     struct Count {
       ~Count() {
         map.free_waiting_.store(map.state_.free_ranges().waiting(), std::memory_order_relaxed);
@@ -222,7 +221,9 @@ class VolumeMap {
     kCompaction,
   };
   bool wants(Upkeep upkeep) const;
-  bool must_commit() const;  // so many updates are pending that writers have to wait for a commit
+  // So many updates are pending that writers have to wait for a commit. Not analysed: the number of
+  // bytes is atomic.
+  bool must_commit() const NO_THREAD_SAFETY_ANALYSIS;
   void checkpoint();
   void compact();
   // Lets go of clean nodes, a slice of the tree at a time; false after a whole pass.
@@ -245,47 +246,53 @@ class VolumeMap {
 
   VolumeMap(Backend& backend, std::string folder, const Uuid& volume, Access access);
 
-  void recover();
-  void write_pointer(const MapLog& log, uint64_t checkpoint_offset, uint64_t clean_sequence);
-  void load(const MissingNode& missing, uint32_t version, const std::shared_ptr<MapLog>& log);
-  void assign_in_region(const UpdateRecord& update);
-  // Changes other than updates, all or none, which take all that is reserved; mutex_ is held.
-  void change(std::vector<MapRecord> records, LogReservation& reserved);
-  void perform_commit(const std::function<void()>& at_cut);
-  void run_removals();
-  void sync_holes();
-  void checkpoint_locked();
-  void compact_locked();
-  void switch_over(Compaction& compaction);
-  std::vector<Compaction::Version> versions_to_compact(const Compaction& compaction) const;
-  bool wants_checkpoint() const;  // with mutex_ held
-  bool wants_compaction() const;  // likewise
-  uint64_t needed_bytes() const;
-  bool is_small() const;  // so that a compaction is a matter of milliseconds
+  // The log is exchanged with both mutexes held: who has either sees one.
+  std::shared_ptr<MapLog> log() const EXCLUDES(mutex_);
+  void write_pointer(const MapLog& log, uint64_t checkpoint_offset, uint64_t clean_sequence)
+      REQUIRES(maintenance_mutex_);
+  void load(const MissingNode& missing, uint32_t version, const std::shared_ptr<MapLog>& log)
+      EXCLUDES(mutex_);
+  void assign_in_region(const UpdateRecord& update) EXCLUDES(mutex_);
+  // Changes other than updates, all or none, which take all that is reserved.
+  void change(std::vector<MapRecord> records, LogReservation& reserved) REQUIRES(mutex_);
+  void perform_commit(const std::function<void(MapState&)>& at_cut) EXCLUDES(mutex_);
+  void run_removals() REQUIRES(maintenance_mutex_) EXCLUDES(mutex_);
+  void sync_holes() REQUIRES(maintenance_mutex_) EXCLUDES(mutex_);
+  void checkpoint_locked() REQUIRES(maintenance_mutex_) EXCLUDES(mutex_);
+  void compact_locked() REQUIRES(maintenance_mutex_) EXCLUDES(mutex_, version_mutex_);
+  void switch_over(Compaction& compaction, MapLog& old) REQUIRES(maintenance_mutex_, version_mutex_)
+      EXCLUDES(mutex_);
+  std::vector<Compaction::Version> versions_to_compact(const Compaction& compaction) const
+      EXCLUDES(mutex_);
+  bool wants_checkpoint() const REQUIRES_SHARED(mutex_);
+  bool wants_compaction() const REQUIRES_SHARED(mutex_);
+  uint64_t needed_bytes() const REQUIRES_SHARED(mutex_);
+  // So that a compaction is a matter of milliseconds.
+  bool is_small() const EXCLUDES(mutex_);
 
   Backend& backend_;
   const std::string folder_;
   const Uuid volume_;
-  const Access access_;
 
-  std::mutex maintenance_mutex_;  // one checkpoint or compaction at a time
-  std::mutex version_mutex_;      // one change of the list of versions at a time
+  Mutex maintenance_mutex_;  // one checkpoint or compaction at a time
+  Mutex version_mutex_;      // one change of the list of versions at a time
   CommitPipeline commits_;
   std::function<void()> sync_data_;
   std::function<void()> sync_holes_;
 
-  mutable SpinningSharedMutex mutex_;  // guards all below
-  std::shared_ptr<MapLog> log_;
-  MapState state_;
-  UpdateBatch pending_;
-  std::atomic<size_t> free_waiting_{0};  // may be read without the lock
-  uint64_t bytes_since_checkpoint_ = 0;
-  uint64_t compacted_bytes_ = 0;  // the log's, after the last compaction or at the opening
-  MapStats stats_;
+  mutable SpinningSharedMutex mutex_;
+  std::shared_ptr<MapLog> log_ GUARDED_BY(mutex_);
+  MapState state_ GUARDED_BY(mutex_);
+  UpdateBatch pending_ GUARDED_BY(mutex_);
+  std::atomic<size_t> free_waiting_{0};
+  uint64_t bytes_since_checkpoint_ GUARDED_BY(mutex_) = 0;
+  // The log's, after the last compaction or at the opening.
+  uint64_t compacted_bytes_ GUARDED_BY(mutex_) = 0;
+  MapStats stats_ GUARDED_BY(mutex_);
 
   std::unique_ptr<Object> pointer_object_;  // "map"
-  Superblock<MapPointer> pointer_slots_{kMapPointerMagic};
-  uint64_t checkpoint_offset_ = 0;
+  Superblock<MapPointer> pointer_slots_ GUARDED_BY(maintenance_mutex_){kMapPointerMagic};
+  uint64_t checkpoint_offset_ GUARDED_BY(maintenance_mutex_) = 0;
   uint64_t clean_sequence_ = 0;  // that the pointer had when it was read
   Recovery recovery_;
   LogPosition recovered_to_{};

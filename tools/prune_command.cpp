@@ -16,7 +16,7 @@ using nlohmann::json;
 // into a line of it.
 constexpr size_t kNumbersAtOnce = 4096;
 
-struct Arguments {
+struct PruneArguments {
   std::string volume;
   RetentionRules rules;
   bool is_dry_run = false;
@@ -95,7 +95,7 @@ std::string prune_text(const json& result) {
                                     result["dry_run"].get<bool>() ? "would be removed" : "removed");
 }
 
-void prune(const Context& context, const Arguments& arguments) {
+void prune(const Context& context, const PruneArguments& arguments) {
   const auto store = context.open_store();
   const std::string& volume = arguments.volume;
   json versions = judge(find_volume(*store, volume), arguments.rules);
@@ -142,7 +142,7 @@ void add_rule(const Command& command, const std::string& option, uint32_t& count
 }  // namespace
 
 void add_prune_command(const Command& group, Context& context) {
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<PruneArguments>();
   const auto action = [&context, arguments] { prune(context, *arguments); };
   const Command command =
       add_command(group, context, "prune", "Remove the versions that no rule keeps", action);

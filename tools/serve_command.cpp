@@ -17,7 +17,7 @@
 namespace tplstore::tool {
 namespace {
 
-struct Arguments {
+struct ServeArguments {
   std::string socket;
   unsigned port = 0;
   Command command{nullptr};
@@ -101,7 +101,7 @@ bool is_in_path(const std::string& program) {
   fail_errno(errno, words[0], "starting the program");
 }
 
-void serve(const Context& context, const Arguments& arguments) {
+void serve(const Context& context, const ServeArguments& arguments) {
   if (!is_in_path("nbdkit"))
     fail(ENOENT, "nbdkit", "this program is needed and not installed: install nbdkit");
   context.open_store();  // a clear error when there is none
@@ -141,7 +141,7 @@ void serve(const Context& context, const Arguments& arguments) {
 }  // namespace
 
 void add_serve_command(const Command& app, Context& context) {
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<ServeArguments>();
   const Command command =
       add_command(app, context, "serve", "Serve the store with nbdkit, in the foreground",
                   [&context, arguments] { serve(context, *arguments); });

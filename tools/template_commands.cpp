@@ -79,13 +79,13 @@ void verify(const Context& context, const std::string& name) {
          "again under another name");
 }
 
-struct ImportArguments {
+struct TemplateImportArguments {
   std::string name;
   std::string source;
   ImportOptions options;
 };
 
-void import(const Context& context, const ImportArguments& arguments) {
+void import_template(const Context& context, const TemplateImportArguments& arguments) {
   const auto store = context.open_store();
   Progress progress("importing " + arguments.name);
   const InterruptGuard guard;
@@ -122,9 +122,10 @@ void import(const Context& context, const ImportArguments& arguments) {
 }
 
 void add_import(const Command& group, Context& context) {
-  auto arguments = std::make_shared<ImportArguments>();
-  const Command command = add_command(group, context, "import", "Make a template from an image",
-                                      [&context, arguments] { import(context, *arguments); });
+  auto arguments = std::make_shared<TemplateImportArguments>();
+  const Command command =
+      add_command(group, context, "import", "Make a template from an image",
+                  [&context, arguments] { import_template(context, *arguments); });
   command.add_option("NAME", arguments->name, "What to call it").required();
   command
       .add_option("SOURCE", arguments->source,

@@ -86,12 +86,13 @@ std::pair<uint64_t, IncrementInfo> write_volume_increment(Store& store,
 
 // --- import
 
-struct ImportArguments {
+struct VersionImportArguments {
   std::string name, file, base;
 };
 
 // What can be known before anything is written: the reasons why the import would fail in the end.
-void check_import(Store& store, const ImportArguments& arguments, const IncrementInfo& info) {
+void check_import(Store& store, const VersionImportArguments& arguments,
+                  const IncrementInfo& info) {
   const std::string object = "volume " + arguments.name;
   if (info.note.size() > kNoteBytesMax)
     fail(EINVAL, arguments.file,
@@ -128,7 +129,7 @@ void check_import(Store& store, const ImportArguments& arguments, const Incremen
            version.name, version.number, arguments.file);
 }
 
-void import(const Context& context, const ImportArguments& arguments) {
+void import_version(const Context& context, const VersionImportArguments& arguments) {
   const auto store = context.open_store();
   const InterruptGuard guard;
   const IncrementReader reader = IncrementReader::open(arguments.file);
@@ -168,10 +169,10 @@ void add_volume_transfer_commands(const Command& group, Context& context) {
       {"VOLUME", "Write a volume (VOLUME), or one of its versions (VOLUME@VERSION), to a file",
        open_for_export, write_volume_increment});
 
-  auto arguments = std::make_shared<ImportArguments>();
+  auto arguments = std::make_shared<VersionImportArguments>();
   const Command command =
       add_command(group, context, "import", "Make a version, or a volume, from an incremental file",
-                  [&context, arguments] { import(context, *arguments); });
+                  [&context, arguments] { import_version(context, *arguments); });
   command.add_option("NAME", arguments->name, "The volume").required();
   command.add_option("FILE", arguments->file, "The incremental file").required();
   command

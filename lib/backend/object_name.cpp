@@ -1,9 +1,8 @@
 // The grammar of names, part by part.
 #include "backend/object_name.h"
 
-#include <algorithm>
-
 #include "base/error.h"
+#include "base/names.h"
 
 namespace tplstore {
 namespace {
@@ -11,17 +10,9 @@ namespace {
 constexpr size_t kPartBytesMax = 255;   // NAME_MAX
 constexpr size_t kNameBytesMax = 1024;  // far below PATH_MAX
 
-bool is_alphanumeric(char c) {
-  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
-}
-
 }  // namespace
 
-bool is_object_name_part(std::string_view part) {
-  return !part.empty() && part.size() <= kPartBytesMax && is_alphanumeric(part.front()) &&
-         std::all_of(part.begin(), part.end(),
-                     [](char c) { return is_alphanumeric(c) || c == '.' || c == '_' || c == '-'; });
-}
+bool is_object_name_part(std::string_view part) { return is_name(part, kPartBytesMax); }
 
 void check_object_name(std::string_view name) {
   bool good = name.size() <= kNameBytesMax;

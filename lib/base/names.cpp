@@ -21,11 +21,13 @@ bool all_digits(std::string_view text) {
 
 }  // namespace
 
-bool is_valid_name(std::string_view name) {
-  if (name.empty() || name.size() > 128 || !is_alphanumeric(name[0])) return false;
-  return std::all_of(name.begin(), name.end(),
+bool is_name(std::string_view text, size_t bytes_max) {
+  if (text.empty() || text.size() > bytes_max || !is_alphanumeric(text[0])) return false;
+  return std::all_of(text.begin(), text.end(),
                      [](char c) { return is_alphanumeric(c) || c == '.' || c == '_' || c == '-'; });
 }
+
+bool is_valid_name(std::string_view name) { return is_name(name, 128); }
 
 constexpr std::string_view kCurrentName = "current";
 

@@ -8,6 +8,8 @@
 
 namespace tplstore {
 
+// Letters, digits, '.', '_' and '-', beginning with a letter or digit.
+bool is_name(std::string_view text, size_t bytes_max);
 // [A-Za-z0-9][A-Za-z0-9._-]{0,127}: what volumes, templates and versions may be called. Nothing
 // else reaches the storage.
 bool is_valid_name(std::string_view name);

@@ -108,8 +108,10 @@ bool is_ping(std::string_view request) {
   return parsed.is_object() && parsed.contains("op") && parsed["op"] == "ping";
 }
 
+}  // namespace
+
 // Runs operations on up to `threads_max` threads, which are started as they are needed.
-class Operations {
+class OperationThreads {
  public:
   struct Job {
     uint64_t id;
@@ -118,9 +120,9 @@ class Operations {
   };
 
   // `finished` is called on an operation's thread, when there is an answer to be taken.
-  Operations(Store& store, size_t threads_max, std::function<void()> finished)
+  OperationThreads(Store& store, size_t threads_max, std::function<void()> finished)
       : store_(store), threads_max_(threads_max), finished_(std::move(finished)) {}
-  ~Operations() { stop(); }
+  ~OperationThreads() { stop(); }
 
   void begin(uint64_t id, std::string request) {
     std::list<Job> job;
@@ -187,6 +189,8 @@ class Operations {
   bool is_stopping_ = false;
 };
 
+namespace {
+
 void signal_event(const FileDescriptor& event) {
   const uint64_t one = 1;
   ensure(::write(event.get(), &one, sizeof one) == sizeof one, "an eventfd takes a 1");
@@ -228,7 +232,7 @@ struct ControlServer::Impl {
   std::map<uint64_t, Connection> connections;  // by age
   uint64_t last_id = 0;
   control::Clock::time_point accept_at{};
-  std::unique_ptr<Operations> operations;
+  std::unique_ptr<OperationThreads> operations;
 
   Impl(Store& the_store, std::string the_directory, std::function<void(const std::string&)> the_log,
        ControlLimits the_limits)
@@ -323,7 +327,7 @@ void ControlServer::Impl::send(Connection& connection) {
 void ControlServer::Impl::take_answers() {
   uint64_t count = 0;
   [[maybe_unused]] const ssize_t taken = ::read(answer_event.get(), &count, sizeof count);
-  for (Operations::Job& job : operations->take_done()) {
+  for (OperationThreads::Job& job : operations->take_done()) {
     const auto found = connections.find(job.id);
     if (found == connections.end()) continue;
     Connection& connection = found->second;
@@ -453,8 +457,8 @@ void ControlServer::start() {
   impl.listener = control::listen_at(folder.get(), impl.announcement->place().socket);
   impl.stop_event = new_event();
   impl.answer_event = new_event();
-  impl.operations = std::make_unique<Operations>(impl.store, impl.limits.operations_max,
-                                                 [&impl] { signal_event(impl.answer_event); });
+  impl.operations = std::make_unique<OperationThreads>(
+      impl.store, impl.limits.operations_max, [&impl] { signal_event(impl.answer_event); });
 
   // Signals are for the threads of the program that we are part of.
   sigset_t all, before;

@@ -1,6 +1,6 @@
 // The walk over the trees skips what they share (map/tree_reader.h); here are the regions that may
 // differ, interval by interval.
-#include "map/removal.h"
+#include "map/comparison.h"
 
 #include <algorithm>
 

@@ -9,7 +9,7 @@
 //
 // A version's *floor* is its nearest retained ancestor: cells with sources above it are mapped by
 // the version and those that descend from it only, since whatever it has from further down its
-// ancestor has too. Hence, by map/removal.h:
+// ancestor has too. Hence, by map/comparison.h:
 //
 //   - When current stops mapping a cell with a source above its floor, the cell is free.
 //   - When a hidden version with at most one child is collected, those of its cells above its floor
@@ -35,7 +35,7 @@
 
 #include "map/free_ranges.h"
 #include "map/records.h"
-#include "map/removal.h"
+#include "map/comparison.h"
 #include "map/tree.h"
 #include "map/tree_writer.h"
 #include "map/version_table.h"

@@ -6,7 +6,7 @@
 namespace tplstore {
 namespace {
 
-constexpr uint64_t kFrameBytesMax = 1 << 20;
+constexpr uint64_t kNodesFrameBytesMax = 1 << 20;
 // A leaf smaller than this is written whole: a delta would save nothing.
 constexpr uint64_t kDeltaWorthBytes = 64;
 
@@ -144,7 +144,7 @@ void TreeWriter::add_leaf(Place place, uint32_t version, std::span<const Interva
   }
   PlannedLeaf& leaf = leaves_.emplace_back(PlannedLeaf{node, offset, length, is_full, {place}, {}});
   if (node != nullptr) known_leaves_[node] = &leaf;
-  if (leaf_bytes_.size() >= kFrameBytesMax) flush_leaves();
+  if (leaf_bytes_.size() >= kNodesFrameBytesMax) flush_leaves();
 }
 
 void TreeWriter::flush_leaves() {
@@ -172,7 +172,7 @@ void TreeWriter::finish() {
       Encoder bytes;
       std::vector<uint64_t> offsets{0};
       size_t end = begin;
-      for (; end < pages.size() && bytes.size() < kFrameBytesMax; ++end) {
+      for (; end < pages.size() && bytes.size() < kNodesFrameBytesMax; ++end) {
         const PlannedPage& page = *pages[end];
         encode_page(bytes, log_.seed(), page.index, page.version, page.level, page.words);
         offsets.push_back(bytes.size());

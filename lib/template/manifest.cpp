@@ -10,7 +10,7 @@ namespace tplstore {
 namespace {
 
 constexpr uint64_t kChecksumOffset = offsetof(ManifestHeader, checksum);
-constexpr std::string_view kRepair = "restore it from a backup, or remove the template";
+constexpr std::string_view kRepairManifest = "restore it from a backup, or remove the template";
 
 // Covers everything but its own field.
 uint64_t object_checksum(Bytes bytes) {
@@ -117,14 +117,14 @@ ByteVector encode_manifest(const Manifest& manifest) {
 Manifest decode_manifest(Bytes bytes, const std::string& object) {
   const uint64_t total_bytes = bytes.size();
   if (total_bytes < sizeof(ManifestHeader))
-    fail(EIO, object, "damaged: too short for a template's manifest; {}", kRepair);
+    fail(EIO, object, "damaged: too short for a template's manifest; {}", kRepairManifest);
   const uint64_t sum = object_checksum(bytes);
   Decoder decoder(bytes, object);
   const auto header = decoder.take<ManifestHeader>();
   if (header.magic != kManifestMagic)
-    fail(EIO, object, "damaged: not a template's manifest; {}", kRepair);
+    fail(EIO, object, "damaged: not a template's manifest; {}", kRepairManifest);
   if (header.checksum != sum)
-    fail(EIO, object, "damaged: the manifest's checksum does not match; {}", kRepair);
+    fail(EIO, object, "damaged: the manifest's checksum does not match; {}", kRepairManifest);
   if (header.format != kManifestFormat || header.features != 0)
     fail(EINVAL, object,
          "has format {} with features {:#x}, this program reads format {}: use a newer tplstore",
@@ -132,7 +132,7 @@ Manifest decode_manifest(Bytes bytes, const std::string& object) {
   const uint64_t text_bytes = uint64_t{header.name_bytes} + header.source_bytes;
   if (header.source_bytes > kSourceTextBytesMax || header.name_bytes > kSourceTextBytesMax ||
       object_bytes_of(text_bytes, header.segment_count, header.run_count) != total_bytes)
-    fail(EIO, object, "damaged: the manifest's parts do not have its size; {}", kRepair);
+    fail(EIO, object, "damaged: the manifest's parts do not have its size; {}", kRepairManifest);
 
   Manifest manifest;
   manifest.uuid = header.uuid;
@@ -150,7 +150,7 @@ Manifest decode_manifest(Bytes bytes, const std::string& object) {
   if (!segments.empty()) std::memcpy(manifest.segments.data(), segments.data(), segments.size());
   if (!runs.empty()) std::memcpy(manifest.runs.data(), runs.data(), runs.size());
   if (const auto fault = find_fault(manifest))
-    fail(EIO, object, "damaged: the manifest has {}; {}", *fault, kRepair);
+    fail(EIO, object, "damaged: the manifest has {}; {}", *fault, kRepairManifest);
   return manifest;
 }
 
@@ -161,9 +161,10 @@ std::optional<Manifest> load_manifest(Backend& backend, const std::string& templ
   Manifest manifest = decode_manifest(*bytes, path);
   if (manifest.store != load_identity(backend).uuid)
     fail(EIO, path, "damaged: it is a manifest of another store, {}; {}", manifest.store.text(),
-         kRepair);
+         kRepairManifest);
   if (manifest.name != template_name)
-    fail(EIO, path, "damaged: it is the manifest of template {}; {}", manifest.name, kRepair);
+    fail(EIO, path, "damaged: it is the manifest of template {}; {}", manifest.name,
+         kRepairManifest);
   return manifest;
 }
 

@@ -6,7 +6,7 @@
 namespace tplstore {
 namespace {
 
-constexpr std::string_view kRepair =
+constexpr std::string_view kRepairSegment =
     "restore this object from a backup or remove the templates that use it and import them again";
 
 // One piece of a segment as it is read for checking: few reads, little memory.
@@ -114,7 +114,7 @@ Hash128 SegmentBuilder::publish(Backend& backend) {
         fail(EIO, path,
              "exists with other bytes than those that would get this name: it is damaged, or two "
              "contents have the same hash; run 'tplstore template verify', and if it is damaged {}",
-             kRepair);
+             kRepairSegment);
       // Whoever put it may not have made its name durable yet; what we publish relies on it.
       backend.sync_folder(segment_folder(trailer.table_hash));
     }
@@ -134,7 +134,7 @@ std::vector<Hash128> read_segment_table(Object& segment, const Hash128& name,
   constexpr uint64_t kBytesPerBlock = kBlockBytes + sizeof(Hash128);
   if (size < segment_object_bytes(1) || size > kSegmentBytesMax ||
       (size - sizeof(SegmentTrailer)) % kBytesPerBlock != 0)
-    fail(EIO, path, "damaged: {} bytes is not the size of a segment; {}", size, kRepair);
+    fail(EIO, path, "damaged: {} bytes is not the size of a segment; {}", size, kRepairSegment);
   const auto block_count = static_cast<uint32_t>((size - sizeof(SegmentTrailer)) / kBytesPerBlock);
 
   const uint64_t table_offset = segment_table_offset(block_count);
@@ -144,17 +144,17 @@ std::vector<Hash128> read_segment_table(Object& segment, const Hash128& name,
   const Bytes table = decoder.take_bytes(uint64_t{block_count} * sizeof(Hash128));
   const auto trailer = decoder.take<SegmentTrailer>();
   if (trailer.magic != kSegmentMagic || trailer.checksum != trailer_checksum(trailer))
-    fail(EIO, path, "damaged: its trailer is not that of a segment; {}", kRepair);
+    fail(EIO, path, "damaged: its trailer is not that of a segment; {}", kRepairSegment);
   if (trailer.format != kSegmentFormat)
     fail(EINVAL, path, "has format {}, this program reads format {}: use a newer tplstore",
          trailer.format, kSegmentFormat);
   if (trailer.block_count != block_count)
     fail(EIO, path, "damaged: its size is that of {} blocks, its trailer says {}; {}", block_count,
-         trailer.block_count, kRepair);
+         trailer.block_count, kRepairSegment);
   if (trailer.table_hash != name || content_hash(table, secret) != name)
     fail(EIO, path,
          "damaged, or of another store: its table of hashes does not have the segment's name; {}",
-         kRepair);
+         kRepairSegment);
 
   std::vector<Hash128> hashes(block_count);
   std::memcpy(hashes.data(), table.data(), table.size());
@@ -168,12 +168,12 @@ std::unique_ptr<Object> open_segment(Backend& backend, const Hash128& name, uint
     segment = backend.open(path, Access::kRead, Purpose::kData);
   } catch (const Error& error) {
     if (error.code() != ENOENT) throw;
-    fail(EIO, path, "a template needs this segment and it is missing; {}", kRepair);
+    fail(EIO, path, "a template needs this segment and it is missing; {}", kRepairSegment);
   }
   const uint64_t size = segment->size_bytes();
   if (size != segment_object_bytes(block_count))
     fail(EIO, path, "damaged: has {} bytes instead of {}; {}", size,
-         segment_object_bytes(block_count), kRepair);
+         segment_object_bytes(block_count), kRepairSegment);
   return segment;
 }
 

@@ -19,7 +19,7 @@
 namespace tplstore {
 namespace {
 
-constexpr uint64_t kWindowBytes = uint64_t{1} << 30;  // zeroed at a time
+constexpr uint64_t kZeroBytesMax = uint64_t{1} << 30;  // zeroed at a time
 constexpr std::string_view kRepair = "copy the file again, or make it again from its store";
 
 bool is_disk_size(uint64_t bytes) {
@@ -354,9 +354,9 @@ void IncrementReader::apply(Disk& into, const IncrementProgress& progress,
       into.write(record.offset, data, false);
       return;
     }
-    for (uint64_t done = 0; done < record.length; done += kWindowBytes) {
+    for (uint64_t done = 0; done < record.length; done += kZeroBytesMax) {
       if (interrupted()) fail(EINTR, file_, "interrupted");
-      into.zero(record.offset + done, std::min(kWindowBytes, record.length - done), false);
+      into.zero(record.offset + done, std::min(kZeroBytesMax, record.length - done), false);
     }
   };
   walk(write, progress, interrupted);

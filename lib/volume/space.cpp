@@ -19,7 +19,7 @@ namespace {
 
 constexpr size_t kRangesAtOnce = 256;
 // How long a file that could not be punched is left alone.
-constexpr std::chrono::seconds kRetryInterval{10};
+constexpr std::chrono::seconds kPunchAgainInterval{10};
 constexpr std::chrono::seconds kSlice{1};
 constexpr std::chrono::milliseconds kHelpMax{10};
 // When writers replace cells faster than holes are punched, they help.
@@ -86,7 +86,7 @@ bool SpaceReclaimer::run_until(Clock::time_point deadline, std::exception_ptr& f
   if (map_->ask(&MapState::wants_to_free)) map_->commit();
   if (Clock::now() >= retry_punches_at_) {
     map_->update_free_ranges([](FreeRanges& free) { free.retry(); });
-    retry_punches_at_ = Clock::now() + kRetryInterval;
+    retry_punches_at_ = Clock::now() + kPunchAgainInterval;
   }
   for (;;) {
     const Punched punched = punch_some(deadline, failed);

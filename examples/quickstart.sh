@@ -57,7 +57,9 @@ echo "All there."
 
 headline "Building tplstore"
 log=$work/build.log
-if ! (cd "$source" && cmake --preset release &&
+# A tree that is new, and so hardly one to develop in, is built in large pieces.
+[ -e "$source/build/release" ] && pieces=() || pieces=(-DCMAKE_UNITY_BUILD=ON)
+if ! (cd "$source" && cmake --preset release "${pieces[@]+"${pieces[@]}"}" &&
         cmake --build --preset release --target plugin/all tools/all) >"$log" 2>&1; then
     tail -n 40 "$log" >&2
     exit 1

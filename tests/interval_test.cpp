@@ -45,10 +45,7 @@ TEST_CASE("splices do to intervals what assignments do to an array of blocks") {
     const auto stop = static_cast<uint32_t>(kRegionBlocks / (1 + random.below(8)));
     for (int i = 0; i < (is_dense ? 2000 : 200); ++i) {
       const Interval range = random_range(random, stop, is_dense);
-      const uint32_t probe = static_cast<uint32_t>(random.below(4));
-      CHECK(count_blocks(intervals, range.first, range.count, probe) ==
-            std::count(sources.begin() + range.first, sources.begin() + range.end(), probe));
-      splice(intervals, splice_for(intervals, range.first, range.count, range.source));
+      splice(intervals, splice_for(intervals, range));
       std::fill_n(sources.begin() + range.first, range.count, range.source);
       REQUIRE(are_valid(intervals));
       REQUIRE(expand(intervals) == sources);
@@ -75,16 +72,16 @@ TEST_CASE("a difference turns one array into the other") {
     std::vector<Interval> target;
     for (int i = 0; i < 30; ++i) {
       const Interval range = random_range(random, kRegionBlocks, false);
-      splice(base, splice_for(base, range.first, range.count, range.source));
+      splice(base, splice_for(base, range));
     }
     target = base;
     for (uint64_t i = random.below(10); i > 0; --i) {
       const Interval range = random_range(random, kRegionBlocks, false);
-      splice(target, splice_for(target, range.first, range.count, range.source));
+      splice(target, splice_for(target, range));
     }
     std::vector<Interval> result = base;
     for (const Interval& change : difference(base, target))
-      splice(result, splice_for(result, change.first, change.count, change.source));
+      splice(result, splice_for(result, change));
     CHECK(result == target);
   }
 }

@@ -54,7 +54,7 @@ class StateUnderTest {
       const MapState::Applied applied = to.apply(record);
       all.has_changed = all.has_changed || applied.has_changed;
       if (!applied.missing) return all;
-      to.install(0, *applied.missing, NodeRef::adopt(read_node(*log_, *applied.missing)));
+      to.install(0, *applied.missing, read_node(*log_, *applied.missing));
       ++loads;
     }
   }
@@ -66,17 +66,17 @@ class StateUnderTest {
       const auto missing = find(record->root, block / kRegionBlocks,
                                 static_cast<uint32_t>(block % kRegionBlocks), 1, runs);
       if (!missing) return runs[0].source;
-      of.install(version, *missing, NodeRef::adopt(read_node(*log_, *missing)));
+      of.install(version, *missing, read_node(*log_, *missing));
     }
   }
   void run_removals() {
-    TreeReader reader(*log_, mutex_);
-    while (const Removal* removal = state.next_removal())
+    TreeReader reader(log_, mutex_);
+    while (const auto removal = state.next_removal())
       state.finish_removal(find_lone_cells(reader, *removal));
   }
   uint64_t count_own(uint32_t version) {
     if (const auto known = state.own_blocks(version)) return *known;
-    TreeReader reader(*log_, mutex_);
+    TreeReader reader(log_, mutex_);
     const Removal removal = state.begin_count(version);
     return state.finish_count(version, count_lone_cells(reader, removal));
   }
@@ -85,12 +85,12 @@ class StateUnderTest {
     run_removals();
     state.free_ranges().cut();
     state.free_ranges().commit();
-    const MapSnapshot snapshot = state.take_snapshot();
+    MapSnapshot snapshot = state.take_snapshot();
     CheckpointWriter writer(*log_);
-    writer.write_nodes(snapshot, mutex_);
-    const uint64_t offset = writer.write(
-        snapshot, [&](const VersionRecord& version) { return writer.word_of(version.root); },
-        log_->position(), state.table().groups(), state.usage().live_bytes);
+    TreeReader reader(log_, mutex_);
+    writer.write_nodes(snapshot, reader);
+    const uint64_t offset =
+        writer.write(snapshot, log_->position(), state.table().groups(), state.usage().live_bytes);
     state.note_written(snapshot, writer.nodes(), std::move(writer.groups()), writer.live_bytes());
     for (int pass = 0; pass < 3; ++pass)
       while (state.evict_some()) {
@@ -142,7 +142,7 @@ class StateUnderTest {
   }
 
   MemoryBackend backend_;
-  std::unique_ptr<MapLog> log_;
+  std::shared_ptr<MapLog> log_;
   SpinningSharedMutex mutex_;
 };
 

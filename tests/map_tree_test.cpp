@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <array>
 
+#include "map/comparison.h"
 #include "map/tree.h"
-#include "map/tree_reader.h"
-#include "map/tree_writer.h"
+#include "map/tree_copy.h"
 #include "volume_testing.h"
 
 namespace tplstore {
@@ -56,7 +56,10 @@ class LogOfTrees {
   // a node before is the base of a leaf that may be a difference.
   void write(const std::vector<NodeRef>& roots) {
     TreeWriter writer(*log);
-    for (const NodeRef& root : roots) plan(writer, root.node(), {});
+    TreeReader reader(log, mutex);
+    std::vector<NodeRef> written_roots(roots.size());
+    for (size_t i = 0; i < roots.size(); ++i)
+      writer.add_changed(reader, roots[i], {&written_roots[i]});
     writer.finish();
     for (const TreeWriter::Written& written : writer.written()) {
       written.node->address = written.address;
@@ -68,12 +71,10 @@ class LogOfTrees {
                       [](const TreeWriter::Written& written) { return written.is_full; }));
     bytes_written = writer.written_bytes();
   }
-  NodeRef load(const MissingNode& missing) { return NodeRef::adopt(read_node(*log, missing)); }
   void find_loading(NodeRef& root, uint64_t region) {
     RunList runs;
     while (const auto missing = find(root, region, 0, 1, runs)) {
-      Node* node = read_node(*log, *missing);
-      install(root, *missing, node);
+      install(root, *missing, read_node(*log, *missing));
     }
   }
 
@@ -81,34 +82,17 @@ class LogOfTrees {
   MemoryBackend backend_;
 
  public:
-  std::unique_ptr<MapLog> log;
+  std::shared_ptr<MapLog> log;
   SpinningSharedMutex mutex;
   size_t nodes_written = 0;
   size_t full_nodes = 0;
   uint64_t bytes_written = 0;
-
- private:
-  void plan(TreeWriter& writer, Node* node, TreeWriter::Place place) {
-    if (writer.link(node, place)) return;
-    if (node->is_leaf()) {
-      writer.add_leaf(place, node->version, static_cast<Leaf*>(node)->intervals(), node->address,
-                      node);
-      return;
-    }
-    TreeWriter::PlannedPage* page = writer.add_page(place, node->version, node);
-    const auto& slots = static_cast<Page*>(node)->slots;
-    for (uint32_t i = 0; i < kPageSlots; ++i) {
-      if (slots[i].is_node() && slots[i].node()->is_dirty) {
-        plan(writer, slots[i].node(), {page, i});
-      } else {
-        page->words[i] = slots[i].disk_word();
-      }
-    }
-  }
 };
 
-// The root as it stands on the disk.
-NodeRef on_disk(const NodeRef& root) { return NodeRef::of_address(root.node()->address); }
+// Ten intervals of version 1.
+void assign_ten(NodeRef& root, uint64_t region) {
+  for (uint32_t i = 0; i < 10; ++i) assign_to(root, region, 2 * i, 1, 1);
+}
 
 }  // namespace
 
@@ -135,7 +119,7 @@ TEST_CASE("a tree holds what was assigned last") {
 
 TEST_CASE("a version is a root that was copied: what is assigned later is not in it") {
   NodeRef root;
-  for (uint32_t i = 0; i < 10; ++i) assign_to(root, kRegion, 2 * i, 1, 1);
+  assign_ten(root, kRegion);
   const NodeRef frozen = root;
   const uint64_t before = node_memory_bytes();
   assign_to(root, kRegion, 1, 1, kCurrent);
@@ -162,9 +146,9 @@ TEST_CASE("a region that is one interval takes no leaf, and loses the one that i
 TEST_CASE("a tree in the log is read node by node; who asks is told which one is missing") {
   LogOfTrees logged;
   NodeRef root;
-  for (uint32_t i = 0; i < 10; ++i) assign_to(root, kRegion, 2 * i, 1, 1);
+  assign_ten(root, kRegion);
   logged.write({root});
-  NodeRef read = on_disk(root);
+  NodeRef read = root.on_disk();
   RunList runs;
   for (uint32_t level = kPageLevels + 1; level-- > 0;) {
     const auto missing = find(read, kRegion, 0, 1, runs);
@@ -172,8 +156,7 @@ TEST_CASE("a tree in the log is read node by node; who asks is told which one is
     CHECK(missing->level == level);
     CHECK(missing->index == kRegion >> (6 * level));
     CHECK(runs.size() == 0);
-    Node* node = read_node(*logged.log, *missing);
-    install(read, *missing, node);
+    install(read, *missing, read_node(*logged.log, *missing));
   }
   CHECK(source_of(read, kRegion, 2) == 1);
   CHECK(source_of(read, kRegion, 3) == kSourceUnmapped);
@@ -182,13 +165,13 @@ TEST_CASE("a tree in the log is read node by node; who asks is told which one is
 TEST_CASE("what is installed where something else is by now changes nothing") {
   LogOfTrees logged;
   NodeRef root;
-  for (uint32_t i = 0; i < 10; ++i) assign_to(root, kRegion, 2 * i, 1, 1);
+  assign_ten(root, kRegion);
   logged.write({root});
-  NodeRef read = on_disk(root);
+  NodeRef read = root.on_disk();
   RunList runs;
   const auto missing = find(read, kRegion, 0, 1, runs);
   REQUIRE(missing);
-  Node* late = read_node(*logged.log, *missing);
+  const NodeRef late = read_node(*logged.log, *missing);
   logged.find_loading(read, kRegion);
   assign_to(read, kRegion, 0, 1, kCurrent);
   install(read, *missing, late);
@@ -198,8 +181,7 @@ TEST_CASE("what is installed where something else is by now changes nothing") {
 TEST_CASE("the evictor lets go of what is written and was not looked at, and of nothing else") {
   LogOfTrees logged;
   NodeRef root;
-  for (uint64_t region = 0; region < 100; ++region)
-    for (uint32_t i = 0; i < 10; ++i) assign_to(root, region, 2 * i, 1, 1);
+  for (uint64_t region = 0; region < 100; ++region) assign_ten(root, region);
   uint64_t cursor = 0;
   const auto pass = [&] {
     do {
@@ -253,7 +235,7 @@ TEST_CASE("what a small change of a large leaf writes is the difference, and not
     Blocks blocks;
     blocks.fill(kSourceUnmapped);
     for (uint32_t j = 0; j < 400; ++j) blocks[2 * j] = j <= i ? kCurrent : 1 + j % 3;
-    NodeRef read = on_disk(root);
+    NodeRef read = root.on_disk();
     logged.find_loading(read, kRegion);
     check_blocks(read, kRegion, blocks);
   }
@@ -264,8 +246,7 @@ TEST_CASE("what a small change of a large leaf writes is the difference, and not
 TEST_CASE("what trees share is written once, and a walk of their difference skips it") {
   LogOfTrees logged;
   NodeRef root;
-  for (uint64_t region = 0; region < 200; ++region)
-    for (uint32_t i = 0; i < 10; ++i) assign_to(root, region, 2 * i, 1, 1);
+  for (uint64_t region = 0; region < 200; ++region) assign_ten(root, region);
   const NodeRef frozen = root;
   assign_to(root, 77, 1, 1, kCurrent);
   assign_to(root, 150, 0, 4, kSourceUnmapped);
@@ -274,23 +255,38 @@ TEST_CASE("what trees share is written once, and a walk of their difference skip
   CHECK(logged.nodes_written == (200 + 4 + 1 + 1 + 1) + (2 + 2 + 3));
   for (const bool from_log : {false, true}) {
     CAPTURE(from_log);
-    const NodeRef a = from_log ? on_disk(frozen) : frozen;
-    const NodeRef b = from_log ? on_disk(root) : root;
-    TreeReader reader(*logged.log, logged.mutex);
-    std::vector<uint32_t> regions;
-    const auto visit = [&](uint32_t region, const std::vector<Interval>& x,
-                           const std::vector<Interval>& y) {
-      regions.push_back(region);
-      CHECK(x.size() == 10);
-      CHECK(y != x);
+    const NodeRef a = from_log ? frozen.on_disk() : frozen;
+    const NodeRef b = from_log ? root.on_disk() : root;
+    TreeReader reader(logged.log, logged.mutex);
+    using Change = std::array<uint64_t, 3>;  // a block, its source before, and after
+    const auto changes = [&](const NodeRef& to, uint64_t begin_region, uint64_t end_region) {
+      std::vector<Change> all;
+      find_difference(reader, a, to, begin_region * kRegionBlocks + 1,
+                      (end_region - begin_region) * kRegionBlocks - 1,
+                      [&](const Run& before, const Run& after) {
+                        CHECK(before.first == after.first);
+                        CHECK(before.count == 1);
+                        all.push_back({after.first, before.source, after.source});
+                      });
+      return all;
     };
-    reader.walk_difference(a, b, 0, 1 << 20, visit);
+    const Change first{77 * kRegionBlocks + 1, kSourceUnmapped, kCurrent};
+    CHECK(changes(b, 0, 1 << 20) ==
+          std::vector<Change>{first,
+                              {150 * kRegionBlocks, 1, kSourceUnmapped},
+                              {150 * kRegionBlocks + 2, 1, kSourceUnmapped}});
+    CHECK(changes(b, 77, 78) == std::vector<Change>{first});
+    CHECK(changes(b, 78, 150).empty());
+    CHECK(changes(a, 0, 1 << 20).empty());
+    // What is the same is not even looked at.
+    std::vector<uint32_t> regions;
+    reader.walk(
+        {a, b}, 0, kRegionsMax,
+        [&](const std::vector<NodeRef>& slots, uint32_t) {
+          return !reader.is_same(slots[0], slots[1]);
+        },
+        [&](uint32_t region, const std::vector<NodeRef>&) { regions.push_back(region); });
     CHECK(regions == std::vector<uint32_t>{77, 150});
-    regions.clear();
-    reader.walk_difference(a, b, 78, 150, visit);
-    CHECK(regions.empty());
-    reader.walk_difference(a, a, 0, 1 << 20, visit);
-    CHECK(regions.empty());
   }
 }
 
@@ -303,14 +299,16 @@ TEST_CASE("a removal is compared where neither who comes after nor the ancestor 
   assign_to(root, 1, 0, 2, 2, 2);  // and replaces that
   const NodeRef version = root;
   assign_to(root, 1, 0, 1, 3, 3);
-  TreeReader reader(*logged.log, logged.mutex);
-  std::vector<uint32_t> regions;
-  reader.walk_removal(version, root, ancestor, [&](const TreeReader::Removal& region) {
-    regions.push_back(region.region);
-    CHECK(region.version.size() == 2);
-    CHECK(region.successor.size() == 3);
-  });
-  CHECK(regions == std::vector<uint32_t>{1});
+  TreeReader reader(logged.log, logged.mutex);
+  const LoneCells cells = find_lone_cells(reader, {1, version, root, ancestor});
+  CHECK(cells.ranges == std::vector<FreeRange>{{2, 1, kRegionBlocks}});
+  CHECK(cells.counts == std::map<uint32_t, uint64_t>{{2, 1}});
+  CHECK(count_lone_cells(reader, {1, version, root, ancestor}) == 1);
+  // Without a successor, what the ancestor has is told by the floor only where regions differ.
+  const LoneCells more = find_lone_cells(reader, {0, version, {}, ancestor});
+  CHECK(more.counts == std::map<uint32_t, uint64_t>{{1, 12}, {2, 4}});
+  CHECK(find_lone_cells(reader, {1, version, {}, ancestor}).counts ==
+        std::map<uint32_t, uint64_t>{{2, 4}});
 }
 
 TEST_CASE("a walk of all trees sees each different slot of a region once") {
@@ -323,13 +321,64 @@ TEST_CASE("a walk of all trees sees each different slot of a region once") {
   const NodeRef second = root;
   assign_to(root, 5, 0, 1, 3, 3);
   logged.write({first, second, root});
-  TreeReader reader(*logged.log, logged.mutex);
+  TreeReader reader(logged.log, logged.mutex);
+  const std::vector<NodeRef> roots = {first, second, second.on_disk(), root, NodeRef()};
   std::vector<std::pair<uint32_t, size_t>> seen;
-  reader.walk_all({first, second, on_disk(second), root, NodeRef()}, 0, kRegionsMax,
-                  [&](uint32_t region, const std::vector<NodeRef>& slots) {
-                    seen.emplace_back(region, slots.size());
-                  });
+  reader.walk(
+      roots, 0, kRegionsMax,
+      [&](std::vector<NodeRef>& slots, uint32_t) {
+        reader.remove_duplicates(slots);
+        return !slots.empty();
+      },
+      [&](uint32_t region, const std::vector<NodeRef>& slots) {
+        seen.emplace_back(region, slots.size());
+      });
   CHECK(seen == std::vector<std::pair<uint32_t, size_t>>{{5, 2}, {6, 1}});
+  const std::vector<FreeRange> ones{{1, 8, 5 * kRegionBlocks}, {1, 8, 5 * kRegionBlocks + 100}};
+  CHECK(find_cells_up_to(1, reader, roots, 0, kRegionsMax) == ones);
+  CHECK(find_cells_up_to(2, reader, roots, 6, 7) ==
+        std::vector<FreeRange>{{2, 8, 6 * kRegionBlocks}});
+}
+
+TEST_CASE("a tree that is copied into another log is the same there, and costs what it changed") {
+  LogOfTrees logged;
+  LogOfTrees other;
+  NodeRef root;
+  for (uint64_t region = 0; region < 200; ++region) assign_ten(root, region);
+  logged.write({root});
+  const NodeRef frozen = root.on_disk();
+  assign_to(root, 77, 1, 1, kCurrent);
+  TreeCopier copier(logged.log, other.log, logged.mutex);
+  const CopiedTree base = copier.copy(frozen);
+  CHECK(copier.data_blocks() == 2000);
+  const uint64_t whole_bytes = copier.written_bytes();
+  const CopiedTree changed = copier.copy(root, base);
+  CHECK(copier.written_bytes() - whole_bytes < whole_bytes / 10);
+  const CopiedTree again = copier.copy(root, changed);
+  CHECK(again.copy == changed.copy);
+
+  Blocks blocks;
+  blocks.fill(kSourceUnmapped);
+  for (uint32_t i = 0; i < 10; ++i) blocks[2 * i] = 1;
+  NodeRef read = base.copy;
+  for (uint64_t region = 0; region < 200; ++region) {
+    other.find_loading(read, region);
+    check_blocks(read, region, blocks);
+  }
+  read = changed.copy;
+  blocks[1] = kCurrent;
+  other.find_loading(read, 77);
+  check_blocks(read, 77, blocks);
+
+  // What has changed since is taken along in memory: what is the same leads to the copy.
+  assign_to(root, 78, 1, 1, kCurrent);
+  const TreeCopier::Relocation relocation = copier.plan_relocation(root, changed);
+  CHECK(relocation.nodes.size() == kPageLevels + 1);
+  for (const auto& [slot, copy] : relocation.slots) *slot = copy;
+  for (const auto& [node, address] : relocation.nodes) node->address = address;
+  other.find_loading(root, 77);
+  check_blocks(root, 77, blocks);
+  check_blocks(root, 78, blocks);
 }
 
 }  // namespace tplstore

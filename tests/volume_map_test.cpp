@@ -316,7 +316,8 @@ TEST_CASE("a fork whose checkpoint says that an ancestor's version is its own is
       versions[number].number = number;
       versions[number].size_bytes = kRegionBytes;
       Encoder bytes;
-      const uint64_t length = encode_group(bytes, log->seed(), 0, record.current, versions);
+      const uint64_t length =
+          encode_group(bytes, log->seed(), 0, record.current, versions, {{number, {}}});
       return opens_with(bytes_of(CheckpointGroup{append_node(bytes, length).word, 0, 0}), {});
     };
     record.current = kBase + 2;

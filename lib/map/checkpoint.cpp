@@ -5,69 +5,39 @@
 
 namespace tplstore {
 
-void CheckpointWriter::write_nodes(const MapSnapshot& snapshot, SpinningSharedMutex& mutex) {
-  TreeReader reader(log_, mutex);
-  const auto plan_root = [&](const NodeRef& root) {
-    if (root.is_node() && root.node()->is_dirty) plan_dirty(reader, root.node(), {});
-  };
-  for (const auto& [number, version] : snapshot.unwritten) plan_root(version.root);
-  plan_root(snapshot.current.root);
+void CheckpointWriter::write_nodes(MapSnapshot& snapshot, TreeReader& reader) {
+  for (const auto& [number, version] : snapshot.rows)
+    tree_.add_changed(reader, version.root, {&snapshot.roots[number]});
+  const VersionRecord& current = snapshot.current;
+  tree_.add_changed(reader, current.root, {&snapshot.roots[current.number]});
   tree_.finish();
   for (const TreeWriter::Written& written : tree_.written())
     if (written.is_full && written.node->replaces_own && written.node->is_leaf())
       replaced_bytes_ += written.node->address.length();
 }
 
-void CheckpointWriter::plan_dirty(TreeReader& reader, Node* node, TreeWriter::Place place) {
-  if (tree_.link(node, place)) return;
-  if (node->is_leaf()) {
-    tree_.add_leaf(place, node->version, static_cast<Leaf*>(node)->intervals(), node->address,
-                   node);
-    return;
-  }
-  TreeWriter::PlannedPage* planned = tree_.add_page(place, node->version, node);
-  const PageSlots slots = reader.slots_of(node);
-  for (uint32_t i = 0; i < kPageSlots; ++i) {
-    if (slots[i].is_node() && slots[i].node()->is_dirty) {
-      plan_dirty(reader, slots[i].node(), {planned, i});
-    } else {
-      planned->words[i] = slots[i].disk_word();
-    }
-  }
-}
-
-uint64_t CheckpointWriter::word_of(const NodeRef& root) const {
-  if (!root.is_node() || !root.node()->is_dirty) return root.disk_word();
-  return NodeRef::of_address(tree_.planned(root.node())->address).disk_word();
-}
-
 // Writes a group's rows in place of those that were written before.
-void CheckpointWriter::write_group(uint32_t group, uint32_t current,
-                                   const std::map<uint32_t, VersionRecord>& rows) {
+void CheckpointWriter::write_group(uint32_t group, const MapSnapshot& snapshot) {
   live_bytes_ -= groups_[group].length();
-  const auto first = rows.lower_bound(group * kVersionsPerGroup);
-  if (first == rows.end() || VersionTable::group_of(first->first) != group) {
+  const auto first = snapshot.rows.lower_bound(group * kVersionsPerGroup);
+  if (first == snapshot.rows.end() || VersionTable::group_of(first->first) != group) {
     groups_.erase(group);
     return;
   }
   Encoder bytes;
-  const uint64_t length = encode_group(bytes, log_.seed(), group, current, rows);
+  const uint64_t length = encode_group(bytes, log_.seed(), group, snapshot.current.number,
+                                       snapshot.rows, snapshot.roots);
   groups_[group] = NodeAddress::make(log_.append(FrameKind::kNodes, bytes.bytes(), 0), length);
   live_bytes_ += length;
 }
 
-uint64_t CheckpointWriter::write(const MapSnapshot& snapshot, const RootWord& word_of,
-                                 const LogPosition& replay_from,
+uint64_t CheckpointWriter::write(const MapSnapshot& snapshot, const LogPosition& replay_from,
                                  std::map<uint32_t, NodeAddress> groups, uint64_t live_bytes) {
   groups_ = std::move(groups);
   live_bytes_ = live_bytes + tree_.written_bytes();
   live_bytes_ -= std::min(live_bytes_, replaced_bytes_);
   const VersionRecord& current = snapshot.current;
-  std::map<uint32_t, VersionRecord> rows = snapshot.rows;
-  for (auto& [number, row] : rows)
-    ensure(NodeRef::from_disk(word_of(row), kPageLevels, row.root),
-           "a root that is written is good");
-  for (const uint32_t group : snapshot.dirty_groups) write_group(group, current.number, rows);
+  for (const uint32_t group : snapshot.dirty_groups) write_group(group, snapshot);
 
   std::vector<NodeAddress> free_nodes;
   for (size_t at = 0; at < snapshot.free_ranges.size(); at += kFreeRangesPerNode) {
@@ -85,7 +55,7 @@ uint64_t CheckpointWriter::write(const MapSnapshot& snapshot, const RootWord& wo
   record.current_size_bytes = current.size_bytes;
   record.current_began_ns = current.created_ns;
   record.current_own_blocks = current.own_blocks;
-  record.current_root = word_of(current);
+  record.current_root = snapshot.roots.at(current.number).disk_word();
   record.current = current.number;
   record.current_parent = current.parent;
   record.group_count = static_cast<uint32_t>(groups_.size());

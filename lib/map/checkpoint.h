@@ -10,11 +10,9 @@
 // damage.
 #pragma once
 
-#include <functional>
 #include <map>
 
 #include "backend/superblock.h"
-#include "base/spinning_mutex.h"
 #include "map/map_log.h"
 #include "map/map_state.h"
 #include "map/tree_writer.h"
@@ -25,26 +23,21 @@ class CheckpointWriter {
  public:
   explicit CheckpointWriter(MapLog& log) : log_(log), tree_(log) {}
 
-  // Writes what of the snapshot's trees is in memory and changed. `mutex` is the map's.
-  void write_nodes(const MapSnapshot& snapshot, SpinningSharedMutex& mutex);
+  // Writes what of the snapshot's trees is in memory and changed, and fills in the roots.
+  void write_nodes(MapSnapshot& snapshot, TreeReader& reader);
   // Writes the rest, where rows of groups that did not change are in `groups`, and so much of the
-  // log was needed before. `word_of` tells the word of a version's root in this log. Returns the
-  // offset of the frame, which is not durable yet.
-  using RootWord = std::function<uint64_t(const VersionRecord&)>;
-  uint64_t write(const MapSnapshot& snapshot, const RootWord& word_of,
-                 const LogPosition& replay_from, std::map<uint32_t, NodeAddress> groups,
-                 uint64_t live_bytes);
+  // log was needed before. Returns the offset of the frame, which is not durable yet.
+  uint64_t write(const MapSnapshot& snapshot, const LogPosition& replay_from,
+                 std::map<uint32_t, NodeAddress> groups, uint64_t live_bytes);
 
-  // After write_nodes(): the word of a root in memory, and the nodes that are not dirty any more.
-  uint64_t word_of(const NodeRef& root) const;
+  // After write_nodes(): the nodes that are not dirty any more.
   const std::vector<TreeWriter::Written>& nodes() const { return tree_.written(); }
   // After write().
   std::map<uint32_t, NodeAddress>& groups() { return groups_; }
   uint64_t live_bytes() const { return live_bytes_; }
 
  private:
-  void plan_dirty(TreeReader& reader, Node* node, TreeWriter::Place place);
-  void write_group(uint32_t group, uint32_t current, const std::map<uint32_t, VersionRecord>& rows);
+  void write_group(uint32_t group, const MapSnapshot& snapshot);
 
   MapLog& log_;
   TreeWriter tree_;

@@ -1,9 +1,8 @@
 // Log compaction: all trees are written anew into a log of the next generation, without what no
 // version needs any more.
 //
-// A tree is compared with one that was written before it (its parent's): where a slot leads to the
-// same as the other's, it takes the word that the other has in the new log. So what versions share
-// stays shared, a version costs what it changed, and no table of all nodes is needed.
+// A version is compared with what was copied before it (its parent), so that it costs what it
+// changed (map/tree_copy.h).
 //
 // While the bulk is written, current goes on changing; each further pass writes only what changed
 // since the pass before, by the same comparison. The last one, write_checkpoint(), is short and
@@ -17,14 +16,11 @@
 #include <map>
 #include <memory>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "map/checkpoint.h"
-#include "map/map_log.h"
 #include "map/map_state.h"
-#include "map/tree_reader.h"
-#include "map/tree_writer.h"
+#include "map/tree_copy.h"
 
 namespace tplstore {
 
@@ -38,14 +34,14 @@ class Compaction {
 
   // `mutex` is the map's.
   Compaction(Backend& backend, const std::string& folder, const Uuid& volume,
-             std::shared_ptr<MapLog> old, SpinningSharedMutex& mutex);
+             const std::shared_ptr<MapLog>& old, SpinningSharedMutex& mutex);
 
   bool has_written(uint32_t frozen) const { return versions_.contains(frozen); }
   // Writes frozen versions, parents before children, that were not written yet, and then what
   // current is now.
   void write(const std::vector<Version>& frozen, const Version& current);
   // Likewise, and the checkpoint of all, in which every row is written. Returns its offset.
-  uint64_t write_checkpoint(const std::vector<Version>& frozen, const MapSnapshot& snapshot);
+  uint64_t write_checkpoint(const std::vector<Version>& frozen, MapSnapshot& snapshot);
   const std::shared_ptr<MapLog>& log() const { return fresh_; }
   // The new log counts from here on.
   void keep() { draft_.keep(); }
@@ -68,34 +64,16 @@ class Compaction {
     const std::string name_;
     bool is_kept_ = false;
   };
-  // A tree, in the old log and memory, and the word of its root in the new log.
-  struct Tree {
-    NodeRef root;
-    uint64_t word = 0;
-  };
-  // What the tree in memory becomes in the new log.
-  struct Relocation {
-    std::vector<std::pair<NodeRef*, NodeRef>> slots;
-    std::vector<std::pair<Node*, NodeAddress>> nodes;
-  };
 
-  const Tree& base_of(const Version& version) const;
-  uint64_t write(const NodeRef& root, const Tree& base);
-  uint64_t plan(TreeWriter& writer, const NodeRef& slot, const NodeRef& base, uint64_t base_word,
-                uint32_t level, uint32_t index, TreeWriter::Place place,
-                TreeWriter::PlannedPage** root);
-  void plan_relocation(Relocation& to, NodeRef& slot, const NodeRef& base, uint64_t base_word,
-                       uint32_t level, uint32_t index);
+  const CopiedTree& base_of(const Version& version) const;
 
-  std::shared_ptr<MapLog> old_;
   Draft draft_;
   std::shared_ptr<MapLog> fresh_;
-  TreeReader old_reader_;
-  TreeReader fresh_reader_;
-  std::map<uint32_t, Tree> versions_;  // that are written
-  Tree current_;                       // as of the last pass
+  TreeCopier copier_;
+  std::map<uint32_t, CopiedTree> versions_;  // that are written
+  CopiedTree current_;                       // as of the last pass
   uint32_t current_number_ = 0;
-  const Tree none_;
+  const CopiedTree none_;
   uint64_t live_bytes_ = 0;
   std::map<uint32_t, NodeAddress> groups_;
 };

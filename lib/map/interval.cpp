@@ -1,8 +1,6 @@
 // Splices: what an assignment makes of an array of intervals, without building the disk in between.
 #include "map/interval.h"
 
-#include <algorithm>
-
 namespace tplstore {
 namespace {
 
@@ -61,68 +59,39 @@ void find_runs(std::span<const Interval> intervals, uint64_t base, uint32_t firs
   if (at < end) runs.add({base + at, end - at, kSourceUnmapped});
 }
 
-Splice splice_for(std::span<const Interval> intervals, uint32_t first, uint32_t count,
-                  uint32_t source) {
-  uint32_t from = first;
-  uint32_t to = first + count;
+Splice splice_for(std::span<const Interval> intervals, const Interval& change) {
+  const uint32_t source = change.source;
+  uint32_t from = change.first;
+  uint32_t to = change.end();
+  // What overlaps gives way, and so do neighbours that become one with it.
   size_t begin = first_ending_after(intervals, from);
+  if (begin > 0 && intervals[begin - 1].end() == from && intervals[begin - 1].source == source)
+    --begin;
   size_t end = begin;
-  while (end < intervals.size() && intervals[end].first < to) ++end;
+  while (end < intervals.size() && intervals[end].first <= to &&
+         (intervals[end].first < to || intervals[end].source == source))
+    ++end;
 
   Splice splice{begin, end, 0, {}};
   const auto add = [&splice](const Interval& interval) {
     splice.fresh[splice.fresh_count++] = interval;
   };
-  // The pieces of the outermost intervals that stick out stay, joined to the new one if equal.
-  const bool has_overlap = begin < end;
-  const Interval left = has_overlap ? intervals[begin] : Interval{};
-  const Interval right = has_overlap ? intervals[end - 1] : Interval{};
-  const bool keeps_left = has_overlap && left.first < from;
-  const bool keeps_right = has_overlap && right.end() > to;
-  const uint32_t right_end = keeps_right ? right.end() : 0;
-  if (source == kSourceUnmapped) {
-    if (keeps_left) add(make(left.first, from, left.source));
-    if (keeps_right) add(make(to, right_end, right.source));
-    return splice;
-  }
-  if (keeps_left) {
+  // The pieces of the outermost that stick out stay.
+  const Interval left = begin < end ? intervals[begin] : change;
+  const Interval right = begin < end ? intervals[end - 1] : change;
+  if (left.first < from) {
     if (left.source == source) {
       from = left.first;
     } else {
       add(make(left.first, from, left.source));
     }
-  } else if (begin > 0 && intervals[begin - 1].end() == from &&
-             intervals[begin - 1].source == source) {
-    from = intervals[begin - 1].first;
-    splice.begin = begin - 1;
   }
-  bool adds_right = false;
-  if (keeps_right) {
-    if (right.source == source) {
-      to = right_end;
-    } else {
-      adds_right = true;
-    }
-  } else if (end < intervals.size() && intervals[end].first == to &&
-             intervals[end].source == source) {
-    to = intervals[end].end();
-    splice.end = end + 1;
-  }
-  add(make(from, to, source));
-  if (adds_right) add(make(to, right_end, right.source));
+  const uint32_t right_end = right.end();
+  const bool keeps_right = right_end > to && right.source != source;
+  if (source != kSourceUnmapped)
+    add(make(from, keeps_right ? to : std::max(to, right_end), source));
+  if (keeps_right) add(make(to, right_end, right.source));
   return splice;
-}
-
-uint32_t count_blocks(std::span<const Interval> intervals, uint32_t first, uint32_t count,
-                      uint32_t source) {
-  const uint32_t end = first + count;
-  uint32_t blocks = 0;
-  for (size_t i = first_ending_after(intervals, first);
-       i < intervals.size() && intervals[i].first < end; ++i) {
-    if (intervals[i].source != source) continue;
-    blocks += std::min(intervals[i].end(), end) - std::max<uint32_t>(intervals[i].first, first);
-  }
-  return blocks;
 }
 
 bool are_valid(std::span<const Interval> intervals) {
@@ -139,30 +108,14 @@ bool are_valid(std::span<const Interval> intervals) {
 
 std::vector<Interval> difference(std::span<const Interval> base, std::span<const Interval> target) {
   std::vector<Interval> changes;
-  size_t b = 0;
-  size_t t = 0;
-  uint32_t at = 0;
-  // Walk both arrays in stretches over which neither changes its source.
-  const auto stretch = [](std::span<const Interval> intervals, size_t& i, uint32_t block) {
-    while (i < intervals.size() && intervals[i].end() <= block) ++i;
-    if (i == intervals.size()) return make(0, kRegionBlocks, kSourceUnmapped);
-    if (intervals[i].first > block) return make(block, intervals[i].first, kSourceUnmapped);
-    return intervals[i];
-  };
-  while (at < kRegionBlocks) {
-    const Interval old_run = stretch(base, b, at);
-    const Interval new_run = stretch(target, t, at);
-    const uint32_t end = std::min(old_run.end(), new_run.end());
-    if (old_run.source != new_run.source) {
-      if (!changes.empty() && changes.back().end() == at &&
-          changes.back().source == new_run.source) {
-        changes.back().count = static_cast<uint16_t>(end - changes.back().first);
-      } else {
-        changes.push_back(make(at, end, new_run.source));
-      }
+  for_each_stretch(base, target, [&](uint32_t first, uint32_t count, uint32_t old, uint32_t fresh) {
+    if (old == fresh) return;
+    if (!changes.empty() && changes.back().end() == first && changes.back().source == fresh) {
+      changes.back().count = static_cast<uint16_t>(changes.back().count + count);
+    } else {
+      changes.push_back(make(first, first + count, fresh));
     }
-    at = end;
-  }
+  });
   return changes;
 }
 

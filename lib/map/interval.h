@@ -9,6 +9,7 @@
 // Pure functions; nothing is thrown.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -87,20 +88,36 @@ struct Splice {
   size_t fresh_count;
   std::array<Interval, 3> fresh;
 };
-// The splice that gives blocks [first, first + count) to `source`, merging with neighbours;
-// kSourceUnmapped removes.
-Splice splice_for(std::span<const Interval> intervals, uint32_t first, uint32_t count,
-                  uint32_t source);
-
-// Blocks of [first, first + count) whose source is `source`.
-uint32_t count_blocks(std::span<const Interval> intervals, uint32_t first, uint32_t count,
-                      uint32_t source);
+// The splice that makes `change` so, merging with neighbours; kSourceUnmapped removes.
+Splice splice_for(std::span<const Interval> intervals, const Interval& change);
 
 // Whether an array from disk is as described above.
 bool are_valid(std::span<const Interval> intervals);
 
-// The assignments that turn `base` into `target`: applied in order with splice_for they do.
-// kSourceUnmapped stands for removed blocks.
+// Calls visit(first, count, source in a, source in b) for the stretches of a region over which
+// neither array changes its source, in rising order.
+template <typename Visit>
+void for_each_stretch(std::span<const Interval> a, std::span<const Interval> b, Visit visit) {
+  struct Part {
+    uint32_t end;
+    uint32_t source;
+  };
+  const auto part_at = [](std::span<const Interval>& rest, uint32_t block) -> Part {
+    while (!rest.empty() && rest.front().end() <= block) rest = rest.subspan(1);
+    if (rest.empty()) return {kRegionBlocks, kSourceUnmapped};
+    if (rest.front().first > block) return {rest.front().first, kSourceUnmapped};
+    return {rest.front().end(), rest.front().source};
+  };
+  for (uint32_t at = 0; at < kRegionBlocks;) {
+    const Part part_a = part_at(a, at);
+    const Part part_b = part_at(b, at);
+    const uint32_t end = std::min(part_a.end, part_b.end);
+    visit(at, end - at, part_a.source, part_b.source);
+    at = end;
+  }
+}
+
+// The changes that turn `base` into `target`: applied in order with splice_for they do.
 std::vector<Interval> difference(std::span<const Interval> base, std::span<const Interval> target);
 
 }  // namespace tplstore

@@ -139,7 +139,6 @@ void MapState::change(const FreezeRecord& record) {
   if (record.for_reader) frozen.flags |= kVersionForReader;
   const uint32_t number = frozen.number;
   if (frozen.file_blocks == 0) free_.add({number, 0, 0});
-  unwritten_versions_.insert(number);
   mark_row(number);
   table_.add(std::move(frozen));
 
@@ -170,7 +169,6 @@ void MapState::change(const HideRecord& record) {
 void MapState::change(const CollectRecord& record) {
   removals_.push_back(removal_of(*table_.find(record.version)));
   const VersionRecord gone = table_.take_out(record.version, current_);
-  unwritten_versions_.erase(record.version);
   mark_row(record.version);
   if (table_.find(gone.parent) != nullptr) mark_row(gone.parent);
   for (const uint32_t child : gone.children)
@@ -251,10 +249,7 @@ bool MapState::has_outstanding() const {
 
 void MapState::install(uint32_t version, const MissingNode& missing, NodeRef node) {
   VersionRecord* record = find(version);
-  if (record == nullptr) return;
-  Node* loaded = node.node();
-  node.forget();
-  tplstore::install(record->root, missing, loaded);
+  if (record != nullptr) tplstore::install(record->root, missing, std::move(node));
 }
 
 bool MapState::evict_some() {
@@ -262,8 +257,7 @@ bool MapState::evict_some() {
   if (evict_cursor_ != 0) return true;
   // Frozen versions are read by few; they are dropped from the top.
   for (auto& [number, version] : table_.all())
-    if (version.root.is_node() && !version.root.node()->is_dirty)
-      version.root = NodeRef::of_address(version.root.node()->address);
+    if (!version.root.is_dirty_node()) version.root = version.root.on_disk();
   return false;
 }
 
@@ -332,8 +326,6 @@ uint64_t MapState::finish_count(uint32_t version, std::optional<uint64_t> cells)
 MapSnapshot MapState::take_snapshot(bool with_all_rows) {
   MapSnapshot snapshot;
   snapshot.current = current_;
-  for (const uint32_t number : unwritten_versions_)
-    snapshot.unwritten[number] = table_.all().at(number);
   if (is_parent_dirty_) dirty_groups_.insert(parent_group_);
   if (with_all_rows)
     for (const auto& [number, version] : table_.all()) mark_row(number);
@@ -351,7 +343,6 @@ MapSnapshot MapState::take_snapshot(bool with_all_rows) {
   // All of it is there: nothing fails from here on, where it is taken off the books.
   snapshot.dirty_groups.swap(dirty_groups_);
   is_parent_dirty_ = false;
-  snapshot.unwritten_numbers.swap(unwritten_versions_);
   snapshot.dirty_leaves = std::exchange(usage_.dirty_leaves, 0);
   snapshot.has_synced_holes = free_.take_synced();
   return snapshot;
@@ -359,7 +350,6 @@ MapSnapshot MapState::take_snapshot(bool with_all_rows) {
 
 void MapState::restore(MapSnapshot& snapshot) noexcept {
   dirty_groups_.merge(snapshot.dirty_groups);
-  unwritten_versions_.merge(snapshot.unwritten_numbers);
   usage_.dirty_leaves += snapshot.dirty_leaves;
   if (snapshot.has_synced_holes) free_.note_synced();
 }
@@ -367,17 +357,14 @@ void MapState::restore(MapSnapshot& snapshot) noexcept {
 void MapState::note_written(const MapSnapshot& snapshot,
                             const std::vector<TreeWriter::Written>& nodes,
                             std::map<uint32_t, NodeAddress> groups, uint64_t live_bytes) {
+  // Frozen versions are read by few: only their addresses stay, and current has its nodes alone.
+  for (const auto& [number, version] : snapshot.rows)
+    if (VersionRecord* record = table_.find(number); record && version.root.is_dirty_node())
+      record->root = snapshot.roots.at(number);
   for (const TreeWriter::Written& written : nodes) {
     written.node->address = written.address;
     written.node->is_dirty = false;
     written.node->replaces_own = false;
-  }
-  // Frozen versions are read by few: only their addresses stay, and current has its nodes alone.
-  for (const auto& [number, version] : snapshot.unwritten) {
-    VersionRecord* record = table_.find(number);
-    if (record == nullptr) continue;
-    NodeRef& root = record->root;
-    if (root.is_node() && !root.node()->is_dirty) root = NodeRef::of_address(root.node()->address);
   }
   table_.groups() = std::move(groups);
   usage_.live_bytes = live_bytes;

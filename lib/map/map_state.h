@@ -33,9 +33,9 @@
 #include <set>
 #include <vector>
 
+#include "map/comparison.h"
 #include "map/free_ranges.h"
 #include "map/records.h"
-#include "map/comparison.h"
 #include "map/tree.h"
 #include "map/tree_writer.h"
 #include "map/version_table.h"
@@ -45,10 +45,9 @@ namespace tplstore {
 // What a checkpoint holds, as of one cut.
 struct MapSnapshot {
   VersionRecord current;
-  std::map<uint32_t, VersionRecord> unwritten;  // versions whose trees may be in memory only
-  std::set<uint32_t> unwritten_numbers;         // of those
   std::set<uint32_t> dirty_groups;
-  std::map<uint32_t, VersionRecord> rows;  // of those groups
+  std::map<uint32_t, VersionRecord> rows;  // of those groups: all whose trees changed are in them
+  std::map<uint32_t, NodeRef> roots;  // of these and of current in the log, once they are written
   uint64_t dirty_leaves = 0;
   std::vector<SourceRow> sources;
   bool flattens = false;
@@ -108,7 +107,9 @@ class MapState {
   FreeRanges& free_ranges() { return free_; }
   // Versions that were taken out are compared with what came after them, one after the other. No
   // checkpoint may come between a removal and the free ranges that follow from it.
-  const Removal* next_removal() const { return removals_.empty() ? nullptr : &removals_.front(); }
+  std::optional<Removal> next_removal() const {
+    return removals_.empty() ? std::nullopt : std::optional(removals_.front());
+  }
   void finish_removal(const LoneCells& cells);
   // The cells that removing a version would free, if that is known; of current, those that it alone
   // has.
@@ -128,7 +129,6 @@ class MapState {
   void note_compacted(const std::map<uint32_t, NodeRef>& roots,
                       std::map<uint32_t, NodeAddress> groups, uint64_t live_bytes);
   NodeRef& current_root() { return current_.root; }
-  const std::set<uint32_t>& unwritten_versions() const { return unwritten_versions_; }
   struct LogUsage {
     uint64_t live_bytes = 0;      // of the log: nodes that some version needs
     uint64_t dirty_leaves = 0;    // since the last checkpoint
@@ -165,7 +165,6 @@ class MapState {
   std::vector<Removal> removals_;  // not compared yet
   FreeRanges free_;
   std::set<uint32_t> dirty_groups_;
-  std::set<uint32_t> unwritten_versions_;  // frozen since the last checkpoint
   LogUsage usage_;
   uint64_t evict_cursor_ = 0;
 };

@@ -39,6 +39,11 @@ NodeAddress NodeAddress::make(uint64_t offset, uint64_t length) {
   return {length / 8 << 48 | offset / 8};
 }
 
+std::optional<NodeAddress> NodeAddress::from_disk(uint64_t offset, uint64_t length) {
+  const bool is_good = offset < uint64_t{1} << 48 && length < 4096 && length * 8 >= kNodeBytesMin;
+  return is_good ? std::optional(make(offset * 8, length * 8)) : std::nullopt;
+}
+
 NodeRef::NodeRef(const NodeRef& other) : word_(other.word_) {
   if (is_node()) retain(node());
 }
@@ -206,19 +211,19 @@ constexpr int64_t unzigzag(uint64_t value) {
 }  // namespace
 
 uint64_t encode_page(Encoder& to, uint64_t seed, uint32_t index, uint32_t version, uint32_t level,
-                     std::span<const uint64_t, kPageSlots> slot_words) {
+                     std::span<const NodeRef, kPageSlots> slots) {
   uint64_t present = 0;
   for (uint32_t i = 0; i < kPageSlots; ++i)
-    if (slot_words[i] != 0) present |= uint64_t{1} << i;
+    if (!slots[i].is_empty()) present |= uint64_t{1} << i;
   const uint64_t start = begin_node(to, NodeKind::kPage, level,
                                     static_cast<uint32_t>(std::popcount(present)), version);
   to.put(present);
   // Nodes that were written together follow each other, so each is looked for behind the last.
   uint64_t expected = 0;
-  for (const uint64_t word : slot_words) {
-    if (word == 0) continue;
-    NodeRef slot;
-    ensure(NodeRef::from_disk(word, level - 1, slot), "a page's slots can be read");
+  for (const NodeRef& slot : slots) {
+    if (slot.is_empty()) continue;
+    NodeRef read;
+    ensure(NodeRef::from_disk(slot.disk_word(), level - 1, read), "a page's slots can be read");
     if (slot.is_interval()) {
       const Interval interval = slot.interval();
       to.put_varint(uint64_t{interval.source} << 1 | 1);
@@ -226,8 +231,8 @@ uint64_t encode_page(Encoder& to, uint64_t seed, uint32_t index, uint32_t versio
       to.put_varint(interval.count - 1u);
       continue;
     }
-    const uint64_t offset = slot.address().offset() / 8;
-    const uint64_t length = slot.address().length() / 8;
+    const uint64_t offset = read.address().offset() / 8;
+    const uint64_t length = read.address().length() / 8;
     to.put_varint(zigzag(static_cast<int64_t>(offset - expected)) << 1);
     to.put_varint(length);
     expected = offset + length;
@@ -300,10 +305,9 @@ void decode_page(Decoder& body, uint32_t count, Page& into) {
                                    static_cast<uint32_t>(tagged >> 1)});
     } else {
       const uint64_t offset = expected + static_cast<uint64_t>(unzigzag(tagged >> 1));
-      const bool is_good =
-          offset < uint64_t{1} << 48 && second < uint64_t{1} << 12 && second * 8 >= kNodeBytesMin;
-      if (!is_good) impossible();
-      slot = NodeRef::of_address(NodeAddress::make(offset * 8, second * 8));
+      const std::optional<NodeAddress> address = NodeAddress::from_disk(offset, second);
+      if (!address) impossible();
+      slot = NodeRef::of_address(*address);
       expected = offset + second;
     }
     // Checked like a word that was read.

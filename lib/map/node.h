@@ -15,6 +15,7 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -35,6 +36,8 @@ struct NodeAddress {
   uint64_t word = 0;  // length in bits 48 to 59, offset in bits 0 to 47; 0 is no address
 
   static NodeAddress make(uint64_t offset, uint64_t length);
+  // From disk, in these units; nothing when no node can be there.
+  static std::optional<NodeAddress> from_disk(uint64_t offset, uint64_t length);
   uint64_t offset() const { return (word & ((uint64_t{1} << 48) - 1)) * 8; }
   uint64_t length() const { return (word >> 48) * 8; }
   explicit operator bool() const { return word != 0; }
@@ -64,13 +67,17 @@ class NodeRef {
   bool is_interval() const { return (word_ & kIntervalTag) != 0; }
   bool is_address() const { return (word_ & (kIntervalTag | kAddressTag)) == kAddressTag; }
   bool is_node() const { return word_ != 0 && (word_ & (kIntervalTag | kAddressTag)) == 0; }
+  bool is_dirty_node() const { return is_node() && !is_clean(); }
   Interval interval() const;
   NodeAddress address() const { return {word_ & ~kAddressTag}; }
   Node* node() const { return reinterpret_cast<Node*>(word_); }
-  // The word as it stands on disk; not for a node in memory that is dirty.
+  // Whether it leads to a node.
+  bool leads_on() const { return is_node() || is_address(); }
+  // The same, and its word, as it stands on disk; not for a node in memory that is dirty.
+  NodeRef on_disk() const { return NodeRef(disk_word()); }
   uint64_t disk_word() const;
   // Equal for slots that lead to the same for sure: an address, or a clean node that has it.
-  uint64_t key() const { return is_node() && !is_clean() ? word_ : disk_word(); }
+  uint64_t key() const { return is_dirty_node() ? word_ : disk_word(); }
   bool is_same(const NodeRef& other) const { return word_ == other.word_ || key() == other.key(); }
   bool operator==(const NodeRef& other) const { return word_ == other.word_; }
   // Drops the word without dropping the reference, which somebody else has ended.
@@ -163,7 +170,7 @@ uint64_t encode_leaf(Encoder& to, uint64_t seed, uint32_t index, uint32_t versio
 uint64_t encode_delta(Encoder& to, uint64_t seed, uint32_t index, uint32_t version, uint32_t depth,
                       NodeAddress base, std::span<const Interval> changes);
 uint64_t encode_page(Encoder& to, uint64_t seed, uint32_t index, uint32_t version, uint32_t level,
-                     std::span<const uint64_t, kPageSlots> slot_words);
+                     std::span<const NodeRef, kPageSlots> slots);
 // Starts and ends a node whose body the caller encodes in between.
 uint64_t begin_node(Encoder& to, NodeKind kind, uint32_t level, uint32_t count, uint32_t version);
 uint64_t end_node(Encoder& to, uint64_t start, uint64_t seed, uint32_t index);

@@ -14,8 +14,12 @@ void replay(Recovered& to, MapLog& log, const LogFrame& frame) {
     MapRecord record = decode_record(decoder);
     if (!to.state.allows(record))
       fail(EIO, log.name(), "damaged: a record of the map log is impossible");
+    if (std::holds_alternative<FreezeRecord>(record))
+      to.replayed_versions.insert(to.state.current().number);
+    if (const auto* collect = std::get_if<CollectRecord>(&record))
+      to.replayed_versions.erase(collect->version);
     while (const auto missing = to.state.apply(record).missing) {
-      to.state.install(0, *missing, NodeRef::adopt(read_node(log, *missing)));
+      to.state.install(0, *missing, read_node(log, *missing));
       ++to.loads;
     }
   }
@@ -33,8 +37,6 @@ Recovered recover(MapLog& log, const MapPointer& pointer) {
                [&](const LogFrame& frame) { replay(recovered, log, frame); });
   recovered.was_closed_cleanly = recovered.end.sequence == pointer.clean_sequence;
   if (!recovered.was_closed_cleanly) recovered.state.note_swept(0, false);
-  const std::set<uint32_t>& unwritten = recovered.state.unwritten_versions();
-  recovered.replayed_versions.assign(unwritten.begin(), unwritten.end());
   return recovered;
 }
 

@@ -15,7 +15,7 @@ struct Recovered {
   LogPosition end{};  // where the log goes on
   bool was_closed_cleanly = false;
   // Frozen versions whose data files may not be durable, since their freezing was replayed.
-  std::vector<uint32_t> replayed_versions;
+  std::set<uint32_t> replayed_versions;
   uint64_t replayed_bytes = 0;  // of records
   uint64_t loads = 0;           // of nodes
 };

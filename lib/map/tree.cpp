@@ -127,7 +127,8 @@ void assign(NodeRef& root, uint64_t region, uint32_t first, uint32_t count, uint
     single = slot->interval();
     intervals = {&single, 1};
   }
-  const Splice splice = splice_for(intervals, first, count, source);
+  const Splice splice =
+      splice_for(intervals, {static_cast<uint16_t>(first), static_cast<uint16_t>(count), source});
   const size_t left = intervals.size() - (splice.end - splice.begin) + splice.fresh_count;
   if (left > 1) {
     if (slot->is_node()) {
@@ -151,8 +152,7 @@ void assign(NodeRef& root, uint64_t region, uint32_t first, uint32_t count, uint
   }
 }
 
-void install(NodeRef& root, const MissingNode& absent, Node* node) {
-  NodeRef loaded = NodeRef::adopt(node);
+void install(NodeRef& root, const MissingNode& absent, NodeRef loaded) {
   NodeRef* slot = &root;
   for (uint32_t level = kPageLevels; level > absent.level; --level) {
     if (!slot->is_node()) return;
@@ -168,8 +168,6 @@ bool is_idle(const NodeRef& slot) {
   if (!slot.is_node() || slot.node()->is_dirty) return false;
   return !slot.node()->is_touched.exchange(false, std::memory_order_relaxed);
 }
-
-void let_go(NodeRef& slot) { slot = NodeRef::of_address(slot.node()->address); }
 
 }  // namespace
 
@@ -191,10 +189,10 @@ void evict(NodeRef& root, uint64_t& cursor, uint32_t page_count) {
     if (!slot->is_node()) continue;
     bool has_nodes = false;
     for (NodeRef& below : page_of(*slot)->slots) {
-      if (is_idle(below)) let_go(below);
+      if (is_idle(below)) below = below.on_disk();
       has_nodes = has_nodes || below.is_node();
     }
-    if (!has_nodes && is_idle(*slot)) let_go(*slot);
+    if (!has_nodes && is_idle(*slot)) *slot = slot->on_disk();
   }
 }
 

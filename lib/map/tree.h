@@ -39,9 +39,8 @@ std::optional<MissingNode> find(const NodeRef& root, uint64_t region, uint32_t f
 void assign(NodeRef& root, uint64_t region, uint32_t first, uint32_t count, uint32_t source,
             uint32_t current, AssignEffect& effect);
 
-// Puts a node that was loaded into its place, unless the place has changed meanwhile. Takes over
-// the reference.
-void install(NodeRef& root, const MissingNode& missing, Node* node);
+// Puts a node that was loaded into its place, unless the place has changed meanwhile.
+void install(NodeRef& root, const MissingNode& missing, NodeRef loaded);
 
 // Lets go of clean leaves and pages of up to `page_count` pages from region `cursor` on, sparing
 // those that were looked at since the last pass; moves the cursor, to 0 after the last region.

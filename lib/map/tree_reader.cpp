@@ -1,34 +1,93 @@
-// Walks trees side by side and loads what it needs, keeping nothing.
+// Reads chains of deltas down to their full leaf; walks load what they need and keep nothing.
 #include "map/tree_reader.h"
 
 #include <algorithm>
 
-#include "map/tree_writer.h"
-
 namespace tplstore {
+namespace {
+
+ByteVector read_bytes(MapLog& log, NodeAddress address) {
+  ByteVector bytes(address.length());
+  log.read(address.offset(), bytes);
+  return bytes;
+}
+
+[[noreturn]] void wrong_kind(const MapLog& log) {
+  fail(EIO, log.name(), "damaged: a node of the map is not of the kind that belongs there");
+}
+
+}  // namespace
+
+StoredLeaf read_leaf(MapLog& log, NodeAddress address, uint32_t region) {
+  // Deltas from the newest down to the full leaf; each says how deep it lies, so this ends.
+  std::vector<std::vector<Interval>> deltas;
+  StoredLeaf leaf;
+  uint32_t expected_depth = kLeafDeltasMax + 1;
+  while (true) {
+    const ByteVector bytes = read_bytes(log, address);
+    auto [header, body] = open_node(bytes, log.seed(), region, log.name());
+    if (deltas.empty()) leaf.version = header.version;
+    if (header.kind == NodeKind::kLeaf && (deltas.empty() || expected_depth == 0)) {
+      leaf.full_bytes = bytes.size();
+      leaf.intervals = decode_intervals(body, header.count, false);
+      break;
+    }
+    const bool fits = header.kind == NodeKind::kLeafDelta && header.level >= 1 &&
+                      header.level <= kLeafDeltasMax &&
+                      (deltas.empty() || header.level == expected_depth);
+    if (!fits) wrong_kind(log);
+    const uint64_t offset = body.take_varint();
+    const std::optional<NodeAddress> base = NodeAddress::from_disk(offset, body.take_varint());
+    if (!base) wrong_kind(log);
+    if (deltas.empty()) leaf.depth = header.level;
+    expected_depth = header.level - 1u;
+    leaf.delta_bytes += bytes.size();
+    deltas.push_back(decode_intervals(body, header.count, true));
+    address = *base;
+  }
+  for (auto delta = deltas.rbegin(); delta != deltas.rend(); ++delta) {
+    for (const Interval& change : *delta) {
+      const Splice splice = splice_for(leaf.intervals, change);
+      const auto begin = leaf.intervals.begin();
+      const auto at = leaf.intervals.erase(begin + static_cast<ptrdiff_t>(splice.begin),
+                                           begin + static_cast<ptrdiff_t>(splice.end));
+      leaf.intervals.insert(at, splice.fresh.begin(), splice.fresh.begin() + splice.fresh_count);
+    }
+  }
+  if (!are_valid(leaf.intervals))
+    fail(EIO, log.name(), "damaged: what leaves of the map differ in makes no leaf");
+  return leaf;
+}
+
+NodeRef read_node(MapLog& log, const MissingNode& missing) {
+  if (missing.level == 0) {
+    const StoredLeaf leaf = read_leaf(log, missing.address, missing.index);
+    return NodeRef::adopt(new_leaf(leaf.intervals, leaf.version, missing.address, false));
+  }
+  const ByteVector bytes = read_bytes(log, missing.address);
+  auto [header, body] = open_node(bytes, log.seed(), missing.index, log.name());
+  if (header.kind != NodeKind::kPage || header.level != missing.level) wrong_kind(log);
+  NodeRef page = NodeRef::adopt(new_page(missing.level, header.version, missing.address, false));
+  decode_page(body, header.count, *static_cast<Page*>(page.node()));
+  return page;
+}
 
 NodeRef TreeReader::loaded(const NodeRef& slot, uint32_t level, uint32_t index) {
   if (slot.is_node()) return slot;
-  return NodeRef::adopt(
-      read_node(log_, {slot.address(), level, index, static_cast<uint64_t>(index) << (6 * level)}));
-}
-
-PageSlots TreeReader::slots_of(Node* page) const {
-  const SharedLock guard(mutex_);
-  return static_cast<Page*>(page)->slots;
+  return read_node(*log_, {slot.address(), level, index, uint64_t{index} << (6 * level)});
 }
 
 PageSlots TreeReader::slots_below(const NodeRef& slot, uint32_t level, uint32_t index) {
   if (slot.is_empty()) return {};
-  if (slot.is_node()) return slots_of(slot.node());
   const NodeRef page = loaded(slot, level, index);
+  const SharedLock guard(mutex_);
   return static_cast<Page*>(page.node())->slots;
 }
 
 std::vector<Interval> TreeReader::intervals(const NodeRef& slot, uint32_t region) {
   if (slot.is_empty()) return {};
   if (slot.is_interval()) return {slot.interval()};
-  if (slot.is_address()) return read_leaf(log_, slot.address(), region).intervals;
+  if (slot.is_address()) return read_leaf(*log_, slot.address(), region).intervals;
   // A leaf that two trees lead to is copied before it is changed, and ours is one of them.
   const auto intervals = static_cast<const Leaf*>(slot.node())->intervals();
   return {intervals.begin(), intervals.end()};
@@ -40,7 +99,6 @@ bool TreeReader::is_same(const NodeRef& a, const NodeRef& b) const {
   return a.is_same(b);
 }
 
-// Leaves one of those slots that lead to the same, and none that is empty.
 void TreeReader::remove_duplicates(std::vector<NodeRef>& slots) const {
   const SharedLock guard(mutex_);
   std::erase_if(slots, [](const NodeRef& slot) { return slot.is_empty(); });
@@ -51,69 +109,21 @@ void TreeReader::remove_duplicates(std::vector<NodeRef>& slots) const {
               slots.end());
 }
 
-void TreeReader::walk_difference(const NodeRef& a, const NodeRef& b, uint32_t level, uint32_t index,
-                                 uint64_t begin, uint64_t end, const Visit& visit) {
+void TreeReader::walk(Slots slots, uint32_t level, uint32_t index, const Walk& how) {
   const uint64_t span = uint64_t{1} << (6 * level);  // regions below these slots
-  if (index * span >= end || (index + uint64_t{1}) * span <= begin) return;
-  if (is_same(a, b)) return;
+  if (index * span >= how.end || (index + uint64_t{1}) * span <= how.begin) return;
+  if (!how.leads_on(slots, level)) return;
   if (level == 0) {
-    visit(index, intervals(a, index), intervals(b, index));
-    return;
-  }
-  const PageSlots below_a = slots_below(a, level, index);
-  const PageSlots below_b = slots_below(b, level, index);
-  for (uint32_t i = 0; i < kPageSlots; ++i)
-    walk_difference(below_a[i], below_b[i], level - 1, index * kPageSlots + i, begin, end, visit);
-}
-
-void TreeReader::walk_all(std::vector<NodeRef> slots, uint32_t level, uint32_t index,
-                          uint64_t begin, uint64_t end, const VisitAll& visit) {
-  const uint64_t span = uint64_t{1} << (6 * level);
-  if (index * span >= end || (index + uint64_t{1}) * span <= begin) return;
-  remove_duplicates(slots);
-  if (slots.empty()) return;
-  if (level == 0) {
-    visit(index, slots);
+    how.visit(index, slots);
     return;
   }
   std::vector<PageSlots> pages;
   for (const NodeRef& slot : slots) pages.push_back(slots_below(slot, level, index));
   for (uint32_t i = 0; i < kPageSlots; ++i) {
-    std::vector<NodeRef> below;
+    Slots below;
     for (const PageSlots& page : pages) below.push_back(page[i]);
-    walk_all(std::move(below), level - 1, index * kPageSlots + i, begin, end, visit);
+    walk(std::move(below), level - 1, index * kPageSlots + i, how);
   }
-}
-
-uint64_t TreeReader::walk_removal(const NodeRef& version, const NodeRef& successor,
-                                  const NodeRef& ancestor,
-                                  const std::function<void(const Removal&)>& visit) {
-  return walk_removal(version, successor, ancestor, kPageLevels, 0, visit);
-}
-
-uint64_t TreeReader::walk_removal(const NodeRef& version, const NodeRef& successor,
-                                  const NodeRef& ancestor, uint32_t level, uint32_t index,
-                                  const std::function<void(const Removal&)>& visit) {
-  if (version.is_empty() || is_same(version, successor) || is_same(version, ancestor)) return 0;
-  uint64_t garbage_bytes = 0;
-  if (version.is_address()) {
-    garbage_bytes = version.address().length();
-  } else if (version.is_node() && !version.node()->is_dirty) {
-    garbage_bytes = version.node()->address.length();
-  }
-  if (level == 0) {
-    // The successor's leaf may be a delta over this one, which is needed then.
-    if (!successor.is_empty() && !successor.is_interval()) garbage_bytes = 0;
-    visit({index, intervals(version, index), intervals(successor, index)});
-    return garbage_bytes;
-  }
-  const PageSlots below_version = slots_below(version, level, index);
-  const PageSlots below_successor = slots_below(successor, level, index);
-  const PageSlots below_ancestor = slots_below(ancestor, level, index);
-  for (uint32_t i = 0; i < kPageSlots; ++i)
-    garbage_bytes += walk_removal(below_version[i], below_successor[i], below_ancestor[i],
-                                  level - 1, index * kPageSlots + i, visit);
-  return garbage_bytes;
 }
 
 }  // namespace tplstore

@@ -129,7 +129,8 @@ uint32_t VersionTable::floor_of(const VersionRecord& version) const {
 }
 
 uint64_t encode_group(Encoder& to, uint64_t seed, uint32_t group, uint32_t current,
-                      const std::map<uint32_t, VersionRecord>& versions) {
+                      const std::map<uint32_t, VersionRecord>& versions,
+                      const std::map<uint32_t, NodeRef>& roots) {
   const auto begin = versions.lower_bound(group * kVersionsPerGroup);
   auto end = begin;
   uint32_t count = 0;
@@ -145,7 +146,7 @@ uint64_t encode_group(Encoder& to, uint64_t seed, uint32_t group, uint32_t curre
     const uint32_t imported = version.origin.is_nil() ? 0 : kVersionImported;
     to.put(VersionRow{version.number, version.parent, version.created_ns, version.size_bytes,
                       version.own_blocks, version.file_blocks, version.foreign_blocks,
-                      version.root.disk_word(), version.flags | imported,
+                      roots.at(version.number).disk_word(), version.flags | imported,
                       static_cast<uint16_t>(version.name.size()),
                       static_cast<uint16_t>(version.note.size())});
     to.put_bytes(as_bytes(version.name));

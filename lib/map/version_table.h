@@ -122,9 +122,10 @@ class VersionTable {
   std::map<uint32_t, NodeAddress> groups_;
 };
 
-// Appends the node of one group; the roots of its versions must be words on disk.
+// Appends the node of one group; `roots` are as they stand on disk.
 uint64_t encode_group(Encoder& to, uint64_t seed, uint32_t group, uint32_t current,
-                      const std::map<uint32_t, VersionRecord>& versions);
+                      const std::map<uint32_t, VersionRecord>& versions,
+                      const std::map<uint32_t, NodeRef>& roots);
 // Reads the rows of a group into `versions`.
 void decode_group(Bytes bytes, uint64_t seed, uint32_t group, const std::string& object,
                   std::map<uint32_t, VersionRecord>& versions);

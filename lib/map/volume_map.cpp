@@ -36,17 +36,12 @@ void VolumeMap::create_fork(uint32_t version, const std::string& folder, const U
   const Lock maintenance(maintenance_mutex_);
   VersionRecord base;
   std::vector<SourceRow> sources;
-  std::shared_ptr<MapLog> log;
   {
-    const Lock guard(mutex_);
-    const VersionRecord* found = state_.table().find(version);
-    if (found == nullptr) fail_not_there(version);
-    base = *found;
+    const SharedLock guard(mutex_);
+    base = find_version(version);
     sources = state_.table().sources;
-    log = log_;
   }
-  TreeReader reader(*log, mutex_);
-  create_fork_map(backend_, folder, fork, volume_, base, sources, reader);
+  create_fork_map(backend_, folder, fork, volume_, base, sources, log(), mutex_);
 }
 
 std::unique_ptr<VolumeMap> VolumeMap::open(Backend& backend, const std::string& folder,
@@ -145,6 +140,12 @@ std::shared_ptr<MapLog> VolumeMap::log() const {
   return log_;
 }
 
+const VersionRecord& VolumeMap::find_version(uint32_t version) const {
+  const VersionRecord* found = state_.find(version);
+  if (found == nullptr) fail_not_there(version);
+  return *found;
+}
+
 uint32_t VolumeMap::current() const {
   const SharedLock guard(mutex_);
   return state_.current().number;
@@ -167,7 +168,7 @@ void VolumeMap::load(const MissingNode& missing, uint32_t version,
                      const std::shared_ptr<MapLog>& log) {
   NodeRef node;
   try {
-    node = NodeRef::adopt(read_node(*log, missing));
+    node = read_node(*log, missing);
   } catch (const Error&) {
     // When the log was compacted away meanwhile, what is missing is found in the new one.
     const SharedLock guard(mutex_);
@@ -190,9 +191,7 @@ void VolumeMap::find(uint32_t version, uint64_t first, uint64_t count, RunList& 
       std::shared_ptr<MapLog> log;
       {
         const SharedLock guard(mutex_);
-        const VersionRecord* record = std::as_const(state_).find(version);
-        if (record == nullptr) fail_not_there(version);
-        missing = tplstore::find(record->root, region, in_region, part, runs);
+        missing = tplstore::find(find_version(version).root, region, in_region, part, runs);
         if (missing) log = log_;
       }
       if (!missing) break;
@@ -203,87 +202,33 @@ void VolumeMap::find(uint32_t version, uint64_t first, uint64_t count, RunList& 
   }
 }
 
-namespace {
-
-// Calls visit for the runs of a region in which two arrays differ.
-void visit_difference(uint64_t region, uint32_t first, uint32_t count,
-                      const std::vector<Interval>& from, const std::vector<Interval>& to,
-                      const std::function<void(const Run&, const Run&)>& visit) {
-  RunList runs[2];
-  find_runs(from, region * kRegionBlocks, first, count, runs[0]);
-  find_runs(to, region * kRegionBlocks, first, count, runs[1]);
-  uint64_t at = region * kRegionBlocks + first;
-  for (size_t i = 0, j = 0; i < runs[0].size() && j < runs[1].size();) {
-    const uint64_t ends[] = {runs[0][i].first + runs[0][i].count,
-                             runs[1][j].first + runs[1][j].count};
-    const uint64_t end = std::min(ends[0], ends[1]);
-    if (runs[0][i].source != runs[1][j].source)
-      visit({at, end - at, runs[0][i].source}, {at, end - at, runs[1][j].source});
-    at = end;
-    if (ends[0] == end) ++i;
-    if (ends[1] == end) ++j;
-  }
-}
-
-}  // namespace
-
 void VolumeMap::find_difference(uint32_t from, uint32_t to, uint64_t first, uint64_t count,
-                                const std::function<void(const Run&, const Run&)>& visit) {
+                                const VisitDifference& visit) {
   if (count == 0) return;
   const Lock maintenance(maintenance_mutex_);
+  TreeReader reader(log(), mutex_);
   NodeRef roots[2];
-  std::shared_ptr<MapLog> log;
   {
-    const Lock guard(mutex_);
-    for (int i = 0; i < 2; ++i) {
-      const uint32_t version = i == 0 ? from : to;
-      const VersionRecord* record = std::as_const(state_).find(version);
-      if (record == nullptr) fail_not_there(version);
-      roots[i] = record->root;
-    }
-    log = log_;
+    const SharedLock guard(mutex_);
+    roots[0] = find_version(from).root;
+    roots[1] = find_version(to).root;
   }
-  const uint64_t end = first + count;
-  const auto begin_region = static_cast<uint32_t>(first / kRegionBlocks);
-  const auto end_region = static_cast<uint32_t>((end - 1) / kRegionBlocks + 1);
-  TreeReader reader(*log, mutex_);
-  reader.walk_difference(
-      roots[0], roots[1], begin_region, end_region,
-      [&](uint32_t region, const std::vector<Interval>& a, const std::vector<Interval>& b) {
-        const uint64_t base = uint64_t{region} * kRegionBlocks;
-        const uint64_t begin = std::max(first, base);
-        const uint64_t stop = std::min(end, base + kRegionBlocks);
-        visit_difference(region, static_cast<uint32_t>(begin - base),
-                         static_cast<uint32_t>(stop - begin), a, b, visit);
-      });
+  tplstore::find_difference(reader, roots[0], roots[1], first, count, visit);
 }
 
-void VolumeMap::visit_foreign_cells(uint64_t begin_region, uint64_t end_region,
-                                    const std::function<void(const FreeRange&)>& visit) {
+std::vector<FreeRange> VolumeMap::foreign_cells(uint64_t begin_region, uint64_t end_region) {
   const Lock maintenance(maintenance_mutex_);
   run_removals();
+  TreeReader reader(log(), mutex_);
   std::vector<NodeRef> roots;
-  std::shared_ptr<MapLog> log;
   uint32_t base = 0;
   {
-    const Lock guard(mutex_);
+    const SharedLock guard(mutex_);
     roots.push_back(state_.current().root);
     for (const auto& [number, version] : state_.table().all()) roots.push_back(version.root);
-    log = log_;
     base = state_.table().base();
   }
-  TreeReader reader(*log, mutex_);
-  reader.walk_all(std::move(roots), begin_region, end_region,
-                  [&](uint32_t region, const std::vector<NodeRef>& slots) {
-                    std::vector<FreeRange> cells;
-                    for (const NodeRef& slot : slots)
-                      for (const Interval& interval : reader.intervals(slot, region))
-                        if (interval.source != kSourceZero && interval.source <= base)
-                          cells.push_back({interval.source, interval.count,
-                                           uint64_t{region} * kRegionBlocks + interval.first});
-                    join_free_ranges(cells);
-                    for (const FreeRange& range : cells) visit(range);
-                  });
+  return find_cells_up_to(base, reader, std::move(roots), begin_region, end_region);
 }
 
 // --- changing current
@@ -430,40 +375,27 @@ bool VolumeMap::collect_one() {
 }
 
 void VolumeMap::run_removals() {
-  while (true) {
-    Removal removal;
-    std::shared_ptr<MapLog> log;
-    {
-      const SharedLock guard(mutex_);
-      if (state_.next_removal() == nullptr) return;
-      removal = *state_.next_removal();
-      log = log_;
-    }
-    TreeReader reader(*log, mutex_);
-    const LoneCells cells = find_lone_cells(reader, removal);
+  TreeReader reader(log(), mutex_);
+  while (const std::optional<Removal> removal = ask(&MapState::next_removal)) {
+    const LoneCells cells = find_lone_cells(reader, *removal);
     const Lock guard(mutex_);
     state_.finish_removal(cells);
   }
 }
 
 uint64_t VolumeMap::own_blocks(uint32_t version) {
-  {
-    const SharedLock guard(mutex_);
-    if (const auto known = state_.own_blocks(version)) return *known;
-  }
+  if (const auto known = ask(&MapState::own_blocks, version)) return *known;
   const Lock maintenance(maintenance_mutex_);
   const Lock versions(version_mutex_);
+  TreeReader reader(log(), mutex_);
   Removal removal;
-  std::shared_ptr<MapLog> log;
   {
     const Lock guard(mutex_);
     if (const auto known = state_.own_blocks(version)) return *known;
     removal = state_.begin_count(version);
-    log = log_;
   }
   std::optional<uint64_t> cells;
   try {
-    TreeReader reader(*log, mutex_);
     cells = count_lone_cells(reader, removal);
   } catch (...) {
     const Lock guard(mutex_);
@@ -542,7 +474,8 @@ void VolumeMap::checkpoint_locked() {
   if (!is_needed) return;
 
   try {
-    writer.write_nodes(snapshot, mutex_);
+    TreeReader reader(log, mutex_);
+    writer.write_nodes(snapshot, reader);
     std::map<uint32_t, NodeAddress> groups;
     uint64_t live_bytes = 0;
     {
@@ -550,9 +483,7 @@ void VolumeMap::checkpoint_locked() {
       groups = state_.table().groups();
       live_bytes = state_.usage().live_bytes;
     }
-    const uint64_t offset = writer.write(
-        snapshot, [&](const VersionRecord& version) { return writer.word_of(version.root); },
-        replay_from, std::move(groups), live_bytes);
+    const uint64_t offset = writer.write(snapshot, replay_from, std::move(groups), live_bytes);
     log->sync();
     write_pointer(*log, offset, 0);
   } catch (...) {

@@ -142,7 +142,7 @@ class VolumeMap {
   struct Recovery {
     bool was_closed_cleanly = false;
     // Frozen versions whose data files may not be durable, since their freezing was replayed.
-    std::vector<uint32_t> replayed_versions;
+    std::set<uint32_t> replayed_versions;
   };
   const Recovery& recovery() const { return recovery_; }
   // Starts a new life of the log. The data files of current and of replayed versions have been
@@ -172,7 +172,7 @@ class VolumeMap {
   // The runs of blocks [first, first + count) that come from elsewhere in version `to` than in
   // `from` (0 is current, at one point in time), in rising order; in time proportional to them.
   void find_difference(uint32_t from, uint32_t to, uint64_t first, uint64_t count,
-                       const std::function<void(const Run& from, const Run& to)>& visit);
+                       const VisitDifference& visit);
   // The cells that removing a version would free; of current, those that it alone has.
   uint64_t own_blocks(uint32_t version);
   void note_swept(uint32_t version);
@@ -204,12 +204,11 @@ class VolumeMap {
 
   // --- forks; durable after the next commit. ENOSPC
   // Pins a version for a fork (ENOENT when it is not there or hidden), or lets it go. Gives a fork
-  // its own copy of what it has of its ancestors: FlattenBeginRecord, copy all that
-  // visit_foreign_cells() tells of all regions into files of the same numbers, FlattenEndRecord.
+  // its own copy of what it has of its ancestors: FlattenBeginRecord, copy the foreign_cells() of
+  // all regions into files of the same numbers, FlattenEndRecord.
   using ForkRecord = std::variant<PinRecord, UnpinRecord, FlattenBeginRecord, FlattenEndRecord>;
   void change_forks(const ForkRecord& record);
-  void visit_foreign_cells(uint64_t begin_region, uint64_t end_region,
-                           const std::function<void(const FreeRange& cells)>& visit);
+  std::vector<FreeRange> foreign_cells(uint64_t begin_region, uint64_t end_region);
 
   // Makes durable what was written and assigned before the call.
   void commit();
@@ -248,6 +247,8 @@ class VolumeMap {
 
   // The log is exchanged with both mutexes held: who has either sees one.
   std::shared_ptr<MapLog> log() const EXCLUDES(mutex_);
+  // ENOENT; 0 is current.
+  const VersionRecord& find_version(uint32_t version) const REQUIRES_SHARED(mutex_);
   void write_pointer(const MapLog& log, uint64_t checkpoint_offset, uint64_t clean_sequence)
       REQUIRES(maintenance_mutex_);
   void load(const MissingNode& missing, uint32_t version, const std::shared_ptr<MapLog>& log)

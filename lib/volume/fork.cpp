@@ -152,12 +152,8 @@ void Volume::copy_foreign_cells(const std::function<void(uint64_t)>& progress) {
   ByteVector buffer(kCopyBytes);
   uint64_t done_bytes = 0;
   for (uint64_t region = 0; region < region_end; region += kRegionsAtOnce) {
-    std::vector<FreeRange> cells;
-    map_->visit_foreign_cells(region, region + kRegionsAtOnce,
-                              [&](const FreeRange& range) { cells.push_back(range); });
     // File by file: neighbours are read together.
-    join_free_ranges(cells);
-    for (const FreeRange& range : cells) {
+    for (const FreeRange& range : map_->foreign_cells(region, region + kRegionsAtOnce)) {
       const GracePeriod::Request request(cell_users_);
       Object& from = files_->get(range.source);
       Object& to = files_->copy_of(range.source);

@@ -726,11 +726,11 @@ TEST_CASE("the counters of several servers are added up") {
   volume.name = "vm2";
   volume.current_version = 3;
   volume.size_bytes = 4096;
-  volume.reads = 5;
-  volume.log_bytes = 7;
+  volume.counters[size_t(Counter::kReads)] = 5;
+  volume.map.log_bytes = 7;
   a.volumes = {volume};
   volume.current_version = 4;
-  volume.reads = 6;
+  volume.counters[size_t(Counter::kReads)] = 6;
   b.volumes = {volume};
   volume.name = "vm1";
   b.volumes.push_back(volume);

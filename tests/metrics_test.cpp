@@ -73,31 +73,12 @@ TEST_CASE("every metric has a place of its own in what a server tells") {
   volume.name = "vm1";
   // Each counter another number, so that two that are mixed up are seen.
   uint64_t value = 1;
-  for (uint64_t* counter : {&volume.size_bytes,
-                            &volume.reads,
-                            &volume.read_bytes,
-                            &volume.writes,
-                            &volume.write_bytes,
-                            &volume.trims,
-                            &volume.trim_bytes,
-                            &volume.zeroes,
-                            &volume.zero_bytes,
-                            &volume.flushes,
-                            &volume.errors,
-                            &volume.first_writes,
-                            &volume.template_reads,
-                            &volume.template_read_bytes,
-                            &volume.data_file_reads,
-                            &volume.data_file_read_bytes,
-                            &volume.commits,
-                            &volume.log_bytes,
-                            &volume.log_garbage_bytes,
-                            &volume.log_generation,
-                            &volume.checkpoints,
-                            &volume.compactions,
-                            &volume.map_bytes,
-                            &volume.map_loads,
-                            &volume.map_evictions})
+  volume.size_bytes = value++;
+  for (size_t i = 0; i <= size_t(Counter::kDataFileReadBytes); ++i) volume.counters[i] = value++;
+  MapStats& map = volume.map;
+  for (uint64_t* counter :
+       {&map.commits, &map.log_bytes, &map.log_garbage_bytes, &map.log_generation, &map.checkpoints,
+        &map.compactions, &map.memory_bytes, &map.loads, &map.evictions})
     *counter = value++;
   volume.current_version = 100;
   volume.connections = 101;

@@ -63,7 +63,7 @@ TEST_CASE("a split block is not made whole with bytes that were trimmed while it
     const auto memory = memory_store();
     ForwardingBackend backend(*memory);
     const Uuid uuid = random_uuid();
-    Volume::create(backend, uuid, kRegionBytes, nullptr);
+    create_volume(backend, uuid, kRegionBytes, nullptr);
     const auto volume = open_volume(backend, uuid);
     Meanwhile others;
     bool is_written = false;
@@ -102,7 +102,7 @@ TEST_CASE("a split block is not made whole with bytes that were trimmed while it
 TEST_CASE("a write looks its blocks up once, or twice when it covers one in part") {
   const auto memory = memory_store();
   const Uuid uuid = random_uuid();
-  Volume::create(*memory, uuid, kRegionBytes, nullptr);
+  create_volume(*memory, uuid, kRegionBytes, nullptr);
   const auto volume = open_volume(*memory, uuid);
   unsigned locks = 0;
   const auto locks_of = [&](uint64_t offset, size_t length) {

@@ -377,7 +377,7 @@ class Model {
     }
     std::shared_ptr<Disk> disk =
         store_->open_export(fmt::format("{}@current", volume.name), vm_peer());
-    if (read.size() == Volume::kReadersOfCurrentMax) {
+    if (read.size() == Versions::kReadersOfCurrentMax) {
       ByteVector bytes(kSectorBytes);
       REQUIRE_THROWS_AS(disk->read(0, bytes), Error);
       return;
@@ -748,7 +748,7 @@ class Model {
       if (count == 1) ++own_blocks[user[cell]];
 
     const auto map =
-        VolumeMap::open(*backend_, Volume::folder_of(volume.uuid), volume.uuid, Access::kRead);
+        VolumeMap::open(*backend_, volume_folder(volume.uuid), volume.uuid, Access::kRead);
     const auto removed =
         map->ask([](const MapState& state) { return state.table().removed_files; });
     for (const auto& [source, blocks] : removed) {
@@ -807,7 +807,7 @@ class Model {
 
   void recover(ModelVolume& volume) {
     const auto map =
-        VolumeMap::open(*backend_, Volume::folder_of(volume.uuid), volume.uuid, Access::kRead);
+        VolumeMap::open(*backend_, volume_folder(volume.uuid), volume.uuid, Access::kRead);
     REQUIRE(map->current() == volume.current);
     attach(volume);
     for (size_t i = 0; i < kBlocks.size(); ++i) {

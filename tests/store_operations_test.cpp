@@ -67,7 +67,7 @@ TEST_CASE("flattening a volume that fails meanwhile ends, and its VM can open it
     f.store->flatten_volume("fork", [&](uint64_t) {
       if (++pieces > 1) return;
       disk->write(kBlockBytes, filled(kBlockBytes, 2), false);
-      f.memory->fail_next_sync(Volume::folder_of(fork) + "/data.2", EIO);
+      f.memory->fail_next_sync(volume_folder(fork) + "/data.2", EIO);
       CHECK(error_code([&] { disk->flush(); }) == EIO);
       disk.reset();
     });
@@ -101,7 +101,7 @@ TEST_CASE("a read of one volume that hangs keeps no other volume from being let 
   hangs.get_future().wait();
   // Something of vm1 becomes free, which can be punched when that read has ended.
   f.store->remove_versions("vm1", {"v"});
-  folder = Volume::folder_of(f.store->show_volume("vm1").uuid);
+  folder = volume_folder(f.store->show_volume("vm1").uuid);
   f.backend->on_synced = [&](const std::string& name) {
     if (name.starts_with(folder + "/map.") && is_first_sync.exchange(false))
       has_decided.set_value();
@@ -122,7 +122,7 @@ TEST_CASE("who removes the last fork of a nameless volume does not remove what a
   f.store->open_export("vm1", vm_peer())->write(0, filled(kBlockBytes, 7), true);
   f.store->create_version("vm1", {"v", "", {}});
   f.store->fork_volume("first", "vm1", "v", 0);
-  const std::string lock = lock_name(Volume::folder_of(f.store->show_volume("vm1").uuid));
+  const std::string lock = lock_name(volume_folder(f.store->show_volume("vm1").uuid));
 
   // Another process makes a fork. It has looked up the name, and waits for the volume's lock, when
   // a third one removes the volume; that one is killed as soon as the name is gone.
@@ -244,7 +244,7 @@ TEST_CASE("links and folders that are no part of a store are left alone and name
   options.log = [&](const std::string& line) { said += line + "\n"; };
   const auto store = Store::open(root, options);
   store->create_volume("vm1", kDiskBytes, "");
-  const std::string folder = Volume::folder_of(store->show_volume("vm1").uuid);
+  const std::string folder = volume_folder(store->show_volume("vm1").uuid);
   const uint64_t bytes = store->space().volume_bytes;
   const uint64_t unique_bytes = store->show_volume("vm1").unique_bytes;
 
@@ -338,7 +338,7 @@ TEST_CASE("a flattened fork that was restored from a sparse copy has its zeroes 
   const Uuid fork = f.store->fork_volume("fork", "vm1", "v", 0).uuid;
   f.store->flatten_volume("fork", [](uint64_t) {});
   // cp --sparse=always, rsync -S, tar -S, fallocate -d: no byte of it differs.
-  f.memory->open(Volume::folder_of(fork) + "/data.1", Access::kWrite, Purpose::kData)
+  f.memory->open(volume_folder(fork) + "/data.1", Access::kWrite, Purpose::kData)
       ->punch(kBlockBytes, kBlockBytes);
   const auto disk = f.store->open_export("fork", vm_peer());
   CHECK(bytes_at(*disk, kBlockBytes) == filled(kBlockBytes, 0));
@@ -357,7 +357,7 @@ TEST_CASE("one damaged name hides no other volume") {
 
 TEST_CASE("a removal that comes late does not take the name of a new volume of that name") {
   Fixture f;
-  const std::string lock = lock_name(Volume::folder_of(f.store->show_volume("vm1").uuid));
+  const std::string lock = lock_name(volume_folder(f.store->show_volume("vm1").uuid));
   auto others = std::make_unique<ForwardingBackend>(*f.memory);
   Store other(std::move(others), StoreOptions());
   std::unique_ptr<Disk> disk;

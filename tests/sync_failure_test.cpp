@@ -33,7 +33,7 @@ class FailingSync final : public Illness {
 bool live(const Ward& ward, uint64_t skipped, bool closes) {
   const auto memory = ward.admit();
   ForwardingBackend backend(*memory);
-  FailingSync failing(*memory, backend, Volume::folder_of(ward.uuid()), skipped);
+  FailingSync failing(*memory, backend, volume_folder(ward.uuid()), skipped);
   Patient patient = ward.patient(failing, backend);
   for (const auto& action : script()) action(patient);
   if (closes) {
@@ -41,7 +41,7 @@ bool live(const Ward& ward, uint64_t skipped, bool closes) {
   } else {
     patient.crash();
   }
-  memory->fail_next_sync(Volume::folder_of(ward.uuid()), 0);
+  memory->fail_next_sync(volume_folder(ward.uuid()), 0);
   INFO("of " << failing.victim());
   const auto after = memory->crash(memory->event_count(), MemoryBackend::Crash::kLoseUnsynced, 0);
   patient.check_again(*after, true);
@@ -86,7 +86,7 @@ TEST_CASE("a volume whose closing has failed is not taken for closed") {
       volume->write(offset_of(0), content_of(0, 102), false);
       volume->write(offset_of(12), content_of(12, 103), false);
       lines.clear();
-      const std::string folder = Volume::folder_of(ward.uuid());
+      const std::string folder = volume_folder(ward.uuid());
       const FailingSync failing(*memory, backend, folder, failures);
       volume->close();
       volume.reset();

@@ -38,12 +38,12 @@ TEST_CASE("a hole is not punched as long as a request may read what was there") 
   const auto memory = memory_store();
   ForwardingBackend backend(*memory);
   const Uuid uuid = random_uuid();
-  Volume::create(backend, uuid, kRegionBytes, nullptr);
+  create_volume(backend, uuid, kRegionBytes, nullptr);
   const auto volume = open_volume(backend, uuid);
   volume->write(0, filled(kBlockBytes, 1), false);
-  volume->create_version({});
-  volume->remove_versions({"1"});
-  volume->reclaim_all();
+  volume->versions().create({});
+  volume->versions().remove({"1"});
+  volume->space().run();
   // Version 1 is gone, and its block is current's alone. A read has found it, and is slow.
   std::promise<void> reads;
   std::promise<void> goes_on;
@@ -57,14 +57,14 @@ TEST_CASE("a hole is not punched as long as a request may read what was there") 
       std::async(std::launch::async, [&] { return read_bytes(*volume, 0, 0, kBlockBytes); });
   reads.get_future().wait();
   volume->write(0, filled(kBlockBytes, 2), true);
-  auto reclaimer = std::async(std::launch::async, [&] { volume->reclaim_all(); });
+  auto reclaimer = std::async(std::launch::async, [&] { volume->space().run(); });
   const auto reclaiming = reclaimer.wait_for(std::chrono::milliseconds(100));
   goes_on.set_value();
   CHECK(reclaiming == std::future_status::timeout);
   CHECK(reader.get() == filled(kBlockBytes, 1));
   reclaimer.get();
   backend.on_read = nullptr;
-  CHECK(memory->list(Volume::folder_of(uuid)) ==
+  CHECK(memory->list(volume_folder(uuid)) ==
         std::vector<std::string>{"data.2", "header", "lock", "map", "map.1", "readers"});
   volume->close();
 }
@@ -128,22 +128,22 @@ TEST_CASE("a file that cannot be punched keeps no other from giving back its spa
   const auto memory = memory_store();
   ForwardingBackend backend(*memory);
   const Uuid uuid = random_uuid();
-  Volume::create(backend, uuid, kRegionBytes, nullptr);
+  create_volume(backend, uuid, kRegionBytes, nullptr);
   const auto volume = open_volume(backend, uuid);
   for (int value = 1; value <= 3; ++value) {
     volume->write(0, filled(kBlockBytes, value), false);
-    volume->create_version({});
+    volume->versions().create({});
   }
   volume->write(0, filled(kBlockBytes, 4), true);
-  volume->remove_versions({"1", "2", "3"});
-  const std::string folder = Volume::folder_of(uuid);
+  volume->versions().remove({"1", "2", "3"});
+  const std::string folder = volume_folder(uuid);
   int punches = 0;
   backend.on_punch = [&](const std::string& name) {
     if (name != folder + "/data.1") return;
     ++punches;
     fail(EIO, name, "cannot be punched");
   };
-  CHECK(error_code([&] { volume->reclaim_all(); }) == EIO);
+  CHECK(error_code([&] { volume->space().run(); }) == EIO);
   CHECK(punches == 1);
   const auto files = [&] {
     std::set<std::string> names;
@@ -153,13 +153,13 @@ TEST_CASE("a file that cannot be punched keeps no other from giving back its spa
   };
   CHECK(files() == std::set<std::string>{"data.1", "data.4"});
   // Upkeep does not try it each time it comes by, and a checkpoint does not forget it.
-  for (int i = 0; i < 5; ++i) volume->reclaim(std::chrono::milliseconds(100));
+  for (int i = 0; i < 5; ++i) volume->space().run(std::chrono::milliseconds(100));
   CHECK(punches <= 2);
   volume->checkpoint();
   volume->close();
   backend.on_punch = nullptr;
   const auto again = open_volume(backend, uuid);
-  again->reclaim_all();
+  again->space().run();
   CHECK(files() == std::set<std::string>{"data.4"});
   again->close();
 }
@@ -188,7 +188,7 @@ TEST_CASE("a fork of a fork a hundred times over still reads with one lookup") {
       CHECK(bytes == filled(kBlockBytes, i == 0 ? 1 : static_cast<int>(i % 200 + 2)));
     }
     const StoreStats stats = f.store->stats();
-    CHECK(stats.volumes.at(0).data_file_reads == kDepth + 1);
+    CHECK(stats.volumes.at(0)[Counter::kDataFileReads] == kDepth + 1);
   }
   CHECK(f.store->show_volume(last).shared_bytes == kDepth * kBlockBytes);
   // Its own copy frees all the others, one after the other.

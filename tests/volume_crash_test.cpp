@@ -99,7 +99,7 @@ class Life {
         remove_version(random);
         break;
       case 13:
-        if (random.chance(2)) volume_->reclaim_all();
+        if (random.chance(2)) volume_->space().run();
         break;
       case 14:
         fail_sync(random);
@@ -134,7 +134,7 @@ class Life {
       REQUIRE(is_allowed);
     }
     check_versions(*volume, events, versions);
-    volume->reclaim_all();
+    volume->space().run();
     volume->flush();
     check_no_leak(after, uuid_, kDiskBytes);
     return values;
@@ -185,7 +185,7 @@ class Life {
     for (const auto& [number, version] : versions_) {
       bool is_there = true;
       try {
-        volume.version(std::to_string(number));
+        volume.versions().find(std::to_string(number));
       } catch (const Error&) {
         is_there = false;
       }
@@ -244,7 +244,7 @@ class Life {
   // A sync fails and the process dies. What the volume shows when it is opened again stays.
   void fail_sync(Random& random) {
     constexpr const char* kParts[] = {"/data.", "/map", "/map."};
-    const std::string part = Volume::folder_of(uuid_) + kParts[random.below(std::size(kParts))];
+    const std::string part = volume_folder(uuid_) + kParts[random.below(std::size(kParts))];
     backend_.fail_next_sync(part, EIO, random.below(4));
     try {
       if (random.chance(2)) volume_->flush();
@@ -279,8 +279,8 @@ class Life {
         record(sector, versions_.at(target).content[sector]);
       before = lengths();
     }
-    const VersionInfo frozen =
-        target == 0 ? volume_->create_version({}) : volume_->rollback(std::to_string(target));
+    const VersionInfo frozen = target == 0 ? volume_->versions().create({})
+                                           : volume_->versions().rollback(std::to_string(target));
     versions_[frozen.number] = {begun == 0 ? 1 : begun, backend_.event_count(), content, {}};
     flushes_.push_back({backend_.event_count(), before});
   }
@@ -290,7 +290,7 @@ class Life {
     const auto before = lengths();
     Removal& removal = versions_.at(number).removal;
     removal.begun = backend_.event_count();
-    volume_->remove_versions({std::to_string(number)});
+    volume_->versions().remove({std::to_string(number)});
     removal.acknowledged = backend_.event_count();
     flushes_.push_back({removal.acknowledged, before});
   }
@@ -347,7 +347,7 @@ TEST_CASE("after a crash each sector shows what was flushed last or something wr
   for (unsigned round = 0; round < (kIsSanitized ? 2u : 8u); ++round) {
     const auto backend = memory_store();
     const Uuid uuid = random_uuid();
-    Volume::create(*backend, uuid, kDiskBytes, nullptr);
+    create_volume(*backend, uuid, kDiskBytes, nullptr);
     backend->set_recording(false);
     backend->set_recording(true);
     uint64_t next_value = 0;
@@ -395,7 +395,7 @@ class ScriptedLife {
     write(0, 4);
     write(2, 5);
     flush();
-    volume_->create_version({});
+    volume_->versions().create({});
     write(0, 6);
     flush();
     volume_->checkpoint();
@@ -404,8 +404,8 @@ class ScriptedLife {
     volume_->compact_log();
     write(0, 8);
     flush();
-    volume_->remove_versions({"1"});
-    volume_->reclaim_all();
+    volume_->versions().remove({"1"});
+    volume_->space().run();
     volume_->checkpoint();
     write(1, 9);
     flush();
@@ -460,10 +460,10 @@ TEST_CASE("whatever sync fails, what the volume shows when it is opened again is
   for (unsigned skipped = 0;; ++skipped) {
     const auto backend = memory_store();
     const Uuid uuid = random_uuid();
-    Volume::create(*backend, uuid, kDiskBytes, nullptr);
+    create_volume(*backend, uuid, kDiskBytes, nullptr);
     backend->set_recording(false);
     backend->set_recording(true);
-    backend->fail_next_sync(Volume::folder_of(uuid) + "/", EIO, skipped);
+    backend->fail_next_sync(volume_folder(uuid) + "/", EIO, skipped);
     ScriptedLife life(*backend, uuid);
     try {
       life.run();
@@ -491,7 +491,7 @@ TEST_CASE("what is served after a kill outlives a power cut") {
   // serves that, and a flush which has nothing to write says that it is durable.
   const auto backend = memory_store();
   const Uuid uuid = random_uuid();
-  Volume::create(*backend, uuid, kDiskBytes, nullptr);
+  create_volume(*backend, uuid, kDiskBytes, nullptr);
   backend->set_recording(false);
   backend->set_recording(true);
   ScriptedLife life(*backend, uuid);
@@ -504,7 +504,7 @@ TEST_CASE("what is served after a kill outlives a power cut") {
       const ByteVector bytes = read_bytes(*volume, 0, 0, 4 * kBlockBytes);
       volume->flush();
       // Makes it durable, too, which logs are there.
-      at.sync_folder(Volume::folder_of(uuid));
+      at.sync_folder(volume_folder(uuid));
       return bytes;
     };
     const ByteVector served = content(*killed);
@@ -525,7 +525,7 @@ TEST_CASE("a crash under many writers loses nothing that any of them flushed") {
   for (unsigned round = 0; round < (kIsSanitized ? 2u : 6u); ++round) {
     const auto backend = memory_store();
     const Uuid uuid = random_uuid();
-    Volume::create(*backend, uuid, kDiskBytes, nullptr);
+    create_volume(*backend, uuid, kDiskBytes, nullptr);
     backend->set_recording(false);
     backend->set_recording(true);
     struct Write {
@@ -557,7 +557,7 @@ TEST_CASE("a crash under many writers loses nothing that any of them flushed") {
             volume->write(s * kSectorBytes, content_of(s, i), durable);
             if (!durable && !random.chance(10)) continue;
             if (!durable) volume->flush();
-            if (random.chance(6)) volume->create_version({});
+            if (random.chance(6)) volume->versions().create({});
             flushes[t].push_back({backend->event_count(), before});
           }
         });

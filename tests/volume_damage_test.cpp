@@ -22,7 +22,7 @@ using Content = std::map<uint32_t, ByteVector>;
 Content read_all(Volume& volume) {
   Content content;
   std::vector<uint32_t> numbers{0};
-  for (const VersionInfo& version : volume.versions())
+  for (const VersionInfo& version : volume.versions().list())
     if (!version.is_current && (!version.is_hidden || !version.forks.empty()))
       numbers.push_back(version.number);
   for (const uint32_t number : numbers)
@@ -42,13 +42,13 @@ struct Victim {
   std::string log;
   uint64_t log_tail = 0;
 
-  std::string folder() const { return Volume::folder_of(uuid); }
+  std::string folder() const { return volume_folder(uuid); }
 };
 
 Victim make_victim(bool is_closed, Random& random) {
   Victim victim;
   victim.backend = memory_store();
-  Volume::create(*victim.backend, victim.uuid, kDiskBytes, nullptr);
+  create_volume(*victim.backend, victim.uuid, kDiskBytes, nullptr);
   auto volume = open_volume(*victim.backend, victim.uuid);
   const auto write = [&](unsigned count) {
     for (unsigned i = 0; i < count; ++i) {
@@ -60,21 +60,21 @@ Victim make_victim(bool is_closed, Random& random) {
   };
   for (unsigned version = 0; version < 3; ++version) {
     write(5);
-    volume->create_version({version == 1 ? "named" : "", "", {}});
+    volume->versions().create({version == 1 ? "named" : "", "", {}});
     if (version == 1) volume->compact_log();
     if (version == 0) volume->checkpoint();
   }
   write(3);
   volume->zero(kStretches[1], 3 * kBlockBytes, true);
   // A version that only a fork needs, and free ranges.
-  volume->create_fork("3", random_uuid());
+  volume->forks().create("3", random_uuid());
   if (is_closed) volume->checkpoint();
-  volume->remove_versions({"1", "3"});
+  volume->versions().remove({"1", "3"});
   write(2);
   volume->flush();
   if (!is_closed) {
     victim.content_before_last_batch = read_all(*volume);
-    victim.last_batch = volume->stats().log_bytes;
+    victim.last_batch = volume->stats().map.log_bytes;
     // Blocks that nothing was written to yet: overwriting others would not be in the log.
     ByteVector bytes(kBlockBytes);
     for (const uint64_t offset : kStretches) {
@@ -84,9 +84,9 @@ Victim make_victim(bool is_closed, Random& random) {
     volume->flush();
   }
   victim.content = read_all(*volume);
-  victim.log = fmt::format("{}/map.{}", victim.folder(), volume->stats().log_generation);
+  victim.log = fmt::format("{}/map.{}", victim.folder(), volume->stats().map.log_generation);
   if (is_closed) volume->close();
-  victim.log_tail = volume->stats().log_bytes;
+  victim.log_tail = volume->stats().map.log_bytes;
   volume.reset();
   victim.backend =
       victim.backend->crash(victim.backend->event_count(), MemoryBackend::Crash::kLoseUnsynced, 0);
@@ -106,7 +106,7 @@ void check(const Victim& victim, MemoryBackend& damaged, bool may_lose_last_batc
       REQUIRE(is_right);
       if (!writes) continue;
       // Nothing that is needed is given back.
-      volume->reclaim_all();
+      volume->space().run();
       REQUIRE(read_all(*volume) == content);
       volume->close();
     } catch (const Error& error) {
@@ -172,15 +172,16 @@ TEST_CASE("blocks of a data file that was cut short are errors, and no zeroes") 
   const auto backend = memory_store();
   const Uuid uuid = random_uuid();
   constexpr uint64_t kBytes = 4 * kBlockBytes + kSectorBytes;  // the last block is a part of one
-  Volume::create(*backend, uuid, kBytes, nullptr);
+  create_volume(*backend, uuid, kBytes, nullptr);
   const ByteVector block(kBlockBytes, std::byte{0x5a});
   const Bytes sector = Bytes(block).first(kSectorBytes);
   auto volume = open_volume(*backend, uuid);
-  for (const uint64_t offset : {uint64_t{0}, uint64_t{kBlockBytes}}) volume->write(offset, block, false);
+  for (const uint64_t offset : {uint64_t{0}, uint64_t{kBlockBytes}})
+    volume->write(offset, block, false);
   volume->write(4 * kBlockBytes, sector, false);
   volume->close();
   volume.reset();
-  const std::string name = DataFiles::name_of(Volume::folder_of(uuid), 1);
+  const std::string name = DataFiles::name_of(volume_folder(uuid), 1);
   const ByteVector whole = backend->content(name);
   for (const uint64_t length : {whole.size(), whole.size() - 1, whole.size() - kBlockBytes,
                                 size_t{kBlockBytes + 100}, size_t{0}}) {

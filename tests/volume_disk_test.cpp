@@ -23,7 +23,7 @@ struct Fixture {
   }
   std::unique_ptr<Disk> writer() { return store->open_export("vm1", vm_peer()); }
   std::unique_ptr<Disk> reader() { return store->open_export("vm1@current", test_peer()); }
-  std::string folder() { return Volume::folder_of(store->show_volume("vm1").uuid); }
+  std::string folder() { return volume_folder(store->show_volume("vm1").uuid); }
   // How many versions there are, hidden ones too.
   size_t versions() { return store->show_volume("vm1").versions.size() - 1; }
   std::unique_ptr<MemoryBackend> power_cut() {

@@ -32,8 +32,8 @@ struct ForkFixture {
     store->create_version("vm1", {});
     const Uuid fork = store->fork_volume("vm2", "vm1", "1", 0).uuid;
     disk = store->open_export("vm2", test_peer());
-    parents_file = Volume::folder_of(parent) + "/data.1";
-    copys_file = Volume::folder_of(fork) + "/data.1";
+    parents_file = volume_folder(parent) + "/data.1";
+    copys_file = volume_folder(fork) + "/data.1";
   }
 
   void write(uint64_t block, int value) {

@@ -31,7 +31,7 @@ class Model {
   Model(Backend& backend, Random& random, bool has_template) : backend_(backend), random_(random) {
     std::shared_ptr<TemplateImage> base;
     if (has_template) base = environment_on(backend).open_template("golden");
-    Volume::create(backend, uuid_, kDiskBytes, base.get());
+    create_volume(backend, uuid_, kDiskBytes, base.get());
     current_.resize(kDiskBytes);
     open();
   }
@@ -82,7 +82,7 @@ class Model {
     const auto reader = Volume::open_for_reading(environment_on(backend_), uuid_, "vm");
     for (const auto& [number, bytes] : versions_) {
       INFO("version " << number);
-      CHECK(volume_->version(std::to_string(number)).size_bytes == bytes.size());
+      CHECK(volume_->versions().find(std::to_string(number)).size_bytes == bytes.size());
       CHECK(read_bytes(*volume_, number, 0, bytes.size()) == bytes);
       CHECK(read_bytes(*reader, number, 0, bytes.size()) == bytes);
     }
@@ -185,7 +185,7 @@ class Model {
 
   void new_version() {
     const std::string name = random_.chance(2) ? fmt::format("v-{}", versions_.size()) : "";
-    const VersionInfo frozen = volume_->create_version({name, "", {}});
+    const VersionInfo frozen = volume_->versions().create({name, "", {}});
     versions_[frozen.number] = current_;
   }
 
@@ -194,7 +194,7 @@ class Model {
     const auto target =
         std::next(versions_.begin(), static_cast<ptrdiff_t>(random_.below(versions_.size())));
     const ByteVector bytes = target->second;
-    const VersionInfo frozen = volume_->rollback(std::to_string(target->first));
+    const VersionInfo frozen = volume_->versions().rollback(std::to_string(target->first));
     versions_[frozen.number] = current_;
     current_ = bytes;
     REQUIRE(volume_->size_bytes() == current_.size());
@@ -254,7 +254,7 @@ TEST_CASE("threads that write parts of the same blocks never lose each other's b
   const auto backend = memory_store();
   backend->set_recording(false);
   const Uuid uuid = random_uuid();
-  Volume::create(*backend, uuid, kSectors * kSectorBytes, nullptr);
+  create_volume(*backend, uuid, kSectors * kSectorBytes, nullptr);
   auto volume = open_volume(*backend, uuid);
 
   struct Sector {
@@ -306,7 +306,7 @@ TEST_CASE("threads that write parts of the same blocks never lose each other's b
   while (running > 0) {
     std::vector<uint64_t> floor(kSectors);
     for (uint64_t s = 0; s < kSectors; ++s) floor[s] = ended[s] % kCountMax;
-    const VersionInfo version = volume->create_version({});
+    const VersionInfo version = volume->versions().create({});
     std::vector<uint64_t> ceiling(kSectors);
     for (uint64_t s = 0; s < kSectors; ++s) ceiling[s] = begun[s] % kCountMax;
     const ByteVector bytes = read_bytes(*volume, version.number, 0, kSectors * kSectorBytes);
@@ -324,10 +324,10 @@ TEST_CASE("threads that write parts of the same blocks never lose each other's b
     kept[version.number] = bytes;
     while (kept.size() > 4) {
       const auto gone = std::next(kept.begin(), static_cast<ptrdiff_t>(random.below(kept.size())));
-      volume->remove_versions({std::to_string(gone->first)});
+      volume->versions().remove({std::to_string(gone->first)});
       kept.erase(gone);
     }
-    volume->reclaim(std::chrono::milliseconds(5));
+    volume->space().run(std::chrono::milliseconds(5));
     for (const auto& [number, content] : kept)
       if (random.chance(4)) CHECK(read_bytes(*volume, number, 0, content.size()) == content);
     if (random.chance(3)) volume->checkpoint();

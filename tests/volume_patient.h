@@ -84,10 +84,10 @@ class Patient {
     if (perform([&] { volume_->flush(); })) durable_ = shown_;
   }
   void create_version(const std::string& name) {
-    const uint32_t number = volume_->current_version();
+    const uint32_t number = volume_->versions().current().number;
     uint32_t frozen = 0;
     const Content content = shown_;
-    if (perform([&] { frozen = volume_->create_version({name, "", {}}).number; })) {
+    if (perform([&] { frozen = volume_->versions().create({name, "", {}}).number; })) {
       CHECK(frozen == number);
       versions_[frozen] = content;
       durable_ = shown_;
@@ -97,9 +97,9 @@ class Patient {
   }
   void rollback(uint32_t to) {
     if (!versions_.contains(to)) return;
-    const uint32_t number = volume_->current_version();
+    const uint32_t number = volume_->versions().current().number;
     const Content content = shown_;
-    if (perform([&] { volume_->rollback(std::to_string(to)); })) {
+    if (perform([&] { volume_->versions().rollback(std::to_string(to)); })) {
       versions_[number] = content;
       shown_ = versions_.at(to);
       durable_ = shown_;
@@ -113,19 +113,19 @@ class Patient {
   }
   void remove_version(uint32_t number) {
     if (!versions_.contains(number)) return;
-    const bool is_done = perform([&] { volume_->remove_versions({std::to_string(number)}); });
+    const bool is_done = perform([&] { volume_->versions().remove({std::to_string(number)}); });
     if (!is_done) perhaps_[number] = versions_.at(number);
     versions_.erase(number);
   }
   void fork(uint32_t version) {
     if (!versions_.contains(version)) return;
     const Uuid child = random_uuid();
-    const bool is_done = perform([&] { volume_->create_fork(std::to_string(version), child); });
+    const bool is_done = perform([&] { volume_->forks().create(std::to_string(version), child); });
     if (!is_done) return;
     const auto volume = open_volume(backend_, child);
     compare(*volume, 0, versions_.at(version));
     volume->close();
-    backend_.remove_folder(Volume::folder_of(child));
+    backend_.remove_folder(volume_folder(child));
   }
   void resize() {
     perform([&] { volume_->resize(volume_->size_bytes() + kBlockBytes); });
@@ -159,7 +159,7 @@ class Patient {
   void check_again(Backend& after, bool may_leak) const {
     const auto volume = open_volume(after, uuid_);
     compare_all(*volume, durable_, false);
-    volume->reclaim_all();
+    volume->space().run();
     volume->flush();
     if (!may_leak) check_no_leak(after, uuid_, kDiskBytes);
     volume->write(offset_of(3), content_of(3, 999), true);
@@ -209,7 +209,7 @@ class Patient {
   void compare_all(Volume& volume, const Content& content, bool may_refuse) const {
     const auto is_there = [&](uint32_t number) {
       try {
-        return !volume.version(std::to_string(number)).is_hidden;
+        return !volume.versions().find(std::to_string(number)).is_hidden;
       } catch (const Error& error) {
         REQUIRE(error.code() == ENOENT);
         return false;
@@ -263,7 +263,7 @@ inline const std::vector<std::function<void(Patient&)>>& script() {
       [](Patient& p) { p.create_version(""); },
       [](Patient& p) { p.write(8, 20); },
       [](Patient& p) { p.remove_version(2); },
-      [](Patient& p) { p.work([](Volume& v) { v.reclaim_all(); }); },
+      [](Patient& p) { p.work([](Volume& v) { v.space().run(); }); },
       [](Patient& p) { p.work([](Volume& v) { v.maintain(true); }); },
       [](Patient& p) { p.write(4, 2); },
       [](Patient& p) { p.work([](Volume& v) { v.compact_log(); }); },
@@ -284,14 +284,14 @@ class Ward {
  public:
   explicit Ward(bool is_closed = true) {
     first_ = memory_store();
-    Volume::create(*first_, uuid_, kDiskBytes, nullptr);
+    create_volume(*first_, uuid_, kDiskBytes, nullptr);
     const auto volume = open_volume(*first_, uuid_);
     Content content(kUnits, Values{0});
     for (uint64_t unit = 0; unit < kUnits; unit += 3) {
       volume->write(offset_of(unit), content_of(unit, 1), false);
       content[unit] = {1};
     }
-    volume->create_version({});
+    volume->versions().create({});
     versions_[1] = content;
     volume->write(offset_of(1), content_of(1, 2), false);
     content[1] = {2};

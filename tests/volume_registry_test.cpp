@@ -142,7 +142,7 @@ TEST_CASE("a volume that has failed is opened again for the next VM, whatever el
     f.store->flatten_volume("fork", [&](uint64_t) {
       if (!disk) return;
       disk->write(kBlockBytes, filled(kBlockBytes, 2), false);
-      f.memory->fail_next_sync(Volume::folder_of(fork.uuid) + "/data.2", EIO);
+      f.memory->fail_next_sync(volume_folder(fork.uuid) + "/data.2", EIO);
       CHECK_THROWS_AS(disk->flush(), Error);
       disk.reset();
       next = std::async(std::launch::async, [&] {

@@ -13,7 +13,7 @@ namespace {
 // Two processes on one store that has the volume "vm".
 struct TwoServersOfVm : TwoServers {
   Uuid uuid = one->create_volume("vm", 1 << 20, "").uuid;
-  std::string folder = Volume::folder_of(uuid);
+  std::string folder = volume_folder(uuid);
 };
 
 bool contains(const std::string& text, const std::string& part) {
@@ -32,7 +32,7 @@ const std::vector<std::pair<std::string, std::function<void(TwoServersOfVm&)>>> 
      [](TwoServersOfVm& s) {
        const Uuid other = s.two->create_volume("other", 1 << 20, "").uuid;
        s.memory->set_content(header_name(s.folder),
-                             s.memory->content(header_name(Volume::folder_of(other))));
+                             s.memory->content(header_name(volume_folder(other))));
      }},
 };
 
@@ -236,7 +236,7 @@ TEST_CASE("a volume with the header of another one is refused, naming both") {
     INFO(part);
     const ByteVector own = s.memory->content(s.folder + "/" + part);
     s.memory->set_content(s.folder + "/" + part,
-                          s.memory->content(Volume::folder_of(other.uuid) + "/" + part));
+                          s.memory->content(volume_folder(other.uuid) + "/" + part));
     const auto names_both = [&](const std::string& message) {
       INFO(message);
       CHECK(contains(message, s.uuid.text()));
@@ -264,9 +264,9 @@ TEST_CASE("a fork whose header is another volume's keeps its parent's data") {
   s.one->create_version("vm", {});
   const VolumeInfo fork = s.one->fork_volume("fork", "vm", "1", 0);
   const VolumeInfo other = s.one->create_volume("other", 1 << 20, "");
-  const std::string header = header_name(Volume::folder_of(fork.uuid));
+  const std::string header = header_name(volume_folder(fork.uuid));
   const ByteVector own = s.memory->content(header);
-  s.memory->set_content(header, s.memory->content(header_name(Volume::folder_of(other.uuid))));
+  s.memory->set_content(header, s.memory->content(header_name(volume_folder(other.uuid))));
   s.one->remove_volume("vm");
   s.one->remove_orphans();
   s.memory->set_content(header, own);
@@ -282,8 +282,8 @@ TEST_CASE("removing a volume with another fork's header lets go of its own paren
   const VolumeInfo fork = s.one->fork_volume("fork", "vm", "1", 0);
   const VolumeInfo other = s.one->create_volume("other", 1 << 20, "");
   s.one->remove_volume("vm");
-  s.memory->set_content(header_name(Volume::folder_of(other.uuid)),
-                        s.memory->content(header_name(Volume::folder_of(fork.uuid))));
+  s.memory->set_content(header_name(volume_folder(other.uuid)),
+                        s.memory->content(header_name(volume_folder(fork.uuid))));
   s.one->remove_volume("other");
   ByteVector bytes(6);
   s.one->open_export("fork", living_peer())->read(0, bytes);

@@ -28,7 +28,7 @@ struct Fixture {
   std::unique_ptr<Volume> volume;
 
   explicit Fixture(uint64_t size_bytes = kRegionBytes) {
-    Volume::create(backend, uuid, size_bytes, nullptr);
+    create_volume(backend, uuid, size_bytes, nullptr);
     volume = open_volume(backend, uuid);
   }
   ~Fixture() {
@@ -41,14 +41,14 @@ struct Fixture {
 TEST_CASE("a split block that gets another source while its rest is read is read again") {
   Fixture f;
   f.volume->write(0, filled(kBlockBytes, 1), false);
-  f.volume->create_version({});
+  f.volume->versions().create({});
   // The next first write reads the rest of block 0 from version 1. Just then somebody else writes
   // another part of the block, and a version is made: the rest comes from version 2 now.
   unsigned times = 0;
   f.backend.on_read = [&](const std::string& name) {
     if (!name.ends_with("data.1") || times++ != 0) return;
     f.volume->write(0, filled(kSectorBytes, 2), false);
-    f.volume->create_version({});
+    f.volume->versions().create({});
   };
   f.volume->write(kSectorBytes, filled(kSectorBytes, 3), false);
   f.backend.on_read = nullptr;
@@ -69,7 +69,7 @@ TEST_CASE(
   const auto meanwhile = [&] {
     if (times++ != 0) return;
     f.volume->write(0, filled(kSectorBytes, 2), false);
-    f.volume->create_version({});
+    f.volume->versions().create({});
   };
   f.backend.on_read = [&](const std::string& name) {
     if (name.ends_with("data.1")) meanwhile();
@@ -107,7 +107,7 @@ TEST_CASE("a first write is not kept waiting by overwrites beside it") {
 
 TEST_CASE("changes of the header come one after the other") {
   Fixture f;
-  f.volume->create_version({"small", "", {}});
+  f.volume->versions().create({"small", "", {}});
   f.volume->resize(2 * kRegionBytes);
   std::mutex mutex;
   std::condition_variable changed;
@@ -128,18 +128,17 @@ TEST_CASE("changes of the header come one after the other") {
       changed.notify_all();
     }
   };
-  f.volume->rollback("small");
+  f.volume->versions().rollback("small");
   other.join();
   f.backend.on_write = nullptr;
   CHECK(!is_overtaken);
-  CHECK(read_header(f.backend, Volume::folder_of(f.uuid), f.uuid).true_size_bytes ==
-        3 * kRegionBytes);
+  CHECK(read_header(f.backend, volume_folder(f.uuid), f.uuid).true_size_bytes == 3 * kRegionBytes);
 }
 
 TEST_CASE("a first write that is slow to read the rest of its block does not hold up a version") {
   Fixture f;
   f.volume->write(0, filled(kBlockBytes, 1), false);
-  f.volume->create_version({});
+  f.volume->versions().create({});
   std::promise<void> reads;
   std::promise<void> goes_on;
   std::thread writer;
@@ -151,7 +150,8 @@ TEST_CASE("a first write that is slow to read the rest of its block does not hol
   };
   writer = std::thread([&] { f.volume->write(100, filled(50, 2), false); });
   reads.get_future().wait();
-  const uint32_t number = f.volume->create_version({}).number;  // would wait for ever if it waited
+  const uint32_t number =
+      f.volume->versions().create({}).number;  // would wait for ever if it waited
   goes_on.set_value();
   writer.join();
   CHECK(number == 2);
@@ -169,14 +169,14 @@ TEST_CASE("overwriting a block of the current version changes no metadata") {
   for (int i = 0; i < 100; ++i) f.volume->write(i * 1000, filled(3000, i), i % 10 == 0);
   f.volume->flush();
   const VolumeStats after = f.volume->stats();
-  CHECK(after.log_bytes == before.log_bytes);
-  CHECK(after.first_writes == before.first_writes);
+  CHECK(after.map.log_bytes == before.map.log_bytes);
+  CHECK(after[Counter::kFirstWrites] == before[Counter::kFirstWrites]);
 }
 
 TEST_CASE("trimming gives space back at once, and nothing older shows through") {
   Fixture f;
   f.volume->write(0, filled(64 * kBlockBytes, 1), true);
-  f.volume->create_version({"kept", "", {}});
+  f.volume->versions().create({"kept", "", {}});
   f.volume->write(0, filled(32 * kBlockBytes, 2), true);
   const uint64_t before = f.memory->allocated_bytes();
   f.volume->trim(0, 32 * kBlockBytes, true);
@@ -191,7 +191,7 @@ TEST_CASE("trimming gives space back at once, and nothing older shows through") 
 TEST_CASE("a full disk fails the write, keeps the old bytes, and lets trims make room") {
   Fixture f;
   f.volume->write(0, filled(16 * kBlockBytes, 1), true);
-  f.volume->create_version({});
+  f.volume->versions().create({});
   f.memory->set_capacity_bytes(f.memory->allocated_bytes() + 4 * kBlockBytes);
   int refused = 0;
   for (uint64_t block = 0; block < 16; ++block) {
@@ -237,7 +237,7 @@ TEST_CASE("after a failed sync writes and flushes fail until the volume is opene
   Fixture f;
   f.volume->write(0, filled(kBlockBytes, 1), true);
   f.volume->write(0, filled(kBlockBytes, 2), false);
-  f.memory->fail_next_sync(Volume::folder_of(f.uuid) + "/data.1", EIO);
+  f.memory->fail_next_sync(volume_folder(f.uuid) + "/data.1", EIO);
   CHECK_THROWS_AS(f.volume->flush(), Error);
   CHECK_THROWS_AS(f.volume->flush(), Error);
   CHECK_THROWS_AS(f.volume->write(0, filled(kBlockBytes, 3), false), Error);
@@ -250,7 +250,7 @@ TEST_CASE("after a failed sync writes and flushes fail until the volume is opene
 TEST_CASE("a reader follows the log into its next generation") {
   Fixture f;
   for (int i = 0; i < 50; ++i) f.volume->write(i * 2 * kBlockBytes, filled(kBlockBytes, i), false);
-  f.volume->create_version({});
+  f.volume->versions().create({});
   f.volume->checkpoint();
   const auto reader = Volume::open_for_reading(environment_on(f.backend), f.uuid, "vm");
   for (int i = 0; i < 3; ++i) f.volume->compact_log();
@@ -261,27 +261,27 @@ TEST_CASE("a reader follows the log into its next generation") {
 TEST_CASE("sizes: growing, refusing to shrink, and rolling back to a smaller one") {
   Fixture f(kRegionBytes + kSectorBytes);
   f.volume->write(kRegionBytes, filled(kSectorBytes, 1), false);
-  f.volume->create_version({"small", "", {}});
+  f.volume->versions().create({"small", "", {}});
   CHECK_THROWS_AS(f.volume->resize(kRegionBytes), Error);
   f.volume->resize(2 * kRegionBytes);
   f.volume->write(2 * kRegionBytes - 100, filled(100, 2), false);
   CHECK(is_zero(read_bytes(*f.volume, 0, kRegionBytes + kSectorBytes, kSectorBytes)));
-  f.volume->rollback("small");
+  f.volume->versions().rollback("small");
   CHECK(f.volume->size_bytes() == kRegionBytes + kSectorBytes);
   f.volume->resize(2 * kRegionBytes);
   CHECK(
       is_zero(read_bytes(*f.volume, 0, kRegionBytes + kSectorBytes, kRegionBytes - kSectorBytes)));
-  CHECK(f.volume->version("2").size_bytes == 2 * kRegionBytes);
+  CHECK(f.volume->versions().find("2").size_bytes == 2 * kRegionBytes);
 }
 
 TEST_CASE("a version that wrote nothing has no data file") {
   Fixture f;
-  f.volume->create_version({});
-  f.volume->create_version({});
+  f.volume->versions().create({});
+  f.volume->versions().create({});
   f.volume->close();
   f.volume.reset();
   std::vector<std::string> files;
-  for (const std::string& name : f.backend.list(Volume::folder_of(f.uuid)))
+  for (const std::string& name : f.backend.list(volume_folder(f.uuid)))
     if (name.starts_with("data.")) files.push_back(name);
   CHECK(files == std::vector<std::string>{"data.3"});
   f.volume = open_volume(f.backend, f.uuid);
@@ -289,34 +289,34 @@ TEST_CASE("a version that wrote nothing has no data file") {
 
 TEST_CASE("version names are unique and are not numbers") {
   Fixture f;
-  f.volume->create_version({"a", "", {}});
-  CHECK_THROWS_AS(f.volume->create_version({"a", "", {}}), Error);
-  CHECK_THROWS_AS(f.volume->create_version({"7", "", {}}), Error);
-  CHECK_THROWS_AS(f.volume->create_version({"../x", "", {}}), Error);
-  CHECK(f.volume->version("a").number == 1);
-  CHECK_THROWS_AS(f.volume->version("b"), Error);
-  CHECK(f.volume->versions().size() == 2);
+  f.volume->versions().create({"a", "", {}});
+  CHECK_THROWS_AS(f.volume->versions().create({"a", "", {}}), Error);
+  CHECK_THROWS_AS(f.volume->versions().create({"7", "", {}}), Error);
+  CHECK_THROWS_AS(f.volume->versions().create({"../x", "", {}}), Error);
+  CHECK(f.volume->versions().find("a").number == 1);
+  CHECK_THROWS_AS(f.volume->versions().find("b"), Error);
+  CHECK(f.volume->versions().list().size() == 2);
 }
 
 TEST_CASE("a hole is not forgotten before it is durable, whenever a checkpoint comes") {
   Fixture f;
   f.volume->write(0, filled(8 * kBlockBytes, 1), false);
-  f.volume->create_version({});
+  f.volume->versions().create({});
   f.volume->write(0, filled(4 * kBlockBytes, 2), false);
-  f.volume->create_version({});
+  f.volume->versions().create({});
   f.volume->write(4 * kBlockBytes, filled(2 * kBlockBytes, 3), false);
-  f.volume->create_version({});
+  f.volume->versions().create({});
   // Of one file, a hole that is made and a hole that is about to be.
-  f.volume->remove_versions({"1"});
-  f.volume->reclaim_all();
-  f.volume->remove_versions({"2"});
+  f.volume->versions().remove({"1"});
+  f.volume->space().run();
+  f.volume->versions().remove({"2"});
   size_t events = 0;
   f.backend.on_punch = [&](const std::string& name) {
     if (!name.ends_with("data.1") || events != 0) return;
     f.volume->checkpoint();
     events = f.memory->event_count();
   };
-  f.volume->reclaim_all();
+  f.volume->space().run();
   f.backend.on_punch = nullptr;
   REQUIRE(events > 0);
   f.volume->checkpoint();
@@ -325,7 +325,7 @@ TEST_CASE("a hole is not forgotten before it is durable, whenever a checkpoint c
     INFO((crash == events ? "before it is made" : "when it is durable"));
     const auto after = f.memory->crash(crash, MemoryBackend::Crash::kLoseUnsynced, 0);
     const auto volume = open_volume(*after, f.uuid);
-    volume->reclaim_all();
+    volume->space().run();
     check_no_leak(*after, f.uuid, kRegionBytes);
   }
 }
@@ -333,16 +333,16 @@ TEST_CASE("a hole is not forgotten before it is durable, whenever a checkpoint c
 TEST_CASE("a hole that is made while a checkpoint syncs others is listed by that checkpoint") {
   Fixture f;
   f.volume->write(0, filled(8 * kBlockBytes, 1), false);
-  f.volume->create_version({});
-  f.volume->remove_versions({"1"});
-  f.volume->reclaim_all();
+  f.volume->versions().create({});
+  f.volume->versions().remove({"1"});
+  f.volume->space().run();
   // Of the removed version's file current has all; what it replaces becomes free at once.
   f.volume->write(0, filled(kBlockBytes, 2), false);
-  f.volume->reclaim_all();
+  f.volume->space().run();
   f.volume->write(4 * kBlockBytes, filled(kBlockBytes, 2), false);
   unsigned times = 0;
   f.backend.on_synced = [&](const std::string& name) {
-    if (name.ends_with("data.1") && times++ == 0) f.volume->reclaim_all();
+    if (name.ends_with("data.1") && times++ == 0) f.volume->space().run();
   };
   f.volume->checkpoint();
   f.backend.on_synced = nullptr;
@@ -352,7 +352,7 @@ TEST_CASE("a hole that is made while a checkpoint syncs others is listed by that
       f.memory->crash(f.memory->event_count(), MemoryBackend::Crash::kLoseUnsynced, 0);
   REQUIRE(allocated_cells(*after, f.uuid).contains({1, 4}));
   const auto volume = open_volume(*after, f.uuid);
-  volume->reclaim_all();
+  volume->space().run();
   check_no_leak(*after, f.uuid, kRegionBytes);
 }
 
@@ -435,7 +435,7 @@ TEST_CASE("on a full disk trims that free nothing end, and deletions and opening
   Fixture f;
   constexpr unsigned kVersions = 16;
   f.volume->write(0, filled(kRegionBytes, 1), false);
-  for (unsigned i = 0; i < kVersions; ++i) f.volume->create_version({});
+  for (unsigned i = 0; i < kVersions; ++i) f.volume->versions().create({});
   f.memory->set_capacity_bytes(f.memory->allocated_bytes());
   int code = 0;
   for (uint64_t block = 0; block < kRegionBlocks && code == 0; ++block)
@@ -444,30 +444,30 @@ TEST_CASE("on a full disk trims that free nothing end, and deletions and opening
   // Removing these frees nothing, since the last version has all there is.
   for (unsigned version = 1; version < kVersions; ++version) {
     INFO("version " << version);
-    CHECK(error_code([&] { f.volume->remove_versions({std::to_string(version)}); }) == 0);
-    CHECK(error_code([&] { f.volume->reclaim_all(); }) == 0);
+    CHECK(error_code([&] { f.volume->versions().remove({std::to_string(version)}); }) == 0);
+    CHECK(error_code([&] { f.volume->space().run(); }) == 0);
     if (version % 8 != 0) continue;
     f.volume.reset();
     REQUIRE(error_code([&] { f.volume = open_volume(f.backend, f.uuid); }) == 0);
   }
-  CHECK(f.volume->versions().size() == 2);
+  CHECK(f.volume->versions().list().size() == 2);
   f.memory->set_capacity_bytes(UINT64_MAX);
 }
 
 TEST_CASE("on a full disk trims that free cells go on") {
   Fixture f;
   f.volume->write(0, filled(kRegionBytes, 1), false);
-  f.volume->create_version({});
+  f.volume->versions().create({});
   SUBCASE("current's own") { f.volume->write(0, filled(kRegionBytes, 2), true); }
   SUBCASE("of a version that was removed") {
-    f.volume->remove_versions({"1"});
-    f.volume->reclaim_all();
+    f.volume->versions().remove({"1"});
+    f.volume->space().run();
   }
   f.memory->set_capacity_bytes(f.memory->allocated_bytes());
   for (uint64_t block = 0; block < kRegionBlocks; ++block) {
     INFO("block " << block);
     REQUIRE(error_code([&] { f.volume->trim(block * kBlockBytes, kBlockBytes, true); }) == 0);
-    f.volume->reclaim_all();
+    f.volume->space().run();
   }
   f.memory->set_capacity_bytes(UINT64_MAX);
 }
@@ -491,9 +491,9 @@ void fail_next(ForwardingBackend& backend, ForwardingBackend::Call kind, const s
 TEST_CASE("a version can be made after an attempt whose new file could not be made durable") {
   Fixture f;
   f.volume->write(0, filled(kBlockBytes, 1), false);
-  fail_next(f.backend, ForwardingBackend::Call::kSyncFolder, Volume::folder_of(f.uuid), EIO);
-  CHECK_THROWS_AS(f.volume->create_version({}), Error);
-  CHECK(f.volume->create_version({}).number == 1);
+  fail_next(f.backend, ForwardingBackend::Call::kSyncFolder, volume_folder(f.uuid), EIO);
+  CHECK_THROWS_AS(f.volume->versions().create({}), Error);
+  CHECK(f.volume->versions().create({}).number == 1);
   f.volume->write(0, filled(kBlockBytes, 2), true);
   CHECK(read_bytes(*f.volume, 1, 0, kBlockBytes) == filled(kBlockBytes, 1));
   CHECK(read_bytes(*f.volume, 0, 0, kBlockBytes) == filled(kBlockBytes, 2));
@@ -506,8 +506,8 @@ TEST_CASE("a flush says it when a sync failed while space was given back") {
   f.volume.reset();
   f.volume = open_volume(f.backend, f.uuid);
   f.volume->write(0, filled(kBlockBytes, 2), false);
-  fail_next(f.backend, ForwardingBackend::Call::kSync,
-            DataFiles::name_of(Volume::folder_of(f.uuid), 1), EIO);
+  fail_next(f.backend, ForwardingBackend::Call::kSync, DataFiles::name_of(volume_folder(f.uuid), 1),
+            EIO);
   f.volume->maintain(false);
   CHECK_FALSE(f.backend.around);
   CHECK_THROWS_AS(f.volume->flush(), Error);
@@ -557,7 +557,7 @@ TEST_CASE("a version is not made while a write is under way") {
     if (!name.ends_with("data.1") || other.joinable()) return;
     other = std::thread([&] {
       id = gettid();
-      f.volume->create_version({});
+      f.volume->versions().create({});
       is_made = true;
     });
     while (id == 0) std::this_thread::yield();
@@ -574,7 +574,7 @@ TEST_CASE("a version is not made while a write is under way") {
 TEST_CASE("of two first writes to one block neither takes the other's bytes back") {
   Fixture f;
   f.volume->write(0, filled(kBlockBytes, 1), false);
-  f.volume->create_version({});
+  f.volume->versions().create({});
   std::thread other;
   std::atomic<pid_t> id{0};
   f.backend.on_write = [&](const std::string& name) {
@@ -598,7 +598,7 @@ TEST_CASE("of two first writes to one block neither takes the other's bytes back
 TEST_CASE("what a first write that failed has written of its blocks is no leak") {
   Fixture f;
   f.volume->write(0, filled(3 * kBlockBytes, 1), false);
-  f.volume->create_version({});
+  f.volume->versions().create({});
   // The parts of the blocks at both ends, and the block between them, are written one by one.
   int writes = 0;
   f.backend.around = [&](ForwardingBackend::Call call, const std::string& name,
@@ -628,31 +628,31 @@ TEST_CASE("what was written to a version that a crash takes back is no leak") {
     std::thread([&] { f.volume->write(kBlockBytes, filled(kBlockBytes, 3), false); }).join();
     events = f.memory->event_count();
   };
-  f.volume->create_version({});
+  f.volume->versions().create({});
   f.backend.on_synced = nullptr;
   REQUIRE(events > 0);
   f.volume.reset();
   const auto after = f.memory->crash(events, MemoryBackend::Crash::kKill, 0);
   REQUIRE(allocated_cells(*after, f.uuid).contains({2, 1}));
   const auto volume = open_volume(*after, f.uuid);
-  CHECK(volume->current_version() == 1);
+  CHECK(volume->versions().current().number == 1);
   CHECK(read_bytes(*volume, 0, 0, kBlockBytes) == filled(kBlockBytes, 2));
-  volume->reclaim_all();
+  volume->space().run();
   check_no_leak(*after, f.uuid, kRegionBytes);
 }
 
 TEST_CASE("a cell is not given back before the update that frees it is durable") {
   Fixture f;
   f.volume->write(0, filled(kBlockBytes, 1), false);
-  f.volume->create_version({});
-  f.volume->remove_versions({"1"});
-  f.volume->reclaim_all();
+  f.volume->versions().create({});
+  f.volume->versions().remove({"1"});
+  f.volume->space().run();
   // Current alone has the block of the removed version, and lets go of it.
   f.volume->write(0, filled(kBlockBytes, 2), false);
   size_t events = 0;
   f.backend.on_synced = [&](const std::string& name) {
     if (!name.ends_with("data.2") || events != 0) return;
-    std::thread([&] { f.volume->reclaim(std::chrono::milliseconds(100)); }).join();
+    std::thread([&] { f.volume->space().run(std::chrono::milliseconds(100)); }).join();
     events = f.memory->event_count();
   };
   f.volume->flush();
@@ -667,13 +667,13 @@ TEST_CASE("zeroing a part of a block behind the template's end takes no space") 
   Fixture f;
   import_test_template(f.backend, "golden", filled(2 * kBlockBytes, 7));
   const Uuid uuid = random_uuid();
-  Volume::create(f.backend, uuid, kRegionBytes,
-                 environment_on(f.backend).open_template("golden").get());
+  create_volume(f.backend, uuid, kRegionBytes,
+                environment_on(f.backend).open_template("golden").get());
   const auto volume = open_volume(f.backend, uuid);
   volume->zero(4 * kBlockBytes + 100, 200, false);
-  CHECK(volume->stats().first_writes == 0);
+  CHECK(volume->stats()[Counter::kFirstWrites] == 0);
   volume->zero(kBlockBytes + 100, 200, false);
-  CHECK(volume->stats().first_writes == 1);
+  CHECK(volume->stats()[Counter::kFirstWrites] == 1);
   CHECK(read_bytes(*volume, 0, kBlockBytes, 100) == filled(100, 7));
   CHECK(is_zero(read_bytes(*volume, 0, kBlockBytes + 100, 200)));
   volume->close();

@@ -97,7 +97,7 @@ using Cell = std::pair<uint32_t, uint64_t>;
 // The cells of a volume that occupy space.
 inline std::set<Cell> allocated_cells(Backend& backend, const Uuid& uuid) {
   std::set<Cell> cells;
-  const std::string folder = Volume::folder_of(uuid);
+  const std::string folder = volume_folder(uuid);
   for (const std::string& part : backend.list(folder)) {
     if (!part.starts_with("data.")) continue;
     const auto source = static_cast<uint32_t>(std::stoul(part.substr(5)));
@@ -112,7 +112,7 @@ inline std::set<Cell> allocated_cells(Backend& backend, const Uuid& uuid) {
 
 // Every cell that occupies space is mapped by some version, of those that are hidden as well.
 inline void check_no_leak(Backend& backend, const Uuid& uuid, uint64_t disk_bytes) {
-  const auto map = VolumeMap::open(backend, Volume::folder_of(uuid), uuid, Access::kRead);
+  const auto map = VolumeMap::open(backend, volume_folder(uuid), uuid, Access::kRead);
   std::set<Cell> mapped;
   std::vector<uint32_t> numbers{0};
   for (const VersionRecord& version : map->versions()) numbers.push_back(version.number);

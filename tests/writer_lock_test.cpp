@@ -61,7 +61,7 @@ TEST_CASE("a peer without a known process gets one connection") {
 TEST_CASE("the header's size is 0 while a writer has the volume, and true otherwise") {
   TwoServers s;
   const VolumeInfo info = s.one->create_volume("vm", 3 << 20, "");
-  const std::string folder = Volume::folder_of(info.uuid);
+  const std::string folder = volume_folder(info.uuid);
   CHECK(read_header(*s.memory, folder, info.uuid).size_bytes == 3 << 20);
   {
     const auto disk = s.one->open_export("vm", living_peer());
@@ -97,7 +97,7 @@ TEST_CASE("after a crash the next server takes over at once") {
 TEST_CASE("a connection waits for the tool that has the volume for a moment") {
   TwoServers s;
   const VolumeInfo info = s.one->create_volume("vm", 1 << 20, "");
-  const std::string lock = Volume::folder_of(info.uuid) + "/lock";
+  const std::string lock = volume_folder(info.uuid) + "/lock";
   auto held = s.memory->try_lock(lock, LockMode::kExclusive);
   std::unique_ptr<Disk> disk;
   std::thread connects([&] { disk = s.one->open_export("vm", living_peer()); });
@@ -109,7 +109,7 @@ TEST_CASE("a connection waits for the tool that has the volume for a moment") {
 TEST_CASE("an opening that fails gives the volume back") {
   TwoServers s;
   const VolumeInfo info = s.one->create_volume("vm", 1 << 20, "");
-  const std::string folder = Volume::folder_of(info.uuid);
+  const std::string folder = volume_folder(info.uuid);
   const ByteVector map = s.memory->content(folder + "/map");
   s.memory->set_content(folder + "/map", ByteVector(map.size()));
   CHECK_THROWS_AS(s.one->open_export("vm", living_peer()), Error);

@@ -1,6 +1,7 @@
 // What the store tells about volumes and versions. Plain data.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -92,35 +93,53 @@ struct StoreSpace {
   uint64_t other_bytes = 0;
 };
 
-// Counters of one open volume since it was opened.
+// What is counted of an open volume since it was opened.
+enum class Counter : uint8_t {
+  kReads,
+  kReadBytes,
+  kWrites,
+  kWriteBytes,
+  kTrims,
+  kTrimBytes,
+  kZeroes,
+  kZeroBytes,
+  kFlushes,
+  kErrors,
+  kFirstWrites,    // blocks written for the first time in their version
+  kTemplateReads,  // pieces read from template segments
+  kTemplateReadBytes,
+  kDataFileReads,  // pieces read from data files
+  kDataFileReadBytes,
+  kExtents,
+};
+inline constexpr size_t kCounterCount = static_cast<size_t>(Counter::kExtents) + 1;
+
+struct MapStats {
+  uint64_t commits = 0;  // group commits, at least one flush or FUA each
+  uint64_t checkpoints = 0;
+  uint64_t compactions = 0;
+  uint64_t loads = 0;              // nodes read from the log
+  uint64_t evictions = 0;          // passes of the evictor
+  uint64_t log_bytes = 0;          // the map log up to its tail
+  uint64_t log_garbage_bytes = 0;  // of which a compaction would drop
+  uint64_t log_generation = 0;
+  uint64_t memory_bytes = 0;  // of current's loaded nodes
+};
+
 struct VolumeStats {
   std::string name;
   uint32_t current_version = 0;
   uint64_t size_bytes = 0;
   uint32_t connections = 0;
-  uint64_t reads = 0, read_bytes = 0;
-  uint64_t writes = 0, write_bytes = 0;
-  uint64_t trims = 0, trim_bytes = 0;
-  uint64_t zeroes = 0, zero_bytes = 0;
-  uint64_t flushes = 0;
-  uint64_t errors = 0;
-  uint64_t first_writes = 0;  // blocks written for the first time in their version
-  uint64_t template_reads = 0, template_read_bytes = 0;    // pieces read from template segments
-  uint64_t data_file_reads = 0, data_file_read_bytes = 0;  // pieces read from data files
-  uint64_t commits = 0;            // group commits, at least one flush or FUA each
-  uint64_t log_bytes = 0;          // the map log up to its tail
-  uint64_t log_garbage_bytes = 0;  // of which a compaction would drop
-  uint64_t log_generation = 0;
-  uint64_t checkpoints = 0;
-  uint64_t compactions = 0;
-  uint64_t map_bytes = 0;  // map metadata in memory
-  uint64_t map_loads = 0;  // nodes read from the log
-  uint64_t map_evictions = 0;
+  std::array<uint64_t, kCounterCount> counters{};
+  MapStats map;
+
+  uint64_t operator[](Counter counter) const { return counters[static_cast<size_t>(counter)]; }
 };
 
 struct StoreStats {
   std::vector<VolumeStats> volumes;
-  uint64_t map_cache_bytes = 0;      // sum of map_bytes
+  uint64_t map_cache_bytes = 0;      // sum of the maps' memory_bytes
   uint64_t map_cache_max_bytes = 0;  // the cap
 };
 

@@ -12,6 +12,14 @@ template <auto Member>
 uint64_t get(const VolumeStats& stats) {
   return stats.*Member;
 }
+template <Counter counter>
+uint64_t count(const VolumeStats& stats) {
+  return stats[counter];
+}
+template <auto Member>
+uint64_t get_of_map(const VolumeStats& stats) {
+  return stats.map.*Member;
+}
 
 constexpr const char* kRequests = "tplstore_requests_total";
 constexpr const char* kRequestBytes = "tplstore_request_bytes_total";
@@ -26,57 +34,57 @@ constexpr VolumeMetric kVolumeMetrics[] = {
       "Connections to exports of the volume"},
      get<&VolumeStats::connections>},
     {{"/requests/reads", Kind::kCounter, kRequests, "Requests of clients", "read"},
-     get<&VolumeStats::reads>},
-    {{"/requests/writes", Kind::kCounter, kRequests, "", "write"}, get<&VolumeStats::writes>},
-    {{"/requests/trims", Kind::kCounter, kRequests, "", "trim"}, get<&VolumeStats::trims>},
-    {{"/requests/zeroes", Kind::kCounter, kRequests, "", "zero"}, get<&VolumeStats::zeroes>},
-    {{"/requests/flushes", Kind::kCounter, kRequests, "", "flush"}, get<&VolumeStats::flushes>},
+     count<Counter::kReads>},
+    {{"/requests/writes", Kind::kCounter, kRequests, "", "write"}, count<Counter::kWrites>},
+    {{"/requests/trims", Kind::kCounter, kRequests, "", "trim"}, count<Counter::kTrims>},
+    {{"/requests/zeroes", Kind::kCounter, kRequests, "", "zero"}, count<Counter::kZeroes>},
+    {{"/requests/flushes", Kind::kCounter, kRequests, "", "flush"}, count<Counter::kFlushes>},
     {{"/bytes/reads", Kind::kCounter, kRequestBytes, "Bytes that requests of clients covered",
       "read"},
-     get<&VolumeStats::read_bytes>},
-    {{"/bytes/writes", Kind::kCounter, kRequestBytes, "", "write"}, get<&VolumeStats::write_bytes>},
-    {{"/bytes/trims", Kind::kCounter, kRequestBytes, "", "trim"}, get<&VolumeStats::trim_bytes>},
-    {{"/bytes/zeroes", Kind::kCounter, kRequestBytes, "", "zero"}, get<&VolumeStats::zero_bytes>},
+     count<Counter::kReadBytes>},
+    {{"/bytes/writes", Kind::kCounter, kRequestBytes, "", "write"}, count<Counter::kWriteBytes>},
+    {{"/bytes/trims", Kind::kCounter, kRequestBytes, "", "trim"}, count<Counter::kTrimBytes>},
+    {{"/bytes/zeroes", Kind::kCounter, kRequestBytes, "", "zero"}, count<Counter::kZeroBytes>},
     {{"/errors", Kind::kCounter, "tplstore_errors_total", "Requests of clients that failed"},
-     get<&VolumeStats::errors>},
+     count<Counter::kErrors>},
     {{"/first_writes", Kind::kCounter, "tplstore_first_writes_total",
       "Blocks written for the first time in their version"},
-     get<&VolumeStats::first_writes>},
+     count<Counter::kFirstWrites>},
     {{"/template_reads/reads", Kind::kCounter, "tplstore_template_reads_total",
       "Pieces read from segments of templates"},
-     get<&VolumeStats::template_reads>},
+     count<Counter::kTemplateReads>},
     {{"/template_reads/bytes", Kind::kCounter, "tplstore_template_read_bytes_total",
       "Bytes read from segments of templates"},
-     get<&VolumeStats::template_read_bytes>},
+     count<Counter::kTemplateReadBytes>},
     {{"/data_file_reads/reads", Kind::kCounter, "tplstore_data_file_reads_total",
       "Pieces read from data files of versions"},
-     get<&VolumeStats::data_file_reads>},
+     count<Counter::kDataFileReads>},
     {{"/data_file_reads/bytes", Kind::kCounter, "tplstore_data_file_read_bytes_total",
       "Bytes read from data files of versions"},
-     get<&VolumeStats::data_file_read_bytes>},
+     count<Counter::kDataFileReadBytes>},
     {{"/map/bytes", Kind::kGauge, "tplstore_map_bytes", "Memory of the volume's map"},
-     get<&VolumeStats::map_bytes>},
+     get_of_map<&MapStats::memory_bytes>},
     {{"/map/loads", Kind::kCounter, "tplstore_map_loads_total",
       "Nodes of the map read from its log"},
-     get<&VolumeStats::map_loads>},
+     get_of_map<&MapStats::loads>},
     {{"/map/evictions", Kind::kCounter, "tplstore_map_evictions_total",
       "Nodes of the map dropped from memory"},
-     get<&VolumeStats::map_evictions>},
+     get_of_map<&MapStats::evictions>},
     {{"/log/bytes", Kind::kGauge, "tplstore_log_bytes", "Size of the map log"},
-     get<&VolumeStats::log_bytes>},
+     get_of_map<&MapStats::log_bytes>},
     {{"/log/garbage_bytes", Kind::kGauge, "tplstore_log_garbage_bytes",
       "What a compaction of the map log would drop"},
-     get<&VolumeStats::log_garbage_bytes>},
-    {{"/log/generation", Kind::kState, nullptr, ""}, get<&VolumeStats::log_generation>},
+     get_of_map<&MapStats::log_garbage_bytes>},
+    {{"/log/generation", Kind::kState, nullptr, ""}, get_of_map<&MapStats::log_generation>},
     {{"/log/commits", Kind::kCounter, "tplstore_log_commits_total",
       "Commits, each for one or more flushes"},
-     get<&VolumeStats::commits>},
+     get_of_map<&MapStats::commits>},
     {{"/log/checkpoints", Kind::kCounter, "tplstore_log_checkpoints_total",
       "Checkpoints of the map"},
-     get<&VolumeStats::checkpoints>},
+     get_of_map<&MapStats::checkpoints>},
     {{"/log/compactions", Kind::kCounter, "tplstore_log_compactions_total",
       "Compactions of the map log"},
-     get<&VolumeStats::compactions>},
+     get_of_map<&MapStats::compactions>},
 };
 
 constexpr const char* kStoreBytes = "tplstore_store_bytes";

@@ -52,6 +52,7 @@
 #include "backend/superblock.h"
 #include "base/mutex.h"
 #include "base/spinning_mutex.h"
+#include "base/volume_types.h"
 #include "map/checkpoint.h"
 #include "map/commit_pipeline.h"
 #include "map/compaction.h"
@@ -63,18 +64,6 @@
 #include "map/update_batch.h"
 
 namespace tplstore {
-
-struct MapStats {
-  uint64_t commits = 0;
-  uint64_t checkpoints = 0;
-  uint64_t compactions = 0;
-  uint64_t loads = 0;
-  uint64_t evictions = 0;  // passes of the evictor
-  uint64_t log_bytes = 0;
-  uint64_t log_garbage_bytes = 0;
-  uint64_t log_generation = 0;
-  uint64_t memory_bytes = 0;  // of current's loaded nodes
-};
 
 // What becomes of current when it is frozen, and of what its successor starts.
 struct FreezeRequest {

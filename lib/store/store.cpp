@@ -123,8 +123,8 @@ std::string use_of(Backend& backend, const std::string& folder, const VolumeHead
 // The frozen versions of a volume, from its map alone: who removes the volume meanwhile need not
 // wait.
 std::vector<VersionRecord> Store::Impl::versions_of(const Uuid& uuid) {
-  if (const auto open = registry.find_open(uuid)) return open->volume().records();
-  return VolumeMap::open(*backend, Volume::folder_of(uuid), uuid, Access::kRead)->versions();
+  if (const auto open = registry.find_open(uuid)) return open->volume().versions().records();
+  return VolumeMap::open(*backend, volume_folder(uuid), uuid, Access::kRead)->versions();
 }
 
 std::vector<ExportInfo> Store::list_exports() {
@@ -134,7 +134,7 @@ std::vector<ExportInfo> Store::list_exports() {
   for (const std::string& name : backend.list(std::string(paths::kVolumeNames))) {
     try {
       const Uuid uuid = impl_->uuid_of(name);
-      const std::string folder = Volume::folder_of(uuid);
+      const std::string folder = volume_folder(uuid);
       const VolumeHeader header = read_header(backend, folder, uuid);
       const std::string template_name = template_of(header);
       exports.push_back(
@@ -183,8 +183,7 @@ std::unique_ptr<Disk> Store::open_export(std::string_view export_name, const Pee
     return std::make_unique<CurrentDisk>(std::move(attachment), peer.pid != 0);
   }
   if (name.kind == ExportName::Kind::kCurrentReader) {
-    const uint64_t size_bytes =
-        disk_size(read_header(*impl_->backend, Volume::folder_of(uuid), uuid));
+    const uint64_t size_bytes = disk_size(read_header(*impl_->backend, volume_folder(uuid), uuid));
     return std::make_unique<CurrentReaderDisk>(
         name.name, size_bytes,
         [impl = impl_.get(), uuid, name = name.name] { return impl->freeze_current(uuid, name); });

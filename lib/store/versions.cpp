@@ -16,7 +16,7 @@ constexpr std::chrono::milliseconds kOwnerLookAgain{10};
 
 VersionInfo Store::create_version(const std::string& volume, const NewVersion& request) {
   VersionInfo info;
-  impl_->with_owner(volume, [&](Volume& open) { info = open.create_version(request); });
+  impl_->with_owner(volume, [&](Volume& open) { info = open.versions().create(request); });
   return info;
 }
 
@@ -25,7 +25,7 @@ VersionInfo Store::rollback(const std::string& volume, const std::string& versio
   // attach() refuses, naming the owner, while a writer is connected.
   const auto attachment =
       impl_->registry.attach(uuid, volume, tool_peer(), VolumeRegistry::Use::kAlone);
-  return attachment->volume().rollback(version);
+  return attachment->volume().versions().rollback(version);
 }
 
 std::vector<VersionInfo> Store::remove_versions(const std::string& volume,
@@ -33,7 +33,7 @@ std::vector<VersionInfo> Store::remove_versions(const std::string& volume,
   const Uuid uuid = impl_->uuid_of(volume);
   std::vector<VersionInfo> removed;
   impl_->with_owner(uuid, volume, [&](Volume& open) {
-    removed = open.remove_versions(versions);
+    removed = open.versions().remove(versions);
     if (impl_->registry.connections(uuid) == 0) give_back(open);
   });
   return removed;
@@ -42,21 +42,23 @@ std::vector<VersionInfo> Store::remove_versions(const std::string& volume,
 HeldVersion Store::Impl::hold_version(const Uuid& uuid, const std::string& name,
                                       const std::string& version) {
   HeldVersion held;
-  held.volume = registry.reader(uuid, name, [&](Volume& volume) { volume.version(version); });
-  held.version = held.volume->version(version);
+  held.volume =
+      registry.reader(uuid, name, [&](Volume& volume) { volume.versions().find(version); });
+  held.version = held.volume->versions().find(version);
   while (true) {
-    held.hold = held.volume->hold_version(held.version.number);
+    held.hold = held.volume->versions().hold(held.version.number);
     // The reader's map may be old: the version may have been removed just before, and its name
     // given to another one. Whoever has the volume open knows; else what is on disk now. Nobody can
     // remove the version any more.
     const auto owner = registry.find_open(uuid);
     if (!owner) held.volume = Volume::open_for_reading(environment(), uuid, name);
-    const VersionInfo latest = (owner ? owner->volume() : *held.volume).version(version);
+    const VersionInfo latest = (owner ? owner->volume() : *held.volume).versions().find(version);
     if (latest.number == held.version.number) return held;
     held.hold.reset();
     if (owner)
-      held.volume = registry.reader(
-          uuid, name, [&](Volume& volume) { volume.version(std::to_string(latest.number)); });
+      held.volume = registry.reader(uuid, name, [&](Volume& volume) {
+        volume.versions().find(std::to_string(latest.number));
+      });
     held.version = latest;
   }
 }
@@ -69,13 +71,13 @@ HeldVersion Store::Impl::freeze_current(const Uuid& uuid, const std::string& nam
     fail(EBUSY, fmt::format("volume {}", name), "was removed and made again; connect again");
   while (true) {
     if (const auto owner = registry.find_open(uuid)) {
-      frozen = owner->volume().freeze_for_reader();
+      frozen = owner->volume().versions().freeze_for_reader();
     } else if (!registry.is_changing(uuid)) {
       frozen = Volume::freeze_unowned(environment(), uuid, name);
     }
     if (frozen) break;
     if (std::chrono::steady_clock::now() >= deadline) {
-      const auto writer = writer_of(read_header(*backend, Volume::folder_of(uuid), uuid));
+      const auto writer = writer_of(read_header(*backend, volume_folder(uuid), uuid));
       fail(EBUSY, fmt::format("volume {}", name),
            "in use by {}; to read it as it is now, connect to that server",
            writer ? describe(*writer) : "another process that is opening or closing it");
@@ -84,9 +86,9 @@ HeldVersion Store::Impl::freeze_current(const Uuid& uuid, const std::string& nam
   }
   HeldVersion held;
   held.hold = std::move(frozen->hold);
-  held.volume = registry.reader(uuid, name,
-                                [&](Volume& volume) { volume.version_for_reader(frozen->number); });
-  held.version = held.volume->version_for_reader(frozen->number);
+  held.volume = registry.reader(
+      uuid, name, [&](Volume& volume) { volume.versions().find_for_reader(frozen->number); });
+  held.version = held.volume->versions().find_for_reader(frozen->number);
   return held;
 }
 
@@ -117,14 +119,14 @@ VolumeInfo Store::fork_volume(const std::string& name, const std::string& parent
   const auto gc_lock = impl_->share_gc_lock();
   const Uuid uuid = random_uuid();
   impl_->with_owner(parent, [&](Volume& volume) {
-    const VersionInfo base = volume.version(version);
+    const VersionInfo base = volume.versions().find(version);
     if (size_bytes != 0 && size_bytes < base.size_bytes)
       fail(EINVAL, object, "{} bytes are less than the {} of {}@{}", size_bytes, base.size_bytes,
            parent, base.number);
-    volume.create_fork(version, uuid);
+    volume.forks().create(version, uuid);
     if (impl_->publish(name, uuid)) return;
     impl_->remove_unneeded(uuid, name);
-    volume.drop_dead_pins();
+    volume.forks().drop_dead();
     fail(EEXIST, object, "exists already");
   });
   VolumeInfo info = show_volume(name);
@@ -141,10 +143,7 @@ VolumeInfo Store::fork_volume(const std::string& name, const std::string& parent
 VolumeInfo Store::flatten_volume(const std::string& name,
                                  const std::function<void(uint64_t)>& progress) {
   Uuid parent;
-  impl_->with_owner(name, [&](Volume& volume) {
-    if (const auto identity = volume.parent()) parent = identity->volume;
-    volume.flatten(progress);
-  });
+  impl_->with_owner(name, [&](Volume& volume) { parent = volume.forks().flatten(progress); });
   impl_->release_parent(parent);
   return show_volume(name);
 }
@@ -189,26 +188,26 @@ VersionInfo Store::import_version(const std::string& name, const ImportedVersion
     auto attachment = impl_->registry.attach(uuid, name, tool_peer(), VolumeRegistry::Use::kAlone);
     Volume& volume = attachment->volume();
     CurrentDisk disk(std::move(attachment), false);
-    volume.check_new_version(imported.version);
+    volume.versions().check_new(imported.version);
     std::optional<VersionInfo> base;
     if (!is_new) {
-      base = volume.version(imported.base);
+      base = volume.versions().find(imported.base);
       check_base(object, *base, imported.base_identity, uuid);
       if (imported.size_bytes < base->size_bytes)
         fail(EINVAL, object, "{} bytes are less than the {} of version {}", imported.size_bytes,
              base->size_bytes, base->number);
-      if (!is_current_like(volume, *base)) volume.rollback(imported.base);
+      if (!is_current_like(volume, *base)) volume.versions().rollback(imported.base);
     }
     try {
       if (imported.size_bytes > volume.size_bytes()) volume.resize(imported.size_bytes);
       fill(disk);
-      const VersionInfo made = volume.create_version(imported.version);
+      const VersionInfo made = volume.versions().create(imported.version);
       if (is_new && !impl_->publish(name, uuid)) fail(EEXIST, object, "exists already");
       return made;
     } catch (...) {
       if (base) {
-        const VersionInfo remains = volume.rollback(std::to_string(base->number));
-        volume.remove_versions({std::to_string(remains.number)});
+        const VersionInfo remains = volume.versions().rollback(std::to_string(base->number));
+        volume.versions().remove({std::to_string(remains.number)});
       }
       throw;
     }

@@ -118,9 +118,9 @@ void fail_too_large(Backend& backend, const std::string& object, uint64_t size_b
 void Store::Impl::make_objects(const std::string& object, const Uuid& uuid, uint64_t size_bytes,
                                const TemplateImage* base) {
   try {
-    Volume::create(*backend, uuid, size_bytes, base);
+    tplstore::create_volume(*backend, uuid, size_bytes, base);
   } catch (const Error& error) {
-    backend->remove_folder(Volume::folder_of(uuid));
+    backend->remove_folder(volume_folder(uuid));
     if (error.code() != EFBIG) throw;
     fail_too_large(*backend, object, size_bytes);
   }
@@ -180,7 +180,7 @@ VolumeInfo Store::Impl::info_of(const std::string& name, const std::map<Uuid, st
   VolumeInfo info;
   info.name = name;
   info.uuid = uuid_of(name);
-  const std::string folder = Volume::folder_of(info.uuid);
+  const std::string folder = volume_folder(info.uuid);
   const VolumeHeader header = read_header(*backend, folder, info.uuid);
   info.size_bytes = disk_size(header);
   info.template_name = template_of(header);
@@ -222,16 +222,14 @@ std::vector<VolumeInfo> Store::list_volumes() {
     info.name = name;
     try {
       info = impl_->info_of(name, names);
-      if (const auto open = impl_->registry.find_open(uuid)) {
-        info.current_version = open->volume().current_version();
-        info.shared_bytes = open->volume().shared_bytes();
-      } else {
-        // Without the template, which whoever asks may have locked.
-        const auto map =
-            VolumeMap::open(*impl_->backend, Volume::folder_of(uuid), uuid, Access::kRead);
-        info.current_version = map->current();
-        info.shared_bytes = map->ask(&MapState::current_record).foreign_blocks * kBlockBytes;
-      }
+      // Without the template, which whoever asks may have locked.
+      const auto open = impl_->registry.find_open(uuid);
+      const VersionRecord current =
+          open ? open->volume().versions().current()
+               : VolumeMap::open(*impl_->backend, volume_folder(uuid), uuid, Access::kRead)
+                     ->ask(&MapState::current_record);
+      info.current_version = current.number;
+      info.shared_bytes = current.foreign_blocks * kBlockBytes;
     } catch (const Error& error) {
       const bool is_gone =
           error.code() == ENOENT && !impl_->backend->get(volume_name_object(name), 256);
@@ -252,9 +250,10 @@ VolumeInfo Store::show_volume(const std::string& name) {
   const std::map<Uuid, std::string> names = impl_->volume_names(&damaged);
   VolumeInfo info = impl_->info_of(name, names);
   impl_->with_versions(info.uuid, name, [&](Volume& volume) {
-    info.versions = volume.versions();
-    info.current_version = volume.current_version();
-    info.shared_bytes = volume.shared_bytes();
+    info.versions = volume.versions().list();
+    const VersionRecord current = volume.versions().current();
+    info.current_version = current.number;
+    info.shared_bytes = current.foreign_blocks * kBlockBytes;
   });
   for (VersionInfo& version : info.versions) {
     for (std::string& fork : version.forks) {
@@ -296,7 +295,7 @@ std::map<std::string, std::vector<std::string>> Store::template_users() {
     const std::string volume = name == names.end() ? uuid.text() : name->second;
     VolumeHeader header;
     try {
-      header = read_header(backend, Volume::folder_of(uuid), uuid);
+      header = read_header(backend, volume_folder(uuid), uuid);
     } catch (const Error& error) {
       if (error.code() == ENOENT) continue;  // without a header it is none
       fail(error.code(), fmt::format("volume {}", volume),
@@ -321,19 +320,19 @@ std::map<std::string, std::vector<std::string>> Store::template_users() {
 // Whether any volume in the store needs this one. Nobody is making one while its lock is held.
 bool Store::Impl::has_forks(const Uuid& uuid) {
   for (const Uuid& other : volume_folders())
-    if (other != uuid && Volume::is_fork_of(*backend, other, uuid)) return true;
+    if (other != uuid && is_fork_of(*backend, other, uuid)) return true;
   return false;
 }
 
 // Whether nobody has the volume open for writing.
 bool Store::Impl::is_free(const Uuid& uuid) {
-  return !backend->is_locked(lock_name(Volume::folder_of(uuid)));
+  return !backend->is_locked(lock_name(volume_folder(uuid)));
 }
 
 // Nothing where there is none, and where there is nothing that could be read.
 std::optional<VolumeHeader> Store::Impl::header_if_readable(const Uuid& uuid) {
   try {
-    return read_header(*backend, Volume::folder_of(uuid), uuid);
+    return read_header(*backend, volume_folder(uuid), uuid);
   } catch (const Error& error) {
     if (error.code() != ENOENT && error.code() != EIO) throw;
     if (error.code() == EIO) options.log(error.what());
@@ -344,7 +343,7 @@ std::optional<VolumeHeader> Store::Impl::header_if_readable(const Uuid& uuid) {
 // With the volume's locks held. The header goes first: without it a folder is no volume. The lock
 // goes last, so that as long as anything is left there is just one that it can be held by.
 void Store::Impl::remove_objects(const Uuid& uuid) {
-  const std::string folder = Volume::folder_of(uuid);
+  const std::string folder = volume_folder(uuid);
   if (backend->remove(header_name(folder))) backend->sync_folder(folder);
   for (const std::string& part : backend->list(folder)) {
     const std::string object = fmt::format("{}/{}", folder, part);
@@ -362,7 +361,7 @@ void Store::Impl::remove_objects(const Uuid& uuid) {
 // Removes a volume that has no name; the parent that it had. EBUSY, also when it has forks: one may
 // have been made up to now.
 Uuid Store::Impl::remove_unneeded(const Uuid& uuid, const std::string& name) {
-  const RemovalLocks locks = lock_for_removal(*backend, Volume::folder_of(uuid), uuid, name);
+  const RemovalLocks locks = lock_for_removal(*backend, volume_folder(uuid), uuid, name);
   if (has_forks(uuid)) fail(EBUSY, fmt::format("volume {}", name), "has forks, which need it");
   const std::optional<VolumeHeader> header = header_if_readable(uuid);
   remove_objects(uuid);
@@ -390,9 +389,9 @@ void Store::Impl::release_parent(Uuid uuid) {
         next = remove_unneeded(uuid, uuid.text());
       } else if (registry.is_open(uuid) || is_free(uuid)) {
         with_owner(uuid, name == names.end() ? uuid.text() : name->second, [&](Volume& volume) {
-          volume.drop_dead_pins();
-          if (name == names.end()) volume.keep_pinned_only();
-          volume.reclaim_all();
+          volume.forks().drop_dead();
+          if (name == names.end()) volume.forks().keep_pinned_only();
+          volume.space().run();
         });
       }
       // Else the server that has it open notices by itself.
@@ -410,7 +409,7 @@ void Store::remove_volume(const std::string& name) {
   std::optional<VolumeHeader> header;
   bool has_forks = false;
   {
-    const RemovalLocks locks = lock_for_removal(backend, Volume::folder_of(uuid), uuid, name);
+    const RemovalLocks locks = lock_for_removal(backend, volume_folder(uuid), uuid, name);
     // Up to here it may have been removed, and its name given to another one.
     if (impl_->uuid_of(name) != uuid)
       fail(EBUSY, fmt::format("volume {}", name),
@@ -435,7 +434,7 @@ void Store::remove_volume(const std::string& name) {
     if (header) impl_->release_parent(header->parent);
     return;
   }
-  impl_->with_owner(uuid, name, [](Volume& volume) { volume.keep_pinned_only(); });
+  impl_->with_owner(uuid, name, [](Volume& volume) { volume.forks().keep_pinned_only(); });
 }
 
 // What has no name is garbage only as long as all names are there, and lead to what they should.
@@ -488,8 +487,8 @@ uint64_t Store::remove_orphans() {
 }
 
 void give_back(Volume& volume) {
-  volume.drop_dead_pins();
-  volume.reclaim_all();
+  volume.forks().drop_dead();
+  volume.space().run();
 }
 
 void Store::reclaim_volume(const std::string& name) { impl_->with_owner(name, give_back); }
@@ -502,8 +501,7 @@ void Store::reclaim() {
         reclaim_volume(name);
       } else if (impl_->is_free(uuid)) {
         // Most have nothing to give back, and need not be opened for writing.
-        const auto map =
-            VolumeMap::open(*impl_->backend, Volume::folder_of(uuid), uuid, Access::kRead);
+        const auto map = VolumeMap::open(*impl_->backend, volume_folder(uuid), uuid, Access::kRead);
         if (!map->recovery().was_closed_cleanly || map->ask(&MapState::has_outstanding) ||
             !map->pins().empty())
           reclaim_volume(name);

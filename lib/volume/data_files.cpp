@@ -129,6 +129,28 @@ std::unique_ptr<Object> DataFiles::open_for_punching(uint32_t version) {
   }
 }
 
+void DataFiles::note_holes(uint32_t version) {
+  const std::lock_guard guard(written_mutex_);
+  with_holes_.insert(version);
+}
+
+void DataFiles::sync_holes(const std::function<void(Object&)>& sync) {
+  std::set<uint32_t> with_holes;
+  {
+    const std::lock_guard guard(written_mutex_);
+    with_holes.swap(with_holes_);
+  }
+  try {
+    for (const uint32_t version : with_holes)
+      if (const auto file = open_for_punching(version)) sync(*file);
+    if (!with_holes.empty()) backend_.sync_folder(folder_);
+  } catch (...) {
+    const std::lock_guard guard(written_mutex_);
+    with_holes_.merge(with_holes);
+    throw;
+  }
+}
+
 void DataFiles::remove_prepared() {
   const std::lock_guard guard(written_mutex_);
   if (prepared_ != 0 && (written_.empty() || written_.back()->version != prepared_))

@@ -13,9 +13,11 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <shared_mutex>
 #include <string>
 #include <unordered_map>
@@ -79,6 +81,10 @@ class DataFiles {
   void remove(uint32_t version);
   // The volume's own file of a frozen version, for making holes; nothing when it is not there.
   std::unique_ptr<Object> open_for_punching(uint32_t version);
+  // Remembers that the file of a version has holes, or is gone, which is not durable yet.
+  void note_holes(uint32_t version);
+  // Makes durable what was noted before the call; `sync` is given the files.
+  void sync_holes(const std::function<void(Object& file)>& sync);
   // Removes the file that was made ahead, at a clean close.
   void remove_prepared();
   void grow(uint32_t version, uint64_t disk_bytes);  // of a file that is open for writing
@@ -108,6 +114,7 @@ class DataFiles {
   std::mutex written_mutex_;      // guards all below
   std::vector<std::shared_ptr<DataFile>> written_;
   uint32_t prepared_ = 0;
+  std::set<uint32_t> with_holes_;                       // that are not durable
   std::map<uint32_t, std::unique_ptr<Object>> copies_;  // one thread uses these
 };
 

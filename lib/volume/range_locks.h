@@ -17,8 +17,8 @@
 
 namespace tplstore {
 
-// Requests that change something pass through the gate. close() keeps new ones out and returns
-// when those inside have left.
+// Requests that change something pass through the gate. Closing it keeps new ones out, and waits
+// until those inside have left.
 class Quiesce {
  public:
   class Pass {
@@ -37,15 +37,22 @@ class Quiesce {
     std::optional<GracePeriod::Request> inside_;
   };
 
-  // One closer at a time. Who counts itself in after the wait finds the gate closed.
-  void close() {
-    is_closed_.store(true);
-    inside_.wait_for_requests();
-  }
-  void open() {
-    is_closed_.store(false);
-    is_closed_.notify_all();
-  }
+  // One at a time. Who counts itself in after the wait finds the gate closed.
+  class Closed {
+   public:
+    explicit Closed(Quiesce& gate) : gate_(gate) {
+      gate_.is_closed_.store(true);
+      gate_.inside_.wait_for_requests();
+    }
+    ~Closed() {
+      gate_.is_closed_.store(false);
+      gate_.is_closed_.notify_all();
+    }
+    Closed(const Closed&) = delete;
+
+   private:
+    Quiesce& gate_;
+  };
   // Waits for those that are inside, and keeps nobody out; false when one has not left by then.
   bool wait_for_passes_until(std::chrono::steady_clock::time_point deadline) {
     return inside_.wait_for_requests_until(deadline);

@@ -3,7 +3,6 @@
 #include <array>
 #include <cerrno>
 
-#include "volume/counters.h"
 #include "volume/volume.h"
 
 namespace tplstore {
@@ -29,33 +28,34 @@ struct Volume::Edge {
 };
 
 template <typename Operation>
-void Volume::counted(std::atomic<uint64_t>& requests, std::atomic<uint64_t>* bytes, uint64_t length,
+void Volume::counted(Counter requests, std::optional<Counter> bytes, uint64_t length,
                      Operation operation) {
-  Counters::add(requests);
-  if (bytes != nullptr) Counters::add(*bytes, length);
+  Counters::Line& counters = counters_.own();
+  counters.add(requests);
+  if (bytes) counters.add(*bytes, length);
   try {
     operation();
   } catch (...) {
-    Counters::add(counters_->own().errors);
+    counters.add(Counter::kErrors);
     throw;
   }
 }
 
 bool Volume::reads_as_hole(const Run& run) const {
   return run.source == kSourceZero ||
-         (run.source == kSourceUnmapped && run.first >= template_blocks_);
+         (run.source == kSourceUnmapped && run.first >= open_.template_blocks);
 }
 
 // --- reading
 
 void Volume::read(uint32_t version, uint64_t offset, MutableBytes into) {
-  counted(counters_->own().reads, &counters_->own().read_bytes, into.size(),
+  counted(Counter::kReads, Counter::kReadBytes, into.size(),
           [&] { read_range(version, offset, into); });
 }
 
 void Volume::read_range(uint32_t version, uint64_t offset, MutableBytes into) {
   if (into.empty()) return;
-  with_map([&](VolumeMap& map) {
+  open_.with_map([&](VolumeMap& map) {
     // What current's map leads to is in doubt then.
     if (version == 0) map.check_usable();
     RunList runs;
@@ -79,28 +79,29 @@ void Volume::read_runs(const RunList& runs, uint64_t offset, MutableBytes into) 
       std::memset(part.data(), 0, part.size());
     } else if (run.source == kSourceUnmapped) {
       const size_t before = plan.size();
-      template_->plan_read(begin, part, plan);
+      open_.template_image->plan_read(begin, part, plan);
       template_pieces += plan.size() - before;
       if (plan.size() > before) template_bytes += part.size();
     } else {
-      plan.add(files_->get(run.source), begin, part);
+      plan.add(open_.files.get(run.source), begin, part);
       own_bytes += part.size();
     }
   }
   plan.run();
+  Counters::Line& counters = counters_.own();
   if (template_pieces > 0) {
-    Counters::add(counters_->own().template_reads, template_pieces);
-    Counters::add(counters_->own().template_read_bytes, template_bytes);
+    counters.add(Counter::kTemplateReads, template_pieces);
+    counters.add(Counter::kTemplateReadBytes, template_bytes);
   }
   if (plan.size() > template_pieces) {
-    Counters::add(counters_->own().data_file_reads, plan.size() - template_pieces);
-    Counters::add(counters_->own().data_file_read_bytes, own_bytes);
+    counters.add(Counter::kDataFileReads, plan.size() - template_pieces);
+    counters.add(Counter::kDataFileReadBytes, own_bytes);
   }
 }
 
 void Volume::extents(uint32_t version, uint64_t offset, uint64_t length,
                      const std::function<bool(const Extent&)>& add) {
-  Counters::add(counters_->own().extents);
+  counters_.own().add(Counter::kExtents);
   // Neighbours of one kind are joined before they are told.
   Extent joined{offset, 0, false};
   const auto tell = [&](uint64_t until, bool is_hole) {
@@ -118,7 +119,7 @@ void Volume::extents(uint32_t version, uint64_t offset, uint64_t length,
   while (block < block_end) {
     const uint64_t stop = std::min(block_end, (block / kRegionBlocks + 1) * kRegionBlocks);
     RunList runs;
-    with_map([&](VolumeMap& map) {
+    open_.with_map([&](VolumeMap& map) {
       runs.clear();
       map.find(version, block, stop - block, runs);
     });
@@ -129,7 +130,7 @@ void Volume::extents(uint32_t version, uint64_t offset, uint64_t length,
         uint64_t count = run.first + run.count - at;
         bool is_hole = reads_as_hole(run);
         if (!is_hole && run.source == kSourceUnmapped) {
-          const TemplateImage::Run part = template_->run_at(at, count);
+          const TemplateImage::Run part = open_.template_image->run_at(at, count);
           count = part.count;
           is_hole = part.is_hole;
         }
@@ -146,7 +147,7 @@ void Volume::changes(uint32_t from, uint32_t to, uint64_t offset, uint64_t lengt
                      const std::function<void(const ChangedRange&)>& add) {
   if (length == 0) return;
   std::vector<ChangedRange> ranges;
-  with_map([&](VolumeMap& map) {
+  open_.with_map([&](VolumeMap& map) {
     ranges.clear();
     map.find_difference(from, to, first_block(offset), block_count(offset, length),
                         [&](const Run& before, const Run& after) {
@@ -176,28 +177,29 @@ void Volume::cache(uint32_t version, uint64_t offset, uint64_t length) {
 // --- writing
 
 void Volume::flush() {
-  counted(counters_->own().flushes, nullptr, 0, [&] {
-    map_->commit();
-    if (map_->wants(VolumeMap::Upkeep::kCheckpoint)) environment_.wake();
+  counted(Counter::kFlushes, {}, 0, [&] {
+    open_.map().commit();
+    if (open_.map().wants(VolumeMap::Upkeep::kCheckpoint)) open_.environment.wake();
   });
 }
 
 // What a change does first and last; `operation` is the change.
 template <typename Operation>
 void Volume::change(bool durable, Operation operation) {
-  map_->check_usable();
+  open_.map().check_usable();
   operation();
-  if (durable) map_->commit();
+  if (durable) open_.map().commit();
 }
 
 bool Volume::wait_for_changes(std::chrono::steady_clock::time_point deadline) {
   // What turns from an overwrite into something longer counts itself in there before it leaves
   // here.
-  return quiesce_.wait_for_passes_until(deadline) && changes_.wait_for_requests_until(deadline);
+  return open_.quiesce.wait_for_passes_until(deadline) &&
+         changes_.wait_for_requests_until(deadline);
 }
 
 void Volume::write(uint64_t offset, Bytes from, bool durable) {
-  counted(counters_->own().writes, &counters_->own().write_bytes, from.size(),
+  counted(Counter::kWrites, Counter::kWriteBytes, from.size(),
           [&] { change(durable, [&] { write_range(offset, from); }); });
 }
 
@@ -205,7 +207,7 @@ void Volume::write_range(uint64_t offset, Bytes from) {
   if (from.empty()) return;
   const bool is_split = offset % kBlockBytes != 0 || from.size() % kBlockBytes != 0;
   RunList runs;
-  std::optional<Quiesce::Pass> pass(std::in_place, quiesce_);
+  std::optional<Quiesce::Pass> pass(std::in_place, open_.quiesce);
   if (!is_split && try_overwrite(offset, from, runs)) return;
   const GracePeriod::Request change(changes_);
   pass.reset();
@@ -217,11 +219,12 @@ void Volume::write_range(uint64_t offset, Bytes from) {
 bool Volume::try_overwrite(uint64_t offset, Bytes from, RunList& runs) {
   const uint64_t first = first_block(offset);
   const uint64_t count = block_count(offset, from.size());
-  const RangeLocks::Shared hold(range_locks_, first, count);
-  map_->find(0, first, count, runs);
-  if (runs.size() != 1 || runs[0].source != current_.load(std::memory_order_relaxed)) return false;
-  if (offset % write_alignment_ != 0 || from.size() % write_alignment_ != 0) return false;
-  current_file_.load(std::memory_order_relaxed)->write(offset, from);
+  const RangeLocks::Shared hold(open_.range_locks, first, count);
+  open_.map().find(0, first, count, runs);
+  if (runs.size() != 1 || runs[0].source != open_.current.load(std::memory_order_relaxed))
+    return false;
+  if (offset % open_.write_alignment != 0 || from.size() % open_.write_alignment != 0) return false;
+  open_.current_file.load(std::memory_order_relaxed)->write(offset, from);
   return true;
 }
 
@@ -229,11 +232,11 @@ bool Volume::try_overwrite(uint64_t offset, Bytes from, RunList& runs) {
 // That is of the lookup that their source comes from: it is compared by that later, and of two
 // lookups the second one might see what is no more by then.
 bool Volume::try_overwrite_split(uint64_t offset, Bytes from, Edge& head, Edge& tail) {
-  const GracePeriod::Request request(cell_users_);
-  const uint32_t current = current_.load();
+  const GracePeriod::Request request(open_.cell_users);
+  const uint32_t current = open_.current.load();
   RunList runs;
   {
-    const Quiesce::Pass pass(quiesce_);
+    const Quiesce::Pass pass(open_.quiesce);
     if (try_overwrite(offset, from, runs)) return true;
   }
   if (head.is_split) read_edge(head, runs[0].source, current);
@@ -265,12 +268,12 @@ void Volume::first_write(uint64_t offset, Bytes from) {
   // Reads of slow sources come before the gate, so that they do not hold up a new version.
   const bool is_split = head.is_split || tail.is_split;
   if (is_split && try_overwrite_split(offset, from, head, tail)) return;
-  if (map_->must_commit()) map_->commit();
+  if (open_.map().must_commit()) open_.map().commit();
   space_->help();
   const uint64_t first = head.block;
   const uint64_t count = tail.block - first + 1;
   while (true) {
-    LogReservation reserved(*map_, LogReservation::records_for(first, count));
+    LogReservation reserved(open_.map(), LogReservation::records_for(first, count));
     if (try_first_write(offset, from, head, tail, reserved)) return;
     if (try_overwrite_split(offset, from, head, tail)) return;
   }
@@ -282,14 +285,14 @@ bool Volume::try_first_write(uint64_t offset, Bytes from, Edge& head, Edge& tail
   const uint64_t first = head.block;
   const uint64_t count = tail.block - first + 1;
   const uint64_t end = offset + from.size();
-  const Quiesce::Pass pass(quiesce_);
-  const RangeLocks::Exclusive hold(range_locks_, first, count);
-  const uint32_t current = current_.load(std::memory_order_relaxed);
-  DataFile& file = *current_file_.load(std::memory_order_relaxed);
+  const Quiesce::Pass pass(open_.quiesce);
+  const RangeLocks::Exclusive hold(open_.range_locks, first, count);
+  const uint32_t current = open_.current.load(std::memory_order_relaxed);
+  DataFile& file = *open_.current_file.load(std::memory_order_relaxed);
   // Where the blocks come from matters when some of their bytes stay.
   RunList runs;
   const auto find_runs = [&] {
-    if (runs.size() == 0) map_->find(0, first, count, runs);
+    if (runs.size() == 0) open_.map().find(0, first, count, runs);
   };
 
   // Each split block becomes a whole one with the rest that was read; or, when it is current's
@@ -304,7 +307,7 @@ bool Volume::try_first_write(uint64_t offset, Bytes from, Edge& head, Edge& tail
     const uint32_t source = runs[&edge == &head ? 0 : runs.size() - 1].source;
     const uint64_t begin = edge.block * kBlockBytes;
     if (source == current) {
-      if (write_alignment_ == 1) return true;
+      if (open_.write_alignment == 1) return true;
       file.object->read(begin, edge.data);
     } else if (source != edge.source) {
       return false;
@@ -326,10 +329,10 @@ bool Volume::try_first_write(uint64_t offset, Bytes from, Edge& head, Edge& tail
     if (piece_count == 1) {
       file.object->write(pieces[0].offset, pieces[0].from);
     } else {
-      backend_.write_batch(std::span(pieces).first(piece_count)).throw_first();
+      open_.backend.write_batch(std::span(pieces).first(piece_count)).throw_first();
     }
     file.note_write();
-    map_->assign(first, count, current, reserved);
+    open_.map().assign(first, count, current, reserved);
   } catch (...) {
     // What was written of blocks that have not become current's belongs to nobody.
     runs.clear();
@@ -340,19 +343,19 @@ bool Volume::try_first_write(uint64_t offset, Bytes from, Edge& head, Edge& tail
     file.note_write();
     throw;
   }
-  Counters::add(counters_->own().first_writes, count);
+  counters_.own().add(Counter::kFirstWrites, count);
   return true;
 }
 
 // --- trimming and zeroing
 
 void Volume::trim(uint64_t offset, uint64_t length, bool durable) {
-  counted(counters_->own().trims, &counters_->own().trim_bytes, length,
+  counted(Counter::kTrims, Counter::kTrimBytes, length,
           [&] { change(durable, [&] { discard(offset, length); }); });
 }
 
 void Volume::zero(uint64_t offset, uint64_t length, bool durable) {
-  counted(counters_->own().zeroes, &counters_->own().zero_bytes, length,
+  counted(Counter::kZeroes, Counter::kZeroBytes, length,
           [&] { change(durable, [&] { discard(offset, length); }); });
 }
 
@@ -374,7 +377,7 @@ void Volume::discard(uint64_t offset, uint64_t length) {
   // Behind the template's end, blocks that no interval covers read as zeroes anyway.
   for (uint64_t first = whole_begin; first < whole_end;) {
     uint64_t stop = std::min(whole_end, (first / kRegionBlocks + 1) * kRegionBlocks);
-    if (first < template_blocks_) stop = std::min(stop, template_blocks_);
+    if (first < open_.template_blocks) stop = std::min(stop, open_.template_blocks);
     discard_blocks(first, stop - first);
     first = stop;
   }
@@ -386,7 +389,7 @@ void Volume::zero_part(uint64_t offset, uint64_t length) {
   while (length > 0) {
     const uint64_t part = std::min(length, kBlockBytes - offset % kBlockBytes);
     RunList runs;
-    map_->find(0, first_block(offset), 1, runs);
+    open_.map().find(0, first_block(offset), 1, runs);
     if (!reads_as_hole(runs[0])) write_range(offset, Bytes(kZeroes).first(part));
     offset += part;
     length -= part;
@@ -396,25 +399,27 @@ void Volume::zero_part(uint64_t offset, uint64_t length) {
 // Makes blocks of one region read as zeroes and gives back the space of current's own among them.
 void Volume::discard_blocks(uint64_t first, uint64_t count) {
   RunList before;
-  map_->find(0, first, count, before);
+  open_.map().find(0, first, count, before);
   if (before.size() == 1 && reads_as_hole(before[0])) return;
-  if (map_->must_commit()) map_->commit();
+  if (open_.map().must_commit()) open_.map().commit();
 
   LogReservation reserved(
-      *map_, 1, map_->ask(&MapState::frees_cells, before) ? Reserve::kTrims : Reserve::kNone);
-  const Quiesce::Pass pass(quiesce_);
-  const RangeLocks::Exclusive hold(range_locks_, first, count);
-  const uint32_t current = current_.load(std::memory_order_relaxed);
-  DataFile& file = *current_file_.load(std::memory_order_relaxed);
+      open_.map(), 1,
+      open_.map().ask(&MapState::frees_cells, before) ? Reserve::kTrims : Reserve::kNone);
+  const Quiesce::Pass pass(open_.quiesce);
+  const RangeLocks::Exclusive hold(open_.range_locks, first, count);
+  const uint32_t current = open_.current.load(std::memory_order_relaxed);
+  DataFile& file = *open_.current_file.load(std::memory_order_relaxed);
   RunList runs;
-  map_->find(0, first, count, runs);
+  open_.map().find(0, first, count, runs);
   // The holes come first: a cell that could not be punched would belong to nobody.
   for (size_t i = 0; i < runs.size(); ++i) {
     if (runs[i].source != current) continue;
     file.object->punch(runs[i].first * kBlockBytes, runs[i].count * kBlockBytes);
     file.note_write();
   }
-  map_->assign(first, count, first < template_blocks_ ? kSourceZero : kSourceUnmapped, reserved);
+  open_.map().assign(first, count, first < open_.template_blocks ? kSourceZero : kSourceUnmapped,
+                     reserved);
 }
 
 }  // namespace tplstore

@@ -10,9 +10,9 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <set>
 
-#include "base/bytes.h"
-#include "lock/writer_lock.h"
+#include "volume/versions.h"
 
 namespace tplstore {
 namespace {
@@ -20,72 +20,47 @@ namespace {
 constexpr size_t kRangesAtOnce = 256;
 // How long a file that could not be punched is left alone.
 constexpr std::chrono::seconds kPunchAgainInterval{10};
-constexpr std::chrono::seconds kSlice{1};
+// Of one who has all time.
+constexpr std::chrono::milliseconds kSlice{1000};
 constexpr std::chrono::milliseconds kHelpMax{10};
 // When writers replace cells faster than holes are punched, they help.
 constexpr size_t kRangesWaitingMax = 1 << 20;
 
-using Clock = std::chrono::steady_clock;
-
 }  // namespace
 
-void hide_left_versions(VolumeMap& map, Backend& backend, const std::string& folder) {
-  VersionChange change = map.change_versions();
-  for (const uint32_t number :
-       map.ask([](const MapState& state) { return state.table().for_readers(); }))
-    if (backend.try_lock(readers_name(folder), LockMode::kExclusive, number)) change.hide({number});
-}
+SpaceReclaimer::SpaceReclaimer(OpenVolume& volume)
+    : volume_(volume), map_(volume.map()), unswept_(map_.ask(&MapState::unswept_versions)) {}
 
-SpaceReclaimer::SpaceReclaimer(Backend& backend, std::string folder, std::shared_ptr<VolumeMap> map,
-                               DataFiles& files, Guards guards)
-    : backend_(backend),
-      folder_(std::move(folder)),
-      map_(std::move(map)),
-      files_(&files),
-      quiesce_(guards.quiesce),
-      range_locks_(guards.range_locks),
-      cell_users_(guards.cell_users),
-      unswept_(map_->ask(&MapState::unswept_versions)) {}
-
-bool SpaceReclaimer::run(std::chrono::milliseconds budget) {
-  // Flattening may take hours, and upkeep has other volumes to see to.
-  const std::unique_lock guard(mutex_, std::try_to_lock);
-  if (!guard) return false;
-  std::exception_ptr failed;
-  const bool has_more = run_until(Clock::now() + budget, failed);
-  if (failed) std::rethrow_exception(failed);
-  return has_more;
-}
-
-void SpaceReclaimer::run_all(const std::stop_token& stop) {
+bool SpaceReclaimer::run(std::optional<std::chrono::milliseconds> budget) {
   std::exception_ptr failed;
   bool has_more = true;
-  while (has_more && !stop.stop_requested()) {
-    const std::lock_guard guard(mutex_);
-    if (!failed) retry_punches_at_ = {};
-    has_more = run_until(Clock::now() + kSlice, failed);
-  }
+  do {
+    // Flattening may take hours, and upkeep has other volumes to see to.
+    if (!budget) {
+      mutex_.lock();
+    } else if (!mutex_.try_lock()) {
+      return false;
+    }
+    const std::lock_guard guard(mutex_, std::adopt_lock);
+    if (!budget && !failed) retry_punches_at_ = {};
+    has_more = run_until(Clock::now() + budget.value_or(kSlice), failed);
+  } while (!budget && has_more && !volume_.environment.stop.stop_requested());
   if (failed) std::rethrow_exception(failed);
-}
-
-void SpaceReclaimer::sweep_all() {
-  const std::lock_guard guard(mutex_);
-  while (!sweep(Clock::time_point::max())) {
-  }
+  return has_more;
 }
 
 // With mutex_ held. `failed` is the first error of a file that could not be punched.
 bool SpaceReclaimer::run_until(Clock::time_point deadline, std::exception_ptr& failed) {
   // Before a version may be taken out.
   if (!sweep(deadline)) return true;
-  hide_left_versions(*map_, backend_, folder_);
-  while (map_->ask(&MapState::wants_collection)) {
-    map_->collect_one();
+  hide_left_versions(volume_);
+  while (map_.ask(&MapState::wants_collection)) {
+    map_.collect_one();
     if (Clock::now() >= deadline) return true;
   }
-  if (map_->ask(&MapState::wants_to_free)) map_->commit();
+  if (map_.ask(&MapState::wants_to_free)) map_.commit();
   if (Clock::now() >= retry_punches_at_) {
-    map_->update_free_ranges([](FreeRanges& free) { free.retry(); });
+    map_.update_free_ranges([](FreeRanges& free) { free.retry(); });
     retry_punches_at_ = Clock::now() + kPunchAgainInterval;
   }
   for (;;) {
@@ -96,7 +71,7 @@ bool SpaceReclaimer::run_until(Clock::time_point deadline, std::exception_ptr& f
 }
 
 void SpaceReclaimer::help() {
-  if (map_->free_ranges_waiting() < kRangesWaitingMax) return;
+  if (map_.free_ranges_waiting() < kRangesWaitingMax) return;
   if (const std::unique_lock guard(mutex_, std::try_to_lock); guard) {
     std::exception_ptr failed;  // which is no business of the guest's
     punch_some(Clock::now() + kHelpMax, failed);
@@ -107,7 +82,7 @@ void SpaceReclaimer::help() {
 bool SpaceReclaimer::sweep(Clock::time_point deadline) {
   while (!unswept_.empty()) {
     const uint32_t version = unswept_.back();
-    const auto file = files_->open_for_punching(version);
+    const auto file = volume_.files.open_for_punching(version);
     while (file) {
       const auto data = file->find_data(swept_bytes_);
       if (!data) break;
@@ -117,8 +92,8 @@ bool SpaceReclaimer::sweep(Clock::time_point deadline) {
       if (Clock::now() >= deadline) return false;
     }
     // It may be current's: a failed sync is told once, and was a flush's to hear.
-    if (file) map_->or_stop([&] { file->sync(); });
-    map_->note_swept(version);
+    if (file) map_.or_stop([&] { file->sync(); });
+    map_.note_swept(version);
     unswept_.pop_back();
     swept_bytes_ = 0;
   }
@@ -129,10 +104,10 @@ void SpaceReclaimer::sweep_region(uint32_t version, Object& file, uint64_t regio
   const uint64_t first = region * kRegionBlocks;
   // As a first write would: nothing is between its data and its update then. When the version has
   // been frozen meanwhile nothing of it changes anyway.
-  const Quiesce::Pass pass(quiesce_);
-  const RangeLocks::Exclusive hold(range_locks_, first, kRegionBlocks);
+  const Quiesce::Pass pass(volume_.quiesce);
+  const RangeLocks::Exclusive hold(volume_.range_locks, first, kRegionBlocks);
   RunList runs;
-  map_->find(version, first, kRegionBlocks, runs);
+  map_.find(version, first, kRegionBlocks, runs);
   for (size_t i = 0; i < runs.size(); ++i) {
     if (runs[i].source == version) continue;
     const uint64_t end = (runs[i].first + runs[i].count) * kBlockBytes;
@@ -153,14 +128,14 @@ void SpaceReclaimer::sweep_region(uint32_t version, Object& file, uint64_t regio
 SpaceReclaimer::Punched SpaceReclaimer::punch_some(Clock::time_point deadline,
                                                    std::exception_ptr& failed) {
   const std::vector<FreeRange> ranges =
-      map_->update_free_ranges([](FreeRanges& free) { return free.take(kRangesAtOnce); });
+      map_.update_free_ranges([](FreeRanges& free) { return free.take(kRangesAtOnce); });
   const auto give_back = [this] {
-    map_->update_free_ranges([](FreeRanges& free) { free.give_back(); });
+    map_.update_free_ranges([](FreeRanges& free) { free.give_back(); });
   };
   if (ranges.empty()) return Punched::kNothing;
   std::set<uint32_t> put_aside;
   try {
-    if (!cell_users_.wait_for_requests_until(deadline)) {
+    if (!volume_.cell_users.wait_for_requests_until(deadline)) {
       give_back();
       return Punched::kNotYet;
     }
@@ -175,45 +150,26 @@ SpaceReclaimer::Punched SpaceReclaimer::punch_some(Clock::time_point deadline,
         put_aside.insert(version);
       }
       // Not earlier: a checkpoint may come in between, and sync the file as it is then.
-      const std::lock_guard guard(punched_mutex_);
-      punched_.insert(version);
+      volume_.files.note_holes(version);
     }
   } catch (...) {
     give_back();
     throw;
   }
-  map_->update_free_ranges([&](FreeRanges& free) { free.finish(put_aside); });
+  map_.update_free_ranges([&](FreeRanges& free) { free.finish(put_aside); });
   return Punched::kSome;
 }
 
 void SpaceReclaimer::punch_file(uint32_t version, std::span<const FreeRange> ranges) {
   if (ranges[0].is_whole_file()) {
-    files_->remove(version);
+    volume_.files.remove(version);
     return;
   }
   // A file that occupies nothing may still have cells: of zeroes, that a copy has made holes of.
-  const auto file = files_->open_for_punching(version);
+  const auto file = volume_.files.open_for_punching(version);
   if (!file) return;
   for (const FreeRange& range : ranges)
     file->punch(range.first * kBlockBytes, uint64_t{range.count} * kBlockBytes);
-}
-
-void SpaceReclaimer::sync_holes() {
-  std::set<uint32_t> punched;
-  {
-    const std::lock_guard guard(punched_mutex_);
-    punched.swap(punched_);
-  }
-  try {
-    for (const uint32_t version : punched)
-      if (const auto file = files_->open_for_punching(version))
-        map_->or_stop([&] { file->sync(); });
-    if (!punched.empty()) backend_.sync_folder(folder_);
-  } catch (...) {
-    const std::lock_guard guard(punched_mutex_);
-    punched_.merge(punched);
-    throw;
-  }
 }
 
 }  // namespace tplstore

@@ -1,0 +1,183 @@
+// Freezing is the one step that makes versions; what is between closing and opening the gate is
+// done in memory.
+#include "volume/versions.h"
+
+#include <algorithm>
+#include <cerrno>
+
+#include "base/names.h"
+
+namespace tplstore {
+
+VersionInfo Versions::info_of(const VersionRecord& record) const {
+  VersionInfo info;
+  info.number = record.number;
+  info.name = record.name;
+  info.note = record.note;
+  info.parent = record.parent;
+  info.created_ns = record.created_ns;
+  info.size_bytes = record.size_bytes;
+  info.is_hidden = record.is_hidden();
+  info.children = record.children;
+  info.identity =
+      record.origin.is_nil() ? VersionIdentity{volume_.uuid, record.number} : record.origin;
+  return info;
+}
+
+std::vector<VersionInfo> Versions::list() {
+  return volume_.with_map([this](VolumeMap& map) {
+    std::vector<VersionInfo> list;
+    for (const VersionRecord& record : map.versions()) list.push_back(info_of(record));
+    list.push_back(info_of(map.ask(&MapState::current_record)));
+    list.back().is_current = true;
+    for (VersionInfo& info : list) info.own_bytes = map.own_blocks(info.number) * kBlockBytes;
+    for (const Pin& pin : map.pins()) {
+      const auto at = std::ranges::find(list, pin.version, &VersionInfo::number);
+      if (at != list.end()) at->forks.push_back(pin.fork.text());
+    }
+    return list;
+  });
+}
+
+std::vector<VersionRecord> Versions::records() {
+  return volume_.with_map([](VolumeMap& map) { return map.versions(); });
+}
+
+VersionRecord Versions::current() {
+  return volume_.with_map([](VolumeMap& map) { return map.ask(&MapState::current_record); });
+}
+
+VersionInfo Versions::find(const std::string& number_or_name) {
+  const auto record = volume_.with_map(
+      [&](VolumeMap& map) { return map.ask(&MapState::record_of, number_or_name); });
+  if (!record || record->is_hidden())
+    fail(ENOENT, volume_.object, "has no version '{}'; see 'tplstore version list {}'",
+         number_or_name, volume_.name);
+  return info_of(*record);
+}
+
+VersionInfo Versions::find_for_reader(uint32_t number) {
+  const auto record = volume_.with_map(
+      [&](VolumeMap& map) { return map.ask(&MapState::record_of, std::to_string(number)); });
+  if (!record || record->is_removed())
+    fail(ENOENT, volume_.object, "has no version {} any more", number);
+  return info_of(*record);
+}
+
+std::unique_ptr<HeldLock> Versions::hold(uint32_t version) {
+  auto hold = volume_.try_lock(version, LockMode::kShared);
+  if (!hold) fail(EBUSY, fmt::format("{}@{}", volume_.name, version), "is being removed");
+  return hold;
+}
+
+// --- freezing
+
+void Versions::check_is_free(const std::string& version_name) {
+  if (!version_name.empty() && volume_.map().ask(&MapState::record_of, version_name))
+    fail(EEXIST, volume_.object, "has a version '{}' already", version_name);
+}
+
+void Versions::freeze(VersionChange& change, const FreezeRequest& request) {
+  check_is_free(request.name);
+  VolumeMap& map = volume_.map();
+  const uint32_t next = volume_.current + 1;
+  const uint64_t parent_bytes = map.ask([&](const MapState& state) {
+    const VersionRecord* parent = state.table().find(request.parent);
+    return parent == nullptr ? 0 : parent->size_bytes;
+  });
+  volume_.files.prepare(next, std::max(volume_.size_bytes.load(), parent_bytes));
+  LogReservation reserved(map, VersionChange::kFreezeRecords);
+  {
+    const Quiesce::Closed closed(volume_.quiesce);
+    change.freeze(request, reserved);
+    volume_.use_current(volume_.files.advance(next));
+  }
+  map.commit();
+  volume_.record_size();
+}
+
+VersionInfo Versions::freeze(const FreezeRequest& request) {
+  VersionInfo info;
+  {
+    VersionChange change = volume_.map().change_versions();
+    const uint32_t number = volume_.current;
+    freeze(change, request);
+    info = info_of(volume_.map().ask(&MapState::record_of, std::to_string(number)).value());
+  }
+  volume_.environment.wake();
+  info.own_bytes = volume_.map().own_blocks(info.number) * kBlockBytes;
+  return info;
+}
+
+VersionForReader Versions::freeze_for_reader() {
+  hide_left_versions(volume_);
+  VersionChange change = volume_.map().change_versions();
+  if (volume_.map().ask([](const MapState& state) { return state.table().for_readers().size(); }) >=
+      kReadersOfCurrentMax)
+    fail(EBUSY, volume_.object,
+         "is being read as {}@current by {} connections, and can be by no more; disconnect one, or "
+         "make a version and read that",
+         volume_.name, kReadersOfCurrentMax);
+  // Held before the version is there: so it is never without its reader.
+  VersionForReader frozen{volume_.current, hold(volume_.current)};
+  FreezeRequest request;
+  request.for_reader = true;
+  freeze(change, request);
+  volume_.environment.wake();
+  return frozen;
+}
+
+void hide_left_versions(OpenVolume& volume) {
+  VersionChange change = volume.map().change_versions();
+  for (const uint32_t number :
+       volume.map().ask([](const MapState& state) { return state.table().for_readers(); }))
+    if (volume.try_lock(number, LockMode::kExclusive)) change.hide({number});
+}
+
+void Versions::check_new(const NewVersion& request) {
+  if (!request.name.empty()) check_name("version", request.name);
+  if (request.note.size() > kNoteBytesMax)
+    fail(EINVAL, volume_.object, "a note has at most {} bytes", kNoteBytesMax);
+  check_is_free(request.name);
+}
+
+VersionInfo Versions::create(const NewVersion& request) {
+  check_new(request);
+  return freeze({request.name, request.note, request.origin, 0});
+}
+
+VersionInfo Versions::rollback(const std::string& number_or_name) {
+  return freeze({"", "", {}, find(number_or_name).number});
+}
+
+std::vector<VersionInfo> Versions::remove(const std::vector<std::string>& wanted) {
+  std::vector<VersionInfo> removed;
+  std::vector<std::unique_ptr<HeldLock>> holds;
+  std::vector<uint32_t> numbers;
+  {
+    VersionChange change = volume_.map().change_versions();
+    for (const std::string& number_or_name : wanted) {
+      if (number_or_name == std::to_string(volume_.current))
+        fail(EBUSY, volume_.object,
+             "version {} is current, and cannot be removed: roll back to another one first, or "
+             "remove the volume",
+             number_or_name);
+      VersionInfo info = find(number_or_name);
+      if (std::ranges::find(numbers, info.number) != numbers.end()) continue;
+      holds.push_back(volume_.try_lock(info.number, LockMode::kExclusive));
+      if (!holds.back())
+        fail(EBUSY, volume_.object, "version {} is being read; disconnect that first",
+             number_or_name);
+      info.is_hidden = true;
+      numbers.push_back(info.number);
+      removed.push_back(std::move(info));
+    }
+    change.hide(numbers);
+  }
+  // Who opens one of them after this finds it gone.
+  volume_.map().commit();
+  volume_.environment.wake();
+  return removed;
+}
+
+}  // namespace tplstore

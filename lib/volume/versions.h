@@ -1,0 +1,63 @@
+// The versions of an open volume: which there are, making and removing them, keeping them.
+//
+// Versions are named by their number or their name. Of a volume that is open for reading those are
+// there that were when its map was last read, and nothing can be changed.
+//
+// Thread safety: all. Errors: ENOENT for a version that is not there or hidden; what a map throws.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "volume/open_volume.h"
+
+namespace tplstore {
+
+// A version that was frozen for a reader, and what keeps it from being removed.
+struct VersionForReader {
+  uint32_t number = 0;
+  std::unique_ptr<HeldLock> hold;
+};
+
+class Versions {
+ public:
+  explicit Versions(OpenVolume& volume) : volume_(volume) {}
+
+  std::vector<VersionInfo> list();       // current is the last one
+  std::vector<VersionRecord> records();  // the frozen ones
+  VersionRecord current();
+  VersionInfo find(const std::string& number_or_name);  // of the frozen ones
+  // One that was frozen for a reader.
+  VersionInfo find_for_reader(uint32_t number);
+  // Keeps a version from being removed as long as it is held. EBUSY while that is happening.
+  std::unique_ptr<HeldLock> hold(uint32_t version);
+
+  VersionInfo create(const NewVersion& request);
+  // Why create() would refuse it, if it were called now: EINVAL for a name or a note that no
+  // version can have, EEXIST for a name that another one has.
+  void check_new(const NewVersion& request);
+  VersionInfo rollback(const std::string& number_or_name);
+  // Freezes current: what create() and rollback() come to.
+  VersionInfo freeze(const FreezeRequest& request);
+  // Freezes current for one who wants to read it as it is now. EBUSY when there are too many of
+  // those. The version is hidden, and removed some time after the hold was let go.
+  VersionForReader freeze_for_reader();
+  static constexpr size_t kReadersOfCurrentMax = 4;
+  // Removes frozen versions, all or none. EBUSY when one is being read. Their space comes back in
+  // the background.
+  std::vector<VersionInfo> remove(const std::vector<std::string>& numbers_or_names);
+
+ private:
+  void check_is_free(const std::string& version_name);
+  void freeze(VersionChange& change, const FreezeRequest& request);
+  VersionInfo info_of(const VersionRecord& record) const;
+
+  OpenVolume& volume_;
+};
+
+// Removes the versions whose readers have gone; where they are not this process' own the lock of
+// their slot tells.
+void hide_left_versions(OpenVolume& volume);
+
+}  // namespace tplstore

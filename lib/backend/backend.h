@@ -213,8 +213,8 @@ class Backend {
   // is in nobody's way. ENOENT.
   virtual bool is_locked(const std::string& name) = 0;
 
-  // Writes and their offsets must be multiples of this many bytes, or cost a read first:
-  // 1, or kBlockBytes where the page cache is bypassed.
+  // Writes of data and their offsets are multiples of this many bytes (EINVAL): 1, or kBlockBytes
+  // where the page cache is bypassed.
   virtual uint32_t write_alignment_bytes() const = 0;
   // For messages: "/srv/store", "memory".
   virtual std::string describe() const = 0;

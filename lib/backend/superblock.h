@@ -52,9 +52,7 @@ class Superblock {
 
   // Writes both slots, the older one first. When that fails, the other one is as it was.
   void write(Object& object, T value) {
-    value.prefix.magic = magic_;
-    value.prefix.sequence = ++sequence_;
-    value.prefix.checksum = sum_of(value);
+    seal(value);
     for (unsigned i = 0; i < 2; ++i) {
       const unsigned older = newest_ ^ 1;
       object.write(older * kSlotBytes, bytes_of(value));
@@ -65,9 +63,7 @@ class Superblock {
 
   // Both slots at once, as the content of a new object.
   ByteVector initial(T value) {
-    value.prefix.magic = magic_;
-    value.prefix.sequence = ++sequence_;
-    value.prefix.checksum = sum_of(value);
+    seal(value);
     ByteVector content(2 * kSlotBytes);
     for (unsigned i = 0; i < 2; ++i)
       std::memcpy(content.data() + i * kSlotBytes, &value, sizeof value);
@@ -75,6 +71,10 @@ class Superblock {
   }
 
  private:
+  void seal(T& value) {
+    value.prefix = {0, magic_, ++sequence_};
+    value.prefix.checksum = sum_of(value);
+  }
   uint64_t sum_of(const T& value) const {
     return checksum(bytes_of(value).subspan(sizeof(uint64_t)), magic_);
   }

@@ -1,10 +1,11 @@
-// XXH3 stands behind the checksums; hexadecimal digits and zero tests are plain loops.
+// XXH3 stands behind the checksums; what was parsed must be what is written for it.
 #include "base/bytes.h"
 
 #include <sys/random.h>
 #include <xxhash.h>
 
 #include <cerrno>
+#include <charconv>
 
 namespace tplstore {
 
@@ -28,12 +29,6 @@ std::string Hash128::hex() const { return fmt::format("{:016x}{:016x}", high, lo
 
 namespace {
 
-int hex_digit(char c) {
-  if (c >= '0' && c <= '9') return c - '0';
-  if (c >= 'a' && c <= 'f') return c - 'a' + 10;
-  return -1;
-}
-
 void random_bytes(void* into, size_t count) {
   if (getrandom(into, count, 0) != static_cast<ssize_t>(count))
     fail_errno(errno, "random numbers", "getrandom");
@@ -43,13 +38,11 @@ void random_bytes(void* into, size_t count) {
 
 bool parse_hash(std::string_view hex, Hash128& into) {
   if (hex.size() != 32) return false;
-  uint64_t halves[2] = {0, 0};
-  for (size_t i = 0; i < 32; ++i) {
-    const int digit = hex_digit(hex[i]);
-    if (digit < 0) return false;
-    halves[i / 16] = halves[i / 16] << 4 | static_cast<uint64_t>(digit);
-  }
-  into = {halves[0], halves[1]};
+  Hash128 hash;
+  std::from_chars(hex.data(), hex.data() + 16, hash.high, 16);
+  std::from_chars(hex.data() + 16, hex.data() + 32, hash.low, 16);
+  if (hash.hex() != hex) return false;
+  into = hash;
   return true;
 }
 
@@ -96,19 +89,13 @@ Uuid random_uuid() {
 }
 
 bool parse_uuid(std::string_view text, Uuid& into) {
+  std::string digits(text);
+  std::erase(digits, '-');
+  if (digits.size() != 32) return false;
   Uuid uuid;
-  size_t digits = 0;
-  for (const char c : text) {
-    const int digit = hex_digit(c);
-    if (digit < 0) {
-      if (c != '-') return false;
-      continue;
-    }
-    if (digits == 32) return false;
-    uuid.bytes[digits / 2] = static_cast<uint8_t>(uuid.bytes[digits / 2] << 4 | digit);
-    ++digits;
-  }
-  if (digits != 32 || uuid.text() != text) return false;
+  for (size_t i = 0; i < 16; ++i)
+    std::from_chars(&digits[2 * i], &digits[2 * i] + 2, uuid.bytes[i], 16);
+  if (uuid.text() != text) return false;
   into = uuid;
   return true;
 }

@@ -91,7 +91,6 @@ class Decoder {
   std::string take_text(uint64_t count) { return to_text(take_bytes(count)); }
   // One unsigned LEB128 number.
   uint64_t take_varint();
-  Bytes rest() const { return bytes_; }
   bool empty() const { return bytes_.empty(); }
   const std::string& object() const { return object_; }
 

@@ -20,18 +20,23 @@ constexpr int kTreeDepthMax = 32;     // a store is a few folders deep
 constexpr int kRemoveTriesMax = 100;  // against somebody who keeps making files in it
 
 // Without openat2: every folder on the way is opened by itself and must not be a symbolic link.
-FileDescriptor walk(int directory_fd, const std::string& path, int flags, mode_t mode) {
+FileDescriptor walk(int directory_fd, const std::string& path, int flags) {
   FileDescriptor folder;
-  int at = directory_fd;
-  size_t from = 0;
-  for (size_t slash = path.find('/'); slash != std::string::npos; slash = path.find('/', from)) {
-    folder = FileDescriptor(openat(at, path.substr(from, slash - from).c_str(),
-                                   O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
-    if (!folder) return {};
-    at = folder.get();
-    from = slash + 1;
+  for (std::string_view rest = path;;) {
+    const size_t slash = rest.find('/');
+    const bool is_last = slash == std::string_view::npos;
+    const std::string part(rest.substr(0, slash));
+    const int at = folder ? folder.get() : directory_fd;
+    FileDescriptor next(openat(at, part.c_str(),
+                               (is_last ? flags : O_PATH | O_DIRECTORY) | O_NOFOLLOW | O_CLOEXEC));
+    struct stat status;
+    // What stands in the way of a link is an error; a folder that is none may mean absence.
+    if (!next && errno == ENOTDIR && fstatat(at, part.c_str(), &status, AT_SYMLINK_NOFOLLOW) == 0)
+      errno = S_ISLNK(status.st_mode) ? ELOOP : ENOTDIR;
+    if (!next || is_last) return next;
+    folder = std::move(next);
+    rest.remove_prefix(slash + 1);
   }
-  return FileDescriptor(openat(at, path.c_str() + from, flags | O_NOFOLLOW | O_CLOEXEC, mode));
 }
 
 bool is_dot(const char* name) {
@@ -48,21 +53,20 @@ int remove_content(int parent_fd, const char* name, int depth) {
     errno = ELOOP;
     return -1;
   }
-  FileDescriptor folder(openat(parent_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+  const FileDescriptor folder(
+      openat(parent_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
   if (!folder) return errno == ENOENT ? 0 : -1;
-  const FileDescriptor kept(fcntl(folder.get(), F_DUPFD_CLOEXEC, 0));
-  if (!kept) return -1;
   std::vector<std::string> entries;
-  if (read_folder(std::move(folder), entries) != 0) return -1;
+  if (read_folder(folder.get(), entries) != 0) return -1;
   for (const std::string& entry : entries) {
-    if (unlinkat(kept.get(), entry.c_str(), 0) == 0 || errno == ENOENT) continue;
+    if (unlinkat(folder.get(), entry.c_str(), 0) == 0 || errno == ENOENT) continue;
     if (errno != EISDIR && errno != EPERM) return -1;  // POSIX says EPERM for a directory
     const int refused_with = errno;
-    if (remove_content(kept.get(), entry.c_str(), depth + 1) != 0) {
+    if (remove_content(folder.get(), entry.c_str(), depth + 1) != 0) {
       if (errno == ENOTDIR) errno = refused_with;
       return -1;
     }
-    if (unlinkat(kept.get(), entry.c_str(), AT_REMOVEDIR) != 0 && errno != ENOENT &&
+    if (unlinkat(folder.get(), entry.c_str(), AT_REMOVEDIR) != 0 && errno != ENOENT &&
         errno != ENOTEMPTY) {
       return -1;
     }
@@ -81,14 +85,13 @@ void FileDescriptor::reset(int fd) {
   fd_ = fd;
 }
 
-FileDescriptor open_beneath(int directory_fd, const std::string& path, int flags, mode_t mode) {
+FileDescriptor open_beneath(int directory_fd, const std::string& path, int flags) {
   static std::atomic<bool> has_openat2{true};
   const std::string& target = path.empty() ? "." : path;
-  if (!has_openat2.load(std::memory_order_relaxed)) return walk(directory_fd, target, flags, mode);
+  if (!has_openat2.load(std::memory_order_relaxed)) return walk(directory_fd, target, flags);
 
   open_how how{};
   how.flags = static_cast<uint64_t>(flags | O_CLOEXEC);
-  how.mode = mode;
   how.resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS;
   for (;;) {
     const long fd = syscall(SYS_openat2, directory_fd, target.c_str(), &how, sizeof how);
@@ -97,7 +100,7 @@ FileDescriptor open_beneath(int directory_fd, const std::string& path, int flags
     // Old kernels say ENOSYS; containers with an old filter of system calls say EPERM to any.
     if (errno != ENOSYS && errno != EPERM) return {};
     const int refused_with = errno;
-    FileDescriptor walked = walk(directory_fd, target, flags, mode);
+    FileDescriptor walked = walk(directory_fd, target, flags);
     if (walked || errno != refused_with) has_openat2.store(false, std::memory_order_relaxed);
     return walked;
   }
@@ -132,10 +135,12 @@ FileDescriptor open_or_make_folder(int directory_fd, const std::string& folder) 
   return fd;
 }
 
-int read_folder(FileDescriptor folder, std::vector<std::string>& names) {
-  const std::unique_ptr<DIR, DirCloser> stream(fdopendir(folder.get()));
+int read_folder(int folder_fd, std::vector<std::string>& names) {
+  FileDescriptor opened(openat(folder_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!opened) return -1;
+  const std::unique_ptr<DIR, DirCloser> stream(fdopendir(opened.get()));
   if (!stream) return -1;
-  folder.release();  // the stream's now
+  opened.release();  // the stream's now
   for (;;) {
     errno = 0;
     const dirent* entry = readdir(stream.get());

@@ -41,7 +41,7 @@ class FileDescriptor {
 };
 
 // Opens `path` beneath `directory_fd`; the empty path is that directory itself.
-FileDescriptor open_beneath(int directory_fd, const std::string& path, int flags, mode_t mode = 0);
+FileDescriptor open_beneath(int directory_fd, const std::string& path, int flags);
 
 // What root has just made in a directory of somebody else's is given to that one, who could not use
 // it otherwise. Nothing happens where it is theirs already, or where we are not root. 0 or -1.
@@ -52,7 +52,7 @@ int give_to_owner_of(int directory_fd, int made_fd);
 FileDescriptor open_or_make_folder(int directory_fd, const std::string& folder);
 
 // The names in an open folder other than "." and "..", in no order. 0 or -1.
-int read_folder(FileDescriptor folder, std::vector<std::string>& names);
+int read_folder(int folder_fd, std::vector<std::string>& names);
 
 // Removes everything in the folder `name` of `parent_fd`, then the folder; symbolic links are
 // removed, not followed. 0 or -1.

@@ -18,13 +18,10 @@ std::string first_line(const std::string& path) {
 
 // A uuid written with or without dashes.
 Uuid read_uuid(const std::string& path) {
-  std::string text;
-  for (const char c : first_line(path)) {
-    if (c == '-') continue;
-    if (text.size() == 8 || text.size() == 13 || text.size() == 18 || text.size() == 23)
-      text += '-';
-    text += c;
-  }
+  std::string text = first_line(path);
+  std::erase(text, '-');
+  for (const size_t at : {8, 13, 18, 23})
+    if (at <= text.size()) text.insert(at, 1, '-');
   Uuid uuid;
   parse_uuid(text, uuid);
   return uuid;

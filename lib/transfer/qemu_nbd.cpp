@@ -76,14 +76,13 @@ QemuNbd::QemuNbd(std::vector<std::string> arguments, const std::string& image,
 
 bool QemuNbd::has_other_files(int image_descriptor) const {
   const std::string folder = fmt::format("/proc/{}/fd", child_->pid());
-  FileDescriptor opened(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  const FileDescriptor opened(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   struct stat image;
   if (!opened || fstat(image_descriptor, &image) != 0)
     fail_errno(errno, folder, "cannot see what qemu-nbd has opened");
   const int folder_fd = opened.get();
   std::vector<std::string> names;
-  FileDescriptor reading(openat(folder_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (!reading || read_folder(std::move(reading), names) != 0)
+  if (read_folder(folder_fd, names) != 0)
     fail_errno(errno, folder, "cannot see what qemu-nbd has opened");
   unsigned sockets = 0;
   for (const std::string& name : names) {

@@ -15,11 +15,8 @@
 namespace tplstore {
 namespace {
 
-// Pieces handed to a ring at once; their operations are on the stack.
-constexpr size_t kBatchMax = 128;
 constexpr size_t kDescriptorCapMin = 16;
 constexpr size_t kDescriptorCapMax = 65536;
-constexpr std::string_view kTemporaryPrefix = ".tmp-";  // no object's name starts with a dot
 
 // The rest is for connections and whatever else the process opens.
 size_t most_of_descriptor_limit() {
@@ -45,8 +42,7 @@ class FileLock final : public HeldLock {
     struct flock all {};
     all.l_type = F_UNLCK;
     all.l_whence = SEEK_SET;
-    while (fcntl(fd_.get(), F_OFD_SETLK, &all) != 0 && errno == EINTR) {
-    }
+    (void)TEMP_FAILURE_RETRY(fcntl(fd_.get(), F_OFD_SETLK, &all));
   }
 
  private:
@@ -65,7 +61,22 @@ std::shared_ptr<DirResources> resources_of_process() {
   return resources;
 }
 
-DirObject& object_of(Object* object) { return *static_cast<DirObject*>(object); }
+template <typename Piece>
+DirObject& object_of(const Piece& piece) {
+  return *static_cast<DirObject*>(piece.object);
+}
+Bytes buffer_of(const ReadPiece& piece) { return piece.into; }
+Bytes buffer_of(const WritePiece& piece) { return piece.from; }
+
+// Of one byte, which may be locked whether or not the file is that long.
+struct flock lock_of_slot(uint64_t slot, LockMode mode) {
+  struct flock lock {};
+  lock.l_type = mode == LockMode::kShared ? F_RDLCK : F_WRLCK;
+  lock.l_whence = SEEK_SET;
+  lock.l_start = static_cast<off_t>(slot);
+  lock.l_len = 1;
+  return lock;
+}
 
 bool is_absent(int code) { return code == ENOENT || code == ENOTDIR; }
 
@@ -79,7 +90,8 @@ DirBackend::DirBackend(const std::string& directory, bool direct,
       storage_(directory,
                FileDescriptor(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)),
                resources_->cache, std::move(log)),
-      has_tmpfile_(!options.without_tmpfile),
+      // A file without a name gets one by way of /proc.
+      has_tmpfile_(!options.without_tmpfile && access("/proc/self/fd", X_OK) == 0),
       file_mode_(options.file_mode),
       before_locking_(options.before_locking) {
   if (!storage_.root) fail_at(errno, "", "opening the directory");
@@ -111,15 +123,21 @@ uint64_t DirBackend::ring_batches() const { return resources_->rings.ring_batche
 
 // --- objects
 
-std::unique_ptr<Object> DirBackend::open(const std::string& name, Access access, Purpose purpose) {
+// A regular file; none when it is not there.
+FileDescriptor DirBackend::open_file(const std::string& name, int access, struct stat& status) {
   check_object_name(name);
-  // Without O_NONBLOCK a FIFO put here by mistake would hang us; the object takes it off again.
-  FileDescriptor fd =
-      storage_.open(name, (access == Access::kWrite ? O_RDWR : O_RDONLY) | O_NONBLOCK | O_NOCTTY);
-  if (!fd) fail_at(is_absent(errno) ? ENOENT : errno, name, "opening it");
-  struct stat status;
-  if (fstat(fd.get(), &status) != 0) fail_at(errno, name, "opening it");
+  // Without O_NONBLOCK a FIFO put here by mistake would hang us; an object takes it off again.
+  FileDescriptor fd = storage_.open(name, access | O_NONBLOCK | O_NOCTTY);
+  if (!fd && is_absent(errno)) return {};
+  if (!fd || fstat(fd.get(), &status) != 0) fail_at(errno, name, "opening it");
   if (!S_ISREG(status.st_mode)) fail(EISDIR, storage_.describe(name), "not a regular file");
+  return fd;
+}
+
+std::unique_ptr<Object> DirBackend::open(const std::string& name, Access access, Purpose purpose) {
+  struct stat status;
+  FileDescriptor fd = open_file(name, access == Access::kWrite ? O_RDWR : O_RDONLY, status);
+  if (!fd) fail_at(ENOENT, name, "opening it");
   return std::make_unique<DirObject>(*this, storage_, name, access, purpose, std::move(fd), status);
 }
 
@@ -138,9 +156,8 @@ std::unique_ptr<Object> DirBackend::create(const std::string& name, uint64_t siz
     struct stat status;
     const auto size = static_cast<off_t>(size_bytes);
     if (size < 0) fail_at(EFBIG, name, "creating it");
-    if (size > 0 && ftruncate(fd.get(), size) != 0) {
+    if (size > 0 && ftruncate(fd.get(), size) != 0)
       fail_at(errno, name, fmt::format("giving it a size of {} bytes", size_bytes));
-    }
     if (fstat(fd.get(), &status) != 0) fail_at(errno, name, "creating it");
     return std::make_unique<DirObject>(*this, storage_, name, Access::kWrite, purpose,
                                        std::move(fd), status);
@@ -163,87 +180,48 @@ FileDescriptor DirBackend::open_folder_of(const std::string& name, bool make) {
 // --- batches
 
 void DirBackend::run_reads(std::span<const ReadPiece> pieces, BatchFailures& failures) {
-  for (size_t first = 0; first < pieces.size(); first += kBatchMax)
-    read_some(pieces.subspan(first, std::min(pieces.size() - first, kBatchMax)), first, failures);
-}
-
-// The pieces from `first` on of a batch.
-void DirBackend::read_some(std::span<const ReadPiece> pieces, size_t first,
-                           BatchFailures& failures) {
-  if (pieces.size() == 1)
-    return failures.attempt(first,
-                            [&] { pieces[0].object->read(pieces[0].offset, pieces[0].into); });
-  size_t bounce_bytes = 0;
-  for (const ReadPiece& piece : pieces) {
-    bounce_bytes += object_of(piece.object).bounce_bytes(piece.offset, piece.into);
-  }
-  const BounceBuffer bounce(bounce_bytes);
-  std::byte* free_bounce = bounce.data();
-
-  std::array<IoOp, kBatchMax> ops;
-  std::array<uint8_t, kBatchMax> begun;  // which pieces they are of
-  size_t count = 0;
-  for (size_t i = 0; i < pieces.size(); ++i) {
-    failures.attempt(first + i, [&] {
-      DirObject& object = object_of(pieces[i].object);
-      ops[count] = object.begin_read(pieces[i].offset, pieces[i].into, free_bounce);
-      free_bounce += object.bounce_bytes(pieces[i].offset, pieces[i].into);
-      begun[count++] = static_cast<uint8_t>(i);
-    });
-  }
-  resources_->rings.run_batch(std::span(ops).first(count), storage_.log);
-  for (size_t i = 0; i < count; ++i) {
-    const ReadPiece& piece = pieces[begun[i]];
-    DirObject& object = object_of(piece.object);
-    object.end_read(ops[i], piece.offset, piece.into);
-    failures.attempt(first + begun[i], [&] { object.check(ops[i]); });
-  }
+  run(pieces, failures);
 }
 
 void DirBackend::run_writes(std::span<const WritePiece> pieces, BatchFailures& failures) {
-  for (size_t first = 0; first < pieces.size(); first += kBatchMax)
-    write_some(pieces.subspan(first, std::min(pieces.size() - first, kBatchMax)), first, failures);
+  run(pieces, failures);
 }
 
-void DirBackend::write_some(std::span<const WritePiece> pieces, size_t first,
-                            BatchFailures& failures) {
-  const auto write_alone = [&](size_t i) {
-    failures.attempt(first + i, [&] { pieces[i].object->write(pieces[i].offset, pieces[i].from); });
-  };
-  if (pieces.size() == 1) return write_alone(0);
+// As many at a time as a ring takes; their operations are on the stack.
+template <typename Piece>
+void DirBackend::run(std::span<const Piece> pieces, BatchFailures& failures) {
+  for (size_t first = 0; first < pieces.size(); first += kRingEntries)
+    run_some(pieces.subspan(first, std::min(pieces.size() - first, kRingEntries)), first, failures);
+}
+
+// The pieces from `first` on of a batch.
+template <typename Piece>
+void DirBackend::run_some(std::span<const Piece> pieces, size_t first, BatchFailures& failures) {
   size_t bounce_bytes = 0;
-  for (const WritePiece& piece : pieces) {
-    bounce_bytes += object_of(piece.object).bounce_bytes(piece.offset, piece.from);
-  }
+  for (const Piece& piece : pieces)
+    bounce_bytes += object_of(piece).bounce_bytes(piece.offset, buffer_of(piece));
   const BounceBuffer bounce(bounce_bytes);
   std::byte* free_bounce = bounce.data();
 
-  std::array<IoOp, kBatchMax> ops;
-  std::array<uint8_t, kBatchMax> begun;  // which pieces they are of
-  std::array<uint8_t, kBatchMax> alone;
+  std::array<IoOp, kRingEntries> ops;
+  std::array<uint8_t, kRingEntries> begun;  // which pieces they are of
+  static_assert(kRingEntries <= UINT8_MAX + 1);
   size_t count = 0;
-  size_t alone_count = 0;
   for (size_t i = 0; i < pieces.size(); ++i) {
     failures.attempt(first + i, [&] {
-      DirObject& object = object_of(pieces[i].object);
-      const auto op = object.begin_write(pieces[i].offset, pieces[i].from, free_bounce);
-      if (!op) {
-        alone[alone_count++] = static_cast<uint8_t>(i);
-        return;
-      }
-      free_bounce += object.bounce_bytes(pieces[i].offset, pieces[i].from);
+      DirObject& object = object_of(pieces[i]);
+      const std::optional<IoOp> op = object.begin(pieces[i], free_bounce);
+      if (!op) return;
+      free_bounce += object.bounce_bytes(pieces[i].offset, buffer_of(pieces[i]));
       ops[count] = *op;
       begun[count++] = static_cast<uint8_t>(i);
     });
   }
   resources_->rings.run_batch(std::span(ops).first(count), storage_.log);
   for (size_t i = 0; i < count; ++i) {
-    DirObject& object = object_of(pieces[begun[i]].object);
-    object.end_write();
-    failures.attempt(first + begun[i], [&] { object.check(ops[i]); });
+    const Piece& piece = pieces[begun[i]];
+    failures.attempt(first + begun[i], [&] { object_of(piece).end(ops[i], piece); });
   }
-  // Only now: at their gates they would wait for the transfers above.
-  for (size_t i = 0; i < alone_count; ++i) write_alone(alone[i]);
 }
 
 // --- whole contents
@@ -262,75 +240,51 @@ bool DirBackend::put_new(const std::string& name, Bytes content) {
   return is_ours;
 }
 
+// False when the name exists. Until the file is whole it has no name, or, where that cannot be, one
+// that is no object's.
 bool DirBackend::publish(const std::string& name, int folder_fd, Bytes content) {
-  if (!has_tmpfile_) return publish_named(name, folder_fd, content);
-  const FileDescriptor fd = storage_.open_with_room([&] {
-    return FileDescriptor(openat(folder_fd, ".", O_TMPFILE | O_WRONLY | O_CLOEXEC, file_mode_));
-  });
-  if (!fd) {
-    // EISDIR is what kernels say that do not know the flag.
-    if (errno != EOPNOTSUPP && errno != EISDIR && errno != EINVAL)
-      fail_at(errno, name, "creating it");
-    return publish_named(name, folder_fd, content);
+  struct Temporary {
+    ~Temporary() {
+      if (!name.empty()) unlinkat(folder_fd, name.c_str(), 0);
+    }
+    int folder_fd;
+    std::string name;
+  } temporary{folder_fd, ""};
+  const auto make = [&](const char* path, int flags) {
+    return storage_.open_with_room([&] {
+      return FileDescriptor(openat(folder_fd, path, flags | O_WRONLY | O_CLOEXEC, file_mode_));
+    });
+  };
+  FileDescriptor fd;
+  if (has_tmpfile_) fd = make(".", O_TMPFILE);
+  // EISDIR is what kernels say that do not know the flag.
+  if (!fd && (!has_tmpfile_ || errno == EOPNOTSUPP || errno == EISDIR || errno == EINVAL)) {
+    temporary.name = fmt::format(".tmp-{:016x}", random_u64());  // no object's starts with a dot
+    fd = make(temporary.name.c_str(), O_CREAT | O_EXCL);
   }
-  storage_.give_to_owner(fd.get());
-  write_and_sync(fd.get(), name, content);
-  const std::string last(last_part_of(name));
-  const std::string link_source = fmt::format("/proc/self/fd/{}", fd.get());
-  if (linkat(AT_FDCWD, link_source.c_str(), folder_fd, last.c_str(), AT_SYMLINK_FOLLOW) == 0) {
-    return true;
-  }
-  if (errno == EEXIST) return false;
-  if (errno != ENOENT) fail_at(errno, name, "linking it");
-  return publish_named(name, folder_fd, content);  // no /proc here
-}
-
-bool DirBackend::publish_named(const std::string& name, int folder_fd, Bytes content) {
-  const std::string temporary = fmt::format("{}{:016x}", kTemporaryPrefix, random_u64());
-  const FileDescriptor fd = storage_.open_with_room([&] {
-    return FileDescriptor(
-        openat(folder_fd, temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, file_mode_));
-  });
   if (!fd) fail_at(errno, name, "creating it");
-  int code = 0;
-  try {
-    storage_.give_to_owner(fd.get());
-    write_and_sync(fd.get(), name, content);
-    const std::string last(last_part_of(name));
-    if (linkat(folder_fd, temporary.c_str(), folder_fd, last.c_str(), 0) != 0) code = errno;
-  } catch (...) {
-    unlinkat(folder_fd, temporary.c_str(), 0);
-    throw;
-  }
-  unlinkat(folder_fd, temporary.c_str(), 0);
-  if (code != 0 && code != EEXIST) fail_at(code, name, "linking it");
-  return code == 0;
-}
-
-void DirBackend::write_and_sync(int fd, const std::string& name, Bytes content) {
-  IoOp op = IoOp::write(fd, 0, content, false);
+  storage_.give_to_owner(fd.get());
+  IoOp op = IoOp::write(fd.get(), 0, content, false);
   run_plain(op);
   if (op.error != 0) fail_at(op.error, name, "writing it");
-  while (fsync(fd) != 0) {
-    if (errno != EINTR) fail_at(errno, name, "syncing it");
-  }
+  if (TEMP_FAILURE_RETRY(fsync(fd.get())) != 0) fail_at(errno, name, "syncing it");
+  const std::string last(last_part_of(name));
+  const int result = temporary.name.empty()
+                         ? linkat(AT_FDCWD, fmt::format("/proc/self/fd/{}", fd.get()).c_str(),
+                                  folder_fd, last.c_str(), AT_SYMLINK_FOLLOW)
+                         : linkat(folder_fd, temporary.name.c_str(), folder_fd, last.c_str(), 0);
+  if (result != 0 && errno != EEXIST) fail_at(errno, name, "linking it");
+  return result == 0;
 }
 
 std::optional<ByteVector> DirBackend::get(const std::string& name, uint64_t max_bytes) {
-  check_object_name(name);
-  const FileDescriptor fd = storage_.open(name, O_RDONLY | O_NONBLOCK | O_NOCTTY);
-  if (!fd) {
-    if (is_absent(errno)) return {};
-    fail_at(errno, name, "opening it");
-  }
   struct stat status;
-  if (fstat(fd.get(), &status) != 0) fail_at(errno, name, "asking for its size");
-  if (!S_ISREG(status.st_mode)) fail(EISDIR, storage_.describe(name), "not a regular file");
+  const FileDescriptor fd = open_file(name, O_RDONLY, status);
+  if (!fd) return {};
   const auto size = static_cast<uint64_t>(status.st_size);
-  if (size > max_bytes) {
+  if (size > max_bytes)
     fail(EFBIG, storage_.describe(name), "has {} bytes where at most {} are expected", size,
          max_bytes);
-  }
   ByteVector content(size);
   IoOp op = IoOp::read(fd.get(), 0, content, false);
   run_plain(op);
@@ -343,13 +297,10 @@ std::optional<ByteVector> DirBackend::get(const std::string& name, uint64_t max_
 
 std::vector<std::string> DirBackend::list(const std::string& folder) {
   check_folder_name(folder);
-  FileDescriptor fd = storage_.open(folder, O_RDONLY | O_DIRECTORY);
-  if (!fd) {
-    if (is_absent(errno)) return {};
-    fail_at(errno, folder, "opening the folder");
-  }
+  const FileDescriptor fd = storage_.open(folder, O_RDONLY | O_DIRECTORY);
+  if (!fd && is_absent(errno)) return {};
   std::vector<std::string> names;
-  if (read_folder(std::move(fd), names) != 0) fail_at(errno, folder, "listing the folder");
+  if (!fd || read_folder(fd.get(), names) != 0) fail_at(errno, folder, "listing the folder");
   std::erase_if(names, [](const std::string& name) { return !is_object_name_part(name); });
   std::ranges::sort(names);
   return names;
@@ -367,7 +318,7 @@ bool DirBackend::remove(const std::string& name) {
 void DirBackend::remove_folder(const std::string& folder) {
   check_object_name(folder);
   const auto forget = [&] {
-    std::lock_guard lock(mutex_);
+    const Lock lock(mutex_);
     std::erase_if(durable_folders_, [&](const std::string& known) {
       return known == folder || is_beneath(known, folder);
     });
@@ -390,17 +341,14 @@ void DirBackend::sync_path(const std::string& folder) {
   std::string at = folder;
   for (bool must_sync = true; must_sync;) {
     const FileDescriptor fd = storage_.open(at, O_RDONLY | O_DIRECTORY);
-    if (!fd) fail_at(errno, at, "opening the folder");
-    while (fsync(fd.get()) != 0) {
-      if (errno != EINTR) fail_at(errno, at, "syncing the folder");
-    }
+    if (!fd || TEMP_FAILURE_RETRY(fsync(fd.get())) != 0) fail_at(errno, at, "syncing the folder");
     if (at.empty()) break;
-    std::lock_guard lock(mutex_);
+    const Lock lock(mutex_);
     must_sync = !durable_folders_.contains(at);
     at = std::string(folder_of(at));
   }
   // Another process may have made any of them and not have synced it, hence not only our own.
-  std::lock_guard lock(mutex_);
+  const Lock lock(mutex_);
   for (at = folder; !at.empty() && durable_folders_.insert(at).second;) {
     at = std::string(folder_of(at));
   }
@@ -430,19 +378,13 @@ std::unique_ptr<HeldLock> DirBackend::try_lock(const std::string& name, LockMode
                                                uint64_t slot) {
   check_object_name(name);
   if (slot > kLockSlotMax) fail(EINVAL, storage_.describe(name), "has no lock slot {}", slot);
-  const bool is_shared = mode == LockMode::kShared;
-  struct flock wanted {};
-  wanted.l_type = is_shared ? F_RDLCK : F_WRLCK;
-  // A byte may be locked whether or not the file is that long.
-  wanted.l_whence = SEEK_SET;
-  wanted.l_start = static_cast<off_t>(slot);
-  wanted.l_len = 1;
+  struct flock wanted = lock_of_slot(slot, mode);
   for (;;) {
-    FileDescriptor fd = open_to_lock(name, is_shared);
+    FileDescriptor fd = open_to_lock(name, mode == LockMode::kShared);
     if (before_locking_) before_locking_();
-    while (fcntl(fd.get(), F_OFD_SETLK, &wanted) != 0) {
+    if (TEMP_FAILURE_RETRY(fcntl(fd.get(), F_OFD_SETLK, &wanted)) != 0) {
       if (errno == EAGAIN || errno == EACCES) return nullptr;
-      if (errno != EINTR) fail_at(errno, name, "locking it");
+      fail_at(errno, name, "locking it");
     }
     // Else it was removed after it was opened, and the next one to come locks another file.
     if (is_still(name, fd.get()))
@@ -451,16 +393,12 @@ std::unique_ptr<HeldLock> DirBackend::try_lock(const std::string& name, LockMode
 }
 
 bool DirBackend::is_locked(const std::string& name) {
-  check_object_name(name);
-  const FileDescriptor fd = storage_.open(name, O_RDONLY | O_NONBLOCK | O_NOCTTY);
-  if (!fd) fail_at(is_absent(errno) ? ENOENT : errno, name, "asking for its lock");
-  struct flock asked {};
-  asked.l_type = F_WRLCK;
-  asked.l_whence = SEEK_SET;
-  asked.l_len = 1;
-  while (fcntl(fd.get(), F_OFD_GETLK, &asked) != 0) {
-    if (errno != EINTR) fail_at(errno, name, "asking for its lock");
-  }
+  struct stat status;
+  const FileDescriptor fd = open_file(name, O_RDONLY, status);
+  if (!fd) fail_at(ENOENT, name, "asking for its lock");
+  struct flock asked = lock_of_slot(0, LockMode::kExclusive);
+  if (TEMP_FAILURE_RETRY(fcntl(fd.get(), F_OFD_GETLK, &asked)) != 0)
+    fail_at(errno, name, "asking for its lock");
   return asked.l_type != F_UNLCK;
 }
 

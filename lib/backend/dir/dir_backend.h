@@ -26,7 +26,6 @@
 #include <array>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <string_view>
 #include <unordered_set>
@@ -83,28 +82,29 @@ class DirBackend final : public Backend {
   uint64_t ring_batches() const;
 
  private:
+  FileDescriptor open_file(const std::string& name, int access, struct stat& status);
   FileDescriptor open_folder_of(const std::string& name, bool make);
-  // False when the name exists.
   bool publish(const std::string& name, int folder_fd, Bytes content);
-  bool publish_named(const std::string& name, int folder_fd, Bytes content);
-  void write_and_sync(int fd, const std::string& name, Bytes content);
   void sync_path(const std::string& folder);
   FileDescriptor open_to_lock(const std::string& name, bool is_shared);
   bool is_still(const std::string& name, int fd);
   void run_reads(std::span<const ReadPiece> pieces, BatchFailures& failures) override;
   void run_writes(std::span<const WritePiece> pieces, BatchFailures& failures) override;
-  void read_some(std::span<const ReadPiece> pieces, size_t first, BatchFailures& failures);
-  void write_some(std::span<const WritePiece> pieces, size_t first, BatchFailures& failures);
+  template <typename Piece>
+  void run(std::span<const Piece> pieces, BatchFailures& failures);
+  template <typename Piece>
+  void run_some(std::span<const Piece> pieces, size_t first, BatchFailures& failures);
   [[noreturn]] void fail_at(int code, std::string_view name, std::string_view action) const;
 
   const std::shared_ptr<DirResources> resources_;
   DirStorage storage_;
-  bool has_tmpfile_;
+  const bool has_tmpfile_;
   const mode_t file_mode_;
   const std::function<void()> before_locking_;
 
-  std::mutex mutex_;
-  std::unordered_set<std::string> durable_folders_;  // their own names are durable
+  Mutex mutex_;
+  // Their own names are durable.
+  std::unordered_set<std::string> durable_folders_ GUARDED_BY(mutex_);
 };
 
 }  // namespace tplstore

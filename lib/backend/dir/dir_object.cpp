@@ -27,7 +27,7 @@ bool set_flags(int fd, int flags) {
 // --- DescriptorCache
 
 void DescriptorCache::add(DirObject& object) {
-  std::lock_guard lock(mutex_);
+  const Lock lock(mutex_);
   open_.push_back(&object);
   object.cache_slot_ = open_.size() - 1;
   while (open_.size() > cap_count_ && close_one_locked()) {
@@ -35,19 +35,19 @@ void DescriptorCache::add(DirObject& object) {
 }
 
 void DescriptorCache::drop(DirObject& object) {
-  std::lock_guard lock(mutex_);
+  const Lock lock(mutex_);
   if ((object.state_.load(std::memory_order_acquire) & DirObject::kOpen) == 0) return;
   forget_locked(object);
   close(object.fd_);
 }
 
 bool DescriptorCache::close_one() {
-  std::lock_guard lock(mutex_);
+  const Lock lock(mutex_);
   return close_one_locked();
 }
 
 size_t DescriptorCache::open_count() const {
-  std::lock_guard lock(mutex_);
+  const Lock lock(mutex_);
   return open_.size();
 }
 
@@ -113,33 +113,14 @@ void DirStorage::give_to_owner(int fd) {
 class DirObject::Use {
  public:
   explicit Use(DirObject& object) : object_(object), fd_(object.begin_use()) {}
-  ~Use() {
-    if (is_written_) {
-      object_.end_written_use();
-    } else {
-      object_.end_use();
-    }
-  }
+  ~Use() { object_.end_use(); }
   Use(const Use&) = delete;
   Use& operator=(const Use&) = delete;
   int fd() const { return fd_; }
-  void mark_written() { is_written_ = true; }
 
  private:
   DirObject& object_;
   const int fd_;
-  bool is_written_ = false;
-};
-
-class DirObject::Alone {
- public:
-  explicit Alone(TransferGate& gate) : gate_(gate) { gate_.enter_alone(); }
-  ~Alone() { gate_.leave_alone(); }
-  Alone(const Alone&) = delete;
-  Alone& operator=(const Alone&) = delete;
-
- private:
-  TransferGate& gate_;
 };
 
 DirObject::DirObject(Backend& owner, DirStorage& storage, std::string name, Access access,
@@ -174,15 +155,6 @@ int DirObject::begin_use() {
 }
 
 void DirObject::end_use() noexcept { state_.fetch_sub(1, std::memory_order_release); }
-
-// The mark comes after the write and before the use ends: a sync that began before the write ended
-// has not taken it away, and until now the use kept the descriptor open.
-void DirObject::end_written_use() noexcept {
-  if ((state_.load(std::memory_order_relaxed) & kUnsynced) == 0) {
-    state_.fetch_or(kUnsynced, std::memory_order_relaxed);
-  }
-  end_use();
-}
 
 // Of those who use it one opens it and the others wait.
 void DirObject::open_again() {
@@ -244,14 +216,16 @@ void DirObject::check(const IoOp& op) {
                         op.length, op.offset));
 }
 
-void DirObject::ensure_writable() const {
-  if (access_ != Access::kWrite) {
-    fail(EBADF, storage_.describe(name_), "written to, but opened for reading");
-  }
-  if ((state_.load(std::memory_order_relaxed) & kFailed) != 0) {
+void DirObject::ensure_sound() const {
+  if ((state_.load(std::memory_order_relaxed) & kFailed) != 0)
     fail(EIO, storage_.describe(name_),
          "an earlier sync failed, so data may be lost; it must be opened again");
-  }
+}
+
+void DirObject::ensure_writable() const {
+  if (access_ != Access::kWrite)
+    fail(EBADF, storage_.describe(name_), "written to, but opened for reading");
+  ensure_sound();
 }
 
 size_t DirObject::bounce_bytes(uint64_t offset, Bytes buffer) const {
@@ -262,173 +236,124 @@ size_t DirObject::bounce_bytes(uint64_t offset, Bytes buffer) const {
   return round_up(offset + buffer.size(), kBlockBytes) - round_down(offset, kBlockBytes);
 }
 
-IoOp DirObject::begin_read(uint64_t offset, MutableBytes into, std::byte* bounce) {
+std::optional<IoOp> DirObject::begin(const ReadPiece& piece, std::byte* bounce) {
+  const size_t bytes = bounce_bytes(piece.offset, piece.into);
   const int fd = begin_use();
-  const size_t bytes = bounce_bytes(offset, into);
-  if (bytes == 0) return IoOp::read(fd, offset, into, is_direct_);
-  return IoOp::read(fd, round_down(offset, kBlockBytes), MutableBytes(bounce, bytes), true);
+  if (bytes == 0) return IoOp::read(fd, piece.offset, piece.into, is_direct_);
+  return IoOp::read(fd, round_down(piece.offset, kBlockBytes), MutableBytes(bounce, bytes), true);
 }
 
-void DirObject::end_read(IoOp& op, uint64_t offset, MutableBytes into) noexcept {
+void DirObject::end(IoOp& op, const ReadPiece& piece) {
   end_use();
-  const size_t skipped = offset - op.offset;  // of a bounce buffer
+  const MutableBytes into = piece.into;
+  const size_t skipped = piece.offset - op.offset;  // of a bounce buffer
   const size_t count = op.done > skipped ? std::min(op.done - skipped, into.size()) : 0;
   if (op.data + skipped != into.data() && count > 0) {
     std::memcpy(into.data(), op.data + skipped, count);
   }
-  if (count == into.size()) [[likely]]
-    return;
-  // Past the end of the file.
-  std::memset(into.data() + count, 0, into.size() - count);
-  if (is_data_ && op.error == 0) op.error = kPastEnd;
+  if (count < into.size()) [[unlikely]] {
+    // Past the end of the file.
+    std::memset(into.data() + count, 0, into.size() - count);
+    if (is_data_ && op.error == 0) op.error = kPastEnd;
+  }
+  check(op);
+}
+
+std::optional<IoOp> DirObject::begin(const WritePiece& piece, std::byte* bounce) {
+  Bytes from = piece.from;
+  if (from.empty()) return {};
+  const uint64_t end_bytes = piece.offset + from.size();
+  if (is_direct_ && !(is_aligned(piece.offset) && is_aligned(from.size())))
+    fail(EINVAL, storage_.describe(name_), "what bypasses the page cache is written in blocks");
+  ensure_writable();
+  if (bounce_bytes(piece.offset, from) > 0) {
+    std::memcpy(bounce, from.data(), from.size());
+    from = Bytes(bounce, from.size());
+  }
+  if (end_bytes <= size_floor_bytes_.load(std::memory_order_relaxed)) [[likely]]
+    return IoOp::write(begin_use(), piece.offset, from, is_direct_);
+  const Lock lock(size_mutex_);
+  IoOp op = IoOp::write(begin_use(), piece.offset, from, is_direct_);
+  run_plain(op);
+  end(op, piece);
+  raise_size_floor(end_bytes);
+  return {};
+}
+
+// The mark comes after the write and before the use ends: a sync that began before the write ended
+// has not taken it away, and until now the use kept the descriptor open.
+void DirObject::end(IoOp& op, const WritePiece&) {
+  if ((state_.load(std::memory_order_relaxed) & kUnsynced) == 0) {
+    state_.fetch_or(kUnsynced, std::memory_order_relaxed);
+  }
+  end_use();
+  check(op);
+}
+
+template <typename Piece>
+void DirObject::transfer(const Piece& piece, Bytes buffer) {
+  const BounceBuffer bounce(bounce_bytes(piece.offset, buffer));
+  if (std::optional<IoOp> op = begin(piece, bounce.data())) {
+    run_plain(*op);
+    end(*op, piece);
+  }
 }
 
 void DirObject::read(uint64_t offset, MutableBytes into) {
-  const BounceBuffer bounce(bounce_bytes(offset, into));
-  IoOp op = begin_read(offset, into, bounce.data());
-  run_plain(op);
-  end_read(op, offset, into);
-  check(op);
-}
-
-std::optional<IoOp> DirObject::begin_write(uint64_t offset, Bytes from, std::byte* bounce) {
-  if (offset + from.size() > size_floor_bytes_.load(std::memory_order_relaxed)) return {};
-  if (is_direct_ && !(is_aligned(offset) && is_aligned(from.size()))) return {};
-  const int fd = begin_use();
-  try {
-    ensure_writable();
-    if (is_direct_) gate_.enter_shared();
-  } catch (...) {
-    end_use();
-    throw;
-  }
-  if (bounce_bytes(offset, from) == 0) return IoOp::write(fd, offset, from, is_direct_);
-  std::memcpy(bounce, from.data(), from.size());
-  return IoOp::write(fd, offset, Bytes(bounce, from.size()), true);
-}
-
-void DirObject::end_write() noexcept {
-  if (is_direct_) gate_.leave_shared();
-  end_written_use();
+  transfer(ReadPiece{this, offset, into}, into);
 }
 
 void DirObject::write(uint64_t offset, Bytes from) {
-  if (from.empty()) return;
-  {
-    const BounceBuffer bounce(bounce_bytes(offset, from));
-    if (std::optional<IoOp> op = begin_write(offset, from, bounce.data())) {
-      run_plain(*op);
-      end_write();
-      check(*op);
-      return;
-    }
-  }
-  write_alone(offset, from);
-}
-
-void DirObject::write_alone(uint64_t offset, Bytes from) {
-  Use use(*this);
-  ensure_writable();
-  const Alone alone(gate_);
-  use.mark_written();
-  if (is_direct_ && !(is_aligned(offset) && is_aligned(from.size()))) {
-    write_parts_of_blocks(use.fd(), offset, from);
-    return;
-  }
-  const BounceBuffer bounce(bounce_bytes(offset, from));
-  if (bounce.data() != nullptr) {
-    std::memcpy(bounce.data(), from.data(), from.size());
-    from = Bytes(bounce.data(), from.size());
-  }
-  IoOp op = IoOp::write(use.fd(), offset, from, is_direct_);
-  run_plain(op);
-  check(op);
-  raise_size_floor(offset + from.size());
-}
-
-void DirObject::write_parts_of_blocks(int fd, uint64_t offset, Bytes from) {
-  struct stat before;
-  if (fstat(fd, &before) != 0) fail_here(errno, "asking for its size");
-  const uint64_t begin = round_down(offset, kBlockBytes);
-  const uint64_t end = round_up(offset + from.size(), kBlockBytes);
-  const BounceBuffer bounce(end - begin);
-  const MutableBytes blocks(bounce.data(), end - begin);
-
-  IoOp op = IoOp::read(fd, begin, blocks, true);
-  run_plain(op);
-  check(op);
-  std::memset(blocks.data() + op.done, 0, blocks.size() - op.done);
-  std::memcpy(blocks.data() + (offset - begin), from.data(), from.size());
-  op = IoOp::write(fd, begin, blocks, true);
-  run_plain(op);
-  check(op);
-
-  // Whole blocks may have made the file longer than what was written to it.
-  const uint64_t size = std::max<uint64_t>(before.st_size, offset + from.size());
-  if (end > size && ftruncate(fd, static_cast<off_t>(size)) != 0) {
-    fail_here(errno, "cutting it to its size");
-  }
-  raise_size_floor(size);
-}
-
-void DirObject::raise_size_floor(uint64_t size_bytes) {
-  if (size_bytes > size_floor_bytes_.load(std::memory_order_relaxed)) {
-    size_floor_bytes_.store(size_bytes, std::memory_order_relaxed);
-  }
+  transfer(WritePiece{this, offset, from}, from);
 }
 
 void DirObject::punch(uint64_t offset, uint64_t length) {
   if (length == 0) return;
-  Use use(*this);
+  const Use use(*this);
   ensure_writable();
-  while (fallocate(use.fd(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset),
-                   static_cast<off_t>(length)) != 0) {
-    if (errno == EOPNOTSUPP) return;
-    if (errno != EINTR) fail_here(errno, fmt::format("punching {} bytes at {}", length, offset));
-  }
+  constexpr int kMode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+  if (TEMP_FAILURE_RETRY(fallocate(use.fd(), kMode, static_cast<off_t>(offset),
+                                   static_cast<off_t>(length))) != 0 &&
+      errno != EOPNOTSUPP)
+    fail_here(errno, fmt::format("punching {} bytes at {}", length, offset));
 }
 
 void DirObject::grow(uint64_t size_bytes) {
-  Use use(*this);
+  const Use use(*this);
   ensure_writable();
-  const Alone alone(gate_);
-  struct stat now;
-  if (fstat(use.fd(), &now) != 0) fail_here(errno, "asking for its size");
-  if (static_cast<uint64_t>(now.st_size) < size_bytes) {
-    const auto size = static_cast<off_t>(size_bytes);
-    if (size < 0) fail_here(EFBIG, "growing it");
-    while (ftruncate(use.fd(), size) != 0) {
-      if (errno != EINTR) fail_here(errno, fmt::format("growing it to {} bytes", size_bytes));
-    }
-  }
+  const auto size = static_cast<off_t>(size_bytes);
+  if (size < 0) fail_here(EFBIG, "growing it");
+  const Lock lock(size_mutex_);
+  if (this->size_bytes() < size_bytes && TEMP_FAILURE_RETRY(ftruncate(use.fd(), size)) != 0)
+    fail_here(errno, fmt::format("growing it to {} bytes", size_bytes));
   raise_size_floor(size_bytes);
+}
+
+void DirObject::raise_size_floor(uint64_t size_bytes) {
+  if (size_bytes > size_floor_bytes_.load(std::memory_order_relaxed))
+    size_floor_bytes_.store(size_bytes, std::memory_order_relaxed);
 }
 
 void DirObject::sync() {
   // Alone, so that the one that the kernel tells of a failure has marked it before the next asks.
-  std::lock_guard lock(sync_mutex_);
-  Use use(*this);
-  if ((state_.load(std::memory_order_relaxed) & kFailed) != 0) {
-    fail(EIO, storage_.describe(name_),
-         "an earlier sync failed, so data may be lost; it must be opened again");
-  }
+  const Lock lock(sync_mutex_);
+  const Use use(*this);
+  ensure_sound();
   state_.fetch_and(~kUnsynced, std::memory_order_relaxed);
-  while (storage_.fdatasync(use.fd()) != 0) {
-    if (errno == EINTR) continue;
-    const int code = errno;
-    state_.fetch_or(kFailed, std::memory_order_relaxed);
-    fail_here(code, "syncing it");
-  }
+  if (TEMP_FAILURE_RETRY(storage_.fdatasync(use.fd())) == 0) return;
+  const int code = errno;
+  state_.fetch_or(kFailed, std::memory_order_relaxed);
+  fail_here(code, "syncing it");
 }
 
 void DirObject::drop_cached() {
-  Use use(*this);
+  const Use use(*this);
   const int code = posix_fadvise(use.fd(), 0, 0, POSIX_FADV_DONTNEED);
   if (code != 0) fail_here(code, "dropping its cached pages");
 }
 
 struct stat DirObject::status() {
-  Use use(*this);
+  const Use use(*this);
   struct stat now;
   if (fstat(use.fd(), &now) != 0) fail_here(errno, "asking for its size");
   return now;
@@ -451,7 +376,7 @@ std::optional<uint64_t> DirObject::seek(int fd, uint64_t offset, int whence) {
 
 std::optional<DataRange> DirObject::find_data(uint64_t offset) {
   if (offset > INT64_MAX) return {};  // no file goes that far
-  Use use(*this);
+  const Use use(*this);
   for (;;) {
     const std::optional<uint64_t> begin = seek(use.fd(), offset, SEEK_DATA);
     if (!begin) return {};

@@ -12,13 +12,13 @@
 //    kernel reports a failed write-back once, to the descriptors that were open then;
 //  - after a failed sync the object is dead for writing: write() and sync() throw EIO, for the
 //    kernel may have dropped the data and a second sync would call it durable;
-//  - a file's size changes only with the gate held exclusively, so nothing ever shrinks it.
+//  - a file gets longer only with size_mutex_ held, so growing never shrinks it.
 //
 // All transfers say their offset. The position of a descriptor is nobody's, since find_data() moves
 // it while others use the descriptor.
 //
-// With O_DIRECT all transfers are whole aligned blocks of the file; what is not aligned goes
-// through a bounce buffer, and a write of parts of blocks reads them first, alone at the gate.
+// With O_DIRECT all transfers are whole aligned blocks of the file: a read of less, and one into or
+// a write from memory that is not aligned, goes through a bounce buffer; a write of less is EINVAL.
 //
 // Thread safety: all methods. Errors: Error with the system's errno and the path of the file. The
 // DirStorage must outlive its objects.
@@ -30,15 +30,15 @@
 #include <cerrno>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "backend/backend.h"
-#include "backend/dir/dir_transfer.h"
+#include "backend/dir/bounce_buffer.h"
 #include "backend/dir/io_ring.h"
 #include "base/files.h"
+#include "base/mutex.h"
 
 namespace tplstore {
 
@@ -58,13 +58,13 @@ class DescriptorCache {
   size_t open_count() const;
 
  private:
-  bool close_one_locked();
-  void forget_locked(DirObject& object);
+  bool close_one_locked() REQUIRES(mutex_);
+  void forget_locked(DirObject& object) REQUIRES(mutex_);
 
   const size_t cap_count_;
-  mutable std::mutex mutex_;
-  std::vector<DirObject*> open_;
-  size_t hand_ = 0;
+  mutable Mutex mutex_;
+  std::vector<DirObject*> open_ GUARDED_BY(mutex_);
+  size_t hand_ GUARDED_BY(mutex_) = 0;
 };
 
 // What a DirBackend and its objects share.
@@ -127,33 +127,32 @@ class alignas(64) DirObject final : public Object {
   uint64_t allocated_bytes() override;
   std::optional<DataRange> find_data(uint64_t offset) override;
 
-  // The parts of read() and write(), for batches. Each begin that gave an operation is followed,
-  // when that has run, by its end and then by check().
+  // The parts of read() and write(), for batches. The bytes that a piece needs of a bounce buffer;
+  // what is to be run, or nothing when it was a write that had to be alone, and is done; and its
+  // end, which every begin that gave an operation is followed by when that has run.
   size_t bounce_bytes(uint64_t offset, Bytes buffer) const;
-  IoOp begin_read(uint64_t offset, MutableBytes into, std::byte* bounce);
-  void end_read(IoOp& op, uint64_t offset, MutableBytes into) noexcept;
-  // Nothing when the write needs to be alone: then use write().
-  std::optional<IoOp> begin_write(uint64_t offset, Bytes from, std::byte* bounce);
-  void end_write() noexcept;
-  void check(const IoOp& op);
+  std::optional<IoOp> begin(const ReadPiece& piece, std::byte* bounce);
+  std::optional<IoOp> begin(const WritePiece& piece, std::byte* bounce);
+  void end(IoOp& op, const ReadPiece& piece);
+  void end(IoOp& op, const WritePiece& piece);
 
  private:
   friend class DescriptorCache;
   class Use;
-  class Alone;
 
+  template <typename Piece>
+  void transfer(const Piece& piece, Bytes buffer);
   int begin_use();
   void end_use() noexcept;
-  void end_written_use() noexcept;
   void open_again();
   void open_file_again();
+  void ensure_sound() const;
   void ensure_writable() const;
+  void check(const IoOp& op);
+  void raise_size_floor(uint64_t size_bytes) REQUIRES(size_mutex_);
   struct stat status();
   // Where data or a hole begins at or behind `offset`; nothing when none does.
   std::optional<uint64_t> seek(int fd, uint64_t offset, int whence);
-  void write_alone(uint64_t offset, Bytes from);
-  void write_parts_of_blocks(int fd, uint64_t offset, Bytes from);
-  void raise_size_floor(uint64_t size_bytes);
   [[noreturn]] void fail_here(int code, std::string_view action) const;
 
   // Bits of state_ above the count of users.
@@ -170,15 +169,15 @@ class alignas(64) DirObject final : public Object {
   const bool is_direct_;
   std::atomic<uint32_t> state_{kOpen | kUsed};
   int fd_;  // written by who has set kMoving, read by its users
-  // The file is at least this long: writes below it need not be alone.
+  // The file is at least this long: writes below it need no mutex.
   std::atomic<uint64_t> size_floor_bytes_;
   DirStorage& storage_;
   size_t cache_slot_ = 0;  // the cache's
   const std::string name_;
   const dev_t device_;
   const ino_t inode_;
-  TransferGate gate_;
-  std::mutex sync_mutex_;  // one sync at a time, for the kernel tells a failure to one of them only
+  Mutex size_mutex_;  // one change of size at a time
+  Mutex sync_mutex_;  // one sync at a time, for the kernel tells a failure to one of them only
 };
 
 }  // namespace tplstore

@@ -1,4 +1,4 @@
-// A batch fills a ring, waits for all of it, and starts again what came back short. Without
+// A batch fills a ring and waits for all of it; what came back short ends by plain calls. Without
 // io_uring (no memory for it, or not allowed) the same operations run one after the other.
 #include "backend/dir/io_ring.h"
 
@@ -19,10 +19,8 @@
 namespace tplstore {
 namespace {
 
-// The kernel moves at most 2 GiB - 4 KiB per call; a round number below keeps O_DIRECT aligned.
+// Of one entry of a ring, whose lengths have 32 bits; a round number keeps O_DIRECT aligned.
 constexpr size_t kTransferBytesMax = size_t{1} << 30;
-
-size_t next_length(const IoOp& op) { return std::min(op.length - op.done, kTransferBytesMax); }
 
 // A read with O_DIRECT that stopped between two blocks has met the end of the file, or an error
 // in mid-range. Only the file's size tells them apart: zeroes must never stand in for an error.
@@ -82,21 +80,21 @@ void run_plain(IoOp& op) noexcept {
   for (;;) {
     const auto at = static_cast<off_t>(op.offset + op.done);
     const ssize_t result = op.kind == IoOp::Kind::kRead
-                               ? pread(op.fd, op.data + op.done, next_length(op), at)
-                               : pwrite(op.fd, op.data + op.done, next_length(op), at);
+                               ? pread(op.fd, op.data + op.done, op.length - op.done, at)
+                               : pwrite(op.fd, op.data + op.done, op.length - op.done, at);
     if (result < 0 && errno == EINTR) continue;
     if (settle(op, result < 0 ? -errno : result)) return;
   }
 }
 
 void KeptFiles::add(int fd) {
-  const std::lock_guard lock(mutex_);
+  const Lock lock(mutex_);
   fds_.push_back(fd);
   changes_.fetch_add(1, std::memory_order_release);
 }
 
 void KeptFiles::remove(int fd) noexcept {
-  const std::lock_guard lock(mutex_);
+  const Lock lock(mutex_);
   std::erase(fds_, fd);
   changes_.fetch_add(1, std::memory_order_release);
 }
@@ -104,8 +102,7 @@ void KeptFiles::remove(int fd) noexcept {
 // One ring, used by one thread at a time.
 struct IoRingPool::Ring {
   io_uring ring{};
-  pid_t owner = 0;
-  bool is_made = false;
+  pid_t owner = 0;         // who made it; 0 while it is not made
   bool is_broken = false;  // holds entries that must never be submitted: drop it
   bool has_kept_files = false;
   uint64_t kept_changes = 0;  // of the files that are registered now
@@ -114,10 +111,9 @@ struct IoRingPool::Ring {
   Ring(const Ring&) = delete;
   Ring& operator=(const Ring&) = delete;
   ~Ring() {
-    if (!is_made) return;
     if (is_ours()) {
       io_uring_queue_exit(&ring);
-    } else {
+    } else if (owner != 0) {
       // Its memory stayed with the parent, and something else may be mapped there by now.
       close(ring.ring_fd);
     }
@@ -128,25 +124,19 @@ struct IoRingPool::Ring {
   int make() noexcept {
     const int result = io_uring_queue_init(kRingEntries, &ring, 0);
     if (result < 0) return result;
-    is_made = true;
     owner = getpid();
     io_uring_ring_dontfork(&ring);
-    // Linux 5.1 to 5.5 have rings, but not the operations that need no iovec.
-    io_uring_probe* probe = io_uring_get_probe_ring(&ring);
-    if (probe == nullptr) return -ENOSYS;
-    const bool has_both = io_uring_opcode_supported(probe, IORING_OP_READ) != 0 &&
-                          io_uring_opcode_supported(probe, IORING_OP_WRITE) != 0;
-    io_uring_free_probe(probe);
-    return has_both ? 0 : -ENOSYS;
+    return 0;
   }
 
+  // At most kRingEntries operations.
   void run(std::span<IoOp> ops) noexcept;
 
   // Registers the files to be kept, while nothing is in flight. False when the kernel refuses to.
   bool keep(KeptFiles& files) noexcept {
     if (files.changes_.load(std::memory_order_acquire) == kept_changes) [[likely]]
       return true;
-    const std::lock_guard lock(files.mutex_);
+    const Lock lock(files.mutex_);
     if (has_kept_files && io_uring_unregister_files(&ring) < 0) return false;
     has_kept_files = false;
     const auto count = static_cast<unsigned>(files.fds_.size());
@@ -157,84 +147,58 @@ struct IoRingPool::Ring {
   }
 
  private:
-  bool queue(IoOp& op) noexcept {
+  void queue(IoOp& op) noexcept {
     io_uring_sqe* entry = io_uring_get_sqe(&ring);
-    if (entry == nullptr) return false;
-    const auto length = static_cast<unsigned>(next_length(op));
+    const auto length = static_cast<unsigned>(std::min(op.length, kTransferBytesMax));
     if (op.kind == IoOp::Kind::kRead) {
-      io_uring_prep_read(entry, op.fd, op.data + op.done, length, op.offset + op.done);
+      io_uring_prep_read(entry, op.fd, op.data, length, op.offset);
     } else {
-      io_uring_prep_write(entry, op.fd, op.data + op.done, length, op.offset + op.done);
+      io_uring_prep_write(entry, op.fd, op.data, length, op.offset);
     }
     io_uring_sqe_set_data(entry, &op);
-    return true;
+  }
+
+  // Takes what has ended, and brings to its end by plain calls what came back short, or what the
+  // kernel could not take in this way: Linux 5.1 to 5.5 do not know these operations. How many.
+  size_t reap() noexcept {
+    size_t count = 0;
+    io_uring_cqe* completion;
+    for (; io_uring_peek_cqe(&ring, &completion) == 0; ++count) {
+      IoOp& op = *static_cast<IoOp*>(io_uring_cqe_get_data(completion));
+      const int result = completion->res;
+      io_uring_cqe_seen(&ring, completion);
+      const bool is_refused =
+          result == -EAGAIN || result == -EINTR || result == -ECANCELED || result == -EINVAL;
+      if (is_refused || !settle(op, result)) run_plain(op);
+    }
+    return count;
   }
 };
 
 void IoRingPool::Ring::run(std::span<IoOp> ops) noexcept {
-  size_t next = 0;             // first operation that was never queued
-  size_t queued = 0;           // entries made, submitted or not, whose completion is not seen
-  IoOp* resume[kRingEntries];  // operations to queue again for their rest
-  size_t resume_count = 0;     // queued + resume_count never exceeds kRingEntries
-
-  auto reap = [&] {
-    io_uring_cqe* completion;
-    while (io_uring_peek_cqe(&ring, &completion) == 0) {
-      auto* op = static_cast<IoOp*>(io_uring_cqe_get_data(completion));
-      const int result = completion->res;
-      io_uring_cqe_seen(&ring, completion);
-      --queued;
-      if (result == -EAGAIN || result == -EINTR || result == -ECANCELED) {
-        // The kernel could not take it in this way; a plain call can.
-        run_plain(*op);
-      } else if (!settle(*op, result)) {
-        resume[resume_count++] = op;
-      }
+  size_t queued = 0;  // submitted or not, whose end is not seen
+  for (IoOp& op : ops) {
+    if (op.length > 0 && is_worth_a_ring(op)) {
+      queue(op);
+      ++queued;
+    } else {
+      run_plain(op);
     }
-  };
-
-  while (!is_broken && (next < ops.size() || resume_count > 0 || queued > 0)) {
-    while (queued < kRingEntries && (resume_count > 0 || next < ops.size())) {
-      IoOp& op = resume_count > 0 ? *resume[resume_count - 1] : ops[next];
-      if (op.done >= op.length || !is_worth_a_ring(op)) {
-        run_plain(op);
-      } else if (queue(op)) {
-        ++queued;
-      } else {
-        break;
-      }
-      if (resume_count > 0) {
-        --resume_count;
-      } else {
-        ++next;
-      }
-    }
-    if (queued == 0) break;
-    const int result = io_uring_submit_and_wait(&ring, 1);
-    reap();
-    const bool is_stuck = result < 0 && result != -EINTR && result != -EAGAIN && result != -EBUSY;
-    const bool is_refused =
-        result < 0 && result != -EINTR && queued > 0 &&
-        io_uring_sq_ready(&ring) == queued;  // and nothing in flight to wait for
-    is_broken = is_stuck || is_refused;
+  }
+  while (queued > 0) {
+    const int result = io_uring_submit_and_wait(&ring, static_cast<unsigned>(queued));
+    queued -= reap();
+    if (result >= 0 || result == -EINTR) continue;
+    is_broken = queued > 0 && io_uring_sq_ready(&ring) == queued;
+    if (is_broken) break;
+    // What the kernel took must end before anything else, and does so without us.
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
   if (!is_broken) return;
-
-  // What the kernel took must end before anything else; what it never took ends by plain calls.
-  while (queued > io_uring_sq_ready(&ring)) {
-    io_uring_cqe* completion;
-    const int result = io_uring_wait_cqe(&ring, &completion);
-    if (result < 0 && result != -EINTR) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));  // completions arrive without us
-    }
-    reap();
-  }
   for (unsigned i = *ring.sq.khead; i != ring.sq.sqe_tail; ++i) {
     const io_uring_sqe& entry = ring.sq.sqes[i & ring.sq.ring_mask];
     run_plain(*reinterpret_cast<IoOp*>(static_cast<uintptr_t>(entry.user_data)));
   }
-  for (size_t i = 0; i < resume_count; ++i) run_plain(*resume[i]);
-  for (IoOp& op : ops.subspan(next)) run_plain(op);
 }
 
 IoRingPool::IoRingPool(size_t rings_max) : is_forbidden_(is_plain_forced()), rings_max_(rings_max) {
@@ -247,41 +211,33 @@ void IoRingPool::run_batch(std::span<IoOp> ops, const Log& log) noexcept {
   if (!is_forbidden_ && std::ranges::count_if(ops, is_worth_a_ring) > 1) {
     if (std::unique_ptr<Ring> ring = take_ring(log)) {
       const bool may_run = std::ranges::none_of(ops, is_ring_write) || ring->keep(*kept_);
-      if (may_run) ring->run(ops);
+      while (may_run && !ring->is_broken && !ops.empty()) {
+        const size_t count = std::min(ops.size(), kRingEntries);
+        ring->run(ops.first(count));
+        ops = ops.subspan(count);
+      }
       give_back(std::move(ring), may_run);
-      if (may_run) return;
     }
   }
   for (IoOp& op : ops) run_plain(op);
 }
 
-std::unique_ptr<IoRingPool::Ring> IoRingPool::take_ring(const Log& log) {
-  {
-    std::lock_guard lock(mutex_);
-    while (!free_.empty()) {
-      std::unique_ptr<Ring> ring = std::move(free_.back());
-      free_.pop_back();
-      if (ring->is_ours()) return ring;
-      --rings_made_;  // it was made before a fork
-    }
-    if (rings_made_ >= rings_max_) return nullptr;
-    ++rings_made_;
+std::unique_ptr<IoRingPool::Ring> IoRingPool::take_ring(const Log& log) noexcept {
+  const Lock lock(mutex_);
+  while (!free_.empty()) {
+    std::unique_ptr<Ring> ring = std::move(free_.back());
+    free_.pop_back();
+    if (ring->is_ours()) return ring;
+    --rings_made_;  // it was made before a fork
   }
-  return make_ring(log);
-}
+  if (rings_made_ >= rings_max_) return nullptr;
 
-std::unique_ptr<IoRingPool::Ring> IoRingPool::make_ring(const Log& log) noexcept {
   std::unique_ptr<Ring> ring(new (std::nothrow) Ring);
-  if (!ring) {
-    const std::lock_guard lock(mutex_);
-    --rings_made_;
-    return nullptr;
+  const int result = ring ? ring->make() : -ENOMEM;
+  if (result == 0) {
+    ++rings_made_;
+    return ring;
   }
-  const int result = ring->make();
-  if (result == 0) return ring;
-
-  std::lock_guard lock(mutex_);
-  --rings_made_;
   rings_max_ = rings_made_;
   if (rings_made_ == 0 && !has_logged_ && log) {
     has_logged_ = true;
@@ -295,8 +251,8 @@ std::unique_ptr<IoRingPool::Ring> IoRingPool::make_ring(const Log& log) noexcept
   return nullptr;
 }
 
-void IoRingPool::give_back(std::unique_ptr<Ring> ring, bool has_run) {
-  std::lock_guard lock(mutex_);
+void IoRingPool::give_back(std::unique_ptr<Ring> ring, bool has_run) noexcept {
+  const Lock lock(mutex_);
   if (has_run) ++ring_batches_;
   if (ring->is_broken) {
     --rings_made_;
@@ -306,7 +262,7 @@ void IoRingPool::give_back(std::unique_ptr<Ring> ring, bool has_run) {
 }
 
 uint64_t IoRingPool::ring_batches() const {
-  std::lock_guard lock(mutex_);
+  const Lock lock(mutex_);
   return ring_batches_;
 }
 

@@ -1,6 +1,6 @@
 // Reads and writes of many file ranges at once: a bounded pool of io_uring rings.
 //
-// A batch takes a free ring, keeps up to kRingEntries operations in flight and waits for all of
+// A batch takes a free ring, has kRingEntries operations at a time in flight and waits for all of
 // them. When every ring is taken, or io_uring is refused on this host, the batch runs as plain
 // preads and pwrites, one after the other, which is slower on a device and otherwise the same.
 // Writes through the page cache are always plain: there a ring only adds a change of threads.
@@ -23,14 +23,15 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "base/mutex.h"
+
 namespace tplstore {
 
-inline constexpr size_t kRingEntries = 64;
+inline constexpr size_t kRingEntries = 128;
 inline constexpr size_t kRingsMax = 8;
 
 // One transfer between a buffer and a range of a file, and its result. The members have no
@@ -76,8 +77,8 @@ class KeptFiles {
  private:
   friend class IoRingPool;
 
-  std::mutex mutex_;  // guards fds_; held while a ring registers them
-  std::vector<int> fds_;
+  Mutex mutex_;  // held while a ring registers them
+  std::vector<int> fds_ GUARDED_BY(mutex_);
   std::atomic<uint64_t> changes_{0};
 };
 
@@ -103,19 +104,19 @@ class IoRingPool {
  private:
   struct Ring;
 
-  std::unique_ptr<Ring> take_ring(const Log& log);
-  std::unique_ptr<Ring> make_ring(const Log& log) noexcept;
-  void give_back(std::unique_ptr<Ring> ring, bool has_run);
+  std::unique_ptr<Ring> take_ring(const Log& log) noexcept;
+  void give_back(std::unique_ptr<Ring> ring, bool has_run) noexcept;
 
   const bool is_forbidden_;
   const std::shared_ptr<KeptFiles> kept_ = std::make_shared<KeptFiles>();
 
-  mutable std::mutex mutex_;
-  std::vector<std::unique_ptr<Ring>> free_;
-  size_t rings_made_ = 0;  // free ones and taken ones
-  size_t rings_max_;       // lowered for good when the kernel refuses to make another
-  bool has_logged_ = false;
-  uint64_t ring_batches_ = 0;
+  mutable Mutex mutex_;
+  std::vector<std::unique_ptr<Ring>> free_ GUARDED_BY(mutex_);
+  size_t rings_made_ GUARDED_BY(mutex_) = 0;  // free ones and taken ones
+  // Lowered for good when the kernel refuses to make another.
+  size_t rings_max_ GUARDED_BY(mutex_);
+  bool has_logged_ GUARDED_BY(mutex_) = false;
+  uint64_t ring_batches_ GUARDED_BY(mutex_) = 0;
 };
 
 }  // namespace tplstore

@@ -1,6 +1,6 @@
 // Each thread keeps one aligned buffer for its bounces; larger ones, and a second one at a time,
 // are from the heap.
-#include "backend/dir/dir_transfer.h"
+#include "backend/dir/bounce_buffer.h"
 
 #include <cstdlib>
 #include <memory>
@@ -51,29 +51,6 @@ BounceBuffer::~BounceBuffer() {
   } else {
     thread_bounce.is_taken = false;
   }
-}
-
-void TransferGate::enter_shared() {
-  std::unique_lock lock(mutex_);
-  changed_.wait(lock, [this] { return !is_alone_; });
-  ++shared_count_;
-}
-
-void TransferGate::leave_shared() noexcept {
-  std::lock_guard lock(mutex_);
-  if (--shared_count_ == 0) changed_.notify_all();
-}
-
-void TransferGate::enter_alone() {
-  std::unique_lock lock(mutex_);
-  changed_.wait(lock, [this] { return !is_alone_ && shared_count_ == 0; });
-  is_alone_ = true;
-}
-
-void TransferGate::leave_alone() noexcept {
-  std::lock_guard lock(mutex_);
-  is_alone_ = false;
-  changed_.notify_all();
 }
 
 }  // namespace tplstore

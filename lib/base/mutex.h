@@ -66,6 +66,8 @@ template <typename M>
 class SCOPED_CAPABILITY Lock {
  public:
   explicit Lock(M& mutex) ACQUIRE(mutex) : mutex_(mutex) { mutex.lock(); }
+  // It is held already.
+  Lock(M& mutex, std::adopt_lock_t) REQUIRES(mutex) : mutex_(mutex) {}
   ~Lock() RELEASE() {
     if (has_it_) mutex_.unlock();
   }

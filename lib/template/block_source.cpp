@@ -4,7 +4,7 @@
 namespace tplstore {
 
 std::shared_ptr<BlockSource::Segment> BlockSource::hold(const Hash128& name, uint32_t block_count) {
-  const std::lock_guard guard(mutex_);
+  const Lock guard(mutex_);
   if (known_.size() >= forget_at_) {
     std::erase_if(known_, [](const auto& known) { return known.second.expired(); });
     forget_at_ = std::max<size_t>(64, 2 * known_.size());
@@ -17,7 +17,7 @@ std::shared_ptr<BlockSource::Segment> BlockSource::hold(const Hash128& name, uin
 }
 
 Object& BlockSource::Segment::open() {
-  const std::lock_guard guard(opening_);
+  const Lock guard(opening_);
   if (!opened_) {
     opened_ = open_segment(origin_, name_, block_count_);
     object_.store(opened_.get(), std::memory_order_release);

@@ -17,12 +17,12 @@
 #include <atomic>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <utility>
 #include <vector>
 
 #include "backend/backend.h"
 #include "backend/read_plan.h"
+#include "base/mutex.h"
 #include "template/segment.h"
 
 namespace tplstore {
@@ -41,9 +41,10 @@ class BlockSource {
   using Key = std::pair<Hash128, uint32_t>;
 
   Backend& origin_;
-  std::mutex mutex_;  // guards all below
-  std::map<Key, std::weak_ptr<Segment>> known_;
-  size_t forget_at_ = 64;  // so many known, and those that nobody holds are forgotten
+  Mutex mutex_;
+  std::map<Key, std::weak_ptr<Segment>> known_ GUARDED_BY(mutex_);
+  size_t forget_at_ GUARDED_BY(mutex_) =
+      64;  // so many known, and those that nobody holds are forgotten
 };
 
 class BlockSource::Segment {
@@ -72,8 +73,8 @@ class BlockSource::Segment {
   const Hash128 name_;
   const uint32_t block_count_;
   std::atomic<Object*> object_{nullptr};  // set once
-  std::mutex opening_;
-  std::unique_ptr<Object> opened_;  // guarded by it
+  Mutex opening_;
+  std::unique_ptr<Object> opened_ GUARDED_BY(opening_);
 };
 
 }  // namespace tplstore

@@ -58,12 +58,21 @@ ContentIdHasher::ContentIdHasher(uint64_t disk_bytes)
 
 ContentIdHasher::~ContentIdHasher() {
   {
-    const std::lock_guard guard(mutex_);
-    ends_ = true;
+    const Lock guard(mutex_);
     waiting_.clear();
+  }
+  end_threads();
+}
+
+// They come to the end of what waits.
+void ContentIdHasher::end_threads() {
+  {
+    const Lock guard(mutex_);
+    ends_ = true;
   }
   changed_.notify_all();
   for (std::thread& thread : threads_) thread.join();
+  threads_.clear();
 }
 
 uint64_t ContentIdHasher::length_of(uint64_t piece) const {
@@ -71,10 +80,10 @@ uint64_t ContentIdHasher::length_of(uint64_t piece) const {
 }
 
 void ContentIdHasher::begin_piece(uint64_t number) {
-  std::unique_lock guard(mutex_);
+  Lock guard(mutex_);
   // Two for each thread, so that none waits for the caller, and one for the caller.
   const unsigned threads_max = std::clamp(std::thread::hardware_concurrency(), 1u, kThreadsMax);
-  changed_.wait(guard, [&] { return !free_.empty() || pieces_ <= 2 * threads_max || error_; });
+  while (free_.empty() && pieces_ > 2 * threads_max && !error_) changed_.wait(mutex_);
   if (error_) std::rethrow_exception(error_);
   if (free_.empty()) {
     current_ = std::make_unique<Piece>();
@@ -97,7 +106,7 @@ void ContentIdHasher::end_piece() {
   if (piece.filled < length)
     std::memset(piece.bytes.data() + piece.filled, 0, length - piece.filled);
   {
-    const std::lock_guard guard(mutex_);
+    const Lock guard(mutex_);
     waiting_.push_back(std::move(current_));
   }
   changed_.notify_all();
@@ -122,9 +131,9 @@ void ContentIdHasher::add(uint64_t offset, Bytes data) {
 }
 
 void ContentIdHasher::run() {
-  std::unique_lock guard(mutex_);
+  Lock guard(mutex_);
   while (true) {
-    changed_.wait(guard, [&] { return !waiting_.empty() || ends_; });
+    while (waiting_.empty() && !ends_) changed_.wait(mutex_);
     if (waiting_.empty()) return;
     std::unique_ptr<Piece> piece = std::move(waiting_.front());
     waiting_.pop_front();
@@ -151,13 +160,8 @@ void ContentIdHasher::run() {
 
 ContentId ContentIdHasher::finish() {
   if (current_) end_piece();
-  {
-    const std::lock_guard guard(mutex_);
-    ends_ = true;
-  }
-  changed_.notify_all();
-  for (std::thread& thread : threads_) thread.join();
-  threads_.clear();
+  end_threads();
+  const Lock guard(mutex_);
   if (error_) std::rethrow_exception(error_);
   std::sort(digests_.begin(), digests_.end());
 

@@ -11,17 +11,16 @@
 #pragma once
 
 #include <array>
-#include <condition_variable>
 #include <cstdint>
 #include <deque>
 #include <exception>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "base/bytes.h"
+#include "base/mutex.h"
 
 namespace tplstore {
 
@@ -58,20 +57,21 @@ class ContentIdHasher {
   void begin_piece(uint64_t number);
   void end_piece();
   void run();
+  void end_threads();
 
   const uint64_t disk_bytes_;
   std::unique_ptr<Piece> current_;
   Digest zero_end_;  // of zeroes as long as the last piece, when that is shorter
 
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  // Guarded by mutex_.
-  std::deque<std::unique_ptr<Piece>> waiting_;
-  std::vector<std::unique_ptr<Piece>> free_;
-  unsigned pieces_ = 0;                               // that exist
-  std::vector<std::pair<uint64_t, Digest>> digests_;  // of pieces that are not zero, in any order
-  std::exception_ptr error_;
-  bool ends_ = false;
+  Mutex mutex_;
+  ConditionVariable changed_;
+  std::deque<std::unique_ptr<Piece>> waiting_ GUARDED_BY(mutex_);
+  std::vector<std::unique_ptr<Piece>> free_ GUARDED_BY(mutex_);
+  unsigned pieces_ GUARDED_BY(mutex_) = 0;  // that exist
+  // Of pieces that are not zero, in any order.
+  std::vector<std::pair<uint64_t, Digest>> digests_ GUARDED_BY(mutex_);
+  std::exception_ptr error_ GUARDED_BY(mutex_);
+  bool ends_ GUARDED_BY(mutex_) = false;
 
   std::vector<std::thread> threads_;
 };

@@ -19,11 +19,10 @@ void DataFiles::create(Backend& backend, const std::string& folder, uint32_t ver
 }
 
 void DataFiles::set_ancestors(std::vector<Ancestor> ancestors) {
-  const std::unique_lock guard(mutex_);
+  const Lock guard(mutex_);
   ancestors_ = std::move(ancestors);
 }
 
-// With mutex_ held.
 std::string DataFiles::file_of(uint32_t version) const {
   const auto ancestor = std::find_if(ancestors_.begin(), ancestors_.end(),
                                      [version](const Ancestor& a) { return version <= a.last; });
@@ -34,7 +33,7 @@ std::shared_ptr<DataFile> DataFiles::open(uint32_t version, Access access) {
   while (true) {
     std::string name;
     {
-      const std::shared_lock guard(mutex_);
+      const SharedLock guard(mutex_);
       name = file_of(version);
     }
     auto file = std::make_shared<DataFile>();
@@ -45,7 +44,7 @@ std::shared_ptr<DataFile> DataFiles::open(uint32_t version, Access access) {
       if (error.code() != ENOENT) throw;
       fail(EIO, name, "is missing, though blocks of the volume are in it");
     }
-    const std::unique_lock guard(mutex_);
+    const Lock guard(mutex_);
     // A copy may have taken its place meanwhile; or somebody else has opened it.
     if (file_of(version) != name) continue;
     objects_.make_room(version);
@@ -74,7 +73,7 @@ void DataFiles::remove_above(uint32_t current) {
 
 DataFile& DataFiles::begin(uint32_t current) {
   auto file = open(current, Access::kWrite);
-  const std::lock_guard guard(written_mutex_);
+  const Lock guard(written_mutex_);
   return *written_.emplace_back(std::move(file));
 }
 
@@ -83,7 +82,7 @@ void DataFiles::settle_existing(uint32_t version) {
 }
 
 void DataFiles::prepare(uint32_t version, uint64_t disk_bytes) {
-  const std::lock_guard guard(written_mutex_);
+  const Lock guard(written_mutex_);
   if (prepared_ == version) {
     // It may have been made for a smaller disk.
     get(version).grow(round_up(disk_bytes, kBlockBytes));
@@ -98,19 +97,19 @@ void DataFiles::prepare(uint32_t version, uint64_t disk_bytes) {
 }
 
 DataFile& DataFiles::advance(uint32_t version) noexcept {
-  const std::lock_guard guard(written_mutex_);
+  const Lock guard(written_mutex_);
   ensure(prepared_ == version, "the next version's file was made ahead");
-  const std::shared_lock files_guard(mutex_);
+  const SharedLock files_guard(mutex_);
   return *written_.emplace_back(files_.at(version));
 }
 
 void DataFiles::remove(uint32_t version) {
   {
-    const std::lock_guard guard(written_mutex_);
+    const Lock guard(written_mutex_);
     std::erase_if(written_, [version](const auto& file) { return file->version == version; });
   }
   {
-    const std::unique_lock guard(mutex_);
+    const Lock guard(mutex_);
     objects_.put(version, nullptr);
     files_.erase(version);
   }
@@ -130,14 +129,14 @@ std::unique_ptr<Object> DataFiles::open_for_punching(uint32_t version) {
 }
 
 void DataFiles::note_holes(uint32_t version) {
-  const std::lock_guard guard(written_mutex_);
+  const Lock guard(written_mutex_);
   with_holes_.insert(version);
 }
 
 void DataFiles::sync_holes(const std::function<void(Object&)>& sync) {
   std::set<uint32_t> with_holes;
   {
-    const std::lock_guard guard(written_mutex_);
+    const Lock guard(written_mutex_);
     with_holes.swap(with_holes_);
   }
   try {
@@ -145,20 +144,20 @@ void DataFiles::sync_holes(const std::function<void(Object&)>& sync) {
       if (const auto file = open_for_punching(version)) sync(*file);
     if (!with_holes.empty()) backend_.sync_folder(folder_);
   } catch (...) {
-    const std::lock_guard guard(written_mutex_);
+    const Lock guard(written_mutex_);
     with_holes_.merge(with_holes);
     throw;
   }
 }
 
 void DataFiles::remove_prepared() {
-  const std::lock_guard guard(written_mutex_);
+  const Lock guard(written_mutex_);
   if (prepared_ != 0 && (written_.empty() || written_.back()->version != prepared_))
     backend_.remove(own_name(prepared_));
 }
 
 void DataFiles::grow(uint32_t version, uint64_t disk_bytes) {
-  const std::shared_lock guard(mutex_);
+  const SharedLock guard(mutex_);
   DataFile& file = *files_.at(version);
   file.object->grow(round_up(disk_bytes, kBlockBytes));
   file.note_write();
@@ -167,13 +166,13 @@ void DataFiles::grow(uint32_t version, uint64_t disk_bytes) {
 void DataFiles::sync_written() {
   std::vector<std::shared_ptr<DataFile>> files;
   {
-    const std::lock_guard guard(written_mutex_);
+    const Lock guard(written_mutex_);
     files = written_;
   }
   for (const auto& file : files)
     if (file->is_dirty.exchange(false, std::memory_order_acq_rel)) file->object->sync();
   // What was frozen before is never written again.
-  const std::lock_guard guard(written_mutex_);
+  const Lock guard(written_mutex_);
   const auto last = std::find(written_.begin(), written_.end(), files.back());
   if (last != written_.end()) written_.erase(written_.begin(), last);
 }
@@ -190,7 +189,7 @@ void DataFiles::forget_copies() {
   copies_.clear();
   uint32_t last = 0;
   {
-    const std::shared_lock guard(mutex_);
+    const SharedLock guard(mutex_);
     if (!ancestors_.empty()) last = ancestors_.back().last;
   }
   for (const uint32_t version : own_versions())
@@ -204,7 +203,7 @@ void DataFiles::sync_copies() {
 
 std::vector<std::shared_ptr<DataFile>> DataFiles::end_copies() {
   std::vector<std::shared_ptr<DataFile>> replaced;
-  const std::unique_lock guard(mutex_);
+  const Lock guard(mutex_);
   const uint32_t last = ancestors_.empty() ? 0 : ancestors_.back().last;
   for (auto it = files_.begin(); it != files_.end();) {
     if (it->first > last) {

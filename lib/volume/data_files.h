@@ -16,14 +16,13 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <set>
-#include <shared_mutex>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
 #include "backend/backend.h"
+#include "base/mutex.h"
 #include "base/pointer_table.h"
 
 namespace tplstore {
@@ -101,21 +100,21 @@ class DataFiles {
 
  private:
   std::shared_ptr<DataFile> open(uint32_t version, Access access);
-  std::string file_of(uint32_t version) const;
+  std::string file_of(uint32_t version) const REQUIRES_SHARED(mutex_);
   std::vector<uint32_t> own_versions();
   std::string own_name(uint32_t version) const { return name_of(folder_, version); }
 
   Backend& backend_;
   const std::string folder_;
-  std::shared_mutex mutex_;  // guards the next two, and changes of the third
-  std::unordered_map<uint32_t, std::shared_ptr<DataFile>> files_;
-  std::vector<Ancestor> ancestors_;
-  PointerTable<Object> objects_;  // of files_
-  std::mutex written_mutex_;      // guards all below
-  std::vector<std::shared_ptr<DataFile>> written_;
-  uint32_t prepared_ = 0;
-  std::set<uint32_t> with_holes_;                       // that are not durable
-  std::map<uint32_t, std::unique_ptr<Object>> copies_;  // one thread uses these
+  SharedMutex mutex_;
+  std::unordered_map<uint32_t, std::shared_ptr<DataFile>> files_ GUARDED_BY(mutex_);
+  std::vector<Ancestor> ancestors_ GUARDED_BY(mutex_);
+  PointerTable<Object> objects_;  // of files_; read without the mutex
+  Mutex written_mutex_;
+  std::vector<std::shared_ptr<DataFile>> written_ GUARDED_BY(written_mutex_);
+  uint32_t prepared_ GUARDED_BY(written_mutex_) = 0;
+  std::set<uint32_t> with_holes_ GUARDED_BY(written_mutex_);  // that are not durable
+  std::map<uint32_t, std::unique_ptr<Object>> copies_;        // one thread uses these
 };
 
 }  // namespace tplstore

@@ -34,7 +34,7 @@ bool is_fork_of(Backend& backend, const Uuid& fork, const Uuid& parent) {
 }
 
 void Forks::create(const std::string& version, const Uuid& fork) {
-  const std::lock_guard guard(mutex_);
+  const Lock guard(mutex_);
   const VersionInfo base = versions_.find(version);
   if (flattens_) fail(EBUSY, volume_.object, "is being flattened; try again after that");
   VolumeMap& map = volume_.map();
@@ -58,7 +58,7 @@ void Forks::create(const std::string& version, const Uuid& fork) {
 }
 
 bool Forks::drop_dead() {
-  const std::lock_guard guard(mutex_);
+  const Lock guard(mutex_);
   bool is_any_left = false;
   for (const Pin& pin : volume_.map().pins()) {
     if (is_fork_of(volume_.backend, pin.fork, volume_.uuid)) {
@@ -95,13 +95,13 @@ void Forks::keep_pinned_only() {
 class Forks::None {
  public:
   explicit None(Forks& forks) : forks_(forks) {
-    const std::lock_guard guard(forks_.mutex_);
+    const Lock guard(forks_.mutex_);
     if (!forks_.volume_.map().pins().empty())
       fail(EBUSY, forks_.volume_.object, "is being forked; try again");
     forks_.flattens_ = true;
   }
   ~None() {
-    const std::lock_guard guard(forks_.mutex_);
+    const Lock guard(forks_.mutex_);
     forks_.flattens_ = false;
   }
   None(const None&) = delete;
@@ -116,7 +116,7 @@ Uuid Forks::flatten(const std::function<void(uint64_t)>& progress) {
   VolumeMap& map = volume_.map();
   DataFiles& files = volume_.files;
   // Nothing is punched meanwhile, so what is not mapped any more when it would be copied is not.
-  const auto no_space_back = space_.stop();
+  const SpaceReclaimer::Stop no_space_back(space_);
   if (map.ask([](const MapState& state) { return state.table().base(); }) > 0) {
     if (drop_dead())
       fail(EBUSY, volume_.object,

@@ -8,9 +8,9 @@
 #pragma once
 
 #include <functional>
-#include <mutex>
 #include <string>
 
+#include "base/mutex.h"
 #include "volume/space.h"
 #include "volume/versions.h"
 
@@ -41,8 +41,8 @@ class Forks {
   OpenVolume& volume_;
   Versions& versions_;
   SpaceReclaimer& space_;
-  std::mutex mutex_;       // one fork at a time begins or ends
-  bool flattens_ = false;  // guarded by it: no fork may begin
+  Mutex mutex_;                               // one fork at a time begins or ends
+  bool flattens_ GUARDED_BY(mutex_) = false;  // no fork may begin
 };
 
 // Whether the volume `fork` is there and needs `parent`.

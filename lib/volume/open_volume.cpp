@@ -33,8 +33,11 @@ void OpenVolume::open_template(const VolumeHeader& header) {
 }
 
 void OpenVolume::open_map(Access access) {
-  map_ = VolumeMap::open(backend, folder, uuid, access);
-  map_in_use_ = map_.get();
+  {
+    const Lock guard(map_exchange_mutex_);
+    map_ = VolumeMap::open(backend, folder, uuid, access);
+    map_in_use_ = map_.get();
+  }
   std::vector<DataFiles::Ancestor> ancestors;
   for (const SourceRow& row :
        map().ask([](const MapState& state) { return state.table().sources; }))
@@ -56,7 +59,7 @@ bool OpenVolume::reload_map(const VolumeMap* old) {
   if (lock) return false;
   std::unique_ptr<VolumeMap> fresh;
   {
-    const std::lock_guard guard(map_exchange_mutex_);
+    const Lock guard(map_exchange_mutex_);
     if (map_.get() != old) return true;
     fresh = VolumeMap::open(backend, folder, uuid, Access::kRead);
     map_.swap(fresh);

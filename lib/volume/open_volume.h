@@ -11,12 +11,12 @@
 #include <atomic>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <stop_token>
 #include <string>
 
 #include "backend/backend.h"
 #include "base/grace_period.h"
+#include "base/mutex.h"
 #include "base/volume_types.h"
 #include "lock/writer_lock.h"
 #include "map/volume_map.h"
@@ -92,8 +92,8 @@ struct OpenVolume {
   bool reload_map(const VolumeMap* old);
   void log_failure(const char* failure, const char* why) noexcept;
 
-  std::mutex map_exchange_mutex_;
-  std::unique_ptr<VolumeMap> map_;
+  Mutex map_exchange_mutex_;
+  std::unique_ptr<VolumeMap> map_ GUARDED_BY(map_exchange_mutex_);
   std::atomic<VolumeMap*> map_in_use_{nullptr};  // that; who reads it is among cell_users
 };
 

@@ -41,7 +41,7 @@ bool SpaceReclaimer::run(std::optional<std::chrono::milliseconds> budget) {
     } else if (!mutex_.try_lock()) {
       return false;
     }
-    const std::lock_guard guard(mutex_, std::adopt_lock);
+    const Lock guard(mutex_, std::adopt_lock);
     if (!budget && !failed) retry_punches_at_ = {};
     has_more = run_until(Clock::now() + budget.value_or(kSlice), failed);
   } while (!budget && has_more && !volume_.environment.stop.stop_requested());
@@ -49,7 +49,7 @@ bool SpaceReclaimer::run(std::optional<std::chrono::milliseconds> budget) {
   return has_more;
 }
 
-// With mutex_ held. `failed` is the first error of a file that could not be punched.
+// `failed` is the first error of a file that could not be punched.
 bool SpaceReclaimer::run_until(Clock::time_point deadline, std::exception_ptr& failed) {
   // Before a version may be taken out.
   if (!sweep(deadline)) return true;
@@ -72,10 +72,10 @@ bool SpaceReclaimer::run_until(Clock::time_point deadline, std::exception_ptr& f
 
 void SpaceReclaimer::help() {
   if (map_.free_ranges_waiting() < kRangesWaitingMax) return;
-  if (const std::unique_lock guard(mutex_, std::try_to_lock); guard) {
-    std::exception_ptr failed;  // which is no business of the guest's
-    punch_some(Clock::now() + kHelpMax, failed);
-  }
+  if (!mutex_.try_lock()) return;
+  const Lock guard(mutex_, std::adopt_lock);
+  std::exception_ptr failed;  // which is no business of the guest's
+  punch_some(Clock::now() + kHelpMax, failed);
 }
 
 // False when it has not come to the end.

@@ -8,11 +8,11 @@
 
 #include <chrono>
 #include <exception>
-#include <mutex>
 #include <optional>
 #include <span>
 #include <vector>
 
+#include "base/mutex.h"
 #include "volume/open_volume.h"
 
 namespace tplstore {
@@ -28,26 +28,35 @@ class SpaceReclaimer {
   bool run(std::optional<std::chrono::milliseconds> budget = {});
   // For writers, when they replace cells faster than these are given back.
   void help();
-  // Nothing is given back as long as this is held.
-  [[nodiscard]] std::unique_lock<std::mutex> stop() { return std::unique_lock(mutex_); }
+  // Nothing is given back as long as this is there.
+  class SCOPED_CAPABILITY Stop {
+   public:
+    explicit Stop(SpaceReclaimer& space) ACQUIRE(space.mutex_) : lock_(space.mutex_) {}
+    ~Stop() RELEASE() {}
+
+   private:
+    const Lock<Mutex> lock_;
+  };
 
  private:
   using Clock = std::chrono::steady_clock;
   enum class Punched { kNothing, kNotYet, kSome };
 
-  bool run_until(Clock::time_point deadline, std::exception_ptr& failed);
-  bool sweep(Clock::time_point deadline);
+  bool run_until(Clock::time_point deadline, std::exception_ptr& failed) REQUIRES(mutex_);
+  bool sweep(Clock::time_point deadline) REQUIRES(mutex_);
   void sweep_region(uint32_t version, Object& file, uint64_t region);
-  Punched punch_some(Clock::time_point deadline, std::exception_ptr& failed);
+  Punched punch_some(Clock::time_point deadline, std::exception_ptr& failed) REQUIRES(mutex_);
   void punch_file(uint32_t version, std::span<const FreeRange> ranges);
 
   OpenVolume& volume_;
   VolumeMap& map_;
 
-  std::mutex mutex_;                      // one thread gives back space; guards all below
-  std::vector<uint32_t> unswept_;         // versions that are still to be swept
-  uint64_t swept_bytes_ = 0;              // of the last one of these
-  Clock::time_point retry_punches_at_{};  // of files that could not be punched
+  Mutex mutex_;  // one thread gives back space
+  // Versions that are still to be swept, and how far the last one of these is.
+  std::vector<uint32_t> unswept_ GUARDED_BY(mutex_);
+  uint64_t swept_bytes_ GUARDED_BY(mutex_) = 0;
+  // Files that could not be punched.
+  Clock::time_point retry_punches_at_ GUARDED_BY(mutex_){};
 };
 
 }  // namespace tplstore

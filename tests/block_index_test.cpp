@@ -67,8 +67,9 @@ TEST_CASE("loading indexes every segment of the store but the damaged") {
   MemoryBackend backend;
   make_template(backend, "a", {1, 2, 3, 4, 5}, 5 * kBlockBytes, 2);
   make_template(backend, "b", {9}, kBlockBytes);
+  BlockSource blocks(backend);
   BlockIndex index;
-  CHECK(index.load(backend) == 0);
+  CHECK(index.load(backend, blocks) == 0);
   CHECK(index.segment_count() == 4);
   CHECK(index.block_count() == 6);
   for (const uint64_t number : {1, 2, 3, 4, 5, 9}) {
@@ -84,18 +85,19 @@ TEST_CASE("loading indexes every segment of the store but the damaged") {
       backend.open(segment_path(list_segments(backend)[0]), Access::kWrite, Purpose::kData);
   object->write(object->size_bytes() - 1, as_bytes("x"));
   BlockIndex again;
-  CHECK(again.load(backend) == 1);
+  CHECK(again.load(backend, blocks) == 1);
   CHECK(again.segment_count() == 3);
 }
 
 TEST_CASE("a match needs equal bytes, not just an equal hash") {
   MemoryBackend backend;
   make_template(backend, "a", {1, 2}, 2 * kBlockBytes);
+  BlockSource blocks(backend);
   BlockIndex index;
-  index.load(backend);
+  index.load(backend, blocks);
   const ByteVector other = block_of(3), same = block_of(2);
   index.insert(hash_of(other), {0, 0});  // as if 1 and 3 collided
-  BlockMatcher matcher(backend, index);
+  BlockMatcher matcher(blocks, index);
   std::vector<BlockMatcher::Wanted> batch = {wanted(other), wanted(same)};
   matcher.match(batch, std::nullopt, index.segment_count());
   CHECK_FALSE(batch[0].match);
@@ -106,14 +108,15 @@ TEST_CASE("a match needs equal bytes, not just an equal hash") {
 TEST_CASE("behind a colliding place the right one is still found") {
   MemoryBackend backend;
   make_template(backend, "a", {1, 2, 3}, 3 * kBlockBytes);
+  BlockSource blocks(backend);
   BlockIndex index;
-  index.load(backend);
+  index.load(backend, blocks);
   const ByteVector block = block_of(3);
   const Hash128 hash = hash_of(block);
   BlockIndex colliding;
-  colliding.load(backend);
+  colliding.load(backend, blocks);
   colliding.insert(hash, {0, 0});
-  BlockMatcher matcher(backend, colliding);
+  BlockMatcher matcher(blocks, colliding);
   // The colliding place continues the previous block, so it is tried first.
   std::vector<BlockMatcher::Wanted> batch = {wanted(block)};
   matcher.match(batch, BlockLocation{0, UINT32_MAX}, 1);
@@ -125,11 +128,12 @@ TEST_CASE("of equal places the one that continues the previous block is taken") 
   MemoryBackend backend;
   make_template(backend, "a", {5, 6}, 2 * kBlockBytes);
   make_template(backend, "b", {7, 5, 6}, 3 * kBlockBytes);
+  BlockSource blocks(backend);
   BlockIndex index;
-  index.load(backend);
+  index.load(backend, blocks);
   const auto places = index.find(hash_of(block_of(6)));
   REQUIRE(places.count == 2);
-  BlockMatcher matcher(backend, index);
+  BlockMatcher matcher(blocks, index);
   const ByteVector five = block_of(5), six = block_of(6);
   for (const BlockLocation& place : places.all()) {
     // Behind block 5 of each of the two.
@@ -153,10 +157,11 @@ TEST_CASE("blocks that really collide are told apart") {
   make_store(backend);
   SegmentBuilder builder(kTestSecret);
   builder.add(first, hash_of(first));
-  builder.publish(backend);
+  publish_segment(builder, backend);
+  BlockSource blocks(backend);
   BlockIndex index;
-  index.load(backend);
-  BlockMatcher matcher(backend, index);
+  index.load(backend, blocks);
+  BlockMatcher matcher(blocks, index);
   std::vector<BlockMatcher::Wanted> batch = {wanted(second), wanted(first)};
   matcher.match(batch, std::nullopt, 1);
   CHECK_FALSE(batch[0].match);
@@ -166,10 +171,11 @@ TEST_CASE("blocks that really collide are told apart") {
 TEST_CASE("a place that cannot be read is not a match") {
   MemoryBackend backend;
   make_template(backend, "a", {1}, kBlockBytes);
+  BlockSource blocks(backend);
   BlockIndex index;
-  index.load(backend);
+  index.load(backend, blocks);
   backend.remove(segment_path(list_segments(backend)[0]));
-  BlockMatcher matcher(backend, index);
+  BlockMatcher matcher(blocks, index);
   const ByteVector block = block_of(1);
   std::vector<BlockMatcher::Wanted> batch = {wanted(block)};
   matcher.match(batch, std::nullopt, 1);

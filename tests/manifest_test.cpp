@@ -191,7 +191,7 @@ TEST_CASE("the example of FORMAT.md is what is written") {
   SegmentBuilder builder(kTestSecret);
   const ByteVector block(kBlockBytes, std::byte{'A'});
   builder.add(block, hash_of(block));
-  const Hash128 name = builder.publish(backend);
+  const Hash128 name = publish_segment(builder, backend);
   CHECK(name.hex() == "46399eb98bd3bb9b609aaac693a256fa");
   const ByteVector segment = backend.content(segment_path(name));
   uint64_t sum = 0;

@@ -128,6 +128,11 @@ inline std::shared_ptr<TemplateImage> open_image(Backend& backend, const std::st
   return TemplateImage::open(backend, blocks, name);
 }
 
+inline Hash128 publish_segment(SegmentBuilder& builder, Backend& backend) {
+  BlockSource blocks(backend);
+  return builder.publish(backend, blocks);
+}
+
 // The identity of a store, of any format; false when there is one.
 inline bool put_identity(Backend& backend, const HashSecret& secret,
                          uint32_t format = kStoreFormat) {
@@ -167,7 +172,7 @@ inline void make_template(Backend& backend, const std::string& name,
   uint32_t segment = 0;
   const auto publish = [&] {
     const uint32_t block_count = builder.block_count();
-    manifest.segments.push_back({builder.publish(backend), block_count, 0});
+    manifest.segments.push_back({publish_segment(builder, backend), block_count, 0});
     ++segment;
   };
   for (uint64_t i = 0; i < numbers.size(); ++i) {

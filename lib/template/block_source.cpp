@@ -25,10 +25,6 @@ Object& BlockSource::Segment::open() {
   return *opened_;
 }
 
-std::vector<uint32_t> BlockSource::Segment::find_damaged_blocks(const HashSecret& secret) {
-  return tplstore::find_damaged_blocks(open(), name_, secret);
-}
-
 bool BlockSource::Segment::is_missing() {
   try {
     origin_.open(segment_path(name_), Access::kRead, Purpose::kData);

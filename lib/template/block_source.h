@@ -33,6 +33,7 @@ class BlockSource {
 
   explicit BlockSource(Backend& origin) : origin_(origin) {}
 
+  // 0 blocks: as many as it has.
   std::shared_ptr<Segment> hold(const Hash128& name, uint32_t block_count);
 
  private:
@@ -62,8 +63,10 @@ class BlockSource::Segment {
     plan_read(offset, into, plan);
     plan.run();
   }
-  // Blocks whose bytes do not have the hash in the segment's table; EIO when that is damaged.
-  std::vector<uint32_t> find_damaged_blocks(const HashSecret& secret);
+  // See template/segment.h.
+  std::vector<Hash128> read_table(const HashSecret& secret) {
+    return read_segment_table(open(), name_, secret);
+  }
   bool is_missing();
 
  private:

@@ -3,13 +3,15 @@
 
 #include <algorithm>
 
+#include "template/block_source.h"
+
 namespace tplstore {
 namespace {
 
 constexpr std::string_view kRepairSegment =
     "restore this object from a backup or remove the templates that use it and import them again";
 
-// One piece of a segment as it is read for checking: few reads, little memory.
+// One piece of a segment as it is read for comparing: few reads, little memory.
 constexpr uint64_t kPieceBytes = uint64_t{1} << 20;
 
 uint64_t trailer_checksum(const SegmentTrailer& trailer) {
@@ -18,15 +20,14 @@ uint64_t trailer_checksum(const SegmentTrailer& trailer) {
 
 Bytes table_bytes(const std::vector<Hash128>& table) { return std::as_bytes(std::span(table)); }
 
-// Whether the object under `name` has exactly these bytes.
-bool has_content(Backend& backend, const std::string& name, Bytes expected) {
-  const auto object = backend.open(name, Access::kRead, Purpose::kData);
-  if (object->size_bytes() != expected.size()) return false;
+// Whether the segment `name` is there with exactly these bytes.
+bool has_content(BlockSource& blocks, const Hash128& name, uint32_t block_count, Bytes expected) {
+  const auto segment = blocks.hold(name, block_count);
   ByteVector buffer(kPieceBytes);
   for (uint64_t offset = 0; offset < expected.size(); offset += kPieceBytes) {
     const Bytes piece = expected.subspan(offset, std::min(kPieceBytes, expected.size() - offset));
     const MutableBytes into = MutableBytes(buffer).first(piece.size());
-    object->read(offset, into);
+    segment->read(offset, into);
     if (std::memcmp(piece.data(), into.data(), piece.size()) != 0) return false;
   }
   return true;
@@ -91,7 +92,7 @@ Hash128 SegmentBuilder::name() const {
   return content_hash(table_bytes(hashes_), secret_);
 }
 
-Hash128 SegmentBuilder::publish(Backend& backend) {
+Hash128 SegmentBuilder::publish(Backend& backend, BlockSource& blocks) {
   SegmentTrailer trailer{};
   trailer.magic = kSegmentMagic;
   trailer.format = kSegmentFormat;
@@ -110,7 +111,7 @@ Hash128 SegmentBuilder::publish(Backend& backend) {
   const std::string path = segment_path(trailer.table_hash);
   try {
     if (!backend.put_new(path, content_)) {
-      if (!has_content(backend, path, content_))
+      if (!has_content(blocks, trailer.table_hash, trailer.block_count, content_))
         fail(EIO, path,
              "exists with other bytes than those that would get this name: it is damaged, or two "
              "contents have the same hash; run 'tplstore template verify', and if it is damaged {}",
@@ -171,27 +172,19 @@ std::unique_ptr<Object> open_segment(Backend& backend, const Hash128& name, uint
     fail(EIO, path, "a template needs this segment and it is missing; {}", kRepairSegment);
   }
   const uint64_t size = segment->size_bytes();
-  if (size != segment_object_bytes(block_count))
+  if (block_count != 0 && size != segment_object_bytes(block_count))
     fail(EIO, path, "damaged: has {} bytes instead of {}; {}", size,
          segment_object_bytes(block_count), kRepairSegment);
   return segment;
 }
 
-std::vector<uint32_t> find_damaged_blocks(Object& segment, const Hash128& name,
+std::vector<uint32_t> find_damaged_blocks(Bytes blocks, uint32_t first,
+                                          const std::vector<Hash128>& table,
                                           const HashSecret& secret) {
-  const std::vector<Hash128> table = read_segment_table(segment, name, secret);
-  constexpr uint64_t kPieceBlocks = kPieceBytes / kBlockBytes;
   std::vector<uint32_t> damaged;
-  ByteVector buffer(kPieceBytes);
-  for (uint64_t first = 0; first < table.size(); first += kPieceBlocks) {
-    const uint64_t count = std::min(kPieceBlocks, table.size() - first);
-    segment.read(first * kBlockBytes, MutableBytes(buffer).first(count * kBlockBytes));
-    for (uint64_t i = 0; i < count; ++i) {
-      const Bytes block = Bytes(buffer).subspan(i * kBlockBytes, kBlockBytes);
-      if (content_hash(block, secret) != table[first + i])
-        damaged.push_back(static_cast<uint32_t>(first + i));
-    }
-  }
+  for (uint32_t block = first; !blocks.empty(); ++block, blocks = blocks.subspan(kBlockBytes))
+    if (content_hash(blocks.first(kBlockBytes), secret) != table.at(block))
+      damaged.push_back(block);
   return damaged;
 }
 

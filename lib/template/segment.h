@@ -59,6 +59,8 @@ std::string segment_path(const Hash128& name);
 // Names of all objects in the store that are called like segments, in ascending order.
 std::vector<Hash128> list_segments(Backend& backend);
 
+class BlockSource;
+
 // Collects blocks in the order in which they will stand in the segment.
 class SegmentBuilder {
  public:
@@ -76,7 +78,7 @@ class SegmentBuilder {
   Hash128 name() const;
   // Publishes what was collected, durably, and is empty afterwards. When the name exists with the
   // same bytes, that one serves; EIO when its bytes differ.
-  Hash128 publish(Backend& backend);
+  Hash128 publish(Backend& backend, BlockSource& blocks);
 
  private:
   const HashSecret secret_;
@@ -88,12 +90,13 @@ class SegmentBuilder {
 std::vector<Hash128> read_segment_table(Object& segment, const Hash128& name,
                                         const HashSecret& secret);
 
-// Opens a segment that has `block_count` blocks. EIO when it is missing or not of that size; does
-// not read it.
+// Opens a segment that has `block_count` blocks; 0 when nobody knows. EIO when it is missing or not
+// of that size; does not read it.
 std::unique_ptr<Object> open_segment(Backend& backend, const Hash128& name, uint32_t block_count);
 
-// Blocks whose bytes do not have the hash in the table; throws as read_segment_table does.
-std::vector<uint32_t> find_damaged_blocks(Object& segment, const Hash128& name,
+// Those of the blocks of a segment, from `first` on, that do not have their hash in its table.
+std::vector<uint32_t> find_damaged_blocks(Bytes blocks, uint32_t first,
+                                          const std::vector<Hash128>& table,
                                           const HashSecret& secret);
 
 }  // namespace tplstore

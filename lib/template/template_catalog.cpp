@@ -2,6 +2,7 @@
 #include "template/template_catalog.h"
 
 #include <algorithm>
+#include <bitset>
 #include <map>
 #include <set>
 
@@ -187,23 +188,116 @@ TemplateInfo show_template(Backend& backend, const std::string& name) {
 
 namespace {
 
-using SegmentHolds = std::vector<std::shared_ptr<BlockSource::Segment>>;
-
-ContentId find_content_id(const Manifest& manifest, const SegmentHolds& segments,
-                          const std::function<void(uint64_t hashed_bytes)>& progress) {
-  ContentIdHasher hasher(manifest.size_bytes);
-  ByteVector buffer(kSegmentBlocksMax * uint64_t{kBlockBytes});
-  uint64_t hashed_bytes = 0;
-  for (const TemplateRun& run : manifest.runs) {
-    const uint64_t offset = run.block * kBlockBytes;
-    const MutableBytes into = MutableBytes(buffer).first(
-        std::min(run.count * uint64_t{kBlockBytes}, manifest.size_bytes - offset));
-    segments[run.segment]->read(run.segment_block * uint64_t{kBlockBytes}, into);
-    hasher.add(offset, into);
-    progress(hashed_bytes += run.count * uint64_t{kBlockBytes});
+// Compares all blocks of a template's segments with their hashes. Those that are the disk come
+// first, in its order, so that its content id is made of the same read.
+class Verification {
+ public:
+  Verification(Backend& backend, const Manifest& manifest,
+               const std::function<void(uint64_t, uint64_t)>& progress)
+      : manifest_(manifest),
+        progress_(progress),
+        secret_(load_identity(backend).secret),
+        blocks_(backend),
+        checks_(manifest.segments.size()),
+        total_bytes_(manifest.data_bytes()),
+        buffer_(kSegmentBlocksMax * uint64_t{kBlockBytes}) {
+    for (const TemplateRun& run : manifest.runs)
+      for (uint32_t i = 0; i < run.count; ++i)
+        checks_[run.segment].is_of_disk.set(run.segment_block + i);
+    for (size_t i = 0; i < checks_.size(); ++i) {
+      const ManifestSegment& segment = manifest.segments[i];
+      checks_[i].segment = blocks_.hold(segment.name, segment.block_count);
+      total_bytes_ += (segment.block_count - checks_[i].is_of_disk.count()) * kBlockBytes;
+    }
   }
-  return hasher.finish();
-}
+
+  VerifyReport run() {
+    ContentIdHasher content_id(manifest_.size_bytes);
+    for (const TemplateRun& run : manifest_.runs) {
+      const Bytes blocks = check(run.segment, run.segment_block, run.count);
+      const uint64_t offset = run.block * kBlockBytes;
+      if (is_sound_)
+        content_id.add(offset,
+                       blocks.first(std::min(blocks.size(), manifest_.size_bytes - offset)));
+    }
+    for (uint32_t i = 0; i < checks_.size(); ++i) {
+      const auto& is_of_disk = checks_[i].is_of_disk;
+      for (uint32_t end, first = 0; first < manifest_.segments[i].block_count; first = end) {
+        for (end = first + 1; end < manifest_.segments[i].block_count; ++end)
+          if (is_of_disk[end] != is_of_disk[first]) break;
+        if (!is_of_disk[first]) check(i, first, end - first);
+      }
+    }
+    VerifyReport report;
+    report.segments = checks_.size();
+    for (size_t i = 0; i < checks_.size(); ++i) add(report, manifest_.segments[i], checks_[i]);
+    report.has_content_id = is_sound_ && content_id.finish() == manifest_.content_id;
+    return report;
+  }
+
+ private:
+  struct Check {
+    std::shared_ptr<BlockSource::Segment> segment;
+    std::bitset<kSegmentBlocksMax> is_of_disk;
+    std::set<uint32_t> damaged;
+    std::string unreadable;  // why
+  };
+  static constexpr size_t kTablesMax = 64;
+
+  // The blocks, and notes those that do not have their hash.
+  Bytes check(uint32_t segment, uint32_t first, uint32_t count) {
+    Check& check = checks_[segment];
+    const MutableBytes into = MutableBytes(buffer_).first(count * uint64_t{kBlockBytes});
+    if (check.unreadable.empty()) {
+      try {
+        check.segment->read(first * uint64_t{kBlockBytes}, into);
+        for (const uint32_t block : find_damaged_blocks(into, first, table_of(segment), secret_))
+          check.damaged.insert(block);
+      } catch (const Error& error) {
+        check.unreadable = error.what();
+      }
+    }
+    is_sound_ = is_sound_ && check.damaged.empty() && check.unreadable.empty();
+    done_bytes_ += into.size();
+    if (progress_) progress_(done_bytes_, total_bytes_);
+    return into;
+  }
+
+  const std::vector<Hash128>& table_of(uint32_t segment) {
+    if (tables_.size() == kTablesMax && !tables_.contains(segment)) tables_.clear();
+    const auto [table, is_new] = tables_.try_emplace(segment);
+    if (is_new) table->second = checks_[segment].segment->read_table(secret_);
+    return table->second;
+  }
+
+  static void add(VerifyReport& report, const ManifestSegment& segment, const Check& check) {
+    const std::string path = segment_path(segment.name);
+    SegmentDamage damage;
+    damage.segment = segment.name;
+    if (!check.unreadable.empty()) {
+      damage.is_missing = check.segment->is_missing();
+      damage.problem = damage.is_missing ? fmt::format("{}: missing", path) : check.unreadable;
+    } else {
+      report.blocks += segment.block_count;
+      damage.blocks.assign(check.damaged.begin(), check.damaged.end());
+      if (!damage.blocks.empty())
+        damage.problem = fmt::format("{}: damaged: {} of {} blocks do not have their hash", path,
+                                     damage.blocks.size(), segment.block_count);
+    }
+    if (!damage.problem.empty()) report.damage.push_back(std::move(damage));
+  }
+
+  const Manifest& manifest_;
+  const std::function<void(uint64_t, uint64_t)>& progress_;
+  const HashSecret secret_;
+  BlockSource blocks_;
+  std::vector<Check> checks_;  // of the manifest's segments
+  uint64_t total_bytes_;
+  uint64_t done_bytes_ = 0;
+  bool is_sound_ = true;
+  ByteVector buffer_;
+  std::map<uint32_t, std::vector<Hash128>> tables_;
+};
 
 }  // namespace
 
@@ -224,42 +318,7 @@ VerifyReport verify_template(
   const auto manifest = load_manifest(backend, name);
   if (!manifest) fail(ENOENT, name, "this template was just removed");
 
-  const HashSecret secret = load_identity(backend).secret;
-  uint64_t total_bytes = manifest->data_bytes();
-  for (const auto& segment : manifest->segments)
-    total_bytes += uint64_t{segment.block_count} * kBlockBytes;
-  BlockSource blocks(backend);
-  SegmentHolds segments;
-  VerifyReport report;
-  uint64_t done_bytes = 0;
-  for (const ManifestSegment& segment : manifest->segments) {
-    const auto& held = segments.emplace_back(blocks.hold(segment.name, segment.block_count));
-    SegmentDamage damage;
-    damage.segment = segment.name;
-    try {
-      damage.blocks = held->find_damaged_blocks(secret);
-      report.blocks += segment.block_count;
-      if (!damage.blocks.empty())
-        damage.problem =
-            fmt::format("{}: damaged: {} of {} blocks do not have their hash",
-                        segment_path(segment.name), damage.blocks.size(), segment.block_count);
-    } catch (const Error& error) {
-      damage.is_missing = held->is_missing();
-      damage.problem =
-          damage.is_missing ? fmt::format("{}: missing", segment_path(segment.name)) : error.what();
-    }
-    ++report.segments;
-    if (!damage.problem.empty()) report.damage.push_back(std::move(damage));
-    done_bytes += uint64_t{segment.block_count} * kBlockBytes;
-    if (progress) progress(done_bytes, total_bytes);
-  }
-  if (report.damage.empty()) {
-    const ContentId found = find_content_id(*manifest, segments, [&](uint64_t hashed_bytes) {
-      if (progress) progress(done_bytes + hashed_bytes, total_bytes);
-    });
-    report.has_content_id = found == manifest->content_id;
-  }
-  return report;
+  return Verification(backend, *manifest, progress).run();
 }
 
 GcResult remove_template(Backend& backend, const std::string& name,

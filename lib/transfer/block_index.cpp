@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "template/block_source.h"
 #include "template/store_identity.h"
 
 namespace tplstore {
@@ -20,7 +21,7 @@ constexpr uint64_t capacity_for(uint64_t block_count) {
 
 }  // namespace
 
-uint64_t BlockIndex::load(Backend& backend) {
+uint64_t BlockIndex::load(Backend& backend, BlockSource& blocks) {
   const HashSecret secret = load_identity(backend).secret;
   const std::vector<Hash128> names = list_segments(backend);
   reserve(used_ + names.size() * kSegmentBlocksMax);
@@ -28,8 +29,7 @@ uint64_t BlockIndex::load(Backend& backend) {
   for (const Hash128& name : names) {
     std::vector<Hash128> table;
     try {
-      const auto object = backend.open(segment_path(name), Access::kRead, Purpose::kData);
-      table = read_segment_table(*object, name, secret);
+      table = blocks.hold(name, 0)->read_table(secret);
     } catch (const Error&) {
       ++unreadable;
       continue;

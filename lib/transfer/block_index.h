@@ -40,7 +40,7 @@ class BlockIndex {
 
   // Indexes all segments of the store. Segments whose table cannot be read are left out: their
   // blocks are stored again. How many those are.
-  uint64_t load(Backend& backend);
+  uint64_t load(Backend& backend, BlockSource& blocks);
 
   // Makes room for so many blocks without growing.
   void reserve(uint64_t block_count);

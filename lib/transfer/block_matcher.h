@@ -19,7 +19,7 @@ namespace tplstore {
 
 class BlockMatcher {
  public:
-  BlockMatcher(Backend& backend, const BlockIndex& index) : blocks_(backend), index_(index) {}
+  BlockMatcher(BlockSource& blocks, const BlockIndex& index) : blocks_(blocks), index_(index) {}
 
   struct Wanted {
     Hash128 hash;
@@ -42,7 +42,7 @@ class BlockMatcher {
   bool plan_read(BlockLocation location, MutableBytes into, ReadPlan& plan);
   void compare(std::span<Wanted> wanted, std::vector<Comparison>& comparisons);
 
-  BlockSource blocks_;
+  BlockSource& blocks_;
   const BlockIndex& index_;
   std::vector<std::shared_ptr<BlockSource::Segment>> held_;  // by number
   std::vector<Comparison> comparisons_;

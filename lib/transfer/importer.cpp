@@ -30,7 +30,8 @@ class Import {
         name_(name),
         options_(options),
         identity_(load_identity(backend)),
-        matcher_(backend, index_),
+        blocks_(backend),
+        matcher_(blocks_, index_),
         builder_(identity_.secret) {
     check_name("template", name_);
     gc_lock_ = backend_.try_lock("gc.lock", LockMode::kShared);
@@ -44,7 +45,7 @@ class Import {
     journal_.emplace(backend_, name_, source_->size_bytes());
     // Another import of this name may have ended between our first look and our lock.
     refuse_taken_name();
-    result_.unreadable_segments = index_.load(backend_);
+    result_.unreadable_segments = index_.load(backend_, blocks_);
     building_ = index_.add_segment({}, 0);
 
     manifest_.name = name_;
@@ -175,7 +176,7 @@ class Import {
     const Hash128 name = builder_.name();
     journal_->add(name);
     journal_->commit();
-    builder_.publish(backend_);
+    builder_.publish(backend_, blocks_);
     index_.set_segment(building_, name, block_count);
     ManifestSegment& entry = manifest_.segments[reference(building_)];
     entry.name = name;
@@ -201,6 +202,7 @@ class Import {
   std::unique_ptr<ImageSource> source_;
   std::optional<ImportJournal> journal_;
 
+  BlockSource blocks_;
   BlockIndex index_;
   BlockMatcher matcher_;
   SegmentBuilder builder_;

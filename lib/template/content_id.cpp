@@ -4,14 +4,11 @@
 #include <openssl/evp.h>
 
 #include <algorithm>
-#include <optional>
+#include <thread>
 
 namespace tplstore {
-namespace {
 
-constexpr unsigned kThreadsMax = 4;
-
-class Sha256 {
+class ContentIdHasher::Sha256 {
  public:
   Sha256() : context_(EVP_MD_CTX_new()) {
     check(context_ != nullptr && EVP_DigestInit_ex(context_, EVP_sha256(), nullptr) == 1);
@@ -21,8 +18,8 @@ class Sha256 {
   Sha256& operator=(const Sha256&) = delete;
 
   void add(Bytes bytes) { check(EVP_DigestUpdate(context_, bytes.data(), bytes.size()) == 1); }
-  std::array<uint8_t, 32> finish() {
-    std::array<uint8_t, 32> digest;
+  Digest finish() {
+    Digest digest;
     check(EVP_DigestFinal_ex(context_, digest.data(), nullptr) == 1);
     return digest;
   }
@@ -34,82 +31,73 @@ class Sha256 {
   EVP_MD_CTX* context_;
 };
 
-std::array<uint8_t, 32> sha256(Bytes bytes) {
-  Sha256 hash;
-  hash.add(bytes);
-  return hash.finish();
-}
-
-const std::array<uint8_t, 32>& zero_piece_digest() {
-  static const std::array<uint8_t, 32> digest = sha256(ByteVector(kContentPieceBytes));
-  return digest;
-}
-
-}  // namespace
-
 std::string ContentId::hex() const {
   std::string text;
   for (const uint8_t byte : bytes) text += fmt::format("{:02x}", byte);
   return text;
 }
 
+ContentIdHasher::Digest ContentIdHasher::digest_of(Bytes bytes) {
+  Sha256 hash;
+  hash.add(bytes);
+  return hash.finish();
+}
+
 ContentIdHasher::ContentIdHasher(uint64_t disk_bytes)
-    : disk_bytes_(disk_bytes), zero_end_(sha256(ByteVector(disk_bytes % kContentPieceBytes))) {}
-
-ContentIdHasher::~ContentIdHasher() {
-  {
-    const Lock guard(mutex_);
-    waiting_.clear();
-  }
-  end_threads();
+    : disk_bytes_(disk_bytes),
+      zero_end_(digest_of(ByteVector(disk_bytes % kContentPieceBytes))),
+      whole_(std::make_unique<Sha256>()) {
+  whole_->add(bytes_of(disk_bytes_));
 }
 
-// They come to the end of what waits.
-void ContentIdHasher::end_threads() {
-  {
-    const Lock guard(mutex_);
-    ends_ = true;
-  }
-  changed_.notify_all();
-  for (std::thread& thread : threads_) thread.join();
-  threads_.clear();
-}
+// Waits for those that are being hashed.
+ContentIdHasher::~ContentIdHasher() = default;
 
 uint64_t ContentIdHasher::length_of(uint64_t piece) const {
   return std::min(kContentPieceBytes, disk_bytes_ - piece * kContentPieceBytes);
 }
 
 void ContentIdHasher::begin_piece(uint64_t number) {
-  Lock guard(mutex_);
-  // Two for each thread, so that none waits for the caller, and one for the caller.
-  const unsigned threads_max = std::clamp(std::thread::hardware_concurrency(), 1u, kThreadsMax);
-  while (free_.empty() && pieces_ > 2 * threads_max && !error_) changed_.wait(mutex_);
-  if (error_) std::rethrow_exception(error_);
-  if (free_.empty()) {
-    current_ = std::make_unique<Piece>();
-    current_->bytes.resize(kContentPieceBytes);
-    ++pieces_;
-  } else {
-    current_ = std::move(free_.back());
-    free_.pop_back();
-  }
+  constexpr unsigned kThreadsMax = 4;
+  static const unsigned threads = std::clamp(std::thread::hardware_concurrency(), 1u, kThreadsMax);
+  current_ = hashing_.size() < threads ? Piece() : take_hashed();
   current_->number = number;
   current_->filled = 0;
-  // One more as long as all that there are have work.
-  if (threads_.size() < threads_max && threads_.size() <= waiting_.size())
-    threads_.emplace_back([this] { run(); });
+  current_->bytes.resize(kContentPieceBytes);
 }
 
 void ContentIdHasher::end_piece() {
-  Piece& piece = *current_;
-  const uint64_t length = length_of(piece.number);
-  if (piece.filled < length)
-    std::memset(piece.bytes.data() + piece.filled, 0, length - piece.filled);
-  {
-    const Lock guard(mutex_);
-    waiting_.push_back(std::move(current_));
+  current_->bytes.resize(current_->filled);
+  current_->bytes.resize(length_of(current_->number));
+  hashing_.push_back(std::async(
+      std::launch::async,
+      [](Piece piece) {
+        piece.digest.reset();
+        if (!is_zero(piece.bytes)) piece.digest = digest_of(piece.bytes);
+        return piece;
+      },
+      std::move(*current_)));
+  current_.reset();
+}
+
+// The first of those that are being hashed, when it is.
+ContentIdHasher::Piece ContentIdHasher::take_hashed() {
+  Piece piece = hashing_.front().get();
+  hashing_.pop_front();
+  add_zero_pieces(piece.digest ? piece.number : piece.number + 1);
+  if (piece.digest) {
+    whole_->add(std::as_bytes(std::span(*piece.digest)));
+    ++whole_pieces_;
   }
-  changed_.notify_all();
+  return piece;
+}
+
+void ContentIdHasher::add_zero_pieces(uint64_t end) {
+  static const Digest zero_piece = digest_of(ByteVector(kContentPieceBytes));
+  for (; whole_pieces_ < end; ++whole_pieces_) {
+    const bool is_whole = length_of(whole_pieces_) == kContentPieceBytes;
+    whole_->add(std::as_bytes(std::span(is_whole ? zero_piece : zero_end_)));
+  }
 }
 
 void ContentIdHasher::add(uint64_t offset, Bytes data) {
@@ -130,52 +118,11 @@ void ContentIdHasher::add(uint64_t offset, Bytes data) {
   }
 }
 
-void ContentIdHasher::run() {
-  Lock guard(mutex_);
-  while (true) {
-    while (waiting_.empty() && !ends_) changed_.wait(mutex_);
-    if (waiting_.empty()) return;
-    std::unique_ptr<Piece> piece = std::move(waiting_.front());
-    waiting_.pop_front();
-    guard.unlock();
-    std::optional<Digest> digest;
-    std::exception_ptr error;
-    try {
-      const Bytes bytes = Bytes(piece->bytes).first(length_of(piece->number));
-      if (!is_zero(bytes)) digest = sha256(bytes);
-    } catch (...) {
-      error = std::current_exception();
-    }
-    guard.lock();
-    try {
-      if (digest) digests_.emplace_back(piece->number, *digest);
-      free_.push_back(std::move(piece));
-    } catch (...) {
-      error = std::current_exception();
-    }
-    if (error) error_ = error;
-    changed_.notify_all();
-  }
-}
-
 ContentId ContentIdHasher::finish() {
   if (current_) end_piece();
-  end_threads();
-  const Lock guard(mutex_);
-  if (error_) std::rethrow_exception(error_);
-  std::sort(digests_.begin(), digests_.end());
-
-  Sha256 all;
-  all.add(bytes_of(disk_bytes_));
-  const uint64_t count = (disk_bytes_ + kContentPieceBytes - 1) / kContentPieceBytes;
-  auto next = digests_.begin();
-  for (uint64_t number = 0; number < count; ++number) {
-    const Digest* digest =
-        length_of(number) == kContentPieceBytes ? &zero_piece_digest() : &zero_end_;
-    if (next != digests_.end() && next->first == number) digest = &(next++)->second;
-    all.add(std::as_bytes(std::span(*digest)));
-  }
-  return {all.finish()};
+  while (!hashing_.empty()) take_hashed();
+  add_zero_pieces((disk_bytes_ + kContentPieceBytes - 1) / kContentPieceBytes);
+  return {whole_->finish()};
 }
 
 }  // namespace tplstore

@@ -26,20 +26,16 @@ std::unique_ptr<Volume> Volume::open_for_writing(const VolumeEnvironment& enviro
   OpenVolume& open = volume->open_;
   open.lock = WriterLock::acquire(open.backend, open.folder, uuid, name, peer, environment.log);
   const uint64_t size_before = open.lock->header().true_size_bytes;
-  std::exception_ptr failure;
-  open.attempt("cannot be opened", [&] {
-    try {
-      open.open_template(open.lock->header());
-      volume->recover(Reserve::kDeletions);
-    } catch (...) {
-      failure = std::current_exception();
-      throw;
-    }
-  });
-  if (!failure) return volume;
-  open.attempt("its header says that it is in use, which the next opening corrects",
-               [&] { open.lock->restore(size_before); });
-  std::rethrow_exception(failure);
+  try {
+    open.open_template(open.lock->header());
+    volume->recover(Reserve::kDeletions);
+    return volume;
+  } catch (...) {
+    open.attempt("cannot be opened", [] { throw; });
+    open.attempt("its header says that it is in use, which the next opening corrects",
+                 [&] { open.lock->restore(size_before); });
+    throw;
+  }
 }
 
 void Volume::recover(Reserve draws_on) {

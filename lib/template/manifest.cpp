@@ -168,6 +168,25 @@ std::optional<Manifest> load_manifest(Backend& backend, const std::string& templ
   return manifest;
 }
 
+void fail_no_template(const std::string& template_name) {
+  fail(ENOENT, template_name, "no such template; 'tplstore template list' names those that exist");
+}
+
+HeldManifest hold_manifest(Backend& backend, const std::string& template_name) {
+  check_name("template", template_name);
+  std::unique_ptr<HeldLock> lock;
+  try {
+    lock = backend.try_lock(manifest_path(template_name), LockMode::kShared);
+  } catch (const Error& error) {
+    if (error.code() != ENOENT) throw;
+    fail_no_template(template_name);
+  }
+  if (!lock) fail(EBUSY, template_name, "this template is being removed");
+  auto manifest = load_manifest(backend, template_name);
+  if (!manifest) fail_no_template(template_name);
+  return {std::move(lock), std::move(*manifest)};
+}
+
 std::optional<Uuid> load_manifest_uuid(Backend& backend, const std::string& template_name) {
   try {
     const auto object =

@@ -17,6 +17,7 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -106,6 +107,14 @@ Manifest decode_manifest(Bytes bytes, const std::string& object);
 
 // Nothing when there is no such template. EIO when the manifest is another template's or store's.
 std::optional<Manifest> load_manifest(Backend& backend, const std::string& template_name);
+// The same, of a template that is not removed as long as the lock is held. ENOENT; EBUSY while it
+// is being removed.
+struct HeldManifest {
+  std::unique_ptr<HeldLock> lock;
+  Manifest manifest;
+};
+HeldManifest hold_manifest(Backend& backend, const std::string& template_name);
+[[noreturn]] void fail_no_template(const std::string& template_name);
 // The identity alone, without reading the rest; nothing when there is no such template.
 std::optional<Uuid> load_manifest_uuid(Backend& backend, const std::string& template_name);
 

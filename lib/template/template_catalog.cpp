@@ -183,7 +183,7 @@ TemplateInfo show_template(Backend& backend, const std::string& name) {
   for (TemplateInfo& info : list_templates(backend)) {
     if (info.name == name) return std::move(info);
   }
-  fail(ENOENT, name, "no such template; 'tplstore template list' names those that exist");
+  fail_no_template(name);
 }
 
 namespace {
@@ -304,21 +304,8 @@ class Verification {
 VerifyReport verify_template(
     Backend& backend, const std::string& name,
     const std::function<void(uint64_t done_bytes, uint64_t total_bytes)>& progress) {
-  check_name("template", name);
-  // Keeps the template from being removed meanwhile, and says when there is none.
-  const auto image_lock = [&]() -> std::unique_ptr<HeldLock> {
-    try {
-      return backend.try_lock(manifest_path(name), LockMode::kShared);
-    } catch (const Error& error) {
-      if (error.code() != ENOENT) throw;
-      fail(ENOENT, name, "no such template; 'tplstore template list' names those that exist");
-    }
-  }();
-  if (!image_lock) fail(EBUSY, name, "this template is being removed");
-  const auto manifest = load_manifest(backend, name);
-  if (!manifest) fail(ENOENT, name, "this template was just removed");
-
-  return Verification(backend, *manifest, progress).run();
+  const HeldManifest held = hold_manifest(backend, name);
+  return Verification(backend, held.manifest, progress).run();
 }
 
 GcResult remove_template(Backend& backend, const std::string& name,
@@ -346,8 +333,7 @@ GcResult remove_template(Backend& backend, const std::string& name,
     backend.remove(manifest_path(name));
     backend.sync_folder("templates");
   }
-  if (!has_manifest && !has_journal)
-    fail(ENOENT, name, "no such template; 'tplstore template list' names those that exist");
+  if (!has_manifest && !has_journal) fail_no_template(name);
   try {
     return collect(backend);
   } catch (const Error& error) {

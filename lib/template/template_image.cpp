@@ -3,48 +3,17 @@
 
 #include <algorithm>
 
-#include "base/names.h"
-#include "template/segment.h"
-
 namespace tplstore {
 
-std::shared_ptr<TemplateImage> TemplateImage::open(Backend& backend, BlockSource& blocks,
-                                                   const std::string& name) {
-  check_name("template", name);
-  const auto absent = [&]() {
-    fail(ENOENT, name, "no such template; 'tplstore template list' names those that exist");
-  };
-  // The lock is on whatever object had the name at that moment. The same identity before and
-  // after says that it was the object we read, and not one that was just being replaced.
-  const auto uuid_before = load_manifest_uuid(backend, name);
-  if (!uuid_before) absent();
-  std::unique_ptr<HeldLock> lock;
-  try {
-    lock = backend.try_lock(manifest_path(name), LockMode::kShared);
-  } catch (const Error& error) {
-    if (error.code() != ENOENT) throw;
-    absent();
-  }
-  if (!lock) fail(EBUSY, name, "this template is being removed");
-  auto manifest = load_manifest(backend, name);
-  if (!manifest) absent();
-  if (manifest->uuid != *uuid_before)
-    fail(EBUSY, name, "this template is being replaced; try again");
-  return std::shared_ptr<TemplateImage>(
-      new TemplateImage(blocks, name, std::move(*manifest), std::move(lock)));
-}
-
-TemplateImage::TemplateImage(BlockSource& blocks, std::string name, Manifest manifest,
-                             std::unique_ptr<HeldLock> lock)
-    : name_(std::move(name)), manifest_(std::move(manifest)), lock_(std::move(lock)) {
-  segments_.reserve(manifest_.segments.size());
+TemplateImage::TemplateImage(BlockSource& blocks, HeldManifest held) : held_(std::move(held)) {
   for (const ManifestSegment& segment : manifest_.segments)
     segments_.push_back(blocks.hold(segment.name, segment.block_count));
 }
 
-const std::string& TemplateImage::name() const { return name_; }
-const Uuid& TemplateImage::uuid() const { return manifest_.uuid; }
-uint64_t TemplateImage::size_bytes() const { return manifest_.size_bytes; }
+std::shared_ptr<TemplateImage> TemplateImage::open(Backend& backend, BlockSource& blocks,
+                                                   const std::string& name) {
+  return std::shared_ptr<TemplateImage>(new TemplateImage(blocks, hold_manifest(backend, name)));
+}
 
 std::vector<TemplateRun>::const_iterator TemplateImage::find_run(uint64_t block) const {
   return std::upper_bound(manifest_.runs.begin(), manifest_.runs.end(), block,

@@ -28,9 +28,9 @@ class TemplateImage {
   static std::shared_ptr<TemplateImage> open(Backend& backend, BlockSource& blocks,
                                              const std::string& name);
 
-  const std::string& name() const;
-  const Uuid& uuid() const;
-  uint64_t size_bytes() const;
+  const std::string& name() const { return manifest_.name; }
+  const Uuid& uuid() const { return manifest_.uuid; }
+  uint64_t size_bytes() const { return manifest_.size_bytes; }
 
   // For [offset, offset + into.size()), any alignment: zero-fills what is a hole or lies past the
   // end, and has the block source plan the rest.
@@ -46,15 +46,13 @@ class TemplateImage {
   Run run_at(uint64_t block, uint64_t count) const;
 
  private:
-  TemplateImage(BlockSource& blocks, std::string name, Manifest manifest,
-                std::unique_ptr<HeldLock> lock);
+  TemplateImage(BlockSource& blocks, HeldManifest held);
 
   // The run that has `block`, or else the first one behind it, or runs.end().
   std::vector<TemplateRun>::const_iterator find_run(uint64_t block) const;
 
-  const std::string name_;
-  const Manifest manifest_;
-  const std::unique_ptr<HeldLock> lock_;
+  const HeldManifest held_;
+  const Manifest& manifest_ = held_.manifest;
   std::vector<std::shared_ptr<BlockSource::Segment>> segments_;  // the manifest's
 };
 

@@ -156,13 +156,6 @@ void DataFiles::remove_prepared() {
     backend_.remove(own_name(prepared_));
 }
 
-void DataFiles::grow(uint32_t version, uint64_t disk_bytes) {
-  const SharedLock guard(mutex_);
-  DataFile& file = *files_.at(version);
-  file.object->grow(round_up(disk_bytes, kBlockBytes));
-  file.note_write();
-}
-
 void DataFiles::sync_written() {
   std::vector<std::shared_ptr<DataFile>> files;
   {

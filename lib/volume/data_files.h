@@ -36,6 +36,10 @@ struct DataFile {
     object->write(offset, from);
     note_write();
   }
+  void grow(uint64_t disk_bytes) {
+    object->grow(round_up(disk_bytes, kBlockBytes));
+    note_write();
+  }
   void note_write() { is_dirty.store(true, std::memory_order_release); }
 };
 
@@ -86,7 +90,6 @@ class DataFiles {
   void sync_holes(const std::function<void(Object& file)>& sync);
   // Removes the file that was made ahead, at a clean close.
   void remove_prepared();
-  void grow(uint32_t version, uint64_t disk_bytes);  // of a file that is open for writing
   void sync_written();
 
   // Own copies of ancestors' files, which take their places at the end. Until then the volume reads

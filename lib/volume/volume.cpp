@@ -111,7 +111,7 @@ void Volume::resize(uint64_t size_bytes) {
   if (size_bytes <= this->size_bytes())
     fail(EINVAL, open_.object, "has {} bytes, and can only grow; {} is not more",
          this->size_bytes(), size_bytes);
-  open_.files.grow(open_.current, size_bytes);
+  open_.current_file.load()->grow(size_bytes);
   change.resize(size_bytes);
   open_.size_bytes = size_bytes;
   open_.map().commit();

@@ -103,10 +103,8 @@ class Volume {
   Volume(const VolumeEnvironment& environment, const Uuid& volume, const std::string& name)
       : open_(environment, volume, name) {}
 
-  // volume/volume.cpp: life and upkeep
   void recover(Reserve draws_on);
 
-  // volume/requests.cpp: requests
   template <typename Operation>
   void counted(Counter requests, std::optional<Counter> bytes, uint64_t length,
                Operation operation);

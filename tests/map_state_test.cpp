@@ -89,9 +89,9 @@ class StateUnderTest {
     CheckpointWriter writer(*log_);
     TreeReader reader(log_, mutex_);
     writer.write_nodes(snapshot, reader);
-    const uint64_t offset =
-        writer.write(snapshot, log_->position(), state.table().groups(), state.usage().live_bytes);
-    state.note_written(snapshot, writer.nodes(), std::move(writer.groups()), writer.live_bytes());
+    snapshot.live_bytes = state.usage().live_bytes;
+    const uint64_t offset = writer.write(snapshot, log_->position());
+    state.note_written(snapshot, writer.nodes());
     for (int pass = 0; pass < 3; ++pass)
       while (state.evict_some()) {
       }

@@ -17,25 +17,24 @@ void CheckpointWriter::write_nodes(MapSnapshot& snapshot, TreeReader& reader) {
 }
 
 // Writes a group's rows in place of those that were written before.
-void CheckpointWriter::write_group(uint32_t group, const MapSnapshot& snapshot) {
-  live_bytes_ -= groups_[group].length();
+void CheckpointWriter::write_group(uint32_t group, MapSnapshot& snapshot) {
+  snapshot.live_bytes -= snapshot.groups[group].length();
   const auto first = snapshot.rows.lower_bound(group * kVersionsPerGroup);
   if (first == snapshot.rows.end() || VersionTable::group_of(first->first) != group) {
-    groups_.erase(group);
+    snapshot.groups.erase(group);
     return;
   }
   Encoder bytes;
   const uint64_t length = encode_group(bytes, log_.seed(), group, snapshot.current.number,
                                        snapshot.rows, snapshot.roots);
-  groups_[group] = NodeAddress::make(log_.append(FrameKind::kNodes, bytes.bytes(), 0), length);
-  live_bytes_ += length;
+  snapshot.groups[group] =
+      NodeAddress::make(log_.append(FrameKind::kNodes, bytes.bytes(), 0), length);
+  snapshot.live_bytes += length;
 }
 
-uint64_t CheckpointWriter::write(const MapSnapshot& snapshot, const LogPosition& replay_from,
-                                 std::map<uint32_t, NodeAddress> groups, uint64_t live_bytes) {
-  groups_ = std::move(groups);
-  live_bytes_ = live_bytes + tree_.written_bytes();
-  live_bytes_ -= std::min(live_bytes_, replaced_bytes_);
+uint64_t CheckpointWriter::write(MapSnapshot& snapshot, const LogPosition& replay_from) {
+  snapshot.live_bytes += tree_.written_bytes();
+  snapshot.live_bytes -= std::min(snapshot.live_bytes, replaced_bytes_);
   const VersionRecord& current = snapshot.current;
   for (const uint32_t group : snapshot.dirty_groups) write_group(group, snapshot);
 
@@ -51,14 +50,14 @@ uint64_t CheckpointWriter::write(const MapSnapshot& snapshot, const LogPosition&
   }
   CheckpointRecord record{};
   record.replay_from = replay_from;
-  record.live_bytes = live_bytes_;
+  record.live_bytes = snapshot.live_bytes;
   record.current_size_bytes = current.size_bytes;
   record.current_began_ns = current.created_ns;
   record.current_own_blocks = current.own_blocks;
   record.current_root = snapshot.roots.at(current.number).disk_word();
   record.current = current.number;
   record.current_parent = current.parent;
-  record.group_count = static_cast<uint32_t>(groups_.size());
+  record.group_count = static_cast<uint32_t>(snapshot.groups.size());
   record.source_count = static_cast<uint32_t>(snapshot.sources.size());
   record.current_file_blocks = current.file_blocks;
   record.current_foreign_blocks = current.foreign_blocks;
@@ -69,7 +68,8 @@ uint64_t CheckpointWriter::write(const MapSnapshot& snapshot, const LogPosition&
   record.free_node_count = static_cast<uint32_t>(free_nodes.size());
   Encoder payload;
   payload.put(record);
-  for (const auto& [group, address] : groups_) payload.put(CheckpointGroup{address.word, group, 0});
+  for (const auto& [group, address] : snapshot.groups)
+    payload.put(CheckpointGroup{address.word, group, 0});
   for (const SourceRow& row : snapshot.sources) payload.put(row);
   for (const Pin& pin : snapshot.pins) payload.put(pin);
   for (const auto& [version, blocks] : snapshot.removed_files)

@@ -12,7 +12,6 @@
 
 #include <map>
 
-#include "backend/superblock.h"
 #include "map/map_log.h"
 #include "map/map_state.h"
 #include "map/tree_writer.h"
@@ -25,24 +24,16 @@ class CheckpointWriter {
 
   // Writes what of the snapshot's trees is in memory and changed, and fills in the roots.
   void write_nodes(MapSnapshot& snapshot, TreeReader& reader);
-  // Writes the rest, where rows of groups that did not change are in `groups`, and so much of the
-  // log was needed before. Returns the offset of the frame, which is not durable yet.
-  uint64_t write(const MapSnapshot& snapshot, const LogPosition& replay_from,
-                 std::map<uint32_t, NodeAddress> groups, uint64_t live_bytes);
-
-  // After write_nodes(): the nodes that are not dirty any more.
+  // Those that were written, and are not dirty any more.
   const std::vector<TreeWriter::Written>& nodes() const { return tree_.written(); }
-  // After write().
-  std::map<uint32_t, NodeAddress>& groups() { return groups_; }
-  uint64_t live_bytes() const { return live_bytes_; }
+  // Writes the rest. Returns the offset of the frame, which is not durable yet.
+  uint64_t write(MapSnapshot& snapshot, const LogPosition& replay_from);
 
  private:
-  void write_group(uint32_t group, const MapSnapshot& snapshot);
+  void write_group(uint32_t group, MapSnapshot& snapshot);
 
   MapLog& log_;
   TreeWriter tree_;
-  std::map<uint32_t, NodeAddress> groups_;
-  uint64_t live_bytes_ = 0;
   uint64_t replaced_bytes_ = 0;  // of nodes
 };
 
@@ -89,18 +80,5 @@ struct RemovedFile {
   uint32_t reserved;
 };
 static_assert(sizeof(RemovedFile) == 16);
-
-// The content of the object "map": where the log begins to count.
-struct MapPointer {
-  SlotPrefix prefix;
-  Uuid volume;
-  uint64_t generation;         // of the log
-  uint64_t checkpoint_offset;  // of the last checkpoint's frame
-  uint64_t clean_sequence;     // the last frame of a clean close; 0 while open
-  uint64_t reserved[4];
-};
-static_assert(sizeof(MapPointer) == 96);
-inline constexpr uint64_t kMapPointerMagic = 0x315250414d4c5054;  // "TPLMAPR1"
-inline std::string map_pointer_name(const std::string& folder) { return folder + "/map"; }
 
 }  // namespace tplstore

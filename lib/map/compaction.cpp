@@ -46,24 +46,18 @@ uint64_t Compaction::write_checkpoint(const std::vector<Version>& frozen, MapSna
   write(frozen, {current.number, current.parent, current.root});
   for (const auto& [number, tree] : versions_) snapshot.roots[number] = tree.copy;
   snapshot.roots[current.number] = current_.copy;
-  CheckpointWriter writer(*fresh_);
-  const uint64_t offset = writer.write(snapshot, fresh_->position(), {}, copier_.written_bytes());
-  live_bytes_ = writer.live_bytes();
-  groups_ = std::move(writer.groups());
-  return offset;
+  snapshot.live_bytes = copier_.written_bytes();
+  return CheckpointWriter(*fresh_).write(snapshot, fresh_->position());
 }
 
-void Compaction::relocate(MapState& state) {
+void Compaction::relocate(MapState& state, MapSnapshot& snapshot) {
   TreeCopier::Relocation relocation = copier_.plan_relocation(state.current_root(), current_);
-  std::map<uint32_t, NodeRef> roots;
-  for (const auto& [number, tree] : versions_) roots[number] = tree.copy;
-
   for (auto& [slot, fresh] : relocation.slots) *slot = std::move(fresh);
   for (const auto& [node, address] : relocation.nodes) {
     node->address = address;
     node->replaces_own = false;
   }
-  state.note_compacted(roots, std::move(groups_), live_bytes_);
+  state.note_compacted(snapshot);
 }
 
 }  // namespace tplstore

@@ -47,7 +47,7 @@ class Compaction {
   void keep() { draft_.keep(); }
   // Gives the trees in memory, where current may have changed since, their words in the new log;
   // the map's lock is held. What throws has changed nothing.
-  void relocate(MapState& state);
+  void relocate(MapState& state, MapSnapshot& snapshot);
 
  private:
   // The object of the new log, which is nobody's yet: removed at the end unless it is kept, and at
@@ -74,8 +74,6 @@ class Compaction {
   CopiedTree current_;                       // as of the last pass
   uint32_t current_number_ = 0;
   const CopiedTree none_;
-  uint64_t live_bytes_ = 0;
-  std::map<uint32_t, NodeAddress> groups_;
 };
 
 }  // namespace tplstore

@@ -3,6 +3,7 @@
 
 #include "base/units.h"
 #include "map/checkpoint.h"
+#include "map/map_pointer.h"
 #include "map/tree_copy.h"
 
 namespace tplstore {
@@ -28,16 +29,10 @@ MapSnapshot first_snapshot(uint32_t current, uint32_t parent, uint64_t size_byte
 
 // Writes the checkpoint and then the object "map".
 void finish(Backend& backend, const std::string& folder, const Uuid& volume, MapLog& log,
-            const MapSnapshot& snapshot, uint64_t live_bytes) {
-  MapPointer pointer{};
-  pointer.volume = volume;
-  pointer.generation = log.generation();
-  pointer.checkpoint_offset = CheckpointWriter(log).write(snapshot, log.position(), {}, live_bytes);
+            MapSnapshot& snapshot) {
+  const uint64_t offset = CheckpointWriter(log).write(snapshot, log.position());
   log.sync();
-  pointer.clean_sequence = log.position().sequence;
-  const auto object = backend.create(map_pointer_name(folder), 0, Purpose::kMetadata);
-  object->write(0, Superblock<MapPointer>(kMapPointerMagic).initial(pointer));
-  object->sync();
+  MapPointerObject::create(backend, folder, volume, log, offset);
 }
 
 }  // namespace
@@ -45,7 +40,8 @@ void finish(Backend& backend, const std::string& folder, const Uuid& volume, Map
 void create_map(Backend& backend, const std::string& folder, const Uuid& volume,
                 uint64_t size_bytes) {
   const auto log = create_log(backend, folder, volume);
-  finish(backend, folder, volume, *log, first_snapshot(1, 0, size_bytes), 0);
+  MapSnapshot snapshot = first_snapshot(1, 0, size_bytes);
+  finish(backend, folder, volume, *log, snapshot);
 }
 
 void create_fork_map(Backend& backend, const std::string& folder, const Uuid& fork,
@@ -60,7 +56,8 @@ void create_fork_map(Backend& backend, const std::string& folder, const Uuid& fo
   TreeCopier copier(from, log, mutex);
   snapshot.roots[snapshot.current.number] = copier.copy(base.root).copy;
   snapshot.current.foreign_blocks = copier.data_blocks();
-  finish(backend, folder, fork, *log, snapshot, copier.written_bytes());
+  snapshot.live_bytes = copier.written_bytes();
+  finish(backend, folder, fork, *log, snapshot);
 }
 
 }  // namespace tplstore

@@ -153,8 +153,7 @@ LogPosition MapLog::scan(const LogPosition& from, uint64_t known_sequence,
                          (header.incarnation == at.incarnation || is_open);
     if (!follows || !has_checksum(header, at.offset)) break;
     const Bytes frame = window.view(at.offset, header.length);
-    visit({header, at.offset + sizeof(FrameHeader),
-           frame.subspan(sizeof(FrameHeader), header.payload_bytes)});
+    visit({header, frame.subspan(sizeof(FrameHeader), header.payload_bytes)});
     unused_open_ = is_open && header.length == kSectorBytes ? std::optional(at) : std::nullopt;
     at = {at.offset + header.length, header.sequence, header.checksum, header.incarnation};
     ends.push_back(at.offset);

@@ -64,7 +64,6 @@ static_assert(sizeof(LogPosition) == 32);
 
 struct LogFrame {
   FrameHeader header;
-  uint64_t payload_offset;  // in the log
   Bytes payload;
 };
 

@@ -323,12 +323,15 @@ uint64_t MapState::finish_count(uint32_t version, std::optional<uint64_t> cells)
 
 // --- what the log has of it
 
-MapSnapshot MapState::take_snapshot(bool with_all_rows) {
+MapSnapshot MapState::take_snapshot(bool for_another_log) {
   MapSnapshot snapshot;
   snapshot.current = current_;
   if (is_parent_dirty_) dirty_groups_.insert(parent_group_);
-  if (with_all_rows)
+  if (!for_another_log) {
+    snapshot.groups = table_.groups();
+  } else {
     for (const auto& [number, version] : table_.all()) mark_row(number);
+  }
   // Copied here and not later: what is counted from the cut on is replayed.
   for (const uint32_t group : dirty_groups_) {
     const auto end = table_.all().lower_bound((group + 1) * kVersionsPerGroup);
@@ -354,9 +357,8 @@ void MapState::restore(MapSnapshot& snapshot) noexcept {
   if (snapshot.has_synced_holes) free_.note_synced();
 }
 
-void MapState::note_written(const MapSnapshot& snapshot,
-                            const std::vector<TreeWriter::Written>& nodes,
-                            std::map<uint32_t, NodeAddress> groups, uint64_t live_bytes) {
+void MapState::note_written(MapSnapshot& snapshot,
+                            const std::vector<TreeWriter::Written>& nodes) noexcept {
   // Frozen versions are read by few: only their addresses stay, and current has its nodes alone.
   for (const auto& [number, version] : snapshot.rows)
     if (VersionRecord* record = table_.find(number); record && version.root.is_dirty_node())
@@ -366,15 +368,14 @@ void MapState::note_written(const MapSnapshot& snapshot,
     written.node->is_dirty = false;
     written.node->replaces_own = false;
   }
-  table_.groups() = std::move(groups);
-  usage_.live_bytes = live_bytes;
+  table_.groups() = std::move(snapshot.groups);
+  usage_.live_bytes = snapshot.live_bytes;
 }
 
-void MapState::note_compacted(const std::map<uint32_t, NodeRef>& roots,
-                              std::map<uint32_t, NodeAddress> groups, uint64_t live_bytes) {
-  for (auto& [number, version] : table_.all()) version.root = roots.at(number);
-  table_.groups() = std::move(groups);
-  usage_.live_bytes = live_bytes;
+void MapState::note_compacted(MapSnapshot& snapshot) noexcept {
+  for (auto& [number, version] : table_.all()) version.root = snapshot.roots.at(number);
+  table_.groups() = std::move(snapshot.groups);
+  usage_.live_bytes = snapshot.live_bytes;
   usage_.has_removed = false;
 }
 

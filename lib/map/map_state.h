@@ -47,7 +47,12 @@ struct MapSnapshot {
   VersionRecord current;
   std::set<uint32_t> dirty_groups;
   std::map<uint32_t, VersionRecord> rows;  // of those groups: all whose trees changed are in them
-  std::map<uint32_t, NodeRef> roots;  // of these and of current in the log, once they are written
+  // Of these and of current in the log; filled in by who writes the trees.
+  std::map<uint32_t, NodeRef> roots;
+  // Groups of rows that are in the log, and its bytes that are needed, before the checkpoint and,
+  // when that is written, with it.
+  std::map<uint32_t, NodeAddress> groups;
+  uint64_t live_bytes = 0;
   uint64_t dirty_leaves = 0;
   std::vector<SourceRow> sources;
   bool flattens = false;
@@ -120,14 +125,13 @@ class MapState {
   uint64_t finish_count(uint32_t version, std::optional<uint64_t> cells);
 
   // --- what the log has of it
-  // What is to be written, which counts as written from here on; restore() takes that back.
-  MapSnapshot take_snapshot(bool with_all_rows = false);
+  // What is to be written, which counts as written from here on; restore() takes that back. For
+  // another log that is all rows, and nothing is there before.
+  MapSnapshot take_snapshot(bool for_another_log = false);
   void restore(MapSnapshot& snapshot) noexcept;
-  void note_written(const MapSnapshot& snapshot, const std::vector<TreeWriter::Written>& nodes,
-                    std::map<uint32_t, NodeAddress> groups, uint64_t live_bytes);
-  // After a compaction all roots are other words; current's tree is given its own by the caller.
-  void note_compacted(const std::map<uint32_t, NodeRef>& roots,
-                      std::map<uint32_t, NodeAddress> groups, uint64_t live_bytes);
+  void note_written(MapSnapshot& snapshot, const std::vector<TreeWriter::Written>& nodes) noexcept;
+  // After a compaction all roots are others; current's tree is given its own by the caller.
+  void note_compacted(MapSnapshot& snapshot) noexcept;
   NodeRef& current_root() { return current_.root; }
   struct LogUsage {
     uint64_t live_bytes = 0;      // of the log: nodes that some version needs

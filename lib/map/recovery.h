@@ -4,14 +4,14 @@
 // Errors: Error(EIO) for damage, Error(EINVAL) for a record of a kind that is not known.
 #pragma once
 
-#include "map/checkpoint.h"
-#include "map/map_log.h"
+#include <set>
+
+#include "map/map_pointer.h"
 #include "map/map_state.h"
 
 namespace tplstore {
 
-struct Recovered {
-  MapState state;
+struct Recovery {
   LogPosition end{};  // where the log goes on
   bool was_closed_cleanly = false;
   // Frozen versions whose data files may not be durable, since their freezing was replayed.
@@ -21,6 +21,6 @@ struct Recovered {
 };
 
 // Reads a log, which nothing else does meanwhile, from what `pointer` says on.
-Recovered recover(MapLog& log, const MapPointer& pointer);
+MapState recover(MapLog& log, const MapPointer& pointer, Recovery& recovery);
 
 }  // namespace tplstore

@@ -10,13 +10,7 @@ namespace {
 
 // One version in a group's node, followed by its name, its note and its origin.
 struct VersionRow {
-  uint32_t number;
-  uint32_t parent;
-  int64_t created_ns;
-  uint64_t size_bytes;
-  uint64_t own_blocks;
-  uint64_t file_blocks;
-  uint64_t foreign_blocks;
+  VersionNumbers numbers;
   uint64_t root;  // slot word
   uint32_t flags;
   uint16_t name_bytes;
@@ -28,12 +22,6 @@ constexpr uint32_t kKnownFlags =
     kVersionHidden | kVersionOwnKnown | kVersionImported | kVersionUnswept | kVersionForReader;
 
 }  // namespace
-
-bool VersionRecord::is_hidden() const {
-  return (flags & (kVersionHidden | kVersionForReader)) != 0;
-}
-bool VersionRecord::is_removed() const { return (flags & kVersionHidden) != 0; }
-bool VersionRecord::is_own_known() const { return (flags & kVersionOwnKnown) != 0; }
 
 void VersionRecord::set_own(std::optional<uint64_t> blocks) {
   own_blocks = blocks.value_or(0);
@@ -144,9 +132,7 @@ uint64_t encode_group(Encoder& to, uint64_t seed, uint32_t group, uint32_t curre
     ensure(version.name.size() <= 128 && version.note.size() <= kNoteBytesMax,
            "a version's texts are short");
     const uint32_t imported = version.origin.is_nil() ? 0 : kVersionImported;
-    to.put(VersionRow{version.number, version.parent, version.created_ns, version.size_bytes,
-                      version.own_blocks, version.file_blocks, version.foreign_blocks,
-                      roots.at(version.number).disk_word(), version.flags | imported,
+    to.put(VersionRow{version, roots.at(version.number).disk_word(), version.flags | imported,
                       static_cast<uint16_t>(version.name.size()),
                       static_cast<uint16_t>(version.note.size())});
     to.put_bytes(as_bytes(version.name));
@@ -166,13 +152,7 @@ void decode_group(Bytes bytes, uint64_t seed, uint32_t group, const std::string&
   for (uint32_t i = 0; i < header.count; ++i) {
     const auto row = body.take<VersionRow>();
     VersionRecord version;
-    version.number = row.number;
-    version.parent = row.parent;
-    version.created_ns = row.created_ns;
-    version.size_bytes = row.size_bytes;
-    version.own_blocks = row.own_blocks;
-    version.file_blocks = row.file_blocks;
-    version.foreign_blocks = row.foreign_blocks;
+    static_cast<VersionNumbers&>(version) = row.numbers;
     version.flags = row.flags & ~kVersionImported;
     version.name = body.take_text(row.name_bytes);
     version.note = body.take_text(row.note_bytes);
@@ -180,13 +160,13 @@ void decode_group(Bytes bytes, uint64_t seed, uint32_t group, const std::string&
       version.origin.volume = body.take<Uuid>();
       version.origin.number = body.take<uint32_t>();
     }
-    const bool is_good = row.number != 0 && VersionTable::group_of(row.number) == group &&
-                         row.parent < row.number && row.size_bytes <= kVolumeBytesMax &&
-                         row.file_blocks <= kVolumeBytesMax / kBlockBytes &&
+    const bool is_good = version.number != 0 && VersionTable::group_of(version.number) == group &&
+                         version.parent < version.number && version.size_bytes <= kVolumeBytesMax &&
+                         version.file_blocks <= kVolumeBytesMax / kBlockBytes &&
                          (row.flags & ~kKnownFlags) == 0 && version.note.size() <= kNoteBytesMax &&
                          (version.name.empty() || is_valid_name(version.name)) &&
                          NodeRef::from_disk(row.root, kPageLevels, version.root);
-    if (!is_good || !versions.emplace(row.number, std::move(version)).second)
+    if (!is_good || !versions.emplace(row.numbers.number, std::move(version)).second)
       fail(EIO, object, "damaged: the list of versions holds an impossible version");
   }
 }

@@ -26,30 +26,6 @@
 
 namespace tplstore {
 
-// A version of a volume. That of current is kept apart: its tree is the one that changes.
-struct VersionRecord {
-  uint32_t number = 0;
-  uint32_t parent = 0;     // the version that it started from; 0 for a volume's first
-  int64_t created_ns = 0;  // frozen at; for current, begun at
-  uint64_t size_bytes = 0;
-  uint64_t own_blocks = 0;      // cells that only this version keeps; see kVersionOwnKnown
-  uint64_t file_blocks = 0;     // cells of its own data file that are allocated
-  uint64_t foreign_blocks = 0;  // blocks that come from volumes that this one was forked from
-  uint32_t flags = 0;
-  std::string name;
-  std::string note;
-  VersionIdentity origin;          // of a version that was imported
-  std::vector<uint32_t> children;  // that have it as their parent; follows from `parent`
-  NodeRef root;
-
-  bool is_hidden() const;   // removed, or for readers
-  bool is_removed() const;  // and kept for others, or not collected yet
-  bool is_own_known() const;
-  void set_own(std::optional<uint64_t> blocks);
-};
-// What may be kept by those who do not read the tree.
-VersionRecord without_root(const VersionRecord& record);
-
 inline constexpr uint32_t kVersionHidden = 1;      // removed, but something still needs it
 inline constexpr uint32_t kVersionOwnKnown = 2;    // own_blocks is exact, and kept so
 inline constexpr uint32_t kVersionImported = 4;    // an origin follows on disk
@@ -57,6 +33,37 @@ inline constexpr uint32_t kVersionUnswept = 8;     // its file may have cells th
 inline constexpr uint32_t kVersionForReader = 16;  // frozen for one who reads current; see below
 inline constexpr uint32_t kVersionsPerGroup = 32;  // versions [32 g, 32 g + 32) are group g
 inline constexpr size_t kNoteBytesMax = 512;
+
+// A version in numbers, in memory as on disk.
+struct VersionNumbers {
+  uint32_t number = 0;
+  uint32_t parent = 0;     // the version that it started from; 0 for a volume's first
+  int64_t created_ns = 0;  // frozen at; for current, begun at
+  uint64_t size_bytes = 0;
+  uint64_t own_blocks = 0;      // cells that only this version keeps; see kVersionOwnKnown
+  uint64_t file_blocks = 0;     // cells of its own data file that are allocated
+  uint64_t foreign_blocks = 0;  // blocks that come from volumes that this one was forked from
+};
+static_assert(sizeof(VersionNumbers) == 48);
+
+// A version of a volume. That of current is kept apart: its tree is the one that changes.
+struct VersionRecord : VersionNumbers {
+  uint32_t flags = 0;
+  std::string name;
+  std::string note;
+  VersionIdentity origin;          // of a version that was imported
+  std::vector<uint32_t> children;  // that have it as their parent; follows from `parent`
+  NodeRef root;
+
+  // Removed, or for readers.
+  bool is_hidden() const { return (flags & (kVersionHidden | kVersionForReader)) != 0; }
+  // And kept for others, or not collected yet.
+  bool is_removed() const { return (flags & kVersionHidden) != 0; }
+  bool is_own_known() const { return (flags & kVersionOwnKnown) != 0; }
+  void set_own(std::optional<uint64_t> blocks);
+};
+// What may be kept by those who do not read the tree.
+VersionRecord without_root(const VersionRecord& record);
 
 // Where blocks with sources up to `last` live, and past the row before: in that volume's files.
 struct SourceRow {

@@ -3,12 +3,10 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <charconv>
 
 #include "base/names.h"
 #include "base/units.h"
 #include "map/creation.h"
-#include "map/recovery.h"
 
 namespace tplstore {
 namespace {
@@ -62,24 +60,15 @@ std::unique_ptr<VolumeMap> VolumeMap::open(Backend& backend, const std::string& 
 }
 
 VolumeMap::VolumeMap(Backend& backend, std::string folder, const Uuid& volume, Access access)
-    : backend_(backend), folder_(std::move(folder)), volume_(volume) {
-  const std::string name = map_pointer_name(folder_);
-  pointer_object_ = backend_.open(name, access, Purpose::kMetadata);
-  if (access == Access::kWrite) settle(*pointer_object_);
-  const std::optional<MapPointer> pointer = pointer_slots_.read(*pointer_object_);
-  if (!pointer) fail(EIO, name, "damaged: neither of its two slots passes its checksum");
-  if (pointer->volume != volume_) fail_of_another(name, pointer->volume, volume_);
-  log_ = MapLog::open(backend_, folder_, volume_, pointer->generation, access);
-  checkpoint_offset_ = pointer->checkpoint_offset;
-  clean_sequence_ = pointer->clean_sequence;
-
-  Recovered recovered = recover(*log_, *pointer);
-  state_ = std::move(recovered.state);
-  recovered_to_ = recovered.end;
-  recovery_ = {recovered.was_closed_cleanly, std::move(recovered.replayed_versions)};
-  bytes_since_checkpoint_ = recovered.replayed_bytes;
-  stats_.loads = recovered.loads;
-  compacted_bytes_ = state_.usage().live_bytes;
+    : backend_(backend),
+      folder_(std::move(folder)),
+      volume_(volume),
+      pointer_(backend_, folder_, volume_, access),
+      log_(MapLog::open(backend_, folder_, volume_, pointer_.value().generation, access)),
+      state_(recover(*log_, pointer_.value(), recovery_)),
+      bytes_since_checkpoint_(recovery_.replayed_bytes),
+      compacted_bytes_(state_.usage().live_bytes) {
+  stats_.loads = recovery_.loads;
 }
 
 void VolumeMap::start_writing(std::function<void()> sync_data, std::function<void()> sync_holes,
@@ -97,32 +86,30 @@ void VolumeMap::start_writing(std::function<void()> sync_data, std::function<voi
   // It must not fall back to a log that is about to be removed, whatever became of it in an earlier
   // life: a slot that was not synced, or one whose sync failed.
   // Nor must it take the new life for one that has been closed.
-  write_pointer(*log, checkpoint_offset_,
-                std::min(clean_sequence_, log->start_of_life(recovered_to_).sequence));
+  const uint64_t start = log->start_of_life(recovery_.end).sequence;
+  write_pointer(*log, pointer_.value().checkpoint_offset,
+                std::min(pointer_.value().clean_sequence, start));
   // Logs of other generations are what an interrupted compaction left.
   constexpr std::string_view kPrefix = "map.";
   for (const std::string& name : backend_.list(folder_)) {
     if (!name.starts_with(kPrefix)) continue;
     if (folder_ + "/" + name != log->name()) backend_.remove(folder_ + "/" + name);
   }
-  log->start_writing(recovered_to_, draws_on);
+  log->start_writing(recovery_.end, draws_on);
 }
 
 void VolumeMap::write_pointer(const MapLog& log, uint64_t checkpoint_offset,
                               uint64_t clean_sequence) {
-  MapPointer pointer{};
-  pointer.volume = volume_;
-  pointer.generation = log.generation();
-  pointer.checkpoint_offset = checkpoint_offset;
-  pointer.clean_sequence = clean_sequence;
-  or_stop([&]() REQUIRES(maintenance_mutex_) { pointer_slots_.write(*pointer_object_, pointer); });
-  checkpoint_offset_ = checkpoint_offset;
+  or_stop([&]() REQUIRES(maintenance_mutex_) {
+    pointer_.write(log, checkpoint_offset, clean_sequence);
+  });
 }
 
 void VolumeMap::close() {
   const Lock maintenance(maintenance_mutex_);
   checkpoint_locked();
-  if (is_small() && wants(Upkeep::kCompaction)) {
+  // Of a small one it is a matter of milliseconds.
+  if (ask(&MapState::usage).live_bytes <= kSmallBytes && wants(Upkeep::kCompaction)) {
     try {
       compact_locked();
     } catch (const std::exception&) {
@@ -130,7 +117,7 @@ void VolumeMap::close() {
     }
   }
   const std::shared_ptr<MapLog> log = this->log();
-  write_pointer(*log, checkpoint_offset_, log->position().sequence);
+  write_pointer(*log, pointer_.value().checkpoint_offset, log->position().sequence);
 }
 
 // --- what is there
@@ -144,22 +131,6 @@ const VersionRecord& VolumeMap::find_version(uint32_t version) const {
   const VersionRecord* found = state_.find(version);
   if (found == nullptr) fail_not_there(version);
   return *found;
-}
-
-uint32_t VolumeMap::current() const {
-  const SharedLock guard(mutex_);
-  return state_.current().number;
-}
-
-std::vector<VersionRecord> VolumeMap::versions() const { return ask(&MapState::frozen_records); }
-
-std::vector<Pin> VolumeMap::pins() const {
-  return ask([](const MapState& state) { return state.table().pins; });
-}
-
-void VolumeMap::note_swept(uint32_t version) {
-  const Lock guard(mutex_);
-  state_.note_swept(version);
 }
 
 // --- looking up
@@ -476,14 +447,8 @@ void VolumeMap::checkpoint_locked() {
   try {
     TreeReader reader(log, mutex_);
     writer.write_nodes(snapshot, reader);
-    std::map<uint32_t, NodeAddress> groups;
-    uint64_t live_bytes = 0;
-    {
-      const SharedLock guard(mutex_);
-      groups = state_.table().groups();
-      live_bytes = state_.usage().live_bytes;
-    }
-    const uint64_t offset = writer.write(snapshot, replay_from, std::move(groups), live_bytes);
+    snapshot.live_bytes = ask(&MapState::usage).live_bytes;
+    const uint64_t offset = writer.write(snapshot, replay_from);
     log->sync();
     write_pointer(*log, offset, 0);
   } catch (...) {
@@ -496,7 +461,7 @@ void VolumeMap::checkpoint_locked() {
     throw;
   }
   const Lock guard(mutex_);
-  state_.note_written(snapshot, writer.nodes(), std::move(writer.groups()), writer.live_bytes());
+  state_.note_written(snapshot, writer.nodes());
   ++stats_.checkpoints;
 }
 
@@ -567,7 +532,7 @@ void VolumeMap::switch_over(Compaction& compaction, MapLog& old) {
   or_stop([&]() REQUIRES(maintenance_mutex_) {
     write_pointer(fresh, offset, 0);
     const Lock guard(mutex_);
-    compaction.relocate(state_);
+    compaction.relocate(state_, snapshot);
     const uint64_t outstanding = old.reserved_bytes();
     if (outstanding > reserved) fresh.adopt_reserved(outstanding - reserved);
     if (outstanding < reserved) fresh.unreserve(reserved - outstanding);
@@ -582,27 +547,13 @@ void VolumeMap::switch_over(Compaction& compaction, MapLog& old) {
 
 bool VolumeMap::wants(Upkeep upkeep) const {
   const SharedLock guard(mutex_);
-  switch (upkeep) {
-    case Upkeep::kCommit:
-      return pending_.size_bytes() >= kPendingBytesMax;
-    case Upkeep::kCheckpoint:
-      return wants_checkpoint();
-    case Upkeep::kCompaction:
-      return wants_compaction();
-  }
-  return false;
-}
-
-bool VolumeMap::must_commit() const { return pending_.size_bytes() >= 4 * kPendingBytesMax; }
-
-bool VolumeMap::wants_checkpoint() const {
+  const uint64_t pending_bytes = pending_.size_bytes();
+  if (upkeep == Upkeep::kCommit) return pending_bytes >= kPendingBytesMax;
   // Leaves count once their updates are committed; until then they cost no recovery.
-  return bytes_since_checkpoint_ >= kCheckpointBytes ||
-         (state_.usage().dirty_leaves >= kCheckpointLeaves && bytes_since_checkpoint_ > 0 &&
-          pending_.size_bytes() < kPendingBytesMax / 8);
-}
-
-bool VolumeMap::wants_compaction() const {
+  if (upkeep == Upkeep::kCheckpoint)
+    return bytes_since_checkpoint_ >= kCheckpointBytes ||
+           (state_.usage().dirty_leaves >= kCheckpointLeaves && bytes_since_checkpoint_ > 0 &&
+            pending_bytes < kPendingBytesMax / 8);
   const uint64_t tail = log_->position().offset;
   // Whatever the estimates say, a compaction comes after some growth.
   if (tail <= compacted_bytes_ + kCompactionBytesMin) return false;
@@ -612,16 +563,13 @@ bool VolumeMap::wants_compaction() const {
   return state_.usage().has_removed && tail > 2 * compacted_bytes_ + kCompactionBytesMin;
 }
 
+bool VolumeMap::must_commit() const { return pending_.size_bytes() >= 4 * kPendingBytesMax; }
+
 // Of the log's bytes. Once compacted, each version has frames of its own, one for each level, which
 // take that much beyond the nodes in them at most.
 uint64_t VolumeMap::needed_bytes() const {
   return state_.usage().live_bytes + bytes_since_checkpoint_ +
          state_.table().all().size() * (kPageLevels + 1) * kSectorBytes;
-}
-
-bool VolumeMap::is_small() const {
-  const SharedLock guard(mutex_);
-  return state_.usage().live_bytes <= kSmallBytes;
 }
 
 bool VolumeMap::evict_some() {

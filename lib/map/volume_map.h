@@ -44,23 +44,17 @@
 #include <functional>
 #include <memory>
 #include <optional>
-#include <set>
 #include <string>
 #include <vector>
 
 #include "backend/backend.h"
-#include "backend/superblock.h"
 #include "base/mutex.h"
 #include "base/spinning_mutex.h"
 #include "base/volume_types.h"
-#include "map/checkpoint.h"
 #include "map/commit_pipeline.h"
 #include "map/compaction.h"
-#include "map/free_ranges.h"
-#include "map/interval.h"
-#include "map/map_log.h"
 #include "map/map_state.h"
-#include "map/records.h"
+#include "map/recovery.h"
 #include "map/update_batch.h"
 
 namespace tplstore {
@@ -128,11 +122,6 @@ class VolumeMap {
                                          const Uuid& volume, Access access);
 
   // --- opening for writing
-  struct Recovery {
-    bool was_closed_cleanly = false;
-    // Frozen versions whose data files may not be durable, since their freezing was replayed.
-    std::set<uint32_t> replayed_versions;
-  };
   const Recovery& recovery() const { return recovery_; }
   // Starts a new life of the log. The data files of current and of replayed versions have been
   // settled before. `sync_data` is what commits call to make the data files durable, `sync_holes`
@@ -147,13 +136,18 @@ class VolumeMap {
   // Asks the state something, under the lock: a function of it, or a member function and what it
   // is given. What is returned is a copy.
   template <typename Question, typename... Arguments>
-  auto ask(const Question& question, const Arguments&... arguments) const {
+  auto ask(const Question& question, const Arguments&... arguments) const EXCLUDES(mutex_) {
     const SharedLock guard(mutex_);
     return std::invoke(question, state_, arguments...);
   }
-  uint32_t current() const;
-  std::vector<VersionRecord> versions() const;  // the frozen ones, without roots
-  std::vector<Pin> pins() const;
+  uint32_t current() const {
+    return ask([](const MapState& state) { return state.current().number; });
+  }
+  // The frozen ones, without roots.
+  std::vector<VersionRecord> versions() const { return ask(&MapState::frozen_records); }
+  std::vector<Pin> pins() const {
+    return ask([](const MapState& state) { return state.table().pins; });
+  }
 
   // Appends the runs of blocks [first, first + count) of a version; 0 is current. Loads what it
   // needs. ENOENT when there is no such version.
@@ -164,7 +158,10 @@ class VolumeMap {
                        const VisitDifference& visit);
   // The cells that removing a version would free; of current, those that it alone has.
   uint64_t own_blocks(uint32_t version);
-  void note_swept(uint32_t version);
+  void note_swept(uint32_t version) {
+    const Lock guard(mutex_);
+    state_.note_swept(version);
+  }
 
   // --- changing current
   // Gives the blocks to `source`, after their data has been written. Uses up reserved records, one
@@ -254,11 +251,7 @@ class VolumeMap {
       EXCLUDES(mutex_);
   std::vector<Compaction::Version> versions_to_compact(const Compaction& compaction) const
       EXCLUDES(mutex_);
-  bool wants_checkpoint() const REQUIRES_SHARED(mutex_);
-  bool wants_compaction() const REQUIRES_SHARED(mutex_);
   uint64_t needed_bytes() const REQUIRES_SHARED(mutex_);
-  // So that a compaction is a matter of milliseconds.
-  bool is_small() const EXCLUDES(mutex_);
 
   Backend& backend_;
   const std::string folder_;
@@ -269,23 +262,18 @@ class VolumeMap {
   CommitPipeline commits_;
   std::function<void()> sync_data_;
   std::function<void()> sync_holes_;
+  Recovery recovery_;
+  MapPointerObject pointer_ GUARDED_BY(maintenance_mutex_);
 
   mutable SpinningSharedMutex mutex_;
   std::shared_ptr<MapLog> log_ GUARDED_BY(mutex_);
   MapState state_ GUARDED_BY(mutex_);
   UpdateBatch pending_ GUARDED_BY(mutex_);
   std::atomic<size_t> free_waiting_{0};
-  uint64_t bytes_since_checkpoint_ GUARDED_BY(mutex_) = 0;
+  uint64_t bytes_since_checkpoint_ GUARDED_BY(mutex_);
   // The log's, after the last compaction or at the opening.
-  uint64_t compacted_bytes_ GUARDED_BY(mutex_) = 0;
+  uint64_t compacted_bytes_ GUARDED_BY(mutex_);
   MapStats stats_ GUARDED_BY(mutex_);
-
-  std::unique_ptr<Object> pointer_object_;  // "map"
-  Superblock<MapPointer> pointer_slots_ GUARDED_BY(maintenance_mutex_){kMapPointerMagic};
-  uint64_t checkpoint_offset_ GUARDED_BY(maintenance_mutex_) = 0;
-  uint64_t clean_sequence_ = 0;  // that the pointer had when it was read
-  Recovery recovery_;
-  LogPosition recovered_to_{};
 };
 
 }  // namespace tplstore

@@ -151,16 +151,18 @@ MUTANTS = [
            CRASH),
     Mutant("life-begins-without-pointer",
            "The log that the pointer on the disk names is removed.",
-           "lib/map/volume_map.cpp",
-           ("  if (access == Access::kWrite) settle(*pointer_object_);\n",
-            "  write_pointer(*log, checkpoint_offset_,\n                std::min(clean_sequence_, log->start_of_life(recovered_to_).sequence));\n"),
-           ("", ""),
+           "lib/map/map_pointer.cpp",
+           ("  if (access == Access::kWrite) settle(*object_);\n", "  slots_.write(*object_, next);\n"),
+           ("",
+            "  if (next.generation != value_.generation || next.clean_sequence != value_.clean_sequence ||\n"
+            "      next.checkpoint_offset != value_.checkpoint_offset)\n"
+            "    slots_.write(*object_, next);\n"),
            CRASH),
     Mutant("life-that-begins-anew-counts-as-closed",
            "A life that begins where the last one did is taken for closed after a crash.",
            "lib/map/volume_map.cpp",
-           "                std::min(clean_sequence_, log->start_of_life(recovered_to_).sequence));\n",
-           "                clean_sequence_);\n", ["map_log_test", "volume_map_test", "volume_crash_test"]),
+           "                std::min(pointer_.value().clean_sequence, start));\n",
+           "                pointer_.value().clean_sequence);\n", ["map_log_test", "volume_map_test", "volume_crash_test"]),
     Mutant("update-beyond-the-disk",
            "Replay takes updates beyond the end of the disk.",
            "lib/map/map_state.cpp",
@@ -170,9 +172,9 @@ MUTANTS = [
     Mutant("closed-whatever-has-failed",
            "A volume whose last checkpoint failed is taken for closed.",
            "lib/map/volume_map.cpp",
-           "  checkpoint_locked();\n  if (is_small()",
+           "  checkpoint_locked();\n  // Of a small one",
            "  try {\n    checkpoint_locked();\n  } catch (const std::exception&) {\n  }\n"
-           "  if (is_small()",
+           "  // Of a small one",
            ("sync_failure_test",)),
     Mutant("ancestors-version-accepted",
            "A damaged fork has a version of an ancestor's, whose file it would remove under readers.",
@@ -195,7 +197,7 @@ MUTANTS = [
     Mutant("crashed-version-not-swept",
            "Cells that a crash left in current's file leak.",
            "lib/map/recovery.cpp",
-           "if (!recovered.was_closed_cleanly) recovered.state.note_swept(0, false);", "",
+           "if (!recovery.was_closed_cleanly) state.note_swept(0, false);", "",
            CRASH),
 
     # --- checkpoints
@@ -255,8 +257,8 @@ MUTANTS = [
     Mutant("checkpoint-forgets-what-a-parent-keeps",
            "The cells that current's parent alone has are counted, and not written down.",
            "lib/map/map_state.cpp",
-           "  if (is_parent_dirty_) dirty_groups_.insert(parent_group_);\n  if (with_all_rows)",
-           "  if (with_all_rows)",
+           "  if (is_parent_dirty_) dirty_groups_.insert(parent_group_);\n  if (!for_another_log)",
+           "  if (!for_another_log)",
            STATE),
     Mutant("pointer-writes-one-slot",
            "A damaged sector takes the newest pointer or header away.",
@@ -625,14 +627,15 @@ EQUIVALENT = [
            why="The record of a freeze is appended after the data of the frozen version was synced, so "
                "one that can be replayed says that it was. Kept: it costs nothing and needs no "
                "argument."),
-    Mutant("pointer-not-settled", "", "lib/map/volume_map.cpp",
-           "  if (access == Access::kWrite) settle(*pointer_object_);\n", "",
+    Mutant("pointer-not-settled", "", "lib/map/map_pointer.cpp",
+           "  if (access == Access::kWrite) settle(*object_);\n", "",
            why="What is read is written anew before anything depends on it, and whichever slot was "
                "read, what it names was durable before it was written."),
-    Mutant("pointer-not-written-anew", "", "lib/map/volume_map.cpp",
-           "  write_pointer(*log, checkpoint_offset_,\n                std::min(clean_sequence_, log->start_of_life(recovered_to_).sequence));\n",
-           "  clean_sequence_ = std::min(clean_sequence_, log->start_of_life(recovered_to_).sequence);\n"
-           "  if (clean_sequence_ != recovered_to_.sequence) write_pointer(*log, checkpoint_offset_, clean_sequence_);\n",
+    Mutant("pointer-not-written-anew", "", "lib/map/map_pointer.cpp",
+           "  slots_.write(*object_, next);\n",
+           "  if (next.generation != value_.generation || next.clean_sequence != value_.clean_sequence ||\n"
+           "      next.checkpoint_offset != value_.checkpoint_offset)\n"
+           "    slots_.write(*object_, next);\n",
            why="It was settled. Kept for pages that the system does not let go of; the memory backend "
                "always does. Without both, life-begins-without-pointer is killed."),
     Mutant("incarnation-not-compared", "", "lib/map/map_log.cpp",

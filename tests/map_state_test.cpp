@@ -281,6 +281,15 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("what a crash may have left is outstanding until it is swept") {
+  StateUnderTest under_test;
+  CHECK_FALSE(under_test.state.has_outstanding());
+  under_test.state.note_swept(0, false);
+  CHECK(under_test.state.has_outstanding());
+  under_test.state.note_swept(1);
+  CHECK_FALSE(under_test.state.has_outstanding());
+}
+
 TEST_CASE("a node that is not in memory is an answer, and the update goes on where it stopped") {
   StateUnderTest map;
   // More than fits a slot of a page, in two regions.

@@ -242,7 +242,8 @@ bool MapState::wants_collection() const {
 }
 
 bool MapState::has_outstanding() const {
-  return wants_collection() || !free_.is_empty() || !table_.for_readers().empty();
+  return wants_collection() || !free_.is_empty() || !table_.for_readers().empty() ||
+         !unswept_versions().empty();
 }
 
 // --- what no record depends on

@@ -98,7 +98,7 @@ class MapState {
   bool wants_collection() const;
   bool wants_to_free() const { return free_.wants_commit(); }  // what no commit covers yet
   // Whether something is free and not punched, or could be collected, now or when its reader has
-  // gone.
+  // gone, or is to be swept.
   bool has_outstanding() const;
 
   // --- what no record depends on

@@ -18,8 +18,6 @@
 #include "base/error.h"
 #include "base/files.h"
 
-extern char** environ;
-
 namespace tplstore {
 namespace {
 
@@ -166,7 +164,7 @@ ProcessResult run_process(const std::vector<std::string>& arguments, std::string
         continue;
       }
       const std::string_view text(buffer.data(), static_cast<size_t>(count));
-      if (&one == &watched[0]) {
+      if (one.fd == out.get()) {
         on_output(text);
       } else {
         result.errors += text;

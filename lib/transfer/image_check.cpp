@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/text.h"
 #include "base/units.h"
 #include "template/manifest.h"
 #include "transfer/child_process.h"
@@ -22,6 +23,9 @@ using nlohmann::json;
 constexpr std::array<std::string_view, 12> kFormats = {"raw",       "qcow2", "qcow",  "qed",
                                                        "vmdk",      "vhdx",  "vdi",   "vpc",
                                                        "parallels", "dmg",   "cloop", "bochs"};
+bool is_known_format(std::string_view name) {
+  return std::ranges::find(kFormats, name) != kFormats.end();
+}
 // More images than this, each the backing file of the one before, are taken for a circle.
 constexpr unsigned kBackingDepthMax = 64;
 constexpr int kImageDescriptor = 3;  // in qemu-img
@@ -37,10 +41,14 @@ std::string first_line(std::string text) {
   if (text.starts_with(kName)) {
     if (const size_t end = text.find("}': "); end != std::string::npos) text = text.substr(end + 4);
   }
-  for (char& c : text) {
-    if (static_cast<unsigned char>(c) < ' ' || c == 0x7f) c = '?';
-  }
-  return text.substr(0, 300);
+  return printable(text.substr(0, 300));
+}
+
+// Keeps what a tool prints, but no flood of it.
+std::function<void(std::string_view)> kept_in(std::string& output) {
+  return [&output](std::string_view text) {
+    if (output.size() < (1u << 20)) output += text;
+  };
 }
 
 json parse_output(const std::string& source, const std::string& text) {
@@ -175,8 +183,7 @@ class Checker {
     std::string extension = std::filesystem::path(source_).extension().string();
     if (!extension.empty()) extension.erase(0, 1);
     if (extension == "vhd") extension = "vpc";
-    if (extension != "raw" && extension != "dmg" &&
-        std::find(kFormats.begin(), kFormats.end(), extension) != kFormats.end())
+    if (extension != "raw" && extension != "dmg" && is_known_format(extension))
       fail(EINVAL, source_,
            "is called .{} and is no such image: fetch it again, or say --format raw if it is a "
            "plain disk",
@@ -184,7 +191,7 @@ class Checker {
   }
 
   void check_format() const {
-    if (std::find(kFormats.begin(), kFormats.end(), format_) == kFormats.end())
+    if (!is_known_format(format_))
       fail(EINVAL, source_,
            "images of format '{}' cannot be imported; convert it with 'qemu-img convert'",
            first_line(format_));
@@ -192,9 +199,7 @@ class Checker {
 
   json read_info() const {
     std::string output;
-    const auto result = qemu_img({"info", "--output=json"}, [&](std::string_view text) {
-      if (output.size() < (1u << 20)) output += text;
-    });
+    const auto result = qemu_img({"info", "--output=json"}, kept_in(output));
     if (result.exit_status != 0)
       fail(EINVAL, source_, "qemu-img cannot open it, it is damaged, cut short or in use ({}); {}",
            first_line(result.errors), kFetchAgain);
@@ -243,11 +248,7 @@ class Checker {
       arguments.insert(arguments.end(),
                        {"--", name.empty() ? text_at(info, "backing-filename") : name});
       std::string output;
-      const auto result = run_qemu_img(arguments,
-                                       [&](std::string_view text) {
-                                         if (output.size() < (1u << 20)) output += text;
-                                       },
-                                       {});
+      const auto result = run_qemu_img(arguments, kept_in(output), {});
       if (result.exit_status != 0)
         fail(EINVAL, source_, "qemu-img cannot open one of its backing files ({})",
              first_line(result.errors));
@@ -275,9 +276,7 @@ class Checker {
   void check_structure() const {
     constexpr int kLeaksOnly = 3, kNotSupported = 63;
     std::string output;
-    const auto result = qemu_img({"check", "--output=json"}, [&](std::string_view text) {
-      if (output.size() < (1u << 20)) output += text;
-    });
+    const auto result = qemu_img({"check", "--output=json"}, kept_in(output));
     if (result.exit_status == 0 || result.exit_status == kLeaksOnly ||
         result.exit_status == kNotSupported)
       return;
@@ -291,7 +290,7 @@ class Checker {
 
   void check_tail() const {
     constexpr std::array<std::string_view, 5> kWholeSectors = {"vhdx", "vdi", "vmdk", "vpc", "qed"};
-    if (std::find(kWholeSectors.begin(), kWholeSectors.end(), format_) != kWholeSectors.end() &&
+    if (std::ranges::find(kWholeSectors, format_) != kWholeSectors.end() &&
         file_.size_bytes() % kSectorBytes != 0)
       refuse_cut(round_up(file_.size_bytes(), kSectorBytes));
     if (format_ == "vpc" && !file_.has_vpc_footer())

@@ -29,11 +29,10 @@ constexpr int kPollMilliseconds = kPollInterval.count();
 constexpr int kPartingPolls = 10;  // 2 s at most for the server to let us go
 
 bool is_nbd_uri(std::string_view source) {
-  for (const std::string_view scheme :
-       {"nbd://", "nbds://", "nbd+unix://", "nbds+unix://", "nbd+vsock://", "nbds+vsock://"}) {
-    if (source.starts_with(scheme)) return true;
-  }
-  return false;
+  constexpr std::string_view kSchemes[] = {"nbd://",       "nbds://",      "nbd+unix://",
+                                           "nbds+unix://", "nbd+vsock://", "nbds+vsock://"};
+  return std::ranges::any_of(kSchemes,
+                             [&](std::string_view scheme) { return source.starts_with(scheme); });
 }
 
 struct Range {
@@ -89,14 +88,31 @@ class Arrived {
   }
 };
 
+// What the server was asked for. It stays where it is until that has been answered.
+struct Command {
+  bool is_done = false;
+  int error = 0;
+
+  nbd_completion_callback when_done() {
+    nbd_completion_callback completion{};
+    completion.user_data = this;
+    completion.callback = [](void* user_data, int* code) {
+      auto* command = static_cast<Command*>(user_data);
+      command->error = *code;
+      command->is_done = true;
+      return 1;  // retire it
+    };
+    return completion;
+  }
+};
+
 struct Slot {
   uint64_t offset = 0;
   ByteVector buffer;
   uint64_t length = 0;
   Arrived arrived = {};
   uint64_t* answered_bytes = nullptr;
-  bool is_done = false;
-  int error = 0;
+  Command command = {};
 };
 
 // A server that loses its client in the middle of something complains on our stderr, so take leave
@@ -225,10 +241,10 @@ class NbdSource : public ImageSource {
   }
 
   void wait_for_answer(const Slot& slot) {
-    wait_for([&]() { return slot.is_done; });
-    if (slot.error != 0)
+    wait_for([&]() { return slot.command.is_done; });
+    if (slot.command.error != 0)
       fail(EIO, source_, "cannot read {} at {}: {}; is the image or the server damaged?",
-           format_size(slot.length), slot.offset, strerror(slot.error));
+           format_size(slot.length), slot.offset, strerror(slot.command.error));
     const auto fault = slot.arrived.fault({slot.offset, slot.offset + slot.length});
     if (!fault.empty())
       fail(EIO, source_, "cannot read {} at {}: the server's answer {}; use another server",
@@ -297,8 +313,7 @@ class NbdSource : public ImageSource {
     slot.length = std::min<uint64_t>(slot.buffer.size(), range.end - range.begin);
     slot.arrived.clear();
     slot.answered_bytes = &answered_bytes_;
-    slot.is_done = false;
-    slot.error = 0;
+    slot.command = {};
     nbd_chunk_callback chunk{};
     chunk.user_data = &slot;
     chunk.callback = [](void* user_data, const void*, size_t count, uint64_t begin, unsigned status,
@@ -309,16 +324,8 @@ class NbdSource : public ImageSource {
       *filled->answered_bytes += count;
       return 0;
     };
-    nbd_completion_callback callback{};
-    callback.user_data = &slot;
-    callback.callback = [](void* user_data, int* error) {
-      auto* done = static_cast<Slot*>(user_data);
-      done->error = *error;
-      done->is_done = true;
-      return 1;  // retire the command
-    };
     if (nbd_aio_pread_structured(nbd_.get(), slot.buffer.data(), slot.length, slot.offset, chunk,
-                                 callback, 0) < 0)
+                                 slot.command.when_done(), 0) < 0)
       fail_nbd("cannot read");
     range.begin += slot.length;
   }
@@ -349,8 +356,7 @@ class NbdSource : public ImageSource {
   struct Question {
     NbdSource* self = nullptr;
     uint64_t end = 0;
-    bool is_done = false;
-    int error = 0;
+    Command command = {};
   };
 
   static int take_extents(void* user_data, const char* context, uint64_t offset, uint32_t* entries,
@@ -380,24 +386,17 @@ class NbdSource : public ImageSource {
       return;
     }
     ++questions_;
-    question_ = {this, begin + length};
+    question_ = {this, begin + length, {}};
     nbd_extent_callback extents{};
     extents.callback = take_extents;
     extents.user_data = &question_;
-    nbd_completion_callback completion{};
-    completion.user_data = &question_;
-    completion.callback = [](void* user_data, int* error) {
-      auto* done = static_cast<Question*>(user_data);
-      done->error = *error;
-      done->is_done = true;
-      return 1;
-    };
-    if (nbd_aio_block_status(nbd_.get(), length, begin, extents, completion, 0) < 0)
+    if (nbd_aio_block_status(nbd_.get(), length, begin, extents, question_.command.when_done(), 0) <
+        0)
       fail_nbd("cannot ask which parts of it are data");
-    wait_for([&]() { return question_.is_done; });
-    if (question_.error != 0)
+    wait_for([&]() { return question_.command.is_done; });
+    if (question_.command.error != 0)
       fail(EIO, source_, "cannot find out which parts of it are data: {}",
-           strerror(question_.error));
+           strerror(question_.command.error));
     if (asked_ == begin)
       fail(EIO, source_,
            "its server does not say which parts of it are data, though it offered to");

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/names.h"
+#include "base/text.h"
 #include "base/units.h"
 #include "template/import_journal.h"
 #include "template/manifest.h"
@@ -53,7 +54,7 @@ class Import {
     manifest_.uuid = random_uuid();
     manifest_.size_bytes = source_->size_bytes();
     manifest_.created_ns = now_unix_ns();
-    manifest_.source = printable(source_->description());
+    manifest_.source = printable(source_->description()).substr(0, kSourceTextBytesMax);
     report_progress(0);
     ContentIdHasher content_id(manifest_.size_bytes);
     source_->read_data([&](uint64_t offset, Bytes data) {
@@ -76,13 +77,6 @@ class Import {
   void refuse_taken_name() {
     if (load_manifest_uuid(backend_, name_))
       fail(EEXIST, name_, "a template of this name exists: choose another name or remove it first");
-  }
-
-  static std::string printable(std::string text) {
-    for (char& c : text) {
-      if (static_cast<unsigned char>(c) < ' ' || c == 0x7f) c = '?';
-    }
-    return text.substr(0, kSourceTextBytesMax);
   }
 
   void check_interrupted() {

@@ -20,6 +20,7 @@ void Table::add_row(std::vector<std::string> cells) {
 
 std::string Table::text() const {
   std::vector<std::string> headings;
+  headings.reserve(columns_.size());
   for (const auto& [heading, align] : columns_) headings.push_back(heading);
   std::vector<std::vector<std::string>> lines = {headings};
   lines.insert(lines.end(), rows_.begin(), rows_.end());

@@ -84,7 +84,7 @@ void remove_versions(const Context& context, const std::string& name,
       refused = error;
     }
   });
-  if (refused) throw *refused;
+  if (refused) throw Error(*refused);
   const json after = find_volume(*store, name);
   context.print(removed_json(removed, after), [&](const json& value) {
     std::string text;

@@ -89,7 +89,7 @@ void add_create(const Command& group, Context& context) {
 
 // The volume that another one was forked from; nothing when that has lost its name.
 std::optional<std::string> parent_name(const VolumeInfo& volume) {
-  const std::string name = volume.parent.substr(0, volume.parent.find('@'));
+  std::string name = volume.parent.substr(0, volume.parent.find('@'));
   Uuid uuid;
   if (name.empty() || parse_uuid(name, uuid)) return std::nullopt;
   return name;

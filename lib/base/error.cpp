@@ -14,10 +14,9 @@ Error::Error(int code, std::string_view object, std::string_view message)
       code_(code),
       object_(printable(object)) {}
 
-void fail_errno(int code, std::string object, std::string_view action) {
+void fail_errno(int code, std::string_view object, std::string_view action) {
   char text[128];
-  throw Error(code, std::move(object),
-              fmt::format("{}: {}", action, strerror_r(code, text, sizeof text)));
+  throw Error(code, object, fmt::format("{}: {}", action, strerror_r(code, text, sizeof text)));
 }
 
 void ensure(bool condition, std::string_view what, const char* file, int line) {

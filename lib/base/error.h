@@ -37,13 +37,13 @@ class Error : public std::runtime_error {
 
 // Throws Error(code, object, formatted message).
 template <typename... Args>
-[[noreturn]] void fail(int code, std::string object, fmt::format_string<Args...> format,
+[[noreturn]] void fail(int code, std::string_view object, fmt::format_string<Args...> format,
                        Args&&... args) {
-  throw Error(code, std::move(object), fmt::format(format, std::forward<Args>(args)...));
+  throw Error(code, object, fmt::format(format, std::forward<Args>(args)...));
 }
 
 // Throws Error(code, object, "action: strerror(code)"). For failed system calls.
-[[noreturn]] void fail_errno(int code, std::string object, std::string_view action);
+[[noreturn]] void fail_errno(int code, std::string_view object, std::string_view action);
 
 // Stops the process with a line on stderr when `condition` is false.
 void ensure(bool condition, std::string_view what, const char* file = __builtin_FILE(),

@@ -7,6 +7,7 @@
 // Thread safety: all.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <chrono>
@@ -70,9 +71,8 @@ class GracePeriod {
   };
 
   bool has_active(uint32_t set) const {
-    for (const Line& line : lines_)
-      if (line.active[set].load() != 0) return true;
-    return false;
+    return std::ranges::any_of(lines_,
+                               [set](const Line& line) { return line.active[set].load() != 0; });
   }
 
   std::array<Line, kThreadLines> lines_;

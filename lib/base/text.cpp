@@ -58,7 +58,7 @@ std::string printable_lines(std::string_view text) { return replace_controls(tex
 std::string excerpt(std::string_view text) {
   constexpr size_t kCharactersMax = 160;
   // A character has at most four bytes: a long text is not looked at as a whole.
-  const std::string shown = printable(text.substr(0, 4 * kCharactersMax + 4));
+  std::string shown = printable(text.substr(0, 4 * kCharactersMax + 4));
   if (count_characters(shown) <= kCharactersMax) return shown;
   return first_characters(shown, kCharactersMax) + "...";
 }

@@ -86,7 +86,7 @@ std::optional<json> ControlClient::ask_owner(const json& request, Patience patie
     if (answer && !is_not_open(*answer))
       return result_of(server.describe(), request, std::move(*answer));
   }
-  if (trouble) throw *trouble;
+  if (trouble) throw Error(*trouble);
   return std::nullopt;
 }
 

@@ -94,6 +94,7 @@ Shape numbers_at(const std::vector<std::string_view>& paths) {
       part.emplace_back(path.substr(slash + 1), Shape::number(UINT64_MAX));
   }
   std::vector<std::pair<std::string, Shape>> members;
+  members.reserve(parts.size());
   for (auto& [key, part] : parts)
     members.emplace_back(key,
                          part.empty() ? Shape::number(UINT64_MAX) : Shape::object(std::move(part)));
@@ -296,7 +297,7 @@ const Operation& operation_of(const json& request) {
 }
 
 std::string volume_of(const json& request) {
-  const std::string volume = text_of(request, "volume");
+  std::string volume = text_of(request, "volume");
   check_name("volume", volume);
   return volume;
 }

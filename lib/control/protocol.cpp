@@ -35,7 +35,7 @@ json parse_answer(const std::string& server, std::string_view line) {
     return answer;
   }
   error.check(answer, server);
-  if (answer["errno"] == 0 || answer["error"] == "")
+  if (answer["errno"] == 0 || answer["error"].get_ref<const std::string&>().empty())
     fail(EPROTO, server, "its answer makes no sense: it failed, without an error");
   return answer;
 }

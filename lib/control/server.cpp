@@ -242,7 +242,7 @@ struct ControlServer::Impl {
         limits(the_limits) {}
 
   void run();
-  void say(const char* what, const std::exception& error) noexcept;
+  void say(const char* what, const std::exception& error) const noexcept;
   void run_once();
   void finish();
   void accept_one();
@@ -414,7 +414,7 @@ void ControlServer::Impl::finish() {
   close_connections();
 }
 
-void ControlServer::Impl::say(const char* what, const std::exception& error) noexcept {
+void ControlServer::Impl::say(const char* what, const std::exception& error) const noexcept {
   try {
     log(fmt::format("control socket: {}: {}", what, error.what()));
   } catch (const std::exception&) {

@@ -73,7 +73,7 @@ FileDescriptor connect_to(int folder, const std::string& name, Clock::time_point
   const sockaddr_un address = address_of(folder, name);
   // A blocking connect waits for a place in the server's backlog, as long as a send may take.
   const int wait_ms = std::max(1, std::min(milliseconds_until(deadline), 3'600'000));
-  const timeval timeout{.tv_sec = wait_ms / 1000, .tv_usec = wait_ms % 1000 * 1000};
+  const timeval timeout{.tv_sec = wait_ms / 1000, .tv_usec = wait_ms % 1000 * 1000L};
   ::setsockopt(socket.get(), SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof timeout);
   while (::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address)) {
     if (errno == ENOENT || errno == ECONNREFUSED) return FileDescriptor();

@@ -40,7 +40,7 @@ uint64_t header_sum(const LogHeader& header) {
 
 // The room that update records of so many bytes take, in the worst case.
 uint64_t frame_cost(uint64_t payload_bytes) {
-  return round_up(sizeof(FrameHeader) + payload_bytes, kSectorBytes) + 2 * kSectorBytes;
+  return round_up(sizeof(FrameHeader) + payload_bytes, kSectorBytes) + uint64_t{2} * kSectorBytes;
 }
 
 // A sliding view of an object, for reading it from front to back.

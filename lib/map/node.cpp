@@ -33,7 +33,7 @@ static_assert(sizeof(Leaf) <= 48 && sizeof(Page) <= 48 + 8 * kPageSlots);
 static_assert(sizeof(Leaf) % alignof(Interval) == 0);
 
 NodeAddress NodeAddress::make(uint64_t offset, uint64_t length) {
-  ensure(offset % 8 == 0 && length % 8 == 0 && length > 0 && length < 8 * 4096 &&
+  ensure(offset % 8 == 0 && length % 8 == 0 && length > 0 && length < uint64_t{8} * 4096 &&
              offset / 8 < uint64_t{1} << 48,
          "a node's address fits its word");
   return {length / 8 << 48 | offset / 8};

@@ -201,7 +201,7 @@ VersionInfo Store::import_version(const std::string& name, const ImportedVersion
     try {
       if (imported.size_bytes > volume.size_bytes()) volume.resize(imported.size_bytes);
       fill(disk);
-      const VersionInfo made = volume.versions().create(imported.version);
+      VersionInfo made = volume.versions().create(imported.version);
       if (is_new && !impl_->publish(name, uuid)) fail(EEXIST, object, "exists already");
       return made;
     } catch (...) {

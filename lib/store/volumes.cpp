@@ -319,9 +319,9 @@ std::map<std::string, std::vector<std::string>> Store::template_users() {
 
 // Whether any volume in the store needs this one. Nobody is making one while its lock is held.
 bool Store::Impl::has_forks(const Uuid& uuid) {
-  for (const Uuid& other : volume_folders())
-    if (other != uuid && is_fork_of(*backend, other, uuid)) return true;
-  return false;
+  return std::ranges::any_of(volume_folders(), [&](const Uuid& other) {
+    return other != uuid && is_fork_of(*backend, other, uuid);
+  });
 }
 
 // Whether nobody has the volume open for writing.

@@ -173,6 +173,7 @@ std::vector<TemplateInfo> list_templates(Backend& backend) {
   }
   for (const auto& [name, bytes] : find_unique_bytes(manifests)) infos[name].unique_bytes = bytes;
   std::vector<TemplateInfo> result;
+  result.reserve(infos.size());
   for (auto& [name, info] : infos) result.push_back(std::move(info));
   return result;
 }

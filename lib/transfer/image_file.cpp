@@ -185,8 +185,8 @@ std::optional<uint64_t> ImageFile::vmdk_compressed_end() const {
   if (!header || std::memcmp(header->magic, "KDMV", 4) != 0) return 0;
   if (header->directory_sector == kVmdkDirectoryAtEnd) {
     // The last three sectors: the footer's marker, the footer, the end marker.
-    if (size_bytes_ < 3 * kSectorBytes) return std::nullopt;
-    header = take<VmdkHeader>(size_bytes_ - 2 * kSectorBytes);
+    if (size_bytes_ < uint64_t{3} * kSectorBytes) return std::nullopt;
+    header = take<VmdkHeader>(size_bytes_ - uint64_t{2} * kSectorBytes);
     if (std::memcmp(header->magic, "KDMV", 4) != 0) return std::nullopt;
   }
   if ((header->flags & kVmdkCompressed) == 0) return 0;

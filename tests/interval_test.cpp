@@ -52,7 +52,7 @@ TEST_CASE("splices do to intervals what assignments do to an array of blocks") {
 
       const Interval look = random_range(random, kRegionBlocks, false);
       RunList runs;
-      find_runs(intervals, 5 * kRegionBlocks, look.first, look.count, runs);
+      find_runs(intervals, {5 * kRegionBlocks + look.first, look.count}, runs);
       uint64_t next = 5 * kRegionBlocks + look.first;
       for (size_t r = 0; r < runs.size(); ++r) {
         REQUIRE(runs[r].first == next);

@@ -40,8 +40,7 @@ class StateUnderTest {
     MapState::Applied applied = apply_and_load(state, record);
     pending.make_room(1024);
     if (const auto* update = std::get_if<UpdateRecord>(&original)) {
-      if (applied.has_changed)
-        pending.add_update(update->first, static_cast<uint32_t>(update->count), update->source);
+      if (applied.has_changed) pending.add_update(*update);
       return;
     }
     Encoder bytes;
@@ -63,8 +62,7 @@ class StateUnderTest {
       RunList runs;
       const VersionRecord* record = std::as_const(of).find(version);
       REQUIRE(record != nullptr);
-      const auto missing = find(record->root, block / kRegionBlocks,
-                                static_cast<uint32_t>(block % kRegionBlocks), 1, runs);
+      const auto missing = find(record->root, {block, 1}, runs);
       if (!missing) return runs[0].source;
       of.install(version, *missing, read_node(*log_, *missing));
     }
@@ -233,7 +231,7 @@ class Model {
  private:
   void update(uint64_t first, uint64_t count, uint32_t source) {
     const uint32_t current = map_.state.current().number;
-    map_.apply(UpdateRecord{kFirst + first, count, source});
+    map_.apply(UpdateRecord{{kFirst + first, count}, source});
     for (uint64_t i = first; i < first + count; ++i) {
       uint32_t& at = sources_[current][i];
       // Current's own cells are punched by who trims them.

@@ -19,15 +19,15 @@ constexpr uint32_t kCurrent = 9;
 AssignEffect assign_to(NodeRef& root, uint64_t region, uint32_t first, uint32_t count,
                        uint32_t source, uint32_t current = kCurrent) {
   RunList before;
-  REQUIRE_FALSE(find(root, region, first, count, before));
+  REQUIRE_FALSE(find(root, {region * kRegionBlocks + first, count}, before));
   AssignEffect effect;
-  assign(root, region, first, count, source, current, effect);
+  assign(root, {{region * kRegionBlocks + first, count}, source}, current, effect);
   return effect;
 }
 
 uint32_t source_of(const NodeRef& root, uint64_t region, uint32_t block) {
   RunList runs;
-  REQUIRE_FALSE(find(root, region, block, 1, runs));
+  REQUIRE_FALSE(find(root, {region * kRegionBlocks + block, 1}, runs));
   return runs[0].source;
 }
 
@@ -35,7 +35,7 @@ using Blocks = std::array<uint32_t, kRegionBlocks>;
 
 void check_blocks(const NodeRef& root, uint64_t region, const Blocks& blocks) {
   RunList runs;
-  REQUIRE_FALSE(find(root, region, 0, kRegionBlocks, runs));
+  REQUIRE_FALSE(find(root, {region * kRegionBlocks, kRegionBlocks}, runs));
   uint64_t at = region * kRegionBlocks;
   for (size_t i = 0; i < runs.size(); ++i) {
     REQUIRE(runs[i].first == at);
@@ -73,7 +73,7 @@ class LogOfTrees {
   }
   void find_loading(NodeRef& root, uint64_t region) {
     RunList runs;
-    while (const auto missing = find(root, region, 0, 1, runs)) {
+    while (const auto missing = find(root, {region * kRegionBlocks, 1}, runs)) {
       install(root, *missing, read_node(*log, *missing));
     }
   }
@@ -151,7 +151,7 @@ TEST_CASE("a tree in the log is read node by node; who asks is told which one is
   NodeRef read = root.on_disk();
   RunList runs;
   for (uint32_t level = kPageLevels + 1; level-- > 0;) {
-    const auto missing = find(read, kRegion, 0, 1, runs);
+    const auto missing = find(read, {kRegion * kRegionBlocks, 1}, runs);
     REQUIRE(missing);
     CHECK(missing->level == level);
     CHECK(missing->index == kRegion >> (6 * level));
@@ -169,7 +169,7 @@ TEST_CASE("what is installed where something else is by now changes nothing") {
   logged.write({root});
   NodeRef read = root.on_disk();
   RunList runs;
-  const auto missing = find(read, kRegion, 0, 1, runs);
+  const auto missing = find(read, {kRegion * kRegionBlocks, 1}, runs);
   REQUIRE(missing);
   const NodeRef late = read_node(*logged.log, *missing);
   logged.find_loading(read, kRegion);
@@ -195,12 +195,12 @@ TEST_CASE("the evictor lets go of what is written and was not looked at, and of 
   pass();
   CHECK(loaded_bytes(root) == all);  // all of it was looked at just now
   RunList runs;
-  REQUIRE_FALSE(find(root, 50, 0, 1, runs));
+  REQUIRE_FALSE(find(root, {50 * kRegionBlocks, 1}, runs));
   pass();
   const uint64_t kept = loaded_bytes(root);
   CHECK(kept < all / 2);
-  CHECK_FALSE(find(root, 50, 0, 1, runs));
-  CHECK(find(root, 51, 0, 1, runs));
+  CHECK_FALSE(find(root, {50 * kRegionBlocks, 1}, runs));
+  CHECK(find(root, {51 * kRegionBlocks, 1}, runs));
   logged.find_loading(root, 51);
   CHECK(source_of(root, 51, 2) == 1);
 }
@@ -261,13 +261,14 @@ TEST_CASE("what trees share is written once, and a walk of their difference skip
     using Change = std::array<uint64_t, 3>;  // a block, its source before, and after
     const auto changes = [&](const NodeRef& to, uint64_t begin_region, uint64_t end_region) {
       std::vector<Change> all;
-      find_difference(reader, a, to, begin_region * kRegionBlocks + 1,
-                      (end_region - begin_region) * kRegionBlocks - 1,
-                      [&](const Run& before, const Run& after) {
-                        CHECK(before.first == after.first);
-                        CHECK(before.count == 1);
-                        all.push_back({after.first, before.source, after.source});
-                      });
+      find_difference(
+          reader, a, to,
+          {begin_region * kRegionBlocks + 1, (end_region - begin_region) * kRegionBlocks - 1},
+          [&](const Run& before, const Run& after) {
+            CHECK(before.first == after.first);
+            CHECK(before.count == 1);
+            all.push_back({after.first, before.source, after.source});
+          });
       return all;
     };
     const Change first{77 * kRegionBlocks + 1, kSourceUnmapped, kCurrent};

@@ -815,7 +815,7 @@ class Model {
       Block& latest = volume.content.blocks[i];
       if (kBlocks[i] * kBlockBytes >= volume.content.size_bytes) continue;
       RunList runs;
-      map->find(0, kBlocks[i], 1, runs);
+      map->find(0, {kBlocks[i], 1}, runs);
       uint32_t source = runs[0].source;
       // Behind a template, or without one, no interval means zeroes.
       const bool is_behind = !volume.has_template || kBlocks[i] >= blocks_of(kTemplateBytes);

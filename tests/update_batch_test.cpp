@@ -13,7 +13,7 @@ class BatchUnderTest {
  public:
   bool update(uint64_t first, uint32_t count, uint32_t source) {
     batch_.make_room(kRecordBytes);
-    return batch_.add_update(first, count, source);
+    return batch_.add_update({{first, count}, source});
   }
   void add(const MapRecord& record, uint64_t reserved_bytes) {
     Encoder bytes;

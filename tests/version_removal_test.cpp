@@ -336,7 +336,7 @@ TEST_CASE("the log stays small while versions come and go") {
   Random random(test_seed());
   const auto write = [&](uint64_t block) {
     LogReservation reserved(*map, 1);
-    map->assign(block, 1, map->current(), reserved);
+    map->assign({{block, 1}, map->current()}, reserved);
   };
   const auto upkeep = [&] {
     map->commit();

@@ -29,7 +29,7 @@ class MapUnderTest {
   }
   void assign(uint64_t first, uint64_t count, uint32_t source) {
     LogReservation reserved(*map_, LogReservation::records_for(first, count));
-    map_->assign(first, count, source, reserved);
+    map_->assign({{first, count}, source}, reserved);
   }
   void write(uint64_t first, uint64_t count = 1) { assign(first, count, map_->current()); }
   uint32_t freeze(const FreezeRequest& request = {}) {
@@ -39,7 +39,7 @@ class MapUnderTest {
   void resize(uint64_t size_bytes) { map_->change_versions().resize(size_bytes); }
   uint32_t source_of(uint32_t version, uint64_t block) {
     RunList runs;
-    map_->find(version, block, 1, runs);
+    map_->find(version, {block, 1}, runs);
     REQUIRE(runs.size() == 1);
     return runs[0].source;
   }
@@ -99,7 +99,7 @@ TEST_CASE("memory is 8 bytes for each interval and 64 for each leaf") {
   map.reopen();
   RunList runs;
   for (uint64_t region = 0; region < kRegions; ++region)
-    map->find(0, region * kRegionBlocks, 1, runs);
+    map->find(0, {region * kRegionBlocks, 1}, runs);
   const uint64_t used = node_memory_bytes() - before;
   CHECK(used <= kRegions * (200 * 8 + 64) + (kRegions / 64 + 3) * 600);
   // And all of it can go.

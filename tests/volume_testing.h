@@ -118,7 +118,7 @@ inline void check_no_leak(Backend& backend, const Uuid& uuid, uint64_t disk_byte
   for (const VersionRecord& version : map->versions()) numbers.push_back(version.number);
   for (const uint32_t number : numbers) {
     RunList runs;
-    map->find(number, 0, disk_bytes / kBlockBytes, runs);
+    map->find(number, {0, disk_bytes / kBlockBytes}, runs);
     for (size_t i = 0; i < runs.size(); ++i)
       for (uint64_t b = runs[i].first; b < runs[i].first + runs[i].count; ++b)
         mapped.insert({runs[i].source, b});

@@ -63,22 +63,22 @@ void add_lone_cells(const RemovedRegion& region, uint32_t floor, LoneCells& cell
 
 }  // namespace
 
-void find_difference(TreeReader& reader, const NodeRef& a, const NodeRef& b, uint64_t first,
-                     uint64_t count, const VisitDifference& visit) {
-  const uint64_t end = first + count;
+void find_difference(TreeReader& reader, const NodeRef& a, const NodeRef& b,
+                     const BlockRange& blocks, const VisitDifference& visit) {
+  const uint64_t end = blocks.first + blocks.count;
   reader.walk(
-      {a, b}, first / kRegionBlocks, (end - 1) / kRegionBlocks + 1,
+      {a, b}, blocks.region(), (end - 1) / kRegionBlocks + 1,
       [&](const std::vector<NodeRef>& slots, uint32_t) {
         return !reader.is_same(slots[0], slots[1]);
       },
       [&](uint32_t region, const std::vector<NodeRef>& slots) {
         for_each_stretch(
             reader.intervals(slots[0], region), reader.intervals(slots[1], region),
-            [&](uint32_t at, uint32_t blocks, uint32_t source_a, uint32_t source_b) {
-              const uint64_t begin = std::max(first, uint64_t{region} * kRegionBlocks + at);
-              const uint64_t stop = std::min(end, uint64_t{region} * kRegionBlocks + at + blocks);
+            [&](uint32_t at, uint32_t count, uint32_t source_a, uint32_t source_b) {
+              const uint64_t begin = std::max(blocks.first, uint64_t{region} * kRegionBlocks + at);
+              const uint64_t stop = std::min(end, uint64_t{region} * kRegionBlocks + at + count);
               if (source_a == source_b || begin >= stop) return;
-              visit({begin, stop - begin, source_a}, {begin, stop - begin, source_b});
+              visit({{begin, stop - begin}, source_a}, {{begin, stop - begin}, source_b});
             });
       });
 }

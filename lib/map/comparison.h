@@ -14,11 +14,11 @@
 
 namespace tplstore {
 
-// The runs of blocks [first, first + count) that come from elsewhere in tree `b` than in `a`, in
-// rising order; in time proportional to them.
+// The runs of blocks that come from elsewhere in tree `b` than in `a`, in rising order; in time
+// proportional to them.
 using VisitDifference = std::function<void(const Run& a, const Run& b)>;
-void find_difference(TreeReader& reader, const NodeRef& a, const NodeRef& b, uint64_t first,
-                     uint64_t count, const VisitDifference& visit);
+void find_difference(TreeReader& reader, const NodeRef& a, const NodeRef& b,
+                     const BlockRange& blocks, const VisitDifference& visit);
 
 // What there is to compare when a version is removed, or would be. Successor and ancestor stand for
 // what else needs the version's cells; of those with sources up to the floor it is known that

@@ -41,22 +41,23 @@ Interval make(uint32_t first, uint32_t end, uint32_t source) {
 
 }  // namespace
 
-void find_runs(std::span<const Interval> intervals, uint64_t base, uint32_t first, uint32_t count,
-               RunList& runs) {
-  const uint32_t end = first + count;
+void find_runs(std::span<const Interval> intervals, const BlockRange& blocks, RunList& runs) {
+  const uint64_t base = round_down(blocks.first, kRegionBlocks);
+  const auto first = static_cast<uint32_t>(blocks.first - base);
+  const auto end = static_cast<uint32_t>(first + blocks.count);
   uint32_t at = first;
   for (size_t i = first_ending_after(intervals, first); at < end && i < intervals.size(); ++i) {
     const Interval& interval = intervals[i];
     if (interval.first >= end) break;
     if (interval.first > at) {
-      runs.add({base + at, interval.first - at, kSourceUnmapped});
+      runs.add({{base + at, interval.first - at}, kSourceUnmapped});
       at = interval.first;
     }
     const uint32_t stop = std::min(interval.end(), end);
-    runs.add({base + at, stop - at, interval.source});
+    runs.add({{base + at, stop - at}, interval.source});
     at = stop;
   }
-  if (at < end) runs.add({base + at, end - at, kSourceUnmapped});
+  if (at < end) runs.add({{base + at, end - at}, kSourceUnmapped});
 }
 
 Splice splice_for(std::span<const Interval> intervals, const Interval& change) {

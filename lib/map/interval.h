@@ -33,10 +33,24 @@ struct Interval {
 };
 static_assert(sizeof(Interval) == 8);
 
-// A run of blocks of a disk with one source; what a lookup yields.
-struct Run {
-  uint64_t first;  // block of the disk
+// Blocks [first, first + count) of a disk.
+struct BlockRange {
+  uint64_t first;
   uint64_t count;
+
+  uint64_t region() const { return first / kRegionBlocks; }
+  // Those of them that are in the region where they begin.
+  BlockRange in_first_region() const {
+    return {first, std::min(count, kRegionBlocks - first % kRegionBlocks)};
+  }
+  void remove_first(uint64_t blocks) {
+    first += blocks;
+    count -= blocks;
+  }
+};
+
+// A run of blocks of a disk with one source; what a lookup yields.
+struct Run : BlockRange {
   uint32_t source;
 };
 
@@ -76,10 +90,9 @@ class RunList {
   std::vector<Run> overflow_;
 };
 
-// Appends the runs of blocks [first, first + count) of a region that starts at block `base` of the
-// disk; blocks without an interval become runs of kSourceUnmapped.
-void find_runs(std::span<const Interval> intervals, uint64_t base, uint32_t first, uint32_t count,
-               RunList& runs);
+// Appends the runs of blocks of one region; those without an interval become runs of
+// kSourceUnmapped.
+void find_runs(std::span<const Interval> intervals, const BlockRange& blocks, RunList& runs);
 
 // What replacing a range changes in an array: intervals [begin, end) give way to `fresh`.
 struct Splice {

@@ -56,35 +56,31 @@ MapState::Applied MapState::apply(MapRecord& record) {
 MapState::Applied MapState::apply(UpdateRecord& record) {
   Applied applied;
   while (record.count > 0) {
-    const uint64_t region = record.first / kRegionBlocks;
-    const auto first = static_cast<uint32_t>(record.first % kRegionBlocks);
-    const auto count =
-        static_cast<uint32_t>(std::min<uint64_t>(record.count, kRegionBlocks - first));
+    const Run part{record.in_first_region(), record.source};
     // A leaf must be looked into even if all of it is replaced: what becomes of the cells it leads
     // to depends on it.
     RunList before;
-    applied.missing = tplstore::find(current_.root, region, first, count, before);
+    applied.missing = tplstore::find(current_.root, part, before);
     if (applied.missing) return applied;
     if (before.size() != 1 || before[0].source != record.source) {
       // What may fail comes first, so that nothing is half done.
       free_.make_room(before.size());
       AssignEffect effect;
-      tplstore::assign(current_.root, region, first, count, record.source, current_.number, effect);
-      account(before, record.source, count);
+      tplstore::assign(current_.root, part, current_.number, effect);
+      account(before, part);
       usage_.dirty_leaves += effect.leaves_dirtied;
       usage_.leaves_dirtied += effect.leaves_dirtied;
       usage_.live_bytes -= std::min(usage_.live_bytes, effect.superseded_bytes);
       applied.has_changed = true;
     }
-    record.first += count;
-    record.count -= count;
+    record.remove_first(part.count);
   }
   return applied;
 }
 
 // Keeps the books of cells: what the blocks came from before, current does not map any more. There
 // is room for as many free ranges.
-void MapState::account(const RunList& before, uint32_t source, uint32_t count) {
+void MapState::account(const RunList& before, const Run& now) {
   for (size_t i = 0; i < before.size(); ++i) {
     const Run& run = before[i];
     if (run.source == kSourceZero || run.source == kSourceUnmapped) continue;
@@ -104,9 +100,9 @@ void MapState::account(const RunList& before, uint32_t source, uint32_t count) {
       is_parent_dirty_ = true;
     }
   }
-  if (source != current_.number) return;
-  current_.file_blocks += count;
-  current_.own_blocks += count;
+  if (now.source != current_.number) return;
+  current_.file_blocks += now.count;
+  current_.own_blocks += now.count;
 }
 
 // Takes cells off a removed version's file; whether it has none left.

@@ -145,7 +145,7 @@ class MapState {
   VersionRecord* find(uint32_t version);
   void mark_row(uint32_t version) { dirty_groups_.insert(VersionTable::group_of(version)); }
   void refresh_floor();
-  void account(const RunList& before, uint32_t source, uint32_t count);
+  void account(const RunList& before, const Run& now);
   bool release_cells(uint32_t source, uint64_t count);
   Removal removal_of(const VersionRecord& version) const;
   void change(const FreezeRecord& record);

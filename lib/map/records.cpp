@@ -98,7 +98,7 @@ MapRecord decode_record(Decoder& from) {
   const auto version = static_cast<uint32_t>(header.number());
   switch (header.kind()) {
     case RecordKind::kUpdate:
-      return UpdateRecord{header.number(), header.count, header.source};
+      return UpdateRecord{{header.number(), header.count}, header.source};
     case RecordKind::kFreeze:
       return decode_freeze(header, from);
     case RecordKind::kResize:

@@ -9,15 +9,12 @@
 
 #include "base/bytes.h"
 #include "base/volume_types.h"
+#include "map/interval.h"
 
 namespace tplstore {
 
-// Blocks [first, first + count) come from `source` now.
-struct UpdateRecord {
-  uint64_t first;
-  uint64_t count;
-  uint32_t source;
-};
+// Blocks come from that source now.
+using UpdateRecord = Run;
 // Current was frozen, and version `next` began with the root of `parent` and a size.
 struct FreezeRecord {
   uint32_t next = 0;

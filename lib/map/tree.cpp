@@ -83,13 +83,12 @@ void change_leaf(NodeRef& slot, const Splice& splice, uint32_t current, AssignEf
 
 }  // namespace
 
-std::optional<MissingNode> find(const NodeRef& root, uint64_t region, uint32_t first,
-                                uint32_t count, RunList& runs) {
-  const uint64_t base = region * kRegionBlocks;
+std::optional<MissingNode> find(const NodeRef& root, const BlockRange& blocks, RunList& runs) {
+  const uint64_t region = blocks.region();
   const NodeRef* slot = &root;
   for (uint32_t level = kPageLevels; level > 0; --level) {
     if (slot->is_empty()) {
-      runs.add({base + first, count, kSourceUnmapped});
+      runs.add({blocks, kSourceUnmapped});
       return std::nullopt;
     }
     if (slot->is_address()) return missing(*slot, region, level);
@@ -101,19 +100,20 @@ std::optional<MissingNode> find(const NodeRef& root, uint64_t region, uint32_t f
   if (slot->is_node()) {
     auto* leaf = static_cast<Leaf*>(slot->node());
     touch(leaf);
-    find_runs(leaf->intervals(), base, first, count, runs);
+    find_runs(leaf->intervals(), blocks, runs);
   } else if (slot->is_interval()) {
     const Interval interval = slot->interval();
-    find_runs({&interval, 1}, base, first, count, runs);
+    find_runs({&interval, 1}, blocks, runs);
   } else {
-    runs.add({base + first, count, kSourceUnmapped});
+    runs.add({blocks, kSourceUnmapped});
   }
   return std::nullopt;
 }
 
-void assign(NodeRef& root, uint64_t region, uint32_t first, uint32_t count, uint32_t source,
-            uint32_t current, AssignEffect& effect) {
-  ensure(region < kRegionsMax && count > 0 && first + count <= kRegionBlocks,
+void assign(NodeRef& root, const Run& run, uint32_t current, AssignEffect& effect) {
+  const uint64_t region = run.region();
+  const uint64_t first = run.first % kRegionBlocks;
+  ensure(region < kRegionsMax && run.count > 0 && first + run.count <= kRegionBlocks,
          "an assignment lies within one region");
   NodeRef* slot = &root;
   for (uint32_t level = kPageLevels; level > 0; --level)
@@ -127,8 +127,8 @@ void assign(NodeRef& root, uint64_t region, uint32_t first, uint32_t count, uint
     single = slot->interval();
     intervals = {&single, 1};
   }
-  const Splice splice =
-      splice_for(intervals, {static_cast<uint16_t>(first), static_cast<uint16_t>(count), source});
+  const Splice splice = splice_for(
+      intervals, {static_cast<uint16_t>(first), static_cast<uint16_t>(run.count), run.source});
   const size_t left = intervals.size() - (splice.end - splice.begin) + splice.fresh_count;
   if (left > 1) {
     if (slot->is_node()) {

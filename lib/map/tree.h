@@ -30,14 +30,12 @@ struct AssignEffect {
   uint64_t superseded_bytes = 0;  // of nodes in the log that no version needs any more
 };
 
-// Appends the runs of blocks [first, first + count) of `region`.
-std::optional<MissingNode> find(const NodeRef& root, uint64_t region, uint32_t first,
-                                uint32_t count, RunList& runs);
+// Appends the runs of blocks of one region.
+std::optional<MissingNode> find(const NodeRef& root, const BlockRange& blocks, RunList& runs);
 
-// Gives the blocks to `source` (kSourceUnmapped takes them out) in the tree of version `current`,
-// all of which find() has just found.
-void assign(NodeRef& root, uint64_t region, uint32_t first, uint32_t count, uint32_t source,
-            uint32_t current, AssignEffect& effect);
+// Makes a run of one region so (kSourceUnmapped takes its blocks out) in the tree of version
+// `current`; find() has just found all of them.
+void assign(NodeRef& root, const Run& run, uint32_t current, AssignEffect& effect);
 
 // Puts a node that was loaded into its place, unless the place has changed meanwhile.
 void install(NodeRef& root, const MissingNode& missing, NodeRef loaded);

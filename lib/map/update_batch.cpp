@@ -4,8 +4,6 @@
 #include <algorithm>
 #include <utility>
 
-#include "map/records.h"
-
 namespace tplstore {
 
 void UpdateBatch::make_room(uint64_t bytes) {
@@ -20,19 +18,21 @@ void UpdateBatch::add(Bytes record, uint64_t reserved_bytes) {
   last_is_update_ = false;
 }
 
-bool UpdateBatch::add_update(uint64_t first, uint32_t count, uint32_t source) {
+bool UpdateBatch::add_update(const UpdateRecord& update) {
+  const auto count = static_cast<uint32_t>(update.count);
   if (last_is_update_) {
     std::byte* const at = records_.data() + records_.size() - kRecordBytes;
     RecordHeader last;
     std::memcpy(&last, at, kRecordBytes);
-    if (last.source == source && last.number() + last.count == first &&
+    if (last.source == update.source && last.number() + last.count == update.first &&
         uint64_t{last.count} + count <= UINT32_MAX) {
       last.count += count;
       std::memcpy(at, &last, kRecordBytes);
       return false;
     }
   }
-  add(bytes_of(RecordHeader::make(RecordKind::kUpdate, first, count, source)), kRecordBytes);
+  add(bytes_of(RecordHeader::make(RecordKind::kUpdate, update.first, count, update.source)),
+      kRecordBytes);
   last_is_update_ = true;
   return true;
 }

@@ -8,7 +8,7 @@
 #include <atomic>
 #include <cstdint>
 
-#include "base/bytes.h"
+#include "map/records.h"
 
 namespace tplstore {
 
@@ -20,7 +20,7 @@ class UpdateBatch {
   void add(Bytes record, uint64_t reserved_bytes);
   // Adds an update, for which one record is reserved; false when it has become part of the one
   // before, and needs none.
-  bool add_update(uint64_t first, uint32_t count, uint32_t source);
+  bool add_update(const UpdateRecord& update);
 
   struct Cut {
     ByteVector records;

@@ -152,30 +152,27 @@ void VolumeMap::load(const MissingNode& missing, uint32_t version,
   if (log == log_) state_.install(version, missing, std::move(node));
 }
 
-void VolumeMap::find(uint32_t version, uint64_t first, uint64_t count, RunList& runs) {
-  while (count > 0) {
-    const uint64_t region = first / kRegionBlocks;
-    const auto in_region = static_cast<uint32_t>(first % kRegionBlocks);
-    const auto part = static_cast<uint32_t>(std::min<uint64_t>(count, kRegionBlocks - in_region));
+void VolumeMap::find(uint32_t version, BlockRange blocks, RunList& runs) {
+  while (blocks.count > 0) {
+    const BlockRange part = blocks.in_first_region();
     while (true) {
       std::optional<MissingNode> missing;
       std::shared_ptr<MapLog> log;
       {
         const SharedLock guard(mutex_);
-        missing = tplstore::find(find_version(version).root, region, in_region, part, runs);
+        missing = tplstore::find(find_version(version).root, part, runs);
         if (missing) log = log_;
       }
       if (!missing) break;
       load(*missing, version, log);
     }
-    first += part;
-    count -= part;
+    blocks.remove_first(part.count);
   }
 }
 
-void VolumeMap::find_difference(uint32_t from, uint32_t to, uint64_t first, uint64_t count,
+void VolumeMap::find_difference(uint32_t from, uint32_t to, const BlockRange& blocks,
                                 const VisitDifference& visit) {
-  if (count == 0) return;
+  if (blocks.count == 0) return;
   const Lock maintenance(maintenance_mutex_);
   TreeReader reader(log(), mutex_);
   NodeRef roots[2];
@@ -184,7 +181,7 @@ void VolumeMap::find_difference(uint32_t from, uint32_t to, uint64_t first, uint
     roots[0] = find_version(from).root;
     roots[1] = find_version(to).root;
   }
-  tplstore::find_difference(reader, roots[0], roots[1], first, count, visit);
+  tplstore::find_difference(reader, roots[0], roots[1], blocks, visit);
 }
 
 std::vector<FreeRange> VolumeMap::foreign_cells(uint64_t begin_region, uint64_t end_region) {
@@ -227,14 +224,13 @@ void LogReservation::use(uint64_t records) {
   unused_ -= records;
 }
 
-void VolumeMap::assign(uint64_t first, uint64_t count, uint32_t source, LogReservation& reserved) {
-  while (count > 0) {
-    const uint64_t part = std::min(count, kRegionBlocks - first % kRegionBlocks);
+void VolumeMap::assign(Run run, LogReservation& reserved) {
+  while (run.count > 0) {
+    const Run part{run.in_first_region(), run.source};
     ensure(reserved.unused_ > 0, "an assignment has its records reserved");
-    assign_in_region({first, part, source});
+    assign_in_region(part);
     reserved.use(1);
-    first += part;
-    count -= part;
+    run.remove_first(part.count);
   }
 }
 
@@ -248,9 +244,7 @@ void VolumeMap::assign_in_region(const UpdateRecord& update) {
       UpdateRecord record = update;
       const MapState::Applied applied = state_.apply(record);
       if (!applied.missing) {
-        const bool is_new =
-            applied.has_changed &&
-            pending_.add_update(update.first, static_cast<uint32_t>(update.count), update.source);
+        const bool is_new = applied.has_changed && pending_.add_update(update);
         if (!is_new) log_->unreserve(kRecordBytes);
         return;
       }

@@ -149,12 +149,12 @@ class VolumeMap {
     return ask([](const MapState& state) { return state.table().pins; });
   }
 
-  // Appends the runs of blocks [first, first + count) of a version; 0 is current. Loads what it
-  // needs. ENOENT when there is no such version.
-  void find(uint32_t version, uint64_t first, uint64_t count, RunList& runs);
-  // The runs of blocks [first, first + count) that come from elsewhere in version `to` than in
-  // `from` (0 is current, at one point in time), in rising order; in time proportional to them.
-  void find_difference(uint32_t from, uint32_t to, uint64_t first, uint64_t count,
+  // Appends the runs of blocks of a version; 0 is current. Loads what it needs. ENOENT when there
+  // is no such version.
+  void find(uint32_t version, BlockRange blocks, RunList& runs);
+  // The runs of blocks that come from elsewhere in version `to` than in `from` (0 is current, at
+  // one point in time), in rising order; in time proportional to them.
+  void find_difference(uint32_t from, uint32_t to, const BlockRange& blocks,
                        const VisitDifference& visit);
   // The cells that removing a version would free; of current, those that it alone has.
   uint64_t own_blocks(uint32_t version);
@@ -164,9 +164,8 @@ class VolumeMap {
   }
 
   // --- changing current
-  // Gives the blocks to `source`, after their data has been written. Uses up reserved records, one
-  // for each region.
-  void assign(uint64_t first, uint64_t count, uint32_t source, LogReservation& reserved);
+  // Makes it so, after the data has been written. Uses up reserved records, one for each region.
+  void assign(Run run, LogReservation& reserved);
 
   // --- changing the list of versions
   // Waits for those that began before.

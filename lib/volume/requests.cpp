@@ -59,7 +59,7 @@ void Volume::read_range(uint32_t version, uint64_t offset, MutableBytes into) {
     // What current's map leads to is in doubt then.
     if (version == 0) map.check_usable();
     RunList runs;
-    map.find(version, first_block(offset), block_count(offset, into.size()), runs);
+    map.find(version, {first_block(offset), block_count(offset, into.size())}, runs);
     read_runs(runs, offset, into);
   });
 }
@@ -121,7 +121,7 @@ void Volume::extents(uint32_t version, uint64_t offset, uint64_t length,
     RunList runs;
     open_.with_map([&](VolumeMap& map) {
       runs.clear();
-      map.find(version, block, stop - block, runs);
+      map.find(version, {block, stop - block}, runs);
     });
     for (size_t i = 0; i < runs.size(); ++i) {
       const Run& run = runs[i];
@@ -149,7 +149,7 @@ void Volume::changes(uint32_t from, uint32_t to, uint64_t offset, uint64_t lengt
   std::vector<ChangedRange> ranges;
   open_.with_map([&](VolumeMap& map) {
     ranges.clear();
-    map.find_difference(from, to, first_block(offset), block_count(offset, length),
+    map.find_difference(from, to, {first_block(offset), block_count(offset, length)},
                         [&](const Run& before, const Run& after) {
                           const bool is_zero = reads_as_hole(after);
                           if (is_zero && reads_as_hole(before)) return;
@@ -220,7 +220,7 @@ bool Volume::try_overwrite(uint64_t offset, Bytes from, RunList& runs) {
   const uint64_t first = first_block(offset);
   const uint64_t count = block_count(offset, from.size());
   const RangeLocks::Shared hold(open_.range_locks, first, count);
-  open_.map().find(0, first, count, runs);
+  open_.map().find(0, {first, count}, runs);
   if (runs.size() != 1 || runs[0].source != open_.current.load(std::memory_order_relaxed))
     return false;
   if (offset % open_.write_alignment != 0 || from.size() % open_.write_alignment != 0) return false;
@@ -251,7 +251,7 @@ void Volume::read_edge(Edge& edge, uint32_t source, uint32_t current) {
   edge.source.reset();
   if (may_change) return;
   RunList block;
-  block.add({edge.block, 1, source});
+  block.add({{edge.block, 1}, source});
   read_runs(block, edge.block * kBlockBytes, edge.data);
   edge.source = source;
 }
@@ -292,7 +292,7 @@ bool Volume::try_first_write(uint64_t offset, Bytes from, Edge& head, Edge& tail
   // Where the blocks come from matters when some of their bytes stay.
   RunList runs;
   const auto find_runs = [&] {
-    if (runs.size() == 0) open_.map().find(0, first, count, runs);
+    if (runs.size() == 0) open_.map().find(0, {first, count}, runs);
   };
 
   // Each split block becomes a whole one with the rest that was read; or, when it is current's
@@ -332,7 +332,7 @@ bool Volume::try_first_write(uint64_t offset, Bytes from, Edge& head, Edge& tail
       open_.backend.write_batch(std::span(pieces).first(piece_count)).throw_first();
     }
     file.note_write();
-    open_.map().assign(first, count, current, reserved);
+    open_.map().assign({{first, count}, current}, reserved);
   } catch (...) {
     // What was written of blocks that have not become current's belongs to nobody.
     runs.clear();
@@ -389,7 +389,7 @@ void Volume::zero_part(uint64_t offset, uint64_t length) {
   while (length > 0) {
     const uint64_t part = std::min(length, kBlockBytes - offset % kBlockBytes);
     RunList runs;
-    open_.map().find(0, first_block(offset), 1, runs);
+    open_.map().find(0, {first_block(offset), 1}, runs);
     if (!reads_as_hole(runs[0])) write_range(offset, Bytes(kZeroes).first(part));
     offset += part;
     length -= part;
@@ -399,7 +399,7 @@ void Volume::zero_part(uint64_t offset, uint64_t length) {
 // Makes blocks of one region read as zeroes and gives back the space of current's own among them.
 void Volume::discard_blocks(uint64_t first, uint64_t count) {
   RunList before;
-  open_.map().find(0, first, count, before);
+  open_.map().find(0, {first, count}, before);
   if (before.size() == 1 && reads_as_hole(before[0])) return;
   if (open_.map().must_commit()) open_.map().commit();
 
@@ -411,15 +411,15 @@ void Volume::discard_blocks(uint64_t first, uint64_t count) {
   const uint32_t current = open_.current.load(std::memory_order_relaxed);
   DataFile& file = *open_.current_file.load(std::memory_order_relaxed);
   RunList runs;
-  open_.map().find(0, first, count, runs);
+  open_.map().find(0, {first, count}, runs);
   // The holes come first: a cell that could not be punched would belong to nobody.
   for (size_t i = 0; i < runs.size(); ++i) {
     if (runs[i].source != current) continue;
     file.object->punch(runs[i].first * kBlockBytes, runs[i].count * kBlockBytes);
     file.note_write();
   }
-  open_.map().assign(first, count, first < open_.template_blocks ? kSourceZero : kSourceUnmapped,
-                     reserved);
+  open_.map().assign(
+      {{first, count}, first < open_.template_blocks ? kSourceZero : kSourceUnmapped}, reserved);
 }
 
 }  // namespace tplstore

@@ -107,7 +107,7 @@ void SpaceReclaimer::sweep_region(uint32_t version, Object& file, uint64_t regio
   const Quiesce::Pass pass(volume_.quiesce);
   const RangeLocks::Exclusive hold(volume_.range_locks, first, kRegionBlocks);
   RunList runs;
-  map_.find(version, first, kRegionBlocks, runs);
+  map_.find(version, {first, kRegionBlocks}, runs);
   for (size_t i = 0; i < runs.size(); ++i) {
     if (runs[i].source == version) continue;
     const uint64_t end = (runs[i].first + runs[i].count) * kBlockBytes;

@@ -40,7 +40,7 @@ class BenchedMap {
   }
   void assign(uint64_t first, uint64_t count) {
     LogReservation reserved(*map_, LogReservation::records_for(first, count));
-    map_->assign(first, count, map_->current(), reserved);
+    map_->assign({{first, count}, map_->current()}, reserved);
     if (++assigned_ % 65536 == 0) upkeep();
   }
   void freeze() {
@@ -70,7 +70,7 @@ class BenchedMap {
     RunList runs;
     for (uint64_t block = 0; block < size_bytes / kBlockBytes; block += kRegionBlocks) {
       runs.clear();
-      map_->find(0, block, 1, runs);
+      map_->find(0, {block, 1}, runs);
     }
     return {{"memory_bytes", node_memory_bytes() - before},
             {"disk_bytes", map_->stats().log_bytes},

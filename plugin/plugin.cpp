@@ -17,6 +17,8 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <charconv>
+#include <chrono>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -38,6 +40,7 @@ namespace tplstore {
 namespace {
 
 constexpr rlim_t kDescriptorsWanted = 65536;
+constexpr uint32_t kGraceSecondsMax = 86400;
 
 struct Server {
   std::string location;
@@ -113,6 +116,14 @@ void on_load() noexcept {
   mallopt(M_ARENA_MAX, 4);
 }
 
+std::chrono::seconds parse_seconds(const std::string& name, std::string_view text) {
+  uint32_t seconds = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), seconds);
+  if (error != std::errc() || end != text.data() + text.size() || seconds > kGraceSecondsMax)
+    fail(EINVAL, name, "'{}' is no number of seconds up to {}", text, kGraceSecondsMax);
+  return std::chrono::seconds(seconds);
+}
+
 int on_config(const char* key, const char* value) noexcept {
   return guard_void([&] {
     const std::string name = key;
@@ -125,8 +136,15 @@ int on_config(const char* key, const char* value) noexcept {
       configured().options.io = mode == "direct" ? IoMode::kDirect : IoMode::kBuffered;
     } else if (name == "map-cache") {
       configured().options.map_cache_bytes = parse_size("map-cache", value);
+    } else if (name == "same-vm") {
+      if (std::string_view(value) != "pid") fail(EINVAL, name, "'{}' is not 'pid'", value);
+      configured().options.same_vm_is_pid = true;
+    } else if (name == "reconnect-grace") {
+      configured().options.reconnect_grace = parse_seconds(name, value);
     } else {
-      fail(EINVAL, name, "is not a parameter of tplstore; there are store, io and map-cache");
+      fail(EINVAL, name,
+           "is not a parameter of tplstore; there are store, io, map-cache, same-vm and "
+           "reconnect-grace");
     }
   });
 }
@@ -328,12 +346,15 @@ constexpr nbdkit_plugin make_plugin() {
   table.longname = "tplstore: disks of virtual machines from golden templates";
   table.version = TPLSTORE_VERSION;
   table.description =
-      "Serves the volumes, versions and templates of a store: VOLUME, VOLUME@current,\n"
-      "VOLUME@VERSION, template/NAME. See nbdkit-tplstore-plugin(1) and tplstore(1).";
+      "Serves the volumes, versions and templates of a store: VOLUME[;writer=TOKEN[;multi]],\n"
+      "VOLUME@current, VOLUME@VERSION, template/NAME. See nbdkit-tplstore-plugin(1) and "
+      "tplstore(1).";
   table.config_help =
       "[store=]DIRECTORY  (required) The store, made by 'tplstore init'.\n"
       "io=buffered|direct            Use the page cache (default) or bypass it.\n"
-      "map-cache=SIZE                Memory for the maps of all volumes (default 64M).";
+      "map-cache=SIZE                Memory for the maps of all volumes (default 64M).\n"
+      "same-vm=pid                   Each process at a Unix socket is one VM.\n"
+      "reconnect-grace=SECONDS       How long a VM may take to come back after a crash (30).";
   table.magic_config_key = "store";
   table.errno_is_preserved = 0;
   table.load = on_load;

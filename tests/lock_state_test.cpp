@@ -305,7 +305,8 @@ void Explorer::connect(const World& world, size_t v) {
         const bool puts_out = world.lock.owner.connections > 0 &&
                               result.state.owner.ticket != world.lock.owner.ticket;
         if (puts_out && is_at_work) next.broken = "S5: a connection that works is put out";
-        const bool is_left_behind = world.lock.record.is_taken && !world.lock.is_held;
+        const bool is_left_behind =
+            world.lock.record.is_taken && !world.lock.is_held && !world.lock.record.is_servers_own;
         const bool is_owner = result.ticket == result.state.owner.ticket;
         if (is_left_behind && is_owner && world.lock.record.owner != event.vm &&
             (process_of(world) == Process::kLives || (!setup_.is_unix && absent < kGrace)))

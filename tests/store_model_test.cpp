@@ -239,7 +239,11 @@ class Model {
     volumes_.push_back(std::move(volume));
   }
 
-  void attach(ModelVolume& volume) { volume.disk = store_->open_export(volume.name, vm_peer()); }
+  // Each time another VM, for one that was there before a rollback would be refused; and none whose
+  // process lives, for which a volume would be kept after a crash.
+  void attach(ModelVolume& volume) {
+    volume.disk = store_->open_export(volume.name, {"a VM", ++last_pid_, 1});
+  }
   void detach(ModelVolume& volume) {
     volume.disk.reset();
     note_flushed(volume);
@@ -847,6 +851,7 @@ class Model {
   std::vector<uint32_t> removing_;
   uint64_t next_value_ = 0;
   unsigned next_name_ = 0;
+  int64_t last_pid_ = int64_t{1} << 32;
 };
 
 }  // namespace

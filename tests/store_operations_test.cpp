@@ -191,7 +191,7 @@ TEST_CASE("an import of a version that fails for whatever reason leaves current 
     });
   } catch (const std::bad_alloc&) {
   }
-  CHECK(bytes_at(*f.store->open_export("vm1", vm_peer()), 0) == filled(kBlockBytes, 1));
+  CHECK(bytes_at(*f.store->open_export("vm1", test_peer()), 0) == filled(kBlockBytes, 1));
 }
 
 TEST_CASE("an import whose version cannot be made is refused before anything of it is read") {

@@ -27,7 +27,11 @@ inline ByteVector bytes_at(Disk& disk, uint64_t offset, uint64_t length = kBlock
 }
 
 // A VM that is this process.
-inline Peer living_peer() { return {"this test", getpid(), process_start_time(getpid())}; }
+inline Peer living_peer() {
+  Peer peer{"this test", getpid(), process_start_time(getpid())};
+  peer.is_multi = true;
+  return peer;
+}
 // Another VM: a process that is there, so that nobody takes it for one that has gone.
 inline Peer vm_peer() { return {"a VM", getppid(), process_start_time(getppid())}; }
 

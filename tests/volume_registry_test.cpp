@@ -87,7 +87,7 @@ TEST_CASE("a VM gets a volume at once that is open for the store's own work") {
   f.store->open_export("vm1", test_peer())->write(0, filled(kBlockBytes, 1), true);
   f.store->create_version("vm1", {});
   f.store->fork_volume("fork", "vm1", "1", 0);
-  const Peer vm{"the VM", 1, 1};
+  const Peer vm = vm_peer();
   std::unique_ptr<Disk> disk;
   f.store->flatten_volume("fork", [&](uint64_t) {
     if (disk) return;
@@ -100,7 +100,7 @@ TEST_CASE("a VM gets a volume at once that is open for the store's own work") {
   // It is the VM's from then on.
   const VolumeInfo info = f.store->show_volume("fork");
   REQUIRE(info.writer);
-  CHECK(info.writer->peer == "the VM");
+  CHECK(info.writer->peer == "a VM");
   CHECK(info.writer->epoch == 2);
   CHECK_THROWS_AS(f.store->open_export("fork", {"another", 2, 2}), Error);
   ByteVector bytes(2 * kBlockBytes);
@@ -164,13 +164,42 @@ TEST_CASE("a VM waits for what the store does alone with the volume") {
   std::future<std::unique_ptr<Disk>> vm;
   f.backend->on_write = [&](const std::string& name) {
     if (vm.valid() || !name.ends_with("/map.1")) return;
-    vm = std::async(std::launch::async, [&] { return f.store->open_export("vm1", test_peer()); });
+    vm = std::async(std::launch::async,
+                    [&] { return f.store->open_export("vm1", test_peer(4712)); });
     // One that is refused is so by then.
     vm.wait_for(kStall);
   };
   f.store->rollback("vm1", "1");
   REQUIRE(vm.valid());
   CHECK(vm.get() != nullptr);
+}
+
+TEST_CASE("a VM with a token replaces its connection that is idle, and none that works") {
+  Fixture f;
+  const Peer anywhere{"127.0.0.1:4711", 0, 0};
+  f.store->open_export("vm1;writer=before", anywhere).reset();
+  auto first = f.store->open_export("vm1;writer=a", anywhere);
+  CHECK_FALSE(first->allows_multi_conn());
+  first->write(0, filled(kBlockBytes, 1), false);
+  std::unique_ptr<Disk> second;
+  const auto begun = std::chrono::steady_clock::now();
+  SUBCASE("it works") {
+    auto late = std::async(std::launch::async,
+                           [&] { return f.store->open_export("vm1;writer=a", anywhere); });
+    while (late.wait_for(std::chrono::milliseconds(10)) == std::future_status::timeout)
+      first->write(0, filled(kBlockBytes, 2), false);
+    CHECK_THROWS_AS(late.get(), Error);
+    CHECK(std::chrono::steady_clock::now() - begun < kLockIdle);
+    return;
+  }
+  second = f.store->open_export("vm1;writer=a", anywhere);
+  CHECK(std::chrono::steady_clock::now() - begun >= kLockIdle);
+  CHECK(error_code([&] { first->write(0, filled(kBlockBytes, 3), false); }) == ESHUTDOWN);
+  CHECK(bytes_at(*second, 0) == filled(kBlockBytes, 1));
+  // What the VM wrote counts, though its second connection has written nothing.
+  first.reset();
+  second.reset();
+  CHECK(error_code([&] { f.store->open_export("vm1;writer=before", anywhere); }) == EBUSY);
 }
 
 TEST_CASE("a VM waits for one that has the volume and has asked for nothing") {

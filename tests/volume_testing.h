@@ -66,7 +66,11 @@ inline VolumeEnvironment environment_on(Backend& backend) {
           [](const std::string&) {}, [] {}};
 }
 
-inline Peer test_peer(int64_t pid = 4711) { return {"test", pid, 1}; }
+inline Peer test_peer(int64_t pid = 4711) {
+  Peer peer{"test", pid, 1};
+  peer.is_multi = true;
+  return peer;
+}
 
 // A backend with an empty store.
 inline std::unique_ptr<MemoryBackend> memory_store() {

@@ -74,24 +74,102 @@ TEST_CASE("the header's size is 0 while a writer has the volume, and true otherw
   CHECK(header.epoch == 1);
 }
 
-TEST_CASE("after a crash the next server takes over at once") {
+TEST_CASE("after a crash the VM that was connected comes back at once, others when it has gone") {
   TwoServers s;
   s.one->create_volume("vm", 1 << 20, "");
-  auto disk = s.one->open_export("vm", living_peer());
+  Peer owner = vm_peer();
+  SUBCASE("it lives") {}
+  SUBCASE("it has gone") { owner.start_time += 1; }
+  const bool lives = owner.start_time == vm_peer().start_time;
+  auto disk = s.one->open_export("vm", owner);
   disk->write(5, as_bytes("flushed"), true);
   const auto after = s.memory->crash(s.memory->event_count(), MemoryBackend::Crash::kKill, 1);
   Store next(std::make_unique<ForwardingBackend>(*after), s.options);
   CHECK_FALSE(next.show_volume("vm").is_attached);
-  const auto start = std::chrono::steady_clock::now();
-  const auto again = next.open_export("vm", other_peer());
-  CHECK(std::chrono::steady_clock::now() - start < WriterLock::kWaitMax);
+  CHECK(next.show_lock("vm").state == LockInfo::State::kCrashed);
+  if (lives) {
+    CHECK(refusal(next, other_peer()).find("kept for a VM") != std::string::npos);
+    CHECK(error_code([&] { next.create_version("vm", {}); }) == EBUSY);
+    CHECK(error_code([&] { next.remove_volume("vm"); }) == EBUSY);
+  }
+  const auto again = next.open_export("vm", lives ? owner : other_peer());
   ByteVector bytes(7);
   again->read(5, bytes);
   CHECK(to_text(bytes) == "flushed");
   const bool told = std::any_of(s.log.begin(), s.log.end(), [](const std::string& line) {
-    return line.find("taking over from this test") != std::string::npos;
+    return line.find("taking over from a VM") != std::string::npos;
   });
   CHECK(told);
+}
+
+TEST_CASE("what is known by its token only has a time to come back after a crash") {
+  TwoServers s;
+  s.one->create_volume("vm", 1 << 20, "");
+  const Peer anywhere{"127.0.0.1:4711", 0, 0};
+  auto disk = s.one->open_export("vm;writer=a", anywhere);
+  const auto after = s.memory->crash(s.memory->event_count(), MemoryBackend::Crash::kKill, 1);
+  StoreOptions options = s.options;
+  options.reconnect_grace = std::chrono::milliseconds(200);
+  Store next(std::make_unique<ForwardingBackend>(*after), options);
+  CHECK(refusal(next, anywhere).find("kept for 127.0.0.1") != std::string::npos);
+  SUBCASE("it comes") { CHECK(next.open_export("vm;writer=a", anywhere) != nullptr); }
+  SUBCASE("it does not, and another one writes") {
+    std::unique_ptr<Disk> another;
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    while (!another && std::chrono::steady_clock::now() < deadline) {
+      try {
+        another = next.open_export("vm", anywhere);
+      } catch (const Error&) {
+      }
+    }
+    REQUIRE(another);
+    another->write(0, as_bytes("new"), true);
+    another.reset();
+    CHECK(error_message([&] { next.open_export("vm;writer=a", anywhere); }).find("others have") !=
+          std::string::npos);
+  }
+}
+
+TEST_CASE("who was replaced, or lost its lock, is refused whatever it asks for") {
+  TwoServers s;
+  s.one->create_volume("vm", 1 << 20, "");
+  auto disk = s.one->open_export("vm", vm_peer());
+  disk->write(0, as_bytes("old"), true);
+  const LockInfo held = s.one->show_lock("vm");
+  CHECK(held.state == LockInfo::State::kHeld);
+  CHECK(held.connections == 1);
+  CHECK(held.has_written);
+  CHECK(error_code([&] { s.one->break_lock("vm", held.epoch + 1); }) == EBUSY);
+  CHECK(error_code([&] { s.two->break_lock("vm", held.epoch); }) == EBUSY);
+  s.one->break_lock("vm", held.epoch);
+  ByteVector bytes(3);
+  CHECK(error_code([&] { disk->read(0, bytes); }) == ESHUTDOWN);
+  CHECK(error_code([&] { disk->write(0, as_bytes("bad"), false); }) == ESHUTDOWN);
+  CHECK(error_code([&] { disk->trim(0, 4096, false); }) == ESHUTDOWN);
+  CHECK(error_code([&] { disk->flush(); }) == ESHUTDOWN);
+  CHECK(error_message([&] { s.one->open_export("vm", vm_peer()); }).find("others have") !=
+        std::string::npos);
+  auto next = s.one->open_export("vm", other_peer());
+  next->read(0, bytes);
+  CHECK(to_text(bytes) == "old");
+  next.reset();
+  disk.reset();
+  const LockInfo after = s.two->show_lock("vm");
+  CHECK(after.state == LockInfo::State::kFree);
+  REQUIRE(after.losers.size() == 1);
+  CHECK(after.losers[0].peer == "a VM");
+  CHECK(error_code([&] { s.one->break_lock("vm", after.epoch); }) == EINVAL);
+}
+
+TEST_CASE("a header of an older format is refused, and says so") {
+  TwoServers s;
+  const VolumeInfo info = s.one->create_volume("vm", 1 << 20, "");
+  const std::string header = volume_folder(info.uuid) + "/header";
+  ByteVector bytes = s.memory->content(header);
+  for (const uint64_t slot : {uint64_t{0}, kSlotBytes}) bytes[slot + 15] = std::byte{'1'};
+  s.memory->set_content(header, bytes);
+  CHECK(error_message([&] { s.one->open_export("vm", vm_peer()); }).find("older tplstore") !=
+        std::string::npos);
 }
 
 TEST_CASE("a connection waits for the tool that has the volume for a moment") {

@@ -71,6 +71,7 @@ int run(std::vector<std::string> arguments) {
   tplstore::tool::add_template_commands(commands, context);
   tplstore::tool::add_volume_commands(commands, context);
   tplstore::tool::add_version_commands(commands, context);
+  tplstore::tool::add_lock_commands(commands, context);
 
   context.nbdkit_options = split_nbdkit_options(arguments);
   try {

@@ -65,23 +65,6 @@ void show_stats(const Context& context, bool is_prometheus) {
     context.print(stats, stats_text);
 }
 
-void show_lock(const Context& context, const std::string& name) {
-  const auto store = context.open_store();
-  const json volume = find_volume(*store, name);
-  const json lock = {
-      {"volume", name}, {"attached", volume["attached"]}, {"writer", volume["writer"]}};
-  context.print(lock, [](const json& value) {
-    const json& writer = value["writer"];
-    if (writer.is_null()) return plain(value["volume"]) + ": nobody writes it\n";
-    return format_fields({{"volume", plain(value["volume"])},
-                          {"attached", value["attached"].get<bool>() ? "yes" : "no"},
-                          {"host", plain(writer["host"])},
-                          {"server pid", plain(writer["server_pid"])},
-                          {"peer", plain(writer["peer"])},
-                          {"epoch", plain(writer["epoch"])}});
-  });
-}
-
 void collect_garbage(const Context& context) {
   const auto store = context.open_store();
   const uint64_t before = store->space().volume_bytes;
@@ -125,13 +108,6 @@ void add_store_commands(const Command& app, Context& context) {
   const Option json_option = add_json_option(stats, context);
   stats.add_flag("--prometheus", *is_prometheus, "Print the text format of Prometheus")
       .excludes(json_option);
-
-  const Command lock = add_group(app, context, "lock", "Who may write a volume");
-  auto volume = std::make_shared<std::string>();
-  const Command show = add_command(lock, context, "show", "Show who writes a volume",
-                                   [&context, volume] { show_lock(context, *volume); });
-  show.add_option("VOLUME", *volume, "The volume").required();
-  add_json_option(show, context);
 }
 
 }  // namespace tplstore::tool

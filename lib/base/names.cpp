@@ -14,6 +14,12 @@ bool is_alphanumeric(char c) {
   return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
 }
 
+bool all_in_names(std::string_view text) {
+  return !text.empty() && std::all_of(text.begin(), text.end(), [](char c) {
+    return is_alphanumeric(c) || c == '.' || c == '_' || c == '-';
+  });
+}
+
 bool all_digits(std::string_view text) {
   return !text.empty() &&
          std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
@@ -22,12 +28,12 @@ bool all_digits(std::string_view text) {
 }  // namespace
 
 bool is_name(std::string_view text, size_t bytes_max) {
-  if (text.empty() || text.size() > bytes_max || !is_alphanumeric(text[0])) return false;
-  return std::all_of(text.begin(), text.end(),
-                     [](char c) { return is_alphanumeric(c) || c == '.' || c == '_' || c == '-'; });
+  return text.size() <= bytes_max && all_in_names(text) && is_alphanumeric(text[0]);
 }
 
 bool is_valid_name(std::string_view name) { return is_name(name, 128); }
+
+bool is_valid_token(std::string_view token) { return token.size() <= 64 && all_in_names(token); }
 
 constexpr std::string_view kCurrentName = "current";
 
@@ -59,8 +65,8 @@ std::optional<uint32_t> parse_version_number(std::string_view text) {
 ExportName parse_export_name(std::string_view text) {
   const auto refuse = [&]() {
     fail(EINVAL, fmt::format("export '{}'", excerpt(text)),
-         "no such form of name: use VOLUME, VOLUME@current, VOLUME@VERSION, "
-         "VOLUME@VERSION..VERSION or template/NAME");
+         "no such form of name: use VOLUME, VOLUME;writer=TOKEN, VOLUME;writer=TOKEN;multi, "
+         "VOLUME@current, VOLUME@VERSION, VOLUME@VERSION..VERSION or template/NAME");
   };
   constexpr std::string_view kTemplatePrefix = "template/";
   const auto version_in = [&](std::string_view part) {
@@ -69,7 +75,8 @@ ExportName parse_export_name(std::string_view text) {
       refuse();
     return std::string(part);
   };
-  ExportName result{ExportName::Kind::kCurrent, {}, {}, {}};
+  ExportName result{ExportName::Kind::kCurrent, {}, {}, {}, {}};
+  constexpr std::string_view kWriter = ";writer=", kMulti = ";multi";
   if (text.starts_with(kTemplatePrefix)) {
     result.kind = ExportName::Kind::kTemplate;
     result.name = text.substr(kTemplatePrefix.size());
@@ -87,6 +94,13 @@ ExportName parse_export_name(std::string_view text) {
       result.since = version_in(versions.substr(0, dots));
       result.version = version_in(versions.substr(dots + 2));
     }
+  } else if (const size_t writer = text.find(kWriter); writer != std::string_view::npos) {
+    result.name = text.substr(0, writer);
+    std::string_view token = text.substr(writer + kWriter.size());
+    result.is_multi = token.ends_with(kMulti);
+    if (result.is_multi) token.remove_suffix(kMulti.size());
+    if (!is_valid_token(token)) refuse();
+    result.token = token;
   } else {
     result.name = text;
   }

@@ -11,19 +11,17 @@
 
 namespace tplstore {
 
-// Who is at the other end of a connection. Two connections belong to one VM when pid is not 0 and
-// pid and start time are equal.
+// Who is at the other end of a connection.
 struct Peer {
   std::string address;  // for messages: "unix socket, pid 4711", "127.0.0.1:50122", "tplstore tool"
   int64_t pid = 0;      // 0 when unknown (TCP, or outside our pid namespace)
   uint64_t start_time = 0;  // of that process, in clock ticks since boot; 0 when unknown
-
-  bool is_same_vm(const Peer& other) const {
-    return pid != 0 && pid == other.pid && start_time == other.start_time;
-  }
+  std::string token{};      // the name that it gives itself; may be empty
+  bool is_multi = false;    // it may have several connections at once
+  bool is_vm = true;        // or a program of ours
 };
 
-// The writer of a volume as its header has it: for people and for other hosts.
+// The writer of a volume as its header has it: for people, and for who comes next.
 struct WriterInfo {
   std::string host_name;
   Uuid host_id;
@@ -33,6 +31,35 @@ struct WriterInfo {
   std::string peer;
   uint64_t epoch = 0;
   int64_t since_ns = 0;
+  std::string token;     // may be empty
+  int64_t peer_pid = 0;  // 0 when unknown
+  uint64_t peer_start_time = 0;
+};
+
+// What is known of who may write a volume.
+struct LockInfo {
+  // kCrashed: the server of the writer has ended and not freed it. kForeign: likewise, on a host
+  // that nobody here can look at.
+  enum class State { kFree, kHeld, kCrashed, kHandOver, kForeign };
+  struct Loser {
+    std::string peer;
+    uint64_t epoch = 0;  // in which it saw the disk; 0 when it was to get it and did not
+  };
+  struct HandOver {
+    std::string to;
+    bool has_standby = false;
+    int64_t until_ns = 0;
+  };
+
+  std::string volume;
+  State state = State::kFree;
+  uint64_t epoch = 0;
+  uint64_t size_bytes = 0;
+  std::optional<WriterInfo> writer;
+  uint32_t connections = 0;  // of the writer, where that can be told
+  bool has_written = false;  // the writer, as far as anybody knows
+  std::vector<Loser> losers;
+  std::optional<HandOver> hand_over;
 };
 
 // A version of any volume, wherever its data may have been carried to.

@@ -85,6 +85,50 @@ json writer_json(const WriterInfo& info) {
   };
 }
 
+namespace {
+
+const char* state_name(LockInfo::State state) {
+  switch (state) {
+    case LockInfo::State::kFree:
+      return "free";
+    case LockInfo::State::kHeld:
+      return "held";
+    case LockInfo::State::kCrashed:
+      return "crashed";
+    case LockInfo::State::kHandOver:
+      return "handover";
+    case LockInfo::State::kForeign:
+      return "foreign";
+  }
+  return "";
+}
+
+}  // namespace
+
+json lock_json(const LockInfo& info) {
+  const bool is_held =
+      info.state == LockInfo::State::kHeld || info.state == LockInfo::State::kHandOver;
+  json lock = {{"volume", info.volume},           {"attached", is_held},
+               {"state", state_name(info.state)}, {"epoch", info.epoch},
+               {"size_bytes", info.size_bytes},   {"writer", nullptr},
+               {"losers", json::array()},         {"handover", nullptr}};
+  if (const auto& writer = info.writer) {
+    lock["writer"] = writer_json(*writer);
+    lock["writer"].update({{"host_name", text_or_null(writer->host_name)},
+                           {"token", text_or_null(writer->token)},
+                           {"since", format_time(writer->since_ns)},
+                           {"connections", info.connections},
+                           {"wrote", info.has_written}});
+  }
+  for (const LockInfo::Loser& loser : info.losers)
+    lock["losers"].push_back({{"peer", text_or_null(loser.peer)}, {"epoch", loser.epoch}});
+  if (const auto& hand_over = info.hand_over)
+    lock["handover"] = {{"to", hand_over->to},
+                        {"standby", hand_over->has_standby},
+                        {"until", format_time(hand_over->until_ns)}};
+  return lock;
+}
+
 json volume_json(const VolumeInfo& info, bool with_versions) {
   json volume = {
       {"name", info.name},

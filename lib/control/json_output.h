@@ -21,6 +21,7 @@ nlohmann::json template_json(const TemplateInfo& info);
 nlohmann::json gc_json(const GcResult& result);
 
 nlohmann::json writer_json(const WriterInfo& info);
+nlohmann::json lock_json(const LockInfo& info);
 // "versions" only on demand: a list of volumes does without.
 nlohmann::json volume_json(const VolumeInfo& info, bool with_versions);
 nlohmann::json version_json(const VersionInfo& info);

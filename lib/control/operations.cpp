@@ -113,6 +113,31 @@ const Shape& stats_shape() {
   return shape;
 }
 
+const Shape& lock_shape() {
+  static const Shape writer = Shape::object({{"host_name", Shape::text().or_null()},
+                                             {"host_id", Shape::text()},
+                                             {"boot_id", Shape::text()},
+                                             {"server_pid", Shape::number()},
+                                             {"peer", Shape::text().or_null()},
+                                             {"token", Shape::text().or_null()},
+                                             {"since", Shape::time()},
+                                             {"connections", Shape::number()},
+                                             {"wrote", Shape::boolean()}});
+  static const Shape loser =
+      Shape::object({{"peer", Shape::text().or_null()}, {"epoch", Shape::number(UINT64_MAX)}});
+  static const Shape hand_over = Shape::object(
+      {{"to", Shape::text()}, {"standby", Shape::boolean()}, {"until", Shape::time()}});
+  static const Shape shape = Shape::object({{"volume", Shape::name()},
+                                            {"attached", Shape::boolean()},
+                                            {"state", Shape::text()},
+                                            {"epoch", Shape::number(UINT64_MAX)},
+                                            {"size_bytes", Shape::number()},
+                                            {"writer", writer.or_null()},
+                                            {"losers", Shape::list_of(loser)},
+                                            {"handover", hand_over.or_null()}});
+  return shape;
+}
+
 const Shape& nothing_shape() {
   static const Shape shape = Shape::object({});
   return shape;
@@ -143,7 +168,7 @@ void check_argument(const json& request, const Argument& argument) {
       return require(value.is_array() && std::all_of(value.begin(), value.end(), is_text),
                      "a list of texts");
     case Kind::kBytes:
-      return require(value.is_number_unsigned(), "a number of bytes");
+      return require(value.is_number_unsigned(), "a number");
   }
 }
 
@@ -257,6 +282,14 @@ const std::vector<Operation>& operations() {
          return versions_json(c.store.remove_versions(c.volume, c.texts("versions")));
        },
        {{"versions", Kind::kTexts}}},
+      {"lock-show", kVolume, lock_shape,
+       [](const Call& c) { return lock_json(c.store.show_lock(c.volume)); }},
+      // Of the epoch that was shown; answers what was.
+      {"lock-break",
+       kVolume,
+       lock_shape,
+       [](const Call& c) { return lock_json(c.store.break_lock(c.volume, c.bytes("epoch"))); },
+       {{"epoch", Kind::kBytes}}},
       // From a frozen version to another one, or to current.
       {"version-diff",
        kVolume,
@@ -314,6 +347,8 @@ void check_result(const std::string& server, const json& request, const json& re
   operation.answer().check(result, server);
 
   if (operation.name == "version-list") check_history(server, result);
+  if (operation.name.starts_with("lock-") && result["volume"] != request.at("volume"))
+    fail(EPROTO, server, "its answer makes no sense: it is about another volume");
   if (!result.contains("name") || !operation.name.starts_with("volume-")) return;
   if (result["name"] != request.at(operation.name == "volume-fork" ? "name" : "volume"))
     fail(EPROTO, server, "its answer makes no sense: it is about another volume");

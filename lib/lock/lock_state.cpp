@@ -28,12 +28,22 @@ void lose_standby(LockState& state) {
   end_hand_over(state);
 }
 
+// What a server left that died.
+bool is_of_another_life(const LockState& state) { return state.record.is_taken && !state.is_held; }
+
+uint64_t written_epoch(const LockState& state) {
+  const LockRecord& record = state.record;
+  const bool is_unknown = is_of_another_life(state) && !record.is_servers_own;
+  return is_unknown ? record.epoch : record.written_epoch;
+}
+
 // The volume is `vm`'s, or the server's own, in an epoch of its own.
-void claim(LockState& state, VmId vm) {
+void claim(LockState& state, VmId vm, bool is_servers_own = false) {
   LockRecord& record = state.record;
-  if (record.is_taken && !state.is_held) record.written_epoch = record.epoch;
+  record.written_epoch = written_epoch(state);
   ++record.epoch;
   record.is_taken = true;
+  record.is_servers_own = is_servers_own;
   record.owner = vm;
   remember(record, vm, record.epoch);
   state.is_held = true;
@@ -42,7 +52,7 @@ void claim(LockState& state, VmId vm) {
 // Nobody has it, or the server by itself.
 void release(LockState& state, bool stays_open) {
   state.owner = {};
-  if (stays_open) return claim(state, 0);
+  if (stays_open) return claim(state, 0, true);
   state.record.is_taken = false;
   state.is_held = false;
 }
@@ -77,13 +87,12 @@ LockStep on(const LockState& state, const LockConnect& event) {
   const bool was_owner = event.vm != 0 && event.vm == record.owner;
   const bool is_armed = record.is_armed(event.now_ns);
   const bool is_to_have_it = is_armed && event.token == record.hand_over_token;
-  const bool is_of_another_life = record.is_taken && !state.is_held;
+  const bool is_left = is_of_another_life(state);
 
   LockRecord known = record;
-  if (is_of_another_life) known.written_epoch = record.epoch;
+  known.written_epoch = written_epoch(state);
   if (known.is_loser(event.vm)) return {state, LockAnswer::kLoser};
-  if (is_of_another_life && owner.process == Process::kOfAnotherHost)
-    return {state, LockAnswer::kForeign};
+  if (is_left && owner.process == Process::kOfAnotherHost) return {state, LockAnswer::kForeign};
 
   if (state.owner.connections > 0 && was_owner) {
     if (state.owner.is_multi && event.is_multi) return join(state, &LockState::owner);
@@ -94,7 +103,7 @@ LockStep on(const LockState& state, const LockConnect& event) {
   }
 
   // There is a source, or there was one when the server died.
-  if (is_to_have_it && !was_owner && (state.owner.connections > 0 || is_of_another_life)) {
+  if (is_to_have_it && !was_owner && (state.owner.connections > 0 || is_left)) {
     if (state.standby.ticket == 0) {
       LockState next = state;
       remember(next.record, event.vm, record.epoch);
@@ -113,11 +122,12 @@ LockStep on(const LockState& state, const LockConnect& event) {
   if (is_armed && !is_to_have_it && !was_owner) return {state, LockAnswer::kHandOver};
   const bool may_come_back = owner.process == Process::kLives ||
                              (owner.process == Process::kUnknown && owner.absent < event.grace);
-  if (is_of_another_life && !was_owner && may_come_back) return {state, LockAnswer::kLeftBehind};
+  if (is_left && !record.is_servers_own && !was_owner && may_come_back)
+    return {state, LockAnswer::kLeftBehind};
 
   LockState next = state;
   if (!is_armed && next.standby.ticket != 0) lose_standby(next);
-  claim(next, event.vm);
+  claim(next, event.vm, !event.is_connection);
   if (is_to_have_it || !is_armed) end_hand_over(next);
   if (!event.is_connection) return {next, LockAnswer::kYes};
   return let_in(next, &LockState::owner, event);

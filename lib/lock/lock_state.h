@@ -16,7 +16,8 @@
 // Who is a loser: the record keeps the VMs that saw the disk last, each with the epoch in which
 // that was, and the last epoch in which something was written. A VM that saw it before that, and
 // not since, has an old view of it and never gets it again. Nobody can tell what was written in the
-// epoch of a server that died; so that counts as written.
+// epoch of a server that died; so that counts as written, unless
+// no VM had the volume.
 //
 // Thread safety: pure functions.
 #pragma once
@@ -41,6 +42,7 @@ struct LockRecord {
 
   uint64_t epoch = 0;  // rises whenever the volume changes hands
   bool is_taken = false;
+  bool is_servers_own = false;   // taken for no VM, and nothing is written
   VmId owner = 0;                // that has the volume in this epoch, or had it
   uint64_t written_epoch = 0;    // the last one in which something was changed
   std::array<Known, 8> known{};  // the last ones, the newest first

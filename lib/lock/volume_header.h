@@ -5,21 +5,32 @@
 // header changes only under the volume's held lock (lock/writer_lock.h), after being read again.
 //
 // Thread safety: pure functions. Errors: Error(EIO) for damage and for another volume's header,
-// EINVAL for a newer format.
+// EINVAL for another format.
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <optional>
 #include <string>
 
 #include "backend/backend.h"
 #include "backend/superblock.h"
 #include "base/volume_types.h"
+#include "lock/lock_state.h"
 
 namespace tplstore {
 
-inline constexpr uint64_t kHeaderMagic = 0x31445248434c5054;  // "TPLCHRD1"
-inline constexpr uint32_t kHeaderFormat = 1;
+inline constexpr uint64_t kHeaderMagic = 0x32445248434c5054;           // "TPLCHRD2"
+inline constexpr uint64_t kHeaderMagicOfFormat1 = 0x31445248434c5054;  // "TPLCHRD1"
+inline constexpr uint32_t kHeaderFormat = 2;
+inline constexpr size_t kTokenBytesMax = 64;
+
+// A VM that saw the disk; see lock/lock_state.h.
+struct KnownVm {
+  uint64_t vm;
+  uint64_t epoch;
+  char peer[112];  // who it was, as text
+};
 
 struct VolumeHeader {
   SlotPrefix prefix;
@@ -42,22 +53,38 @@ struct VolumeHeader {
   Uuid boot_id;
   uint64_t server_start_time;
   uint32_t server_pid;
-  uint32_t reserved_pid;
+  uint32_t is_servers_own;  // 1 while the server has it for itself, and no VM
   char host_name[64];
   char peer[128];
 
   Uuid parent;              // the volume that this one is a fork of; nil when it stands alone
   uint32_t parent_version;  // that it was forked from
   uint32_t reserved_parent;
-  uint64_t reserved[13];
+
+  // Who it was, and who may come next.
+  uint64_t owner;  // a hash of what the VM is known by; 0 when it cannot be told from others
+  uint64_t written_epoch;  // the last one in which something was written
+  int64_t peer_pid;        // 0 when unknown
+  uint64_t peer_start_time;
+  char token[72];            // that the VM named itself by, padded with zeroes
+  char hand_over_token[72];  // of the VM that it will be handed to, or zeroes
+  int64_t hand_over_until_ns;
+  KnownVm known[8];  // the last ones that saw the disk, the newest first
+  uint64_t reserved[32];
 };
-static_assert(sizeof(VolumeHeader) == 624 && offsetof(VolumeHeader, size_bytes) == 72 &&
-              offsetof(VolumeHeader, true_size_bytes) == 232);
+static_assert(sizeof(VolumeHeader) == 1984 && offsetof(VolumeHeader, size_bytes) == 72 &&
+              offsetof(VolumeHeader, true_size_bytes) == 232 &&
+              offsetof(VolumeHeader, owner) == 520 && offsetof(VolumeHeader, known) == 704);
+static_assert(sizeof(VolumeHeader::token) > kTokenBytesMax);
 
 // The volume reads files of others (FORMAT.md, "Forks").
 inline constexpr uint64_t kFeatureFork = 1;
 
 using HeaderSlots = Superblock<VolumeHeader>;
+
+// What VMs are told apart by, and tokens are compared by; never 0 but where there is nothing.
+VmId vm_id(const Peer& peer);
+uint64_t token_id(const std::string& token);
 
 std::string header_name(const std::string& folder);
 std::string lock_name(const std::string& folder);     // held by who has the volume for writing
@@ -69,7 +96,12 @@ VolumeHeader read_header(Backend& backend, const std::string& folder, const Uuid
 
 uint64_t disk_size(const VolumeHeader& header);  // whether taken or not
 std::optional<WriterInfo> writer_of(const VolumeHeader& header);
+LockRecord record_of(const VolumeHeader& header);
 std::string template_of(const VolumeHeader& header);
+template <size_t kFieldBytes>
+std::string get_text(const char (&field)[kFieldBytes]) {
+  return std::string(field, strnlen(field, kFieldBytes));
+}
 void put_text(char* field, size_t field_bytes, const std::string& text);  // cut to fit
 
 }  // namespace tplstore

@@ -1,5 +1,4 @@
-// Takes the lock, looks at the header under it, and writes itself in; puts the size back at the
-// end.
+// Takes the lock, looks at the header under it, and writes down what is decided.
 #include "lock/writer_lock.h"
 
 #include <unistd.h>
@@ -17,11 +16,95 @@ namespace {
 
 constexpr std::chrono::milliseconds kRetryInterval{10};
 
+// Who has a volume that is open for no VM.
+Peer server_itself() {
+  Peer peer;
+  peer.pid = getpid();
+  peer.start_time = process_start_time(peer.pid);
+  peer.address = fmt::format("the server itself, pid {}", peer.pid);
+  peer.is_vm = false;
+  return peer;
+}
+
 }  // namespace
 
 std::string describe(const WriterInfo& writer) {
-  return fmt::format("{} (server pid {} on host {})", writer.peer, writer.server_pid,
-                     writer.host_name);
+  return fmt::format("{} (server pid {} on host {}) since {}", writer.peer, writer.server_pid,
+                     writer.host_name, format_time(writer.since_ns));
+}
+
+OwnerSeen::Process process_of(const WriterInfo& writer) {
+  using Process = OwnerSeen::Process;
+  const HostIdentity& host = this_host();
+  if (writer.host_id != host.host_id) return Process::kOfAnotherHost;
+  // What the server, or a tool, had for itself is over when it has let go of the lock.
+  const bool was_servers_own =
+      writer.peer_pid == writer.server_pid && writer.peer_start_time == writer.server_start_time;
+  if (was_servers_own) return Process::kGone;
+  if (writer.peer_pid == 0) return Process::kUnknown;
+  const bool lives = writer.boot_id == host.boot_id &&
+                     process_start_time(writer.peer_pid) == writer.peer_start_time;
+  return lives ? Process::kLives : Process::kGone;
+}
+
+LockConnect connect_event(const Claim& claim, std::chrono::milliseconds waited) {
+  LockConnect event;
+  event.is_connection = claim.is_connection;
+  event.vm = vm_id(claim.peer);
+  event.token = token_id(claim.peer.token);
+  event.is_multi = claim.peer.is_multi;
+  event.waited = waited;
+  event.grace = claim.grace;
+  event.now_ns = now_unix_ns();
+  return event;
+}
+
+void fail_refused(const std::string& name, LockAnswer answer, const VolumeHeader& header) {
+  const std::string object = fmt::format("volume {}", name);
+  const auto writer = writer_of(header);
+  const std::string owner = writer ? describe(*writer) : "another process";
+  const std::string breaks = fmt::format("'tplstore lock break {} --epoch {}'", name, header.epoch);
+  switch (answer) {
+    case LockAnswer::kLoser:
+      fail(EBUSY, object,
+           "others have changed it since this VM had it, so it must not go on with what it knows; "
+           "start the VM anew, under another token if it has one (see 'tplstore lock show {}')",
+           name);
+    case LockAnswer::kLeftBehind:
+      fail(EBUSY, object,
+           "kept for {}, which was connected when that server ended and may come back; {} ends "
+           "that",
+           owner, breaks);
+    case LockAnswer::kForeign:
+      fail(EBUSY, object,
+           "in use by {}, or left by that host; when you have made sure that it writes no more, {} "
+           "frees it",
+           owner, breaks);
+    case LockAnswer::kHandOver:
+      fail(EBUSY, object, "kept for writer {}, to which it is handed over until {}",
+           get_text(header.hand_over_token), format_time(header.hand_over_until_ns));
+    default:
+      fail(EBUSY, object, "in use by {}; disconnect that first", owner);
+  }
+}
+
+LockInfo lock_info_of(const std::string& name, const VolumeHeader& header) {
+  const LockRecord record = record_of(header);
+  LockInfo info;
+  info.volume = name;
+  info.epoch = header.epoch;
+  info.size_bytes = disk_size(header);
+  info.writer = writer_of(header);
+  if (info.writer) {
+    const bool is_foreign = process_of(*info.writer) == OwnerSeen::Process::kOfAnotherHost;
+    info.state = is_foreign ? LockInfo::State::kForeign : LockInfo::State::kCrashed;
+    info.has_written = true;  // as far as anybody knows
+  }
+  for (const KnownVm& known : header.known)
+    if (record.is_loser(known.vm)) info.losers.push_back({get_text(known.peer), known.epoch});
+  if (record.is_armed(now_unix_ns()))
+    info.hand_over = {get_text(header.hand_over_token), false, header.hand_over_until_ns};
+  return info;
 }
 
 std::unique_ptr<HeldLock> try_lock_for(Backend& backend, const std::string& object, LockMode mode,
@@ -83,6 +166,27 @@ std::unique_ptr<HeldLock> lock_or_make(Backend& backend, const std::string& fold
   }
 }
 
+// EBUSY when a VM may come back to the volume, whose lock is held. Where the header cannot be read
+// nobody can tell.
+void fail_if_left_behind(Backend& backend, const std::string& folder, const Uuid& volume,
+                         const std::string& name) {
+  VolumeHeader header;
+  try {
+    header = read_header(backend, folder, volume);
+  } catch (const Error& error) {
+    if (error.code() != ENOENT && error.code() != EIO) throw;
+    return;
+  }
+  LockState state;
+  state.record = record_of(header);
+  Claim claim(server_itself());
+  claim.is_connection = false;
+  LockConnect event = connect_event(claim, std::chrono::milliseconds(0));
+  if (const auto writer = writer_of(header)) event.owner.process = process_of(*writer);
+  const LockStep taken = step(state, event);
+  if (taken.answer != LockAnswer::kYes) fail_refused(name, taken.answer, header);
+}
+
 }  // namespace
 
 RemovalLocks lock_for_removal(Backend& backend, const std::string& folder, const Uuid& volume,
@@ -92,6 +196,7 @@ RemovalLocks lock_for_removal(Backend& backend, const std::string& folder, const
   locks.lock = lock_or_make(backend, folder, lock_name(folder), {}, is_there);
   if (!is_there) return locks;
   if (!locks.lock) fail_in_use(backend, folder, volume, name);
+  fail_if_left_behind(backend, folder, volume, name);
   // Some read for a moment only, to show something.
   locks.readers =
       lock_or_make(backend, folder, readers_name(folder), WriterLock::kWaitMax, is_there);
@@ -103,7 +208,7 @@ RemovalLocks lock_for_removal(Backend& backend, const std::string& folder, const
 
 std::unique_ptr<WriterLock> WriterLock::acquire(
     Backend& backend, const std::string& folder, const Uuid& volume, const std::string& name,
-    const Peer& peer, const std::function<void(const std::string&)>& log) {
+    const Claim& claim, const std::function<void(const std::string&)>& log) {
   std::unique_ptr<WriterLock> lock(new WriterLock());
   try {
     lock->lock_ = try_lock_for(backend, lock_name(folder), LockMode::kExclusive, kWaitMax);
@@ -114,28 +219,90 @@ std::unique_ptr<WriterLock> WriterLock::acquire(
   if (!lock->lock_) fail_in_use(backend, folder, volume, name);
   lock->read(backend, folder, volume);
 
-  VolumeHeader& header = lock->header_;
-  if (const auto writer = writer_of(header))
+  const auto writer = writer_of(lock->header_);
+  LockConnect event = connect_event(claim, std::chrono::milliseconds(0));
+  if (writer) {
+    event.owner.process = process_of(*writer);
+    event.owner.absent = claim.absent(writer->epoch);
+  }
+  const LockStep taken = lock->apply(event, claim.peer);
+  if (taken.answer != LockAnswer::kYes) fail_refused(name, taken.answer, lock->header_);
+  if (writer)
     log(fmt::format("volume {}: taking over from {}, which has died", name, describe(*writer)));
-  header.true_size_bytes = disk_size(header);
-  header.size_bytes = 0;
-  header.is_taken = 1;
-  const std::lock_guard guard(lock->mutex_);
-  lock->take(peer);
   return lock;
 }
 
-void WriterLock::take(const Peer& peer) {
-  const HostIdentity& host = this_host();
-  ++header_.epoch;
-  header_.taken_at_ns = now_unix_ns();
-  header_.host_id = host.host_id;
-  header_.boot_id = host.boot_id;
-  header_.server_pid = static_cast<uint32_t>(getpid());
-  header_.server_start_time = process_start_time(getpid());
-  put_text(header_.host_name, sizeof header_.host_name, host.host_name);
-  put_text(header_.peer, sizeof header_.peer, peer.address);
-  slots_.write(*object_, header_);
+LockStep WriterLock::ask(const LockEvent& event) const {
+  const std::lock_guard guard(mutex_);
+  return step(state_, event);
+}
+
+LockStep WriterLock::apply(const LockEvent& event, const Peer& peer) {
+  const std::lock_guard change(change_mutex_);
+  LockStep next = step(state_, event);
+  if (next.state.record != state_.record) {
+    const bool is_servers_own = next.state.owner.ticket == 0;
+    const bool is_newcomers = std::holds_alternative<LockConnect>(event);
+    put_record(next.state, is_newcomers ? peer : is_servers_own ? server_itself() : standby_, peer);
+  }
+  const bool is_new_standby = next.state.standby.ticket != state_.standby.ticket;
+  if (is_new_standby && next.state.standby.ticket != 0) standby_ = peer;
+  const std::lock_guard guard(mutex_);
+  state_ = next.state;
+  return next;
+}
+
+// `owner` is who has the volume when the epoch is a new one; `newcomer` who else may be new.
+void WriterLock::put_record(const LockState& next, const Peer& owner, const Peer& newcomer) {
+  const LockRecord& record = next.record;
+  VolumeHeader header = header_;
+  const uint64_t size_bytes = disk_size(header_);
+  header.is_taken = record.is_taken ? 1 : 0;
+  header.size_bytes = record.is_taken ? 0 : size_bytes;
+  header.true_size_bytes = record.is_taken ? size_bytes : 0;
+  header.is_servers_own = record.is_servers_own ? 1 : 0;
+  header.owner = record.owner;
+  header.written_epoch = record.written_epoch;
+  if (record.epoch != header.epoch) {
+    const HostIdentity& host = this_host();
+    header.epoch = record.epoch;
+    header.taken_at_ns = now_unix_ns();
+    header.host_id = host.host_id;
+    header.boot_id = host.boot_id;
+    header.server_pid = static_cast<uint32_t>(getpid());
+    header.server_start_time = process_start_time(getpid());
+    put_text(header.host_name, sizeof header.host_name, host.host_name);
+    put_text(header.peer, sizeof header.peer, owner.address);
+    put_text(header.token, sizeof header.token, owner.token);
+    header.peer_pid = owner.pid;
+    header.peer_start_time = owner.start_time;
+  }
+  for (size_t i = 0; i < record.known.size(); ++i) {
+    const LockRecord::Known& one = record.known[i];
+    KnownVm& known = header.known[i];
+    const auto before = std::ranges::find(header_.known, one.vm, &KnownVm::vm);
+    if (before != std::end(header_.known)) {
+      known = *before;
+    } else {
+      const Peer& peer = one.vm == vm_id(newcomer) ? newcomer : standby_;
+      known = {};
+      put_text(known.peer, sizeof known.peer, peer.address);
+    }
+    known.vm = one.vm;
+    known.epoch = one.epoch;
+  }
+  if (record.hand_over_token == 0) {
+    put_text(header.hand_over_token, sizeof header.hand_over_token, "");
+  } else if (record.hand_over_token == token_id(newcomer.token)) {
+    put_text(header.hand_over_token, sizeof header.hand_over_token, newcomer.token);
+  }
+  header.hand_over_until_ns = record.hand_over_until_ns;
+  put(header);
+}
+
+LockState WriterLock::state() const {
+  const std::lock_guard guard(mutex_);
+  return state_;
 }
 
 VolumeHeader WriterLock::header() const {
@@ -143,9 +310,29 @@ VolumeHeader WriterLock::header() const {
   return header_;
 }
 
-void WriterLock::hand_to(const Peer& peer) {
-  const std::lock_guard guard(mutex_);
-  take(peer);
+void WriterLock::put_back() {
+  const std::lock_guard change(change_mutex_);
+  put(found_);
+}
+
+void WriterLock::break_record(Backend& backend, const std::string& folder, const Uuid& volume,
+                              const std::string& name, uint64_t epoch) {
+  WriterLock lock;
+  lock.lock_ = try_lock_for(backend, lock_name(folder), LockMode::kExclusive, kWaitMax);
+  if (!lock.lock_) fail_in_use(backend, folder, volume, name);
+  lock.read(backend, folder, volume);
+  fail_unless_broken(name, lock.apply(LockBreak{epoch, false}));
+}
+
+void fail_unless_broken(const std::string& name, const LockStep& broken) {
+  const std::string object = fmt::format("volume {}", name);
+  if (broken.answer == LockAnswer::kOtherEpoch)
+    fail(EBUSY, object,
+         "it has changed hands since: its epoch is {}; look at it again with 'tplstore lock show "
+         "{}'",
+         broken.state.record.epoch, name);
+  if (broken.answer != LockAnswer::kYes)
+    fail(EINVAL, object, "no VM has it, so there is nothing to break");
 }
 
 std::unique_ptr<WriterLock> WriterLock::borrow(Backend& backend, const std::string& folder,
@@ -164,33 +351,26 @@ std::unique_ptr<WriterLock> WriterLock::borrow(Backend& backend, const std::stri
 
 void WriterLock::read(Backend& backend, const std::string& folder, const Uuid& volume) {
   object_ = backend.open(header_name(folder), Access::kWrite, Purpose::kMetadata);
-  header_ = read_header(*object_, folder, volume, slots_);
+  header_ = found_ = read_header(*object_, folder, volume, slots_);
+  state_.record = record_of(header_);
 }
 
-// With mutex_ held. What could not be written has not changed.
+// What could not be written has not changed.
 void WriterLock::put(const VolumeHeader& header) {
   slots_.write(*object_, header);
+  const std::lock_guard guard(mutex_);
   header_ = header;
 }
 
-void WriterLock::restore(uint64_t size_bytes) {
-  const std::lock_guard guard(mutex_);
-  VolumeHeader header = header_;
-  header.size_bytes = size_bytes;
-  header.true_size_bytes = 0;
-  header.is_taken = 0;
-  put(header);
-}
-
 void WriterLock::resize(uint64_t size_bytes) {
-  const std::lock_guard guard(mutex_);
+  const std::lock_guard change(change_mutex_);
   VolumeHeader header = header_;
   (header.is_taken != 0 ? header.true_size_bytes : header.size_bytes) = size_bytes;
   put(header);
 }
 
 void WriterLock::forget_parent() {
-  const std::lock_guard guard(mutex_);
+  const std::lock_guard change(change_mutex_);
   VolumeHeader header = header_;
   header.parent = Uuid{};
   header.parent_version = 0;

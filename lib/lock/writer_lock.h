@@ -1,9 +1,9 @@
 // The writer lock of a volume: a held exclusive lock on its object "lock", and the header that
-// says so to everybody else.
+// says who has it and who may come next.
 //
-// On one host the held lock is the truth: the kernel releases it when its owner's process ends, so
-// getting it proves that no previous owner lives, and is enough to take over. The header's writer
-// record is for people and for other hosts.
+// On one host the held lock is the proof that no other server writes: the kernel releases it when
+// its owner's process has ended and its writes have landed. Which VM may have the volume then is a
+// matter of the record in the header (lock/lock_state.h).
 //
 // Whoever removes a volume holds the lock too, whatever else of it is there or damaged. The object
 // "lock" is never replaced while a volume has a header: it is made and durable before the header
@@ -11,7 +11,8 @@
 // volume is in use, and it is left alone.
 //
 // Thread safety: all methods.
-// Errors: EBUSY naming the owner; what reading and writing the header throws.
+// Errors: EBUSY naming the owner, or why the VM may not have the volume, and what to do; what
+// reading and writing the header throws.
 #pragma once
 
 #include <chrono>
@@ -24,29 +25,57 @@
 
 namespace tplstore {
 
+// Who wants a volume.
+struct Claim {
+  Claim(Peer of) : peer(std::move(of)) {}
+
+  Peer peer;
+  bool is_connection = false;  // of a VM; else the program itself wants it
+  // For so long a volume is kept for the VM that had it, when its server died and nobody can tell
+  // whether the VM lives.
+  std::chrono::milliseconds grace = std::chrono::seconds(30);
+  // How long that is known of the server of this epoch.
+  std::function<std::chrono::milliseconds(uint64_t epoch)> absent = [](uint64_t) {
+    return std::chrono::milliseconds(0);
+  };
+};
+// What it is to the rules, if it has waited for so long.
+LockConnect connect_event(const Claim& claim, std::chrono::milliseconds waited);
+// Whether the process lives that was connected, when the volume's lock is free; kOfAnotherHost when
+// its host is another one.
+OwnerSeen::Process process_of(const WriterInfo& writer);
+
 class WriterLock {
  public:
   // How long to wait for an owner that is just leaving.
   static constexpr std::chrono::milliseconds kWaitMax{2000};
 
-  // Takes the lock and marks the header as taken by `peer`. `name` is the volume's, for messages;
-  // `log` gets a line when the volume is taken over from an owner that died.
+  // Takes the lock and marks the header as taken, if the record lets this one in. `name` is the
+  // volume's, for messages; `log` gets a line when the volume is taken over from a server that
+  // died.
   static std::unique_ptr<WriterLock> acquire(Backend& backend, const std::string& folder,
                                              const Uuid& volume, const std::string& name,
-                                             const Peer& peer,
+                                             const Claim& claim,
                                              const std::function<void(const std::string&)>& log);
   // Takes the lock for a moment, without a claim: the header stays as it is. Nothing when somebody
   // holds it. EBUSY when the header says "taken": its owner died, and what it left is for the next
   // writer to take over.
   static std::unique_ptr<WriterLock> borrow(Backend& backend, const std::string& folder,
                                             const Uuid& volume, const std::string& name);
+  // Of a volume that nobody has: ends what a server left that died. EBUSY when somebody has it, or
+  // the epoch is another one; EINVAL when nobody had it.
+  static void break_record(Backend& backend, const std::string& folder, const Uuid& volume,
+                           const std::string& name, uint64_t epoch);
   // Releases the lock only; the header goes on saying what it says, as after a crash.
   ~WriterLock() = default;
 
-  // Marks the header as free, with this size, before the lock is released.
-  void restore(uint64_t size_bytes);
-  // Marks the volume, which stays taken, as taken by another peer.
-  void hand_to(const Peer& peer);
+  // What would happen.
+  LockStep ask(const LockEvent& event) const;
+  // Lets it happen: what of it must be durable is. `peer` is who connects.
+  LockStep apply(const LockEvent& event, const Peer& peer = {});
+  LockState state() const;
+  // The header is what it was before acquire().
+  void put_back();
   // Records a new size; whether the volume is taken stays as it is.
   void resize(uint64_t size_bytes);
   // Records that the volume does not need its parent any more.
@@ -58,14 +87,19 @@ class WriterLock {
   WriterLock() = default;
   void read(Backend& backend, const std::string& folder, const Uuid& volume);
 
-  void take(const Peer& peer);  // with mutex_ held
+  // With change_mutex_ held.
   void put(const VolumeHeader& header);
+  void put_record(const LockState& next, const Peer& owner, const Peer& newcomer);
 
   std::unique_ptr<HeldLock> lock_;
-  mutable std::mutex mutex_;  // guards all below
+  std::mutex change_mutex_;   // of who changes the header, and with it what is below
+  mutable std::mutex mutex_;  // held in addition while that is changed, and by who only looks
   std::unique_ptr<Object> object_;
   HeaderSlots slots_{kHeaderMagic};
   VolumeHeader header_{};
+  VolumeHeader found_{};
+  LockState state_;
+  Peer standby_;
 };
 
 // What keeps everybody else out of a volume while it is removed. Both are nothing where not even a
@@ -83,7 +117,14 @@ RemovalLocks lock_for_removal(Backend& backend, const std::string& folder, const
 std::unique_ptr<HeldLock> try_lock_for(Backend& backend, const std::string& object, LockMode mode,
                                        std::chrono::milliseconds wait);
 
-// "in use by unix socket, pid 12 (server pid 4711 on host kvm1)", for messages.
+// "unix socket, pid 12 (server pid 4711 on host kvm1) since …", for messages.
 std::string describe(const WriterInfo& writer);
+// Throws EBUSY, saying why and what to do; `header` is the volume's.
+[[noreturn]] void fail_refused(const std::string& name, LockAnswer answer,
+                               const VolumeHeader& header);
+// Throws when a break was refused: EBUSY for another epoch, EINVAL when no VM had the volume.
+void fail_unless_broken(const std::string& name, const LockStep& broken);
+// What the header alone tells.
+LockInfo lock_info_of(const std::string& name, const VolumeHeader& header);
 
 }  // namespace tplstore

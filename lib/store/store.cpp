@@ -64,7 +64,10 @@ void Store::start() {
   impl_->upkeep = std::thread([this] { impl_->run_upkeep(); });
 }
 
-void Store::stop() { impl_->stop.request_stop(); }
+void Store::stop() {
+  impl_->stop.request_stop();
+  impl_->registry.keep_records();
+}
 
 Backend& Store::backend() { return *impl_->backend; }
 
@@ -174,13 +177,17 @@ std::unique_ptr<Disk> Store::open_export(std::string_view export_name, const Pee
     return std::make_unique<TemplateDisk>(impl_->open_template(name.name));
   const Uuid uuid = impl_->uuid_of(name.name);
   if (name.kind == ExportName::Kind::kCurrent) {
-    auto attachment = impl_->registry.attach(uuid, name.name, peer);
+    Peer vm = peer;
+    vm.token = name.token;
+    vm.is_multi = name.is_multi || (name.token.empty() && vm.pid != 0 &&
+                                    (vm.is_multi || impl_->options.same_vm_is_pid));
+    auto attachment = impl_->registry.attach(uuid, name.name, vm);
     // While it waited for the volume that may have been removed, but for what its forks need.
     if (impl_->uuid_of(name.name) != uuid)
       fail(EBUSY, fmt::format("volume {}", name.name), "was removed and made again; try again");
     // Whoever gave it may not have come to that yet, and what the VM flushes would have none.
     impl_->sync_names();
-    return std::make_unique<CurrentDisk>(std::move(attachment), peer.pid != 0);
+    return std::make_unique<CurrentDisk>(std::move(attachment), vm.is_multi);
   }
   if (name.kind == ExportName::Kind::kCurrentReader) {
     const uint64_t size_bytes = disk_size(read_header(*impl_->backend, volume_folder(uuid), uuid));
@@ -262,6 +269,27 @@ StoreSpace Store::space() {
       space.other_bytes += bytes;
   }
   return space;
+}
+
+LockInfo Store::show_lock(const std::string& volume) {
+  const Uuid uuid = impl_->uuid_of(volume);
+  if (auto open = impl_->registry.lock_info(uuid)) return *open;
+  const std::string folder = volume_folder(uuid);
+  LockInfo info = lock_info_of(volume, read_header(*impl_->backend, folder, uuid));
+  if (info.state == LockInfo::State::kCrashed && impl_->backend->is_locked(lock_name(folder)))
+    info.state = LockInfo::State::kHeld;
+  return info;
+}
+
+LockInfo Store::break_lock(const std::string& volume, uint64_t epoch) {
+  const Uuid uuid = impl_->uuid_of(volume);
+  const LockInfo before = show_lock(volume);
+  if (!impl_->registry.break_lock(uuid, epoch))
+    WriterLock::break_record(*impl_->backend, volume_folder(uuid), uuid, volume, epoch);
+  impl_->options.log(
+      fmt::format("volume {}: its lock was broken in epoch {}, by an operator; {} had it", volume,
+                  epoch, before.writer ? describe(*before.writer) : "nobody"));
+  return before;
 }
 
 bool Store::is_open(const std::string& volume) {

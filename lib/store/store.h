@@ -8,6 +8,7 @@
 // Thread safety: all methods. Errors: Error everywhere; see the methods.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -29,6 +30,11 @@ struct StoreOptions {
   uint64_t map_cache_bytes = uint64_t{64} << 20;
   // Log lines for the operator (recoveries, take-overs, damage, I/O errors).
   std::function<void(const std::string&)> log = [](const std::string&) {};
+  // Every process at the other end of a Unix socket is one VM: its connections add up.
+  bool same_vm_is_pid = false;
+  // How long a volume is kept for the VM that was connected when a server died, where nobody can
+  // tell whether that VM lives.
+  std::chrono::milliseconds reconnect_grace = std::chrono::seconds(30);
 };
 
 struct ExportInfo {
@@ -52,7 +58,7 @@ class Store {
   // Starts the background thread (checkpoints, log compaction). After a fork, not before.
   void start();
   // The program is ending: what takes long ends early, with ESHUTDOWN (flattening) or with the rest
-  // left for the next time (giving back space).
+  // left for the next time (giving back space). Volumes stay those of the VMs that are connected.
   void stop();
 
   Backend& backend();
@@ -133,6 +139,13 @@ class Store {
   StoreSpace space();
   // Whether this process has the volume open for writing.
   bool is_open(const std::string& volume);
+
+  // Who may write a volume, as far as can be told without opening it.
+  LockInfo show_lock(const std::string& volume);
+  // Puts out the VM that has the volume, or ends what a server left that died: that VM, and all
+  // that had it before, never get the volume again. EBUSY when the epoch is another one by now, or
+  // when another process has the volume; EINVAL when no VM has it. What it was before.
+  LockInfo break_lock(const std::string& volume, uint64_t epoch);
 
  private:
   static void init(Backend& backend, Backend& for_identity);

@@ -28,7 +28,9 @@ void give_back(Volume& volume);
 
 struct Store::Impl {
   Impl(std::unique_ptr<Backend> backend_of, const StoreOptions& options_of)
-      : backend(std::move(backend_of)), options(options_of), registry(environment()) {}
+      : backend(std::move(backend_of)),
+        options(options_of),
+        registry(environment(), options_of.reconnect_grace) {}
 
   std::shared_ptr<TemplateImage> open_template(const std::string& name);
   Uuid uuid_of(const std::string& volume);

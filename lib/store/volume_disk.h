@@ -22,24 +22,37 @@ class CurrentDisk final : public Disk {
   uint64_t size_bytes() const override { return volume_.size_bytes(); }
   bool is_writable() const override { return true; }
   bool allows_multi_conn() const override { return allows_multi_conn_; }
-  void read(uint64_t offset, MutableBytes into) override { volume_.read(0, offset, into); }
+  // All throw ESHUTDOWN when the connection has lost the volume.
+  void read(uint64_t offset, MutableBytes into) override {
+    right().check();
+    volume_.read(0, offset, into);
+  }
   void extents(uint64_t offset, uint64_t length,
                const std::function<bool(const Extent&)>& add) override {
+    right().check();
     volume_.extents(0, offset, length, add);
   }
   void write(uint64_t offset, Bytes from, bool durable) override {
-    volume_.write(offset, from, durable);
+    volume_.write(offset, from, durable, right());
   }
   void trim(uint64_t offset, uint64_t length, bool durable) override {
-    volume_.trim(offset, length, durable);
+    volume_.trim(offset, length, durable, right());
   }
   void zero(uint64_t offset, uint64_t length, bool durable) override {
-    volume_.zero(offset, length, durable);
+    volume_.zero(offset, length, durable, right());
   }
-  void flush() override { volume_.flush(); }
-  void cache(uint64_t offset, uint64_t length) override { volume_.cache(0, offset, length); }
+  void flush() override {
+    right().check();
+    volume_.flush();
+  }
+  void cache(uint64_t offset, uint64_t length) override {
+    right().check();
+    volume_.cache(0, offset, length);
+  }
 
  private:
+  const Volume::Right& right() const { return attachment_->right(); }
+
   const std::unique_ptr<VolumeRegistry::Attachment> attachment_;
   Volume& volume_;
   const bool allows_multi_conn_;

@@ -4,8 +4,9 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
-#include <chrono>
+#include <utility>
 
 #include "base/host.h"
 
@@ -15,30 +16,85 @@ namespace {
 // How long a connection waits for the one before it to be gone: closing writes a checkpoint.
 constexpr std::chrono::seconds kClosingWaitMax{30};
 constexpr std::chrono::milliseconds kLookAgain{20};
-using Clock = std::chrono::steady_clock;
-// How long a connection waits for what other connections of its VM have begun to change.
+// How long a connection waits for what others have begun to change.
 constexpr std::chrono::seconds kChangesWaitMax{10};
 
-// Whether the peer's process has ended, though its connection may not have noticed yet. Of a peer
-// without a pid that cannot be told.
-bool may_have_left(const Peer& peer) {
-  return peer.pid == 0 || process_start_time(peer.pid) != peer.start_time;
-}
-
-// One of the VM's connections may be gone, given up while the storage was slow, and the server
-// still at work on what it asked for. That must not land over what the VM writes from here on.
-void wait_for_changes(Volume& volume) {
-  if (!volume.wait_for_changes(std::chrono::steady_clock::now() + kChangesWaitMax))
-    fail(EBUSY, fmt::format("volume {}", volume.name()),
-         "a write that another connection of this VM began more than {} s ago has not ended; "
-         "connect again when the storage answers",
-         kChangesWaitMax.count());
+std::chrono::milliseconds milliseconds_of(std::chrono::steady_clock::duration duration) {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(duration);
 }
 
 }  // namespace
 
-VolumeRegistry::Attachment::~Attachment() {
-  registry_.detach(uuid_, std::move(volume_), is_writer_);
+VolumeRegistry::Attachment::~Attachment() { registry_.detach(*this); }
+
+// One of the connections may be gone, given up while the storage was slow, or put out, and the
+// server still at work on what it asked for. That must not land over what comes from here on.
+void VolumeRegistry::wait_for_changes(const Attachment& attachment) {
+  Volume& volume = attachment.volume();
+  if (!volume.wait_for_changes(Clock::now() + kChangesWaitMax))
+    fail(EBUSY, fmt::format("volume {}", volume.name()),
+         "a write that another connection began more than {} s ago has not ended; "
+         "connect again when the storage answers",
+         kChangesWaitMax.count());
+}
+
+std::chrono::milliseconds VolumeRegistry::absent(const Uuid& uuid, uint64_t epoch) {
+  const auto now = Clock::now();
+  const Lock guard(deaths_mutex_);
+  Death& death = deaths_[uuid];
+  if (death.epoch != epoch) death = {epoch, now};
+  return milliseconds_of(now - death.known_since);
+}
+
+LockConnect VolumeRegistry::look(Entry& entry, const Peer& peer, Clock::duration waited) {
+  Volume& volume = *entry.volume;
+  const auto now = Clock::now();
+  const uint64_t requests = volume.requests();
+  if (requests != entry.requests_seen) {
+    entry.requests_seen = requests;
+    entry.quiet_since = now;
+  }
+  Claim claim(peer);
+  claim.is_connection = true;
+  claim.grace = grace_;
+  LockConnect event = connect_event(claim, milliseconds_of(waited));
+  if (entry.peer.pid != 0) {
+    const bool lives = process_start_time(entry.peer.pid) == entry.peer.start_time;
+    event.owner.process = lives ? OwnerSeen::Process::kLives : OwnerSeen::Process::kGone;
+  }
+  event.owner.has_asked = !entry.is_alone && requests != entry.requests_before;
+  event.owner.quiet = milliseconds_of(now - entry.quiet_since);
+  event.owner.has_in_flight = !volume.wait_for_changes(now);
+  return event;
+}
+
+void VolumeRegistry::begin_ownership(Entry& entry, const Peer& peer, bool is_alone) {
+  entry.peer = peer;
+  entry.is_alone = is_alone;
+  entry.requests_before = entry.requests_seen = entry.volume->requests();
+  entry.quiet_since = Clock::now();
+  // What replaces a connection goes on with what that has written.
+  const uint64_t epoch = entry.volume->writer_lock().state().record.epoch;
+  if (std::exchange(entry.epoch, epoch) != epoch) entry.writes_before = entry.volume->writes();
+}
+
+void VolumeRegistry::tell(Entry& entry) {
+  const LockState state = entry.volume->writer_lock().state();
+  for (Attachment* attachment : entry.attached) {
+    const uint64_t ticket = attachment->ticket_;
+    if (ticket == 0 || ticket == state.owner.ticket || ticket == state.standby.ticket) continue;
+    if (!attachment->right_.is_lost.exchange(true))
+      environment_.log(fmt::format(
+          "volume {}: a connection has lost it, and what it asks for is refused; in "
+          "use now by {}",
+          entry.volume->name(), state.owner.ticket == 0 ? "nobody" : entry.peer.address));
+  }
+}
+
+std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::add(const Uuid& uuid, Entry& entry) {
+  std::unique_ptr<Attachment> attachment(new Attachment(*this, uuid, entry.volume));
+  entry.attached.push_back(attachment.get());
+  return attachment;
 }
 
 std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::attach(const Uuid& uuid,
@@ -46,49 +102,56 @@ std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::attach(const Uuid& u
                                                                    const Peer& peer, Use use) {
   const auto start = Clock::now();
   Lock guard(mutex_);
-  while (true) {
-    const auto it = entries_.find(uuid);
-    if (it == entries_.end()) break;
+  for (auto it = entries_.find(uuid); it != entries_.end(); it = entries_.find(uuid)) {
     Entry& entry = it->second;
-    if (entry.state == State::kOpen && entry.writers > 0) {
-      if (peer.is_same_vm(entry.peer)) {
-        std::unique_ptr<Attachment> attachment(new Attachment(*this, uuid, entry.volume, true));
-        ++entry.writers;
+    const bool is_open = entry.state == State::kOpen;
+    const bool is_owned = is_open && entry.volume->writer_lock().state().owner.ticket != 0;
+    if (is_owned || (is_open && use == Use::kVm && !entry.volume->has_failed())) {
+      const LockConnect event = look(entry, peer, Clock::now() - start);
+      const LockAnswer answer = entry.volume->writer_lock().ask(event).answer;
+      if (answer == LockAnswer::kYes) {
+        std::unique_ptr<Attachment> attachment = add(uuid, entry);
         guard.unlock();
-        wait_for_changes(attachment->volume());
-        return attachment;
+        if (let_in(*attachment, event, peer)) return attachment;
+        attachment.reset();
+        guard.lock();
+        continue;
       }
-      // Who has asked for nothing is most often a program that only looks at what there is.
-      const bool may_leave = entry.is_alone || may_have_left(entry.peer) ||
-                             entry.volume->requests() == entry.requests_before;
-      const bool waits = may_leave && Clock::now() - start < WriterLock::kWaitMax;
-      if (!waits)
-        fail(EBUSY, fmt::format("volume {}", name),
-             "in use by {} (server pid {} on host {}); "
-             "disconnect that first",
-             entry.peer.address, getpid(), this_host().host_name);
-    } else if (entry.state == State::kOpen && use == Use::kVm && !entry.volume->has_failed()) {
-      Peer next = peer;
-      std::unique_ptr<Attachment> attachment(new Attachment(*this, uuid, entry.volume, true));
-      entry.peer = std::move(next);
-      entry.writers = 1;
-      entry.is_alone = false;
-      entry.requests_before = entry.volume->requests();
-      guard.unlock();
-      attachment->volume().hand_to(peer);
-      return attachment;
+      if (answer != LockAnswer::kWait)
+        fail_refused(name, answer, entry.volume->writer_lock().header());
     } else if (Clock::now() - start >= kClosingWaitMax) {
       fail(EBUSY, fmt::format("volume {}", name), "is still being opened or closed; try again");
     }
     changed_.wait_for(mutex_, kLookAgain);
   }
-  Entry entry;
-  entry.peer = peer;
-  entry.writers = 1;
-  entry.is_alone = use == Use::kAlone;
-  Entry& opening = entries_.try_emplace(uuid, entry).first->second;
+  entries_.try_emplace(uuid);
   guard.unlock();
-  return open(uuid, name, entry, opening);
+  std::unique_ptr<Attachment> attachment = open(uuid, name, peer, /*is_connection=*/true);
+  guard.lock();
+  Entry& entry = entries_.at(uuid);
+  attachment->ticket_ = entry.volume->writer_lock().state().owner.ticket;
+  begin_ownership(entry, peer, use == Use::kAlone);
+  entry.state = State::kOpen;
+  changed_.notify_all();
+  return attachment;
+}
+
+// Has the rules let in who asked, and waits until nothing of before can land any more. False when
+// they do not any more.
+bool VolumeRegistry::let_in(Attachment& attachment, const LockConnect& event, const Peer& peer) {
+  const LockStep taken = attachment.volume().writer_lock().apply(event, peer);
+  if (taken.answer != LockAnswer::kYes) return false;
+  {
+    const Lock guard(mutex_);
+    Entry& entry = entries_.at(attachment.uuid());
+    const auto is_of_ticket = [&](const Attachment* one) { return one->ticket_ == taken.ticket; };
+    const bool joins = std::ranges::any_of(entry.attached, is_of_ticket);
+    attachment.ticket_ = taken.ticket;
+    if (!joins && taken.ticket == taken.state.owner.ticket) begin_ownership(entry, peer, false);
+    tell(entry);
+  }
+  wait_for_changes(attachment);
+  return true;
 }
 
 std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::attach_for_upkeep(
@@ -96,66 +159,85 @@ std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::attach_for_upkeep(
   const auto start = Clock::now();
   Lock guard(mutex_);
   for (auto it = entries_.find(uuid); it != entries_.end(); it = entries_.find(uuid)) {
-    if (it->second.state == State::kOpen) {
-      std::unique_ptr<Attachment> joined(new Attachment(*this, uuid, it->second.volume, false));
-      ++it->second.helpers;
-      return joined;
-    }
+    if (it->second.state == State::kOpen) return add(uuid, it->second);
     if (Clock::now() - start >= kClosingWaitMax)
       fail(EBUSY, fmt::format("volume {}", name), "is still being opened or closed; try again");
     changed_.wait_for(mutex_, kLookAgain);
   }
-  Entry entry;
-  entry.peer = peer;
-  entry.helpers = 1;
-  Entry& opening = entries_.try_emplace(uuid, entry).first->second;
+  entries_.try_emplace(uuid);
   guard.unlock();
-  return open(uuid, name, entry, opening);
+  std::unique_ptr<Attachment> attachment = open(uuid, name, peer, /*is_connection=*/false);
+  guard.lock();
+  Entry& entry = entries_.at(uuid);
+  begin_ownership(entry, peer, false);
+  entry.state = State::kOpen;
+  changed_.notify_all();
+  return attachment;
 }
 
 std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::open(const Uuid& uuid,
                                                                  const std::string& name,
-                                                                 const Entry& as, Entry& entry) {
-  std::unique_ptr<Attachment> attachment;
+                                                                 const Peer& peer,
+                                                                 bool is_connection) {
+  Claim claim(peer);
+  claim.is_connection = is_connection;
+  claim.grace = grace_;
+  claim.absent = [this, &uuid](uint64_t epoch) { return absent(uuid, epoch); };
   try {
-    std::shared_ptr<Volume> volume = Volume::open_for_writing(environment_, uuid, name, as.peer);
-    attachment.reset(new Attachment(*this, uuid, std::move(volume), as.writers > 0));
-  } catch (...) {
+    std::shared_ptr<Volume> volume = Volume::open_for_writing(environment_, uuid, name, claim);
     const Lock guard(mutex_);
-    entries_.erase(uuid);
-    changed_.notify_all();
+    Entry& entry = entries_.at(uuid);
+    entry.volume = std::move(volume);
+    return add(uuid, entry);
+  } catch (...) {
+    end(uuid);
     throw;
   }
+}
+
+void VolumeRegistry::end(const Uuid& uuid) {
   const Lock guard(mutex_);
-  entry.volume = attachment->volume_;
-  entry.state = State::kOpen;
+  entries_.erase(uuid);
   changed_.notify_all();
-  return attachment;
 }
 
 std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::find_open(const Uuid& uuid) {
   const Lock guard(mutex_);
   const auto it = entries_.find(uuid);
   if (it == entries_.end() || it->second.state != State::kOpen) return nullptr;
-  std::unique_ptr<Attachment> open(new Attachment(*this, uuid, it->second.volume, false));
-  ++it->second.helpers;
-  return open;
+  return add(uuid, it->second);
 }
 
-void VolumeRegistry::detach(const Uuid& uuid, std::shared_ptr<Volume> volume, bool is_writer) {
-  {
-    const Lock guard(mutex_);
-    Entry& entry = entries_.at(uuid);
-    --(is_writer ? entry.writers : entry.helpers);
-    if (entry.writers + entry.helpers > 0) return;
-    entry.state = State::kClosing;
-    entry.volume.reset();
+// The connection's end is told while the volume is open still, or with its closing if it is the
+// last that keeps it so.
+void VolumeRegistry::detach(Attachment& attachment) noexcept {
+  LockLeave leave{.ticket = attachment.ticket_};
+  Lock guard(mutex_);
+  Entry& entry = entries_.at(attachment.uuid());
+  const std::shared_ptr<Volume> volume = attachment.volume_;
+  leave.has_written = entry.is_alone || volume->writes() != entry.writes_before;
+  const bool keeps_record = keeps_records_ && leave.ticket != 0 && !attachment.right_.is_lost;
+  if (leave.ticket != 0 && entry.attached.size() > 1 && !keeps_record) {
+    guard.unlock();
+    leave.stays_open = true;
+    try {
+      volume->writer_lock().apply(leave);
+    } catch (const std::exception& error) {
+      // The header goes on naming this VM, as after a crash.
+      environment_.log(fmt::format("volume {}: {}", volume->name(), error.what()));
+    }
+    guard.lock();
+    leave = {};
   }
-  volume->close();
-  volume.reset();
-  const Lock guard(mutex_);
-  entries_.erase(uuid);
+  std::erase(entry.attached, &attachment);
   changed_.notify_all();
+  if (!entry.attached.empty()) return;
+  entry.state = State::kClosing;
+  entry.volume.reset();
+  guard.unlock();
+  attachment.volume_.reset();
+  volume->close(keeps_record ? std::nullopt : std::optional(leave));
+  end(attachment.uuid());
 }
 
 std::shared_ptr<Volume> VolumeRegistry::reader(const Uuid& uuid, const std::string& name,
@@ -222,7 +304,35 @@ std::vector<std::shared_ptr<Volume>> VolumeRegistry::readers() {
 uint32_t VolumeRegistry::connections(const Uuid& uuid) {
   const Lock guard(mutex_);
   const auto it = entries_.find(uuid);
-  return it == entries_.end() ? 0 : it->second.writers;
+  if (it == entries_.end() || it->second.state != State::kOpen) return 0;
+  return it->second.volume->writer_lock().state().owner.connections;
+}
+
+std::optional<LockInfo> VolumeRegistry::lock_info(const Uuid& uuid) {
+  const Lock guard(mutex_);
+  const auto it = entries_.find(uuid);
+  if (it == entries_.end() || it->second.state != State::kOpen) return std::nullopt;
+  const Entry& entry = it->second;
+  WriterLock& lock = entry.volume->writer_lock();
+  const LockState state = lock.state();
+  LockInfo info = lock_info_of(entry.volume->name(), lock.header());
+  if (state.is_held) {
+    info.state = info.hand_over ? LockInfo::State::kHandOver : LockInfo::State::kHeld;
+    info.has_written = entry.is_alone || entry.volume->writes() != entry.writes_before;
+  }
+  info.connections = state.owner.connections;
+  if (info.hand_over) info.hand_over->has_standby = state.standby.ticket != 0;
+  return info;
+}
+
+bool VolumeRegistry::break_lock(const Uuid& uuid, uint64_t epoch) {
+  const auto open = find_open(uuid);
+  if (!open) return false;
+  const LockStep broken = open->volume().writer_lock().apply(LockBreak{epoch, true});
+  fail_unless_broken(open->volume().name(), broken);
+  const Lock guard(mutex_);
+  tell(entries_.at(uuid));
+  return true;
 }
 
 }  // namespace tplstore

@@ -2,18 +2,21 @@
 // for all readers of its frozen versions.
 //
 // An Attachment keeps a volume open. The one that goes last closes it, cleanly. Attaching waits
-// for a volume that is being opened or closed; it is refused while another VM has the volume,
-// after a while if that one has asked for nothing yet: it may only be looking what there is. A
-// connection that joins others of its VM waits until what they have begun to change has ended.
-// What the store does itself is in no VM's way: it works beside a VM; a VM takes over a volume that
-// is open for nothing else, and waits a moment for work that must be alone.
+// for a volume that is being opened or closed; who gets it, waits or is refused the rules decide
+// (lock/lock_state.h). A connection that joins or replaces others waits until what they have begun
+// to change has ended; what they ask for after they were replaced, or lost the volume in another
+// way, is refused. What the store does itself is in no VM's way: it works beside a VM; a VM takes
+// over a volume that is open for nothing else, and waits a moment for work that must be alone.
 //
 // Thread safety: all methods. Errors: EBUSY naming the owner, and what opening throws.
 #pragma once
 
+#include <atomic>
+#include <chrono>
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "base/mutex.h"
@@ -22,6 +25,8 @@
 namespace tplstore {
 
 class VolumeRegistry {
+  using Clock = std::chrono::steady_clock;
+
  public:
   class Attachment {
    public:
@@ -29,25 +34,29 @@ class VolumeRegistry {
     Attachment(const Attachment&) = delete;
     Volume& volume() const { return *volume_; }
     const Uuid& uuid() const { return uuid_; }
+    // Of a connection; it loses that when another one gets the volume.
+    const Volume::Right& right() const { return right_; }
 
    private:
     friend class VolumeRegistry;
-    Attachment(VolumeRegistry& registry, const Uuid& uuid, std::shared_ptr<Volume> volume,
-               bool is_writer)
-        : registry_(registry), uuid_(uuid), volume_(std::move(volume)), is_writer_(is_writer) {}
+    Attachment(VolumeRegistry& registry, const Uuid& uuid, std::shared_ptr<Volume> volume)
+        : registry_(registry), uuid_(uuid), volume_(std::move(volume)) {}
 
     VolumeRegistry& registry_;
     const Uuid uuid_;
     std::shared_ptr<Volume> volume_;
-    const bool is_writer_;
+    uint64_t ticket_ = 0;  // of a connection
+    Volume::Right right_;
   };
 
-  explicit VolumeRegistry(VolumeEnvironment environment) : environment_(std::move(environment)) {}
+  // `grace`: see Claim.
+  VolumeRegistry(VolumeEnvironment environment, std::chrono::milliseconds grace)
+      : environment_(std::move(environment)), grace_(grace) {}
 
   enum class Use { kVm, kAlone };
 
-  // Opens the volume for this peer, or joins the peer's other connections. kAlone: for the store's
-  // own work that no VM may be connected for.
+  // Opens the volume for a connection of this peer, or lets it in beside or instead of others of
+  // its VM. kAlone: for the store's own work that no VM may be connected for.
   std::unique_ptr<Attachment> attach(const Uuid& uuid, const std::string& name, const Peer& peer,
                                      Use use = Use::kVm);
   // Keeps the volume open for work beside a VM, if there is one; opened for that if it is not open.
@@ -67,28 +76,59 @@ class VolumeRegistry {
   std::vector<std::unique_ptr<Attachment>> all_open();
   std::vector<std::shared_ptr<Volume>> readers();
   uint32_t connections(const Uuid& uuid);
+  // Who may write a volume that is open here; nothing when it is not.
+  std::optional<LockInfo> lock_info(const Uuid& uuid);
+  // Puts out the VM that has a volume that is open here; false when it is not. See WriterLock.
+  bool break_lock(const Uuid& uuid, uint64_t epoch);
+  // The program ends: what VMs are connected to stays theirs when it is closed from now on.
+  void keep_records() { keeps_records_ = true; }
 
  private:
   enum class State { kOpening, kOpen, kClosing };
   struct Entry {
     State state = State::kOpening;
     std::shared_ptr<Volume> volume;
+    std::vector<Attachment*> attached;
+    // Of the owner.
     Peer peer;
-    uint64_t requests_before = 0;  // that the volume had had when the peer came
-    uint32_t writers = 0;
-    uint32_t helpers = 0;
+    uint64_t epoch = 0;
     bool is_alone = false;
+    uint64_t requests_before = 0;  // that the volume had had when it came
+    uint64_t writes_before = 0;
+    // When it was seen last that it had asked for something.
+    uint64_t requests_seen = 0;
+    Clock::time_point quiet_since{};
+  };
+  // A server that has died, and since when that is known.
+  struct Death {
+    uint64_t epoch = 0;
+    Clock::time_point known_since{};
   };
 
-  // Opens the volume that `entry`, which began as `as`, is of; without it the entry goes.
-  std::unique_ptr<Attachment> open(const Uuid& uuid, const std::string& name, const Entry& as,
-                                   Entry& entry) EXCLUDES(mutex_);
-  void detach(const Uuid& uuid, std::shared_ptr<Volume> volume, bool is_writer) EXCLUDES(mutex_);
+  // Opens a volume that nobody here has, under the entry that was made for it; without the volume
+  // that goes.
+  std::unique_ptr<Attachment> open(const Uuid& uuid, const std::string& name, const Peer& peer,
+                                   bool is_connection) EXCLUDES(mutex_);
+  // What the rules are told of the owner, and of one that has waited for so long.
+  LockConnect look(Entry& entry, const Peer& peer, Clock::duration waited) REQUIRES(mutex_);
+  bool let_in(Attachment& attachment, const LockConnect& event, const Peer& peer) EXCLUDES(mutex_);
+  std::unique_ptr<Attachment> add(const Uuid& uuid, Entry& entry) REQUIRES(mutex_);
+  void begin_ownership(Entry& entry, const Peer& peer, bool is_alone) REQUIRES(mutex_);
+  // Tells connections that have lost the volume.
+  void tell(Entry& entry) REQUIRES(mutex_);
+  void wait_for_changes(const Attachment& attachment) EXCLUDES(mutex_);
+  void detach(Attachment& attachment) noexcept EXCLUDES(mutex_);
+  void end(const Uuid& uuid) EXCLUDES(mutex_);
+  std::chrono::milliseconds absent(const Uuid& uuid, uint64_t epoch) EXCLUDES(deaths_mutex_);
 
   const VolumeEnvironment environment_;
+  const std::chrono::milliseconds grace_;
+  std::atomic<bool> keeps_records_{false};
   Mutex mutex_;  // not held while volumes are opened or closed
   ConditionVariable changed_;
   std::map<Uuid, Entry> entries_ GUARDED_BY(mutex_);
+  Mutex deaths_mutex_;
+  std::map<Uuid, Death> deaths_ GUARDED_BY(deaths_mutex_);
   Mutex readers_mutex_;
   std::map<Uuid, std::weak_ptr<Volume>> readers_ GUARDED_BY(readers_mutex_);
 };

@@ -25,7 +25,9 @@ std::string volume_name_object(const std::string& volume) {
 
 Peer tool_peer() {
   const int64_t pid = getpid();
-  return {fmt::format("tplstore tool, pid {}", pid), pid, process_start_time(pid)};
+  Peer peer{fmt::format("tplstore tool, pid {}", pid), pid, process_start_time(pid)};
+  peer.is_vm = false;
+  return peer;
 }
 
 VolumeEnvironment Store::Impl::environment() {

@@ -198,16 +198,24 @@ bool Volume::wait_for_changes(std::chrono::steady_clock::time_point deadline) {
          changes_.wait_for_requests_until(deadline);
 }
 
-void Volume::write(uint64_t offset, Bytes from, bool durable) {
-  counted(Counter::kWrites, Counter::kWriteBytes, from.size(),
-          [&] { change(durable, [&] { write_range(offset, from); }); });
+const Volume::Right Volume::kAlways;
+
+void Volume::Right::fail_lost() {
+  fail(ESHUTDOWN, "connection",
+       "has lost its volume to another one; the server's log says when, and to whom");
 }
 
-void Volume::write_range(uint64_t offset, Bytes from) {
+void Volume::write(uint64_t offset, Bytes from, bool durable, const Right& right) {
+  counted(Counter::kWrites, Counter::kWriteBytes, from.size(),
+          [&] { change(durable, [&] { write_range(offset, from, right); }); });
+}
+
+void Volume::write_range(uint64_t offset, Bytes from, const Right& right) {
   if (from.empty()) return;
   const bool is_split = offset % kBlockBytes != 0 || from.size() % kBlockBytes != 0;
   RunList runs;
   std::optional<Quiesce::Pass> pass(std::in_place, open_.quiesce);
+  right.check();
   if (!is_split && try_overwrite(offset, from, runs)) return;
   const GracePeriod::Request change(changes_);
   pass.reset();
@@ -349,18 +357,19 @@ bool Volume::try_first_write(uint64_t offset, Bytes from, Edge& head, Edge& tail
 
 // --- trimming and zeroing
 
-void Volume::trim(uint64_t offset, uint64_t length, bool durable) {
+void Volume::trim(uint64_t offset, uint64_t length, bool durable, const Right& right) {
   counted(Counter::kTrims, Counter::kTrimBytes, length,
-          [&] { change(durable, [&] { discard(offset, length); }); });
+          [&] { change(durable, [&] { discard(offset, length, right); }); });
 }
 
-void Volume::zero(uint64_t offset, uint64_t length, bool durable) {
+void Volume::zero(uint64_t offset, uint64_t length, bool durable, const Right& right) {
   counted(Counter::kZeroes, Counter::kZeroBytes, length,
-          [&] { change(durable, [&] { discard(offset, length); }); });
+          [&] { change(durable, [&] { discard(offset, length, right); }); });
 }
 
-void Volume::discard(uint64_t offset, uint64_t length) {
+void Volume::discard(uint64_t offset, uint64_t length, const Right& right) {
   const GracePeriod::Request change(changes_);
+  right.check();
   const uint64_t end = offset + length;
   // The last block of a disk whose size is not a multiple of a block counts as whole.
   const uint64_t whole_end =

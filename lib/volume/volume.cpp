@@ -21,11 +21,10 @@ constexpr std::chrono::seconds kForksInterval{10};
 
 std::unique_ptr<Volume> Volume::open_for_writing(const VolumeEnvironment& environment,
                                                  const Uuid& uuid, const std::string& name,
-                                                 const Peer& peer) {
+                                                 const Claim& claim) {
   std::unique_ptr<Volume> volume(new Volume(environment, uuid, name));
   OpenVolume& open = volume->open_;
-  open.lock = WriterLock::acquire(open.backend, open.folder, uuid, name, peer, environment.log);
-  const uint64_t size_before = open.lock->header().true_size_bytes;
+  open.lock = WriterLock::acquire(open.backend, open.folder, uuid, name, claim, environment.log);
   try {
     open.open_template(open.lock->header());
     volume->recover(Reserve::kDeletions);
@@ -33,7 +32,7 @@ std::unique_ptr<Volume> Volume::open_for_writing(const VolumeEnvironment& enviro
   } catch (...) {
     open.attempt("cannot be opened", [] { throw; });
     open.attempt("its header says that it is in use, which the next opening corrects",
-                 [&] { open.lock->restore(size_before); });
+                 [&] { open.lock->put_back(); });
     throw;
   }
 }
@@ -93,7 +92,7 @@ std::unique_ptr<Volume> Volume::open_for_reading(const VolumeEnvironment& enviro
   return volume;
 }
 
-void Volume::close() noexcept {
+void Volume::close(const std::optional<LockLeave>& last) noexcept {
   if (!open_.lock) return;
   // What takes longer, or fails, goes on when the volume is opened again.
   open_.attempt("not all space could be given back", [this] { space_->run(kCloseReclaimBudget); });
@@ -101,7 +100,10 @@ void Volume::close() noexcept {
     open_.map().close();
     open_.attempt("the next version's file could not be removed",
                   [this] { open_.files.remove_prepared(); });
-    open_.lock->restore(size_bytes());
+  });
+  open_.attempt("its header says that it is in use, which the next opening corrects", [&] {
+    open_.record_size();
+    if (last) open_.lock->apply(*last);
   });
   open_.lock.reset();
 }
@@ -145,6 +147,11 @@ void Volume::maintain(bool evicts) noexcept {
   if (!evicts) return;
   while (open_.with_map([](VolumeMap& map) { return map.evict_some(); })) {
   }
+}
+
+uint64_t Volume::writes() const {
+  return counters_.total(Counter::kWrites) + counters_.total(Counter::kTrims) +
+         counters_.total(Counter::kZeroes);
 }
 
 uint64_t Volume::requests() const {

@@ -40,10 +40,10 @@ namespace tplstore {
 
 class Volume {
  public:
-  // Takes the writer lock for `peer`, recovers, and starts a new life of the map.
+  // Takes the writer lock, recovers, and starts a new life of the map.
   static std::unique_ptr<Volume> open_for_writing(const VolumeEnvironment& environment,
                                                   const Uuid& volume, const std::string& name,
-                                                  const Peer& peer);
+                                                  const Claim& claim);
   // Freezes a version of a volume that nobody has open, for one who wants to read it as it is now:
   // holds the lock for that long only, and claims nothing. Nothing when somebody has the volume.
   static std::optional<VersionForReader> freeze_unowned(const VolumeEnvironment& environment,
@@ -51,13 +51,14 @@ class Volume {
                                                         const std::string& name);
   static std::unique_ptr<Volume> open_for_reading(const VolumeEnvironment& environment,
                                                   const Uuid& volume, const std::string& name);
-  // The volume is another peer's from here on: what was open for nobody, or for one that has left.
-  void hand_to(const Peer& peer) { open_.lock->hand_to(peer); }
+  // Who may write it; of a volume that is open for writing.
+  WriterLock& writer_lock() { return *open_.lock; }
   // Whether it must be closed and opened again before it serves anything.
   bool has_failed() const { return open_.map().has_failed(); }
-  // Commits, writes a checkpoint, frees the header and the lock. What fails is logged and leaves
-  // the volume as after a crash.
-  void close() noexcept;
+  // Commits, writes a checkpoint, has the header say that `last` has left, and frees the lock;
+  // without one the header goes on saying who has the volume. What fails is logged and leaves the
+  // volume as after a crash.
+  void close(const std::optional<LockLeave>& last = LockLeave{}) noexcept;
 
   const std::string& name() const { return open_.name; }
   uint64_t size_bytes() const { return open_.size_bytes.load(std::memory_order_relaxed); }
@@ -75,9 +76,20 @@ class Volume {
   void changes(uint32_t from, uint32_t to, uint64_t offset, uint64_t length,
                const std::function<void(const ChangedRange&)>& add);
   void cache(uint32_t version, uint64_t offset, uint64_t length);
-  void write(uint64_t offset, Bytes from, bool durable);
-  void trim(uint64_t offset, uint64_t length, bool durable);
-  void zero(uint64_t offset, uint64_t length, bool durable);
+  // Whoever may lose the right to change something has a Right: it is looked at when the change is
+  // counted in, so who takes it away and then waits for changes has seen the last one.
+  struct Right {
+    std::atomic<bool> is_lost{false};
+    void check() const {
+      if (is_lost.load()) [[unlikely]]
+        fail_lost();
+    }
+    [[noreturn]] static void fail_lost();  // ESHUTDOWN
+  };
+  static const Right kAlways;
+  void write(uint64_t offset, Bytes from, bool durable, const Right& right = kAlways);
+  void trim(uint64_t offset, uint64_t length, bool durable, const Right& right = kAlways);
+  void zero(uint64_t offset, uint64_t length, bool durable, const Right& right = kAlways);
   void flush();
   // Returns when the writes, trims and zeroes that had begun before this call have ended; false
   // when one of them has not by then.
@@ -93,6 +105,7 @@ class Volume {
   VolumeStats stats();
   // How many requests of all kinds there were since it was opened.
   uint64_t requests() const;
+  uint64_t writes() const;  // of these, the ones that change something
 
  private:
   struct Edge;
@@ -112,14 +125,14 @@ class Volume {
   void change(bool durable, Operation operation);
   void read_range(uint32_t version, uint64_t offset, MutableBytes into);
   void read_runs(const RunList& runs, uint64_t offset, MutableBytes into);
-  void write_range(uint64_t offset, Bytes from);
+  void write_range(uint64_t offset, Bytes from, const Right& right = kAlways);
   bool try_overwrite(uint64_t offset, Bytes from, RunList& runs);
   bool try_overwrite_split(uint64_t offset, Bytes from, Edge& head, Edge& tail);
   void first_write(uint64_t offset, Bytes from);
   bool try_first_write(uint64_t offset, Bytes from, Edge& head, Edge& tail,
                        LogReservation& reserved);
   void read_edge(Edge& edge, uint32_t source, uint32_t current);
-  void discard(uint64_t offset, uint64_t length);
+  void discard(uint64_t offset, uint64_t length, const Right& right);
   void discard_blocks(uint64_t first, uint64_t count);
   void zero_part(uint64_t offset, uint64_t length);
   bool reads_as_hole(const Run& run) const;

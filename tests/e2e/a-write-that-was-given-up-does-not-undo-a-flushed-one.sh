@@ -92,7 +92,11 @@ for _ in range(100):
     assert second.pread(4096, 0) == b"\3" * 4096, "the old write undid the flushed one"
     time.sleep(0.005)
 END
+# Whether the VM has one connection at a time, or several: the new one waits.
 $python "$tmp/vm.py" "$(uri vm1)" "$STALLED" "$GO_ON" released
-$python "$tmp/vm.py" "$(uri vm1)" "$STALLED" "$GO_ON" refused
+$python "$tmp/vm.py" "$(uri 'vm1;writer=a')" "$STALLED" "$GO_ON" released
+several=$(uri 'vm1;writer=a;multi')
+$python "$tmp/vm.py" "$several" "$STALLED" "$GO_ON" released
+$python "$tmp/vm.py" "$several" "$STALLED" "$GO_ON" refused
 grep -q "vm1.*has not ended" "$tmp/server.log" || fail "the log does not say why the VM was refused"
 stop_nbdkit

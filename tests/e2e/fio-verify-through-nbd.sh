@@ -11,7 +11,7 @@ tplstore volume create clone --template golden
 tplstore volume create empty --size 128M
 serve
 
-# With --thread all jobs of fio are one process, hence one VM.
+# With --thread all jobs of fio are one process, and one VM.
 verified() {
     (cd "$tmp" && fio --name=case --thread --ioengine=nbd --randseed=12345 --verify=crc32c \
         --verify_fatal=1 --exitall_on_error --verify_state_save=0 --output="$tmp/fio.out" "$@") ||
@@ -19,7 +19,7 @@ verified() {
 }
 
 for volume in clone empty; do
-    disk=--uri=$(uri $volume)
+    disk=--uri=$(uri "$volume;writer=fio;multi")
     verified "$disk" --rw=randwrite --bssplit=512/10:4k/50:12k/10:64k/20:256k/10 --blockalign=512 \
         --iodepth=32 --io_size=128M --fsync=50
     verified "$disk" --rw=randtrimwrite --bs=4k --iodepth=1 --size=16M

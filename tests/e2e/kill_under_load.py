@@ -138,7 +138,7 @@ for life in range(kills + 1):
     try:
         assert server.stdout.readline() == b"\n", f"the server does not start in life {life}"
         client = nbd.NBD()
-        client.connect_uri(uri)
+        client.connect_uri(uri.replace("?", f";writer=life{life}?"))
         sectors = client.get_size() // SECTOR
         compare_all(sectors)
         pending.clear()

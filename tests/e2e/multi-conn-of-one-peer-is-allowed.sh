@@ -1,14 +1,21 @@
 #!/usr/bin/env bash
-# One VM may have several connections, and a flush on one covers what was written on the others.
+# A VM that names itself may have several connections, and a flush on one covers what was written on
+# the others. One without a name has one; unless the server was told that each process is one VM.
 . "$(dirname "$0")/../functions.sh"
 requires python-libnbd nbdcopy nbdinfo jq python3
 
 new_store
 tplstore volume create vm1 --size 64M
 serve
-equals "multi-conn" "$(nbdinfo --json "$(uri vm1)" | jq '.exports[0].can_multi_conn')" true
+can_multi_conn() {
+    nbdinfo --json "$1" | jq '.exports[0].can_multi_conn'
+}
+several='vm1;writer=a.VM_1-;multi'
+equals "multi-conn" "$(can_multi_conn "$(uri "$several")")" true
+equals "multi-conn of one connection" "$(can_multi_conn "$(uri 'vm1;writer=a')")" false
+equals "multi-conn without a token" "$(can_multi_conn "$(uri vm1)")" false
 
-$python - "$(uri vm1)" "${nbdkit_pid[server]}" <<'END'
+$python - "$(uri "$several")" "${nbdkit_pid[server]}" <<'END'
 import nbd, os, signal, sys
 clients = [nbd.NBD() for _ in range(4)]
 for client in clients:
@@ -24,7 +31,7 @@ os.kill(int(sys.argv[2]), signal.SIGKILL)
 END
 kill_nbdkit
 serve
-$python - "$(uri vm1)" <<'END'
+$python - "$(uri "$several")" <<'END'
 import nbd, sys
 client = nbd.NBD()
 client.connect_uri(sys.argv[1])
@@ -33,7 +40,14 @@ for block in range(400):
 END
 
 make_image "$tmp/image.raw" 64
-nbdcopy --connections=4 --requests=64 --flush "$tmp/image.raw" "$(uri vm1)"
-nbdcopy --connections=4 "$(uri vm1)" "$tmp/out.raw"
+nbdcopy --connections=4 --requests=64 --flush "$tmp/image.raw" "$(uri "$several")"
+nbdcopy --connections=4 "$(uri "$several")" "$tmp/out.raw"
 same "$tmp/out.raw" "$tmp/image.raw"
+stop_nbdkit
+
+serve same-vm=pid
+equals "multi-conn of a process" "$(can_multi_conn "$(uri vm1)")" true
+equals "multi-conn of a token" "$(can_multi_conn "$(uri 'vm1;writer=a')")" false
+nbdcopy --connections=4 "$(uri vm1)" "$tmp/again.raw"
+same "$tmp/again.raw" "$tmp/image.raw"
 stop_nbdkit

@@ -34,10 +34,15 @@ names = ["..", ".", "/", "//", "../secret", "vm1/", "/vm1", "vm1/..", "vm1/../vm
          "golden", "names/vm1", "volumes", "store", "servers", "gc.lock", "segments/00", "-vm1", ".vm1",
          "_vm1", "%00", "%2e%2e", "vm1%00", "vm1\\", "$(reboot)", "`reboot`", "vm1;rm", "vm1|",
          "v\u00e4m", "\U0001f4be", "a" * 128, "a" * 129, "a" * 4000, "vm1@" + "9" * 4000,
-         "template/" + "a" * 4000, "../" * 1000, "vm1\x7f", "\x01", "*", "vm?"]
+         "template/" + "a" * 4000, "../" * 1000, "vm1\x7f", "\x01", "*", "vm?",
+         ";writer=a", "vm1;", "vm1;writer", "vm1;writer=", "vm1;writer=a;", "vm1;writer=a;multi;",
+         "vm1;multi", "vm1;multi;writer=a", "vm1;writer=a;writer=b", "vm1;writer=a;multi;multi",
+         "vm1;writer=a b", "vm1;writer=a/b", "vm1;writer=a=b", "vm1;writer=" + "a" * 65, "vm1;WRITER=a",
+         "vm1;writer=a;multi=1", "vm1;writer=a@1", "vm1@1;writer=a", "vm1@current;writer=a",
+         "template/golden;writer=a", "vm1;writer=\u00e4", "vm1;writer=;multi"]
 for name in names:
     assert not connects(name), f"export {name[:40]!r} is served"
-for name in ["vm1", "vm1@1", "vm1@clean", "template/golden"]:
+for name in ["vm1", "vm1;writer=a", "vm1;writer=-._Z9;multi", "vm1;writer=" + "a" * 64, "vm1@1", "vm1@clean", "template/golden"]:
     assert connects(name), f"export {name} is not served"
 print(f"{len(names)} names refused")
 END

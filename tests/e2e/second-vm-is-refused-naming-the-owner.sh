@@ -49,9 +49,15 @@ await 5 nbdinfo "$(uri vm1)" >"$tmp/info.out" 2>&1 || fail "the owner is gone an
 await 5 nbdinfo "$(uri vm1 other)" >"$tmp/info.out" 2>&1 || fail "the other server gets no turn"
 await 5 is_free vm1 || fail "nobody is connected and the volume is still attached"
 
-# A server that is killed holds nothing.
+# What a server leaves that is killed is the VM's that was connected, as long as that may come back.
 hold
 kill_nbdkit server
-await 5 nbdinfo "$(uri vm1 other)" >"$tmp/info.out" 2>&1 || fail "a dead server keeps its volume"
+refuses "" nbdinfo "$(uri vm1 other)"
+grep -q "kept for .*pid $owner .*lock break vm1 --epoch" "$tmp/other.log" ||
+    fail "the log does not say for whom the volume is kept"
+refuses "kept for .*pid $owner" tplstore version create vm1
+refuses "kept for .*pid $owner" tplstore volume rm vm1
+equals "state" "$(tplstore lock show vm1 --json | jq -r .state)" crashed
 let_go
+await 5 nbdinfo "$(uri vm1 other)" >"$tmp/info.out" 2>&1 || fail "a VM that has gone keeps its volume"
 stop_nbdkit other

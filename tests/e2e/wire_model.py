@@ -21,7 +21,7 @@ client.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
 client.connect_uri(uri)
 size = client.get_size()
 assert client.can_fua() and client.can_flush() and client.can_trim() and client.can_zero()
-assert client.can_fast_zero() and client.can_cache() and client.can_multi_conn()
+assert client.can_fast_zero() and client.can_cache()
 assert not client.is_read_only()
 
 model = bytearray()

@@ -239,10 +239,10 @@ class Model {
     volumes_.push_back(std::move(volume));
   }
 
-  // Each time another VM, for one that was there before a rollback would be refused; and none whose
-  // process lives, for which a volume would be kept after a crash.
+  // Each time another VM: one that was there before a rollback would be refused.
   void attach(ModelVolume& volume) {
-    volume.disk = store_->open_export(volume.name, {"a VM", ++last_pid_, 1});
+    volume.disk =
+        store_->open_export(fmt::format("{};writer={}", volume.name, ++last_vm_), vm_peer());
   }
   void detach(ModelVolume& volume) {
     volume.disk.reset();
@@ -804,6 +804,9 @@ class Model {
     open_store();
     for (auto& volume : volumes_) {
       if (volume->name.empty()) continue;
+      // The VM that was connected does not come back.
+      const LockInfo lock = store_->show_lock(volume->name);
+      if (lock.state == LockInfo::State::kCrashed) store_->break_lock(volume->name, lock.epoch);
       INFO("volume " << volume->name << " after a crash");
       recover(*volume);
     }
@@ -851,7 +854,7 @@ class Model {
   std::vector<uint32_t> removing_;
   uint64_t next_value_ = 0;
   unsigned next_name_ = 0;
-  int64_t last_pid_ = int64_t{1} << 32;
+  unsigned last_vm_ = 0;
 };
 
 }  // namespace

@@ -160,7 +160,7 @@ class Script {
     next_value_ += blocks.size();
     step(
         [&] {
-          const auto disk = store_->open_export(name, test_peer());
+          const auto disk = store_->open_export(name, new_peer());
           for (size_t i = 0; i < blocks.size(); ++i)
             disk->write(blocks[i] * kBlockBytes, block_of(base + i), false);
           disk->flush();
@@ -189,7 +189,7 @@ class Script {
   void compact(const std::string& name) {
     step(
         [&] {
-          const auto disk = store_->open_export(name, test_peer());
+          const auto disk = store_->open_export(name, new_peer());
           store_->checkpoint(true);
         },
         [](Volumes&) {});
@@ -208,7 +208,7 @@ class Script {
                     const Content* next) const {
     std::unique_ptr<Disk> disk;
     try {
-      disk = store.open_export(name, test_peer());
+      disk = store.open_export(name, new_peer());
     } catch (const Error& error) {
       INFO(name << ": " << error.what());
       REQUIRE(error.code() == ENOENT);

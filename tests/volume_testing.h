@@ -3,6 +3,7 @@
 
 #include <doctest/doctest.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <fstream>
 #include <memory>
@@ -70,6 +71,11 @@ inline Peer test_peer(int64_t pid = 4711) {
   Peer peer{"test", pid, 1};
   peer.is_multi = true;
   return peer;
+}
+// One that has had nothing yet, and so is refused nothing for what others have written since.
+inline Peer new_peer() {
+  static std::atomic<int64_t> pid{int64_t{1} << 32};
+  return test_peer(++pid);
 }
 
 // A backend with an empty store.

@@ -290,4 +290,27 @@ TEST_CASE("removing a volume with another fork's header lets go of its own paren
   CHECK(to_text(bytes) == "shared");
 }
 
+TEST_CASE("a removal that two crashes have cut short is completed") {
+  EmptyStoreFixture f;
+  const Uuid uuid = f.store->create_volume("vm", 1 << 20, "").uuid;
+  const uint64_t begin = f.memory->event_count();
+  f.store->remove_volume("vm");
+  const auto is_of_header = [&](uint64_t event) {
+    return f.memory->describe_event(event) == "remove " + header_name(volume_folder(uuid));
+  };
+  uint64_t header_removed = begin;
+  while (!is_of_header(header_removed)) REQUIRE(++header_removed < f.memory->event_count());
+  // The process is killed when it has removed the header.
+  const auto killed = f.memory->crash(header_removed + 1, MemoryBackend::Crash::kKill, /*seed=*/1);
+  Store(std::make_unique<ForwardingBackend>(*killed), StoreOptions()).remove_orphans();
+  for (uint64_t events = 0; events <= killed->event_count(); ++events) {
+    for (uint64_t seed = 1; seed <= 50; ++seed) {
+      const auto after = killed->crash(events, MemoryBackend::Crash::kRandom, seed);
+      Store(std::make_unique<ForwardingBackend>(*after), StoreOptions()).remove_orphans();
+      INFO("events " << events << " seed " << seed);
+      CHECK(after->list("volumes").empty());
+    }
+  }
+}
+
 }  // namespace tplstore

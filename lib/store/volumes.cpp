@@ -346,8 +346,11 @@ std::optional<VolumeHeader> Store::Impl::header_if_readable(const Uuid& uuid) {
 // goes last, so that as long as anything is left there is just one that it can be held by.
 void Store::Impl::remove_objects(const Uuid& uuid) {
   const std::string folder = volume_folder(uuid);
-  if (backend->remove(header_name(folder))) backend->sync_folder(folder);
-  for (const std::string& part : backend->list(folder)) {
+  backend->remove(header_name(folder));
+  const std::vector<std::string> parts = backend->list(folder);
+  // Also when it was gone already: who removed it may have died before that was durable.
+  if (!parts.empty()) backend->sync_folder(folder);
+  for (const std::string& part : parts) {
     const std::string object = fmt::format("{}/{}", folder, part);
     if (object == lock_name(folder)) continue;
     try {

@@ -283,7 +283,7 @@ LockInfo Store::show_lock(const std::string& volume) {
 
 LockInfo Store::break_lock(const std::string& volume, uint64_t epoch) {
   const Uuid uuid = impl_->uuid_of(volume);
-  const LockInfo before = show_lock(volume);
+  LockInfo before = show_lock(volume);
   if (!impl_->registry.break_lock(uuid, epoch))
     WriterLock::break_record(*impl_->backend, volume_folder(uuid), uuid, volume, epoch);
   impl_->options.log(

@@ -172,4 +172,36 @@ TEST_CASE("a store whose upkeep finds no memory goes on") {
   CHECK(bytes == content_of(1, 1));
 }
 
+// Opens the volume with each of the allocations failing that this makes; after each of them a
+// connection gets in that has memory.
+void open_without_memory(Store& store, const std::string& name, const Peer& peer) {
+  bool was_let_in = false;
+  for (uint64_t successes = 0; !was_let_in; ++successes) {
+    INFO("an allocation fails after " << successes);
+    arm(successes, 1);
+    is_exposed = true;
+    try {
+      const auto disk = store.open_export(name, peer);
+      was_let_in = failures == 0;
+    } catch (const std::exception&) {
+      // Whatever has failed: it has ended, and left nothing behind.
+    }
+    is_exposed = false;
+    disarm();
+    CHECK(store.open_export(name, peer) != nullptr);
+  }
+}
+
+TEST_CASE("a connection that finds no memory is refused, and the next one is let in") {
+  auto memory = memory_store();
+  Store store(std::make_unique<ForwardingBackend>(*memory), {});
+  store.create_volume("vm", kDiskBytes, "");
+  open_without_memory(store, "vm", test_peer());
+  // One that joins others of its VM.
+  const std::string name = "vm;writer=t;multi";
+  const auto first = store.open_export(name, test_peer());
+  open_without_memory(store, name, test_peer());
+  first->write(0, content_of(1, 1), true);
+}
+
 }  // namespace tplstore

@@ -240,13 +240,14 @@ LockStep WriterLock::ask(const LockEvent& event) const {
 LockStep WriterLock::apply(const LockEvent& event, const Peer& peer) {
   const std::lock_guard change(change_mutex_);
   LockStep next = step(state_, event);
+  Peer newcomer = peer;  // before the record is written: nothing fails after that
   if (next.state.record != state_.record) {
     const bool is_servers_own = next.state.owner.ticket == 0;
     const bool is_newcomers = std::holds_alternative<LockConnect>(event);
     put_record(next.state, is_newcomers ? peer : is_servers_own ? server_itself() : standby_, peer);
   }
   const bool is_new_standby = next.state.standby.ticket != state_.standby.ticket;
-  if (is_new_standby && next.state.standby.ticket != 0) standby_ = peer;
+  if (is_new_standby && next.state.standby.ticket != 0) standby_ = std::move(newcomer);
   const std::lock_guard guard(mutex_);
   state_ = next.state;
   return next;

@@ -25,7 +25,9 @@ std::chrono::milliseconds milliseconds_of(std::chrono::steady_clock::duration du
 
 }  // namespace
 
-VolumeRegistry::Attachment::~Attachment() { registry_.detach(*this); }
+VolumeRegistry::Attachment::~Attachment() {
+  if (volume_) registry_.detach(*this);
+}
 
 // One of the connections may be gone, given up while the storage was slow, or put out, and the
 // server still at work on what it asked for. That must not land over what comes from here on.
@@ -68,8 +70,8 @@ LockConnect VolumeRegistry::look(Entry& entry, const Peer& peer, Clock::duration
   return event;
 }
 
-void VolumeRegistry::begin_ownership(Entry& entry, const Peer& peer, bool is_alone) {
-  entry.peer = peer;
+void VolumeRegistry::begin_ownership(Entry& entry, Peer peer, bool is_alone) noexcept {
+  entry.peer = std::move(peer);
   entry.is_alone = is_alone;
   entry.requests_before = entry.requests_seen = entry.volume->requests();
   entry.quiet_since = Clock::now();
@@ -78,21 +80,30 @@ void VolumeRegistry::begin_ownership(Entry& entry, const Peer& peer, bool is_alo
   if (std::exchange(entry.epoch, epoch) != epoch) entry.writes_before = entry.volume->writes();
 }
 
-void VolumeRegistry::tell(Entry& entry) {
+void VolumeRegistry::tell(Entry& entry) noexcept {
   const LockState state = entry.volume->writer_lock().state();
+  size_t losers = 0;
   for (Attachment* attachment : entry.attached) {
     const uint64_t ticket = attachment->ticket_;
     if (ticket == 0 || ticket == state.owner.ticket || ticket == state.standby.ticket) continue;
-    if (!attachment->right_.is_lost.exchange(true))
-      environment_.log(fmt::format(
-          "volume {}: a connection has lost it, and what it asks for is refused; in "
-          "use now by {}",
-          entry.volume->name(), state.owner.ticket == 0 ? "nobody" : entry.peer.address));
+    if (!attachment->right_.is_lost.exchange(true)) ++losers;
+  }
+  if (losers == 0) return;
+  try {
+    environment_.log(fmt::format(
+        "volume {}: {} connection(s) have lost it, and what they ask for is refused; in use now "
+        "by {}",
+        entry.volume->name(), losers, state.owner.ticket == 0 ? "nobody" : entry.peer.address));
+  } catch (const std::exception&) {
+    // Without the line; that they are out is what counts.
   }
 }
 
+// Nothing fails once the attachment is there: the mutex that its end takes is held.
 std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::add(const Uuid& uuid, Entry& entry) {
-  std::unique_ptr<Attachment> attachment(new Attachment(*this, uuid, entry.volume));
+  entry.attached.reserve(entry.attached.size() + 1);
+  std::unique_ptr<Attachment> attachment(new Attachment(*this, uuid));
+  attachment->volume_ = entry.volume;
   entry.attached.push_back(attachment.get());
   return attachment;
 }
@@ -126,19 +137,12 @@ std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::attach(const Uuid& u
   }
   entries_.try_emplace(uuid);
   guard.unlock();
-  std::unique_ptr<Attachment> attachment = open(uuid, name, peer, /*is_connection=*/true);
-  guard.lock();
-  Entry& entry = entries_.at(uuid);
-  attachment->ticket_ = entry.volume->writer_lock().state().owner.ticket;
-  begin_ownership(entry, peer, use == Use::kAlone);
-  entry.state = State::kOpen;
-  changed_.notify_all();
-  return attachment;
+  return open(uuid, name, peer, /*is_connection=*/true, use == Use::kAlone);
 }
 
 // Has the rules let in who asked, and waits until nothing of before can land any more. False when
 // they do not any more.
-bool VolumeRegistry::let_in(Attachment& attachment, const LockConnect& event, const Peer& peer) {
+bool VolumeRegistry::let_in(Attachment& attachment, const LockConnect& event, Peer peer) {
   const LockStep taken = attachment.volume().writer_lock().apply(event, peer);
   if (taken.answer != LockAnswer::kYes) return false;
   {
@@ -147,7 +151,8 @@ bool VolumeRegistry::let_in(Attachment& attachment, const LockConnect& event, co
     const auto is_of_ticket = [&](const Attachment* one) { return one->ticket_ == taken.ticket; };
     const bool joins = std::ranges::any_of(entry.attached, is_of_ticket);
     attachment.ticket_ = taken.ticket;
-    if (!joins && taken.ticket == taken.state.owner.ticket) begin_ownership(entry, peer, false);
+    if (!joins && taken.ticket == taken.state.owner.ticket)
+      begin_ownership(entry, std::move(peer), false);
     tell(entry);
   }
   wait_for_changes(attachment);
@@ -166,29 +171,35 @@ std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::attach_for_upkeep(
   }
   entries_.try_emplace(uuid);
   guard.unlock();
-  std::unique_ptr<Attachment> attachment = open(uuid, name, peer, /*is_connection=*/false);
-  guard.lock();
-  Entry& entry = entries_.at(uuid);
-  begin_ownership(entry, peer, false);
-  entry.state = State::kOpen;
-  changed_.notify_all();
-  return attachment;
+  return open(uuid, name, peer, /*is_connection=*/false, /*is_alone=*/false);
 }
 
+// What can fail is done before the volume is claimed.
 std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::open(const Uuid& uuid,
                                                                  const std::string& name,
                                                                  const Peer& peer,
-                                                                 bool is_connection) {
-  Claim claim(peer);
-  claim.is_connection = is_connection;
-  claim.grace = grace_;
-  claim.absent = [this, &uuid](uint64_t epoch) { return absent(uuid, epoch); };
+                                                                 bool is_connection,
+                                                                 bool is_alone) {
   try {
+    Claim claim(peer);
+    claim.is_connection = is_connection;
+    claim.grace = grace_;
+    claim.absent = [this, &uuid](uint64_t epoch) { return absent(uuid, epoch); };
+    Peer owner = peer;
+    std::unique_ptr<Attachment> attachment(new Attachment(*this, uuid));
+    {
+      const Lock guard(mutex_);
+      entries_.at(uuid).attached.push_back(attachment.get());
+    }
     std::shared_ptr<Volume> volume = Volume::open_for_writing(environment_, uuid, name, claim);
+    attachment->ticket_ = volume->writer_lock().state().owner.ticket;
     const Lock guard(mutex_);
     Entry& entry = entries_.at(uuid);
-    entry.volume = std::move(volume);
-    return add(uuid, entry);
+    entry.volume = attachment->volume_ = std::move(volume);
+    begin_ownership(entry, std::move(owner), is_alone);
+    entry.state = State::kOpen;
+    changed_.notify_all();
+    return attachment;
   } catch (...) {
     end(uuid);
     throw;

@@ -39,13 +39,12 @@ class VolumeRegistry {
 
    private:
     friend class VolumeRegistry;
-    Attachment(VolumeRegistry& registry, const Uuid& uuid, std::shared_ptr<Volume> volume)
-        : registry_(registry), uuid_(uuid), volume_(std::move(volume)) {}
+    Attachment(VolumeRegistry& registry, const Uuid& uuid) : registry_(registry), uuid_(uuid) {}
 
     VolumeRegistry& registry_;
     const Uuid uuid_;
-    std::shared_ptr<Volume> volume_;
-    uint64_t ticket_ = 0;  // of a connection
+    std::shared_ptr<Volume> volume_;  // nothing as long as it is being opened
+    uint64_t ticket_ = 0;             // of a connection
     Volume::Right right_;
   };
 
@@ -108,14 +107,14 @@ class VolumeRegistry {
   // Opens a volume that nobody here has, under the entry that was made for it; without the volume
   // that goes.
   std::unique_ptr<Attachment> open(const Uuid& uuid, const std::string& name, const Peer& peer,
-                                   bool is_connection) EXCLUDES(mutex_);
+                                   bool is_connection, bool is_alone) EXCLUDES(mutex_);
   // What the rules are told of the owner, and of one that has waited for so long.
   LockConnect look(Entry& entry, const Peer& peer, Clock::duration waited) REQUIRES(mutex_);
-  bool let_in(Attachment& attachment, const LockConnect& event, const Peer& peer) EXCLUDES(mutex_);
+  bool let_in(Attachment& attachment, const LockConnect& event, Peer peer) EXCLUDES(mutex_);
   std::unique_ptr<Attachment> add(const Uuid& uuid, Entry& entry) REQUIRES(mutex_);
-  void begin_ownership(Entry& entry, const Peer& peer, bool is_alone) REQUIRES(mutex_);
+  void begin_ownership(Entry& entry, Peer peer, bool is_alone) noexcept REQUIRES(mutex_);
   // Tells connections that have lost the volume.
-  void tell(Entry& entry) REQUIRES(mutex_);
+  void tell(Entry& entry) noexcept REQUIRES(mutex_);
   void wait_for_changes(const Attachment& attachment) EXCLUDES(mutex_);
   void detach(Attachment& attachment) noexcept EXCLUDES(mutex_);
   void end(const Uuid& uuid) EXCLUDES(mutex_);

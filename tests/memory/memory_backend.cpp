@@ -333,12 +333,7 @@ std::unique_ptr<HeldLock> MemoryBackend::try_lock(const std::string& name, LockM
   if (state.is_exclusive) return nullptr;
   const bool is_shared = mode == LockMode::kShared;
   if (!is_shared && state.shared_count > 0) return nullptr;
-  if (is_shared) {
-    ++state.shared_count;
-  } else {
-    state.is_exclusive = true;
-  }
-  return std::make_unique<CountedLock>([locks = locks_, key, is_shared] {
+  auto held_lock = std::make_unique<CountedLock>([locks = locks_, key, is_shared] {
     std::lock_guard release_lock(locks->mutex);
     LockTable::State& held = locks->held[key];
     if (is_shared) {
@@ -348,6 +343,12 @@ std::unique_ptr<HeldLock> MemoryBackend::try_lock(const std::string& name, LockM
     }
     if (held.shared_count == 0) locks->held.erase(key);
   });
+  if (is_shared) {
+    ++state.shared_count;
+  } else {
+    state.is_exclusive = true;
+  }
+  return held_lock;
 }
 
 bool MemoryBackend::is_locked(const std::string& name) {

@@ -450,7 +450,7 @@ void Explorer::steps_of_migration(const World& world) {
       world.lock.owner.ticket != 0 && world.lock.owner.ticket == p.ticket &&
       world.lock.record.hand_over_token == 0)
     change(kP, "(the hand-over to Q is armed)", [&](World& next) {
-      take(next, decide(world, LockArm{2, kArmedUntil}).state);
+      take(next, decide(world, LockArm{2, 2, kArmedUntil}).state);
     });
   if (q.life == Life::kNone && world.lock.record.hand_over_token != 0 && world.is_up)
     change(kQ, "is started and waits for its memory", [&](World& next) {

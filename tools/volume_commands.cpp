@@ -1,9 +1,11 @@
 // volume list, show, resize. The other commands of the group have files of their own.
 #include <cerrno>
+#include <charconv>
 
 #include "base/units.h"
 #include "command.h"
 #include "control/json_output.h"
+#include "control/operations.h"
 #include "table.h"
 #include "version_text.h"
 
@@ -77,6 +79,46 @@ void resize_volume(const Context& context, const std::string& name, const std::s
   });
 }
 
+struct HandOverArguments {
+  std::string volume;
+  std::string to;
+  std::string duration = "60s";
+  bool is_cancel = false;
+};
+
+// "90", "90s", "5m" or "2h" as seconds; 0 when it is none of these, or more than a day.
+uint64_t seconds_of(const std::string& text) {
+  uint64_t number = 0;
+  const char* const end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, number);
+  const std::string_view unit(stop, end);
+  const uint64_t seconds = unit.empty() || unit == "s" ? 1
+                           : unit == "m"               ? 60
+                           : unit == "h"               ? 3600
+                                                       : 0;
+  if (error != std::errc() || seconds == 0 || number > control::kHandOverSecondsMax / seconds)
+    return 0;
+  return number * seconds;
+}
+
+void hand_over(const Context& context, const HandOverArguments& arguments) {
+  if (arguments.is_cancel == !arguments.to.empty())
+    wrong_usage("either --to TOKEN or --cancel is needed");
+  const auto store = context.open_store();
+  json request = {{"op", "volume-handover-cancel"}, {"volume", arguments.volume}};
+  if (!arguments.is_cancel)
+    request = {{"op", "volume-handover"},
+               {"volume", arguments.volume},
+               {"to", arguments.to},
+               {"seconds", seconds_of(arguments.duration)}};
+  context.print(perform_once(*store, request), [](const json& lock) {
+    const json& hand_over = lock["handover"];
+    if (hand_over.is_null()) return fmt::format("{}: not handed over\n", plain(lock["volume"]));
+    return fmt::format("{}: handed over to writer {}, if it comes before {}\n",
+                       plain(lock["volume"]), plain(hand_over["to"]), plain(hand_over["until"]));
+  });
+}
+
 }  // namespace
 
 void add_volume_commands(const Command& app, Context& context) {
@@ -103,6 +145,23 @@ void add_volume_commands(const Command& app, Context& context) {
   resize.add_option("NAME", resized->first, "The volume").required();
   add_new_size(resize, resized->second, "Its new size, or +SIZE for so much more");
   add_json_option(resize, context);
+
+  auto handed = std::make_shared<HandOverArguments>();
+  const Command handover =
+      add_command(group, context, "handover", "Let another VM take a volume over: live migration",
+                  [&context, handed] { hand_over(context, *handed); });
+  handover.add_option("NAME", handed->volume, "The volume").required();
+  const Option to =
+      handover.add_option("--to", handed->to, "The writer token of the migration's destination")
+          .type_name("TOKEN");
+  handover.add_option("--for", handed->duration, "How long it may take to come: 90s, 5m; a minute")
+      .type_name("T")
+      .check([](const std::string& text) {
+        return seconds_of(text) > 0 ? std::string()
+                                    : fmt::format("'{}' is not a time like 90s, 5m or 2h", text);
+      });
+  handover.add_flag("--cancel", handed->is_cancel, "Let nobody take it over").excludes(to);
+  add_json_option(handover, context);
 
   add_volume_transfer_commands(group, context);
 }

@@ -167,7 +167,7 @@ void check_argument(const json& request, const Argument& argument) {
     case Kind::kTexts:
       return require(value.is_array() && std::all_of(value.begin(), value.end(), is_text),
                      "a list of texts");
-    case Kind::kBytes:
+    case Kind::kNumber:
       return require(value.is_number_unsigned(), "a number");
   }
 }
@@ -186,7 +186,7 @@ struct Operation::Call {
     return value.is_null() ? "" : value.get<std::string>();
   }
   std::vector<std::string> texts(const char* key) const { return request.at(key); }
-  uint64_t bytes(const char* key) const { return request.at(key); }
+  uint64_t number(const char* key) const { return request.at(key); }
 };
 
 namespace {
@@ -215,13 +215,18 @@ json reclaim_volume(const Call& call) {
 
 json fork(const Call& call) {
   return volume_json(call.store.fork_volume(call.text("name"), call.volume, call.text("version"),
-                                            call.bytes("size")),
+                                            call.number("size")),
                      false);
 }
 
 json create_version(const Call& call) {
   return version_json(
       call.store.create_version(call.volume, {call.text("name"), call.text("note"), {}}));
+}
+
+json hand_over(const Call& call) {
+  const std::chrono::seconds duration(std::min(call.number("seconds"), kHandOverSecondsMax));
+  return lock_json(call.store.hand_over(call.volume, call.text("to"), duration));
 }
 
 json diff(const Call& call) {
@@ -244,15 +249,15 @@ const std::vector<Operation>& operations() {
        kVolume,
        volume_shape,
        [](const Call& c) {
-         return volume_json(c.store.resize_volume(c.volume, c.bytes("size")), false);
+         return volume_json(c.store.resize_volume(c.volume, c.number("size")), false);
        },
-       {{"size", Kind::kBytes}}},
+       {{"size", Kind::kNumber}}},
       // Makes the volume "name" of "version"; with the size 0 it has the version's.
       {"volume-fork",
        kVolume,
        volume_shape,
        fork,
-       {{"version", Kind::kText}, {"name", Kind::kText}, {"size", Kind::kBytes}},
+       {{"version", Kind::kText}, {"name", Kind::kText}, {"size", Kind::kNumber}},
        Patience::kEndless},
       {"volume-flatten",
        kVolume,
@@ -288,8 +293,16 @@ const std::vector<Operation>& operations() {
       {"lock-break",
        kVolume,
        lock_shape,
-       [](const Call& c) { return lock_json(c.store.break_lock(c.volume, c.bytes("epoch"))); },
-       {{"epoch", Kind::kBytes}}},
+       [](const Call& c) { return lock_json(c.store.break_lock(c.volume, c.number("epoch"))); },
+       {{"epoch", Kind::kNumber}}},
+      // To the VM with this token, if it comes within so many seconds.
+      {"volume-handover",
+       kVolume,
+       lock_shape,
+       hand_over,
+       {{"to", Kind::kText}, {"seconds", Kind::kNumber}}},
+      {"volume-handover-cancel", kVolume, lock_shape,
+       [](const Call& c) { return lock_json(c.store.cancel_hand_over(c.volume)); }},
       // From a frozen version to another one, or to current.
       {"version-diff",
        kVolume,

@@ -25,9 +25,12 @@ enum class Patience { kUsual, kEndless };
 
 namespace control {
 
+// A hand-over is armed for a day at most.
+inline constexpr uint64_t kHandOverSecondsMax = 86400;
+
 struct Operation {
   struct Argument {
-    enum class Kind { kText, kOptionalText, kTexts, kBytes };
+    enum class Kind { kText, kOptionalText, kTexts, kNumber };
     const char* key;
     Kind kind;
   };

@@ -31,6 +31,13 @@ void lose_standby(LockState& state) {
 // What a server left that died.
 bool is_of_another_life(const LockState& state) { return state.record.is_taken && !state.is_held; }
 
+// Whether the VM saw the disk before the one that has it, which goes on changing it.
+bool has_older_view(const LockRecord& record, VmId vm) {
+  LockRecord known = record;
+  known.written_epoch = record.epoch;
+  return known.is_loser(vm);
+}
+
 uint64_t written_epoch(const LockState& state) {
   const LockRecord& record = state.record;
   const bool is_unknown = is_of_another_life(state) && !record.is_servers_own;
@@ -104,6 +111,7 @@ LockStep on(const LockState& state, const LockConnect& event) {
 
   // There is a source, or there was one when the server died.
   if (is_to_have_it && !was_owner && (state.owner.connections > 0 || is_left)) {
+    if (has_older_view(record, event.vm)) return {state, LockAnswer::kLoser};
     if (state.standby.ticket == 0) {
       LockState next = state;
       remember(next.record, event.vm, record.epoch);
@@ -127,6 +135,10 @@ LockStep on(const LockState& state, const LockConnect& event) {
 
   LockState next = state;
   if (!is_armed && next.standby.ticket != 0) lose_standby(next);
+  // To one that stands by for it the owner that comes back is the same.
+  if (is_armed && was_owner)
+    for (LockRecord::Known& one : next.record.known)
+      if (one.epoch == record.epoch) ++one.epoch;
   claim(next, event.vm, !event.is_connection);
   if (is_to_have_it || !is_armed) end_hand_over(next);
   if (!event.is_connection) return {next, LockAnswer::kYes};
@@ -147,8 +159,7 @@ LockStep on(LockState state, const LockLeave& event) {
     }
     return {state, LockAnswer::kYes};
   }
-  const bool is_anybodys = state.owner.ticket != 0 || state.standby.ticket != 0;
-  if (state.is_held && !is_anybodys && !event.stays_open) release(state, false);
+  if (state.is_held && !state.is_anybodys() && !event.stays_open) release(state, false);
   return {state, LockAnswer::kYes};
 }
 
@@ -175,7 +186,10 @@ LockStep on(LockState state, const LockChange& event) {
 }
 
 LockStep on(LockState state, const LockArm& event) {
-  if (!state.record.is_taken) return {state, LockAnswer::kFree};
+  const LockRecord& record = state.record;
+  if (!record.is_taken || record.is_servers_own) return {state, LockAnswer::kFree};
+  if (event.vm != 0 && event.vm == record.owner) return {state, LockAnswer::kOwner};
+  if (has_older_view(record, event.vm)) return {state, LockAnswer::kLoser};
   if (state.standby.ticket != 0) return {state, LockAnswer::kInUse};
   state.record.hand_over_token = event.token;
   state.record.hand_over_until_ns = event.until_ns;

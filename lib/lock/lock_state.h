@@ -71,6 +71,7 @@ struct LockState {
   uint64_t last_ticket = 0;
   Party owner;
   Party standby;
+  bool is_anybodys() const { return owner.ticket != 0 || standby.ticket != 0; }
   auto operator<=>(const LockState&) const = default;
 };
 
@@ -114,6 +115,7 @@ struct LockChange {
 };
 // What an operator asks for.
 struct LockArm {
+  VmId vm = 0;  // who has the token, if that tells
   uint64_t token = 0;
   int64_t until_ns = 0;
 };
@@ -134,6 +136,7 @@ enum class LockAnswer {
   kHandOver,    // it is kept for the VM that it will be handed to
   kOtherEpoch,  // it has changed hands since the operator looked
   kFree,        // nobody has it
+  kOwner,       // it has it already
 };
 
 struct LockStep {

@@ -47,6 +47,20 @@ OwnerSeen::Process process_of(const WriterInfo& writer) {
   return lives ? Process::kLives : Process::kGone;
 }
 
+void look_at_record(OwnerSeen& owner, const VolumeHeader& header,
+                    const std::function<std::chrono::milliseconds(uint64_t epoch)>& absent) {
+  const auto writer = writer_of(header);
+  if (!writer) return;
+  owner.process = process_of(*writer);
+  owner.absent = absent(writer->epoch);
+}
+
+LockArm arm_event(const std::string& token, std::chrono::seconds duration) {
+  Peer peer;
+  peer.token = token;
+  return {vm_id(peer), token_id(token), now_unix_ns() + std::chrono::nanoseconds(duration).count()};
+}
+
 LockConnect connect_event(const Claim& claim, std::chrono::milliseconds waited) {
   LockConnect event;
   event.is_connection = claim.is_connection;
@@ -221,10 +235,7 @@ std::unique_ptr<WriterLock> WriterLock::acquire(
 
   const auto writer = writer_of(lock->header_);
   LockConnect event = connect_event(claim, std::chrono::milliseconds(0));
-  if (writer) {
-    event.owner.process = process_of(*writer);
-    event.owner.absent = claim.absent(writer->epoch);
-  }
+  look_at_record(event.owner, lock->header_, claim.absent);
   const LockStep taken = lock->apply(event, claim.peer);
   if (taken.answer != LockAnswer::kYes) fail_refused(name, taken.answer, lock->header_);
   if (writer)
@@ -316,13 +327,14 @@ void WriterLock::put_back() {
   put(found_);
 }
 
-void WriterLock::break_record(Backend& backend, const std::string& folder, const Uuid& volume,
-                              const std::string& name, uint64_t epoch) {
+LockStep WriterLock::change_record(Backend& backend, const std::string& folder, const Uuid& volume,
+                                   const std::string& name, const LockEvent& event,
+                                   const Peer& peer) {
   WriterLock lock;
   lock.lock_ = try_lock_for(backend, lock_name(folder), LockMode::kExclusive, kWaitMax);
   if (!lock.lock_) fail_in_use(backend, folder, volume, name);
   lock.read(backend, folder, volume);
-  fail_unless_broken(name, lock.apply(LockBreak{epoch, false}));
+  return lock.apply(event, peer);
 }
 
 void fail_unless_broken(const std::string& name, const LockStep& broken) {
@@ -334,6 +346,27 @@ void fail_unless_broken(const std::string& name, const LockStep& broken) {
          broken.state.record.epoch, name);
   if (broken.answer != LockAnswer::kYes)
     fail(EINVAL, object, "no VM has it, so there is nothing to break");
+}
+
+void fail_unless_armed(const std::string& name, const std::string& token, const LockStep& armed) {
+  const std::string object = fmt::format("volume {}", name);
+  switch (armed.answer) {
+    case LockAnswer::kYes:
+      return;
+    case LockAnswer::kInUse:
+      fail(EBUSY, object,
+           "a VM stands by for it already; 'tplstore volume handover {} --cancel' ends that", name);
+    case LockAnswer::kLoser:
+      fail(EINVAL, object,
+           "others have changed it since writer {} had it, who never gets it again; give the "
+           "destination another token",
+           token);
+    case LockAnswer::kOwner:
+      fail(EINVAL, object,
+           "writer {} is the VM that has it; the destination needs a token of its own", token);
+    default:
+      fail(EINVAL, object, "no VM has it, so there is nothing to hand over");
+  }
 }
 
 std::unique_ptr<WriterLock> WriterLock::borrow(Backend& backend, const std::string& folder,

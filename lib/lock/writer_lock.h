@@ -39,11 +39,16 @@ struct Claim {
     return std::chrono::milliseconds(0);
   };
 };
+// What an operator who hands a volume over to this writer asks for.
+LockArm arm_event(const std::string& token, std::chrono::seconds duration);
 // What it is to the rules, if it has waited for so long.
 LockConnect connect_event(const Claim& claim, std::chrono::milliseconds waited);
 // Whether the process lives that was connected, when the volume's lock is free; kOfAnotherHost when
 // its host is another one.
 OwnerSeen::Process process_of(const WriterInfo& writer);
+// What can be seen of the VM of a record of another life.
+void look_at_record(OwnerSeen& owner, const VolumeHeader& header,
+                    const std::function<std::chrono::milliseconds(uint64_t epoch)>& absent);
 
 class WriterLock {
  public:
@@ -62,16 +67,17 @@ class WriterLock {
   // writer to take over.
   static std::unique_ptr<WriterLock> borrow(Backend& backend, const std::string& folder,
                                             const Uuid& volume, const std::string& name);
-  // Of a volume that nobody has: ends what a server left that died. EBUSY when somebody has it, or
-  // the epoch is another one; EINVAL when nobody had it.
-  static void break_record(Backend& backend, const std::string& folder, const Uuid& volume,
-                           const std::string& name, uint64_t epoch);
+  // Has something happen to the record of a volume that nobody has open: EBUSY when somebody has.
+  // `peer`: see apply().
+  static LockStep change_record(Backend& backend, const std::string& folder, const Uuid& volume,
+                                const std::string& name, const LockEvent& event, const Peer& peer);
   // Releases the lock only; the header goes on saying what it says, as after a crash.
   ~WriterLock() = default;
 
   // What would happen.
   LockStep ask(const LockEvent& event) const;
-  // Lets it happen: what of it must be durable is. `peer` is who connects.
+  // Lets it happen: what of it must be durable is. `peer` is who connects, or has the token that
+  // the volume is handed over to.
   LockStep apply(const LockEvent& event, const Peer& peer = {});
   LockState state() const;
   // The header is what it was before acquire().
@@ -122,8 +128,10 @@ std::string describe(const WriterInfo& writer);
 // Throws EBUSY, saying why and what to do; `header` is the volume's.
 [[noreturn]] void fail_refused(const std::string& name, LockAnswer answer,
                                const VolumeHeader& header);
-// Throws when a break was refused: EBUSY for another epoch, EINVAL when no VM had the volume.
+// Throw when that was refused: EBUSY for another epoch, or when somebody stands by; EINVAL when no
+// VM had the volume, or for a token that cannot get it.
 void fail_unless_broken(const std::string& name, const LockStep& broken);
+void fail_unless_armed(const std::string& name, const std::string& token, const LockStep& armed);
 // What the header alone tells.
 LockInfo lock_info_of(const std::string& name, const VolumeHeader& header);
 

@@ -281,15 +281,38 @@ LockInfo Store::show_lock(const std::string& volume) {
   return info;
 }
 
+LockStep Store::Impl::change_lock(const std::string& volume, const LockEvent& event,
+                                  const Peer& peer) {
+  const Uuid uuid = uuid_of(volume);
+  if (const auto changed = registry.change_lock(uuid, event, peer)) return *changed;
+  return WriterLock::change_record(*backend, volume_folder(uuid), uuid, volume, event, peer);
+}
+
 LockInfo Store::break_lock(const std::string& volume, uint64_t epoch) {
-  const Uuid uuid = impl_->uuid_of(volume);
   LockInfo before = show_lock(volume);
-  if (!impl_->registry.break_lock(uuid, epoch))
-    WriterLock::break_record(*impl_->backend, volume_folder(uuid), uuid, volume, epoch);
+  fail_unless_broken(volume, impl_->change_lock(volume, LockBreak{epoch}));
   impl_->options.log(
       fmt::format("volume {}: its lock was broken in epoch {}, by an operator; {} had it", volume,
                   epoch, before.writer ? describe(*before.writer) : "nobody"));
   return before;
+}
+
+LockInfo Store::hand_over(const std::string& volume, const std::string& token,
+                          std::chrono::seconds duration) {
+  if (!is_valid_token(token))
+    fail(EINVAL, "writer token", "'{}' must have 1 to 64 of the characters A-Z a-z 0-9 . _ -",
+         token);
+  Peer destination;
+  destination.token = token;
+  const LockStep armed = impl_->change_lock(volume, arm_event(token, duration), destination);
+  fail_unless_armed(volume, token, armed);
+  return show_lock(volume);
+}
+
+LockInfo Store::cancel_hand_over(const std::string& volume) {
+  if (impl_->change_lock(volume, LockCancel{}).answer != LockAnswer::kYes)
+    fail(EINVAL, fmt::format("volume {}", volume), "it is not being handed over");
+  return show_lock(volume);
 }
 
 bool Store::is_open(const std::string& volume) {

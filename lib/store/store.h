@@ -146,6 +146,14 @@ class Store {
   // that had it before, never get the volume again. EBUSY when the epoch is another one by now, or
   // when another process has the volume; EINVAL when no VM has it. What it was before.
   LockInfo break_lock(const std::string& volume, uint64_t epoch);
+  // For so long the VM with this token may come, and stand by until the one that has the volume
+  // has gone or has stopped changing it: then it gets it, and that one never does again. EBUSY
+  // when somebody stands by already; EINVAL when no VM has the volume, or for a token that cannot
+  // get it. What it is then.
+  LockInfo hand_over(const std::string& volume, const std::string& token,
+                     std::chrono::seconds duration);
+  // That is off, and the VM that stands by, if one does, never gets it. EINVAL when it was not on.
+  LockInfo cancel_hand_over(const std::string& volume);
 
  private:
   static void init(Backend& backend, Backend& for_identity);

@@ -34,6 +34,8 @@ struct Store::Impl {
 
   std::shared_ptr<TemplateImage> open_template(const std::string& name);
   Uuid uuid_of(const std::string& volume);
+  // Has something happen to a volume's lock, whether it is open here or nowhere.
+  LockStep change_lock(const std::string& volume, const LockEvent& event, const Peer& peer = {});
   void check_names(const std::map<Uuid, std::string>& names);
   void for_each_name(
       const std::function<void(const std::string& name, const Uuid& volume)>& visit,

@@ -11,7 +11,8 @@
 
 namespace tplstore {
 
-// The current version of a volume, for one connection of its writer.
+// The current version of a volume, for one connection of its writer, or of the VM that it is about
+// to be handed to.
 class CurrentDisk final : public Disk {
  public:
   CurrentDisk(std::unique_ptr<VolumeRegistry::Attachment> attachment, bool allows_multi_conn)
@@ -22,36 +23,43 @@ class CurrentDisk final : public Disk {
   uint64_t size_bytes() const override { return volume_.size_bytes(); }
   bool is_writable() const override { return true; }
   bool allows_multi_conn() const override { return allows_multi_conn_; }
-  // All throw ESHUTDOWN when the connection has lost the volume.
+  // All throw ESHUTDOWN when the connection has lost the volume. Changes of one that stands by wait
+  // for what becomes of that.
   void read(uint64_t offset, MutableBytes into) override {
-    right().check();
+    right().check_read();
     volume_.read(0, offset, into);
   }
   void extents(uint64_t offset, uint64_t length,
                const std::function<bool(const Extent&)>& add) override {
-    right().check();
+    right().check_read();
     volume_.extents(0, offset, length, add);
   }
   void write(uint64_t offset, Bytes from, bool durable) override {
-    volume_.write(offset, from, durable, right());
+    volume_.write(offset, from, durable, changing());
   }
   void trim(uint64_t offset, uint64_t length, bool durable) override {
-    volume_.trim(offset, length, durable, right());
+    volume_.trim(offset, length, durable, changing());
   }
   void zero(uint64_t offset, uint64_t length, bool durable) override {
-    volume_.zero(offset, length, durable, right());
+    volume_.zero(offset, length, durable, changing());
   }
   void flush() override {
-    right().check();
+    right().check_read();
     volume_.flush();
   }
   void cache(uint64_t offset, uint64_t length) override {
-    right().check();
+    right().check_read();
     volume_.cache(0, offset, length);
   }
 
  private:
   const Volume::Right& right() const { return attachment_->right(); }
+  // What must wait for the right does before it counts as a change.
+  const Volume::Right& changing() const {
+    if (!right().has()) [[unlikely]]
+      right().await();
+    return right();
+  }
 
   const std::unique_ptr<VolumeRegistry::Attachment> attachment_;
   Volume& volume_;

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "base/host.h"
+#include "base/units.h"
 
 namespace tplstore {
 namespace {
@@ -48,7 +49,8 @@ std::chrono::milliseconds VolumeRegistry::absent(const Uuid& uuid, uint64_t epoc
   return milliseconds_of(now - death.known_since);
 }
 
-LockConnect VolumeRegistry::look(Entry& entry, const Peer& peer, Clock::duration waited) {
+LockConnect VolumeRegistry::look(const Uuid& uuid, Entry& entry, const Peer& peer,
+                                 Clock::duration waited) {
   Volume& volume = *entry.volume;
   const auto now = Clock::now();
   const uint64_t requests = volume.requests();
@@ -60,8 +62,12 @@ LockConnect VolumeRegistry::look(Entry& entry, const Peer& peer, Clock::duration
   claim.is_connection = true;
   claim.grace = grace_;
   LockConnect event = connect_event(claim, milliseconds_of(waited));
-  if (entry.peer.pid != 0) {
-    const bool lives = process_start_time(entry.peer.pid) == entry.peer.start_time;
+  if (!volume.writer_lock().state().is_held) {
+    // Open for one that stands by; the one before has not come back yet.
+    look_at_record(event.owner, volume.writer_lock().header(),
+                   [&](uint64_t epoch) { return absent(uuid, epoch); });
+  } else if (entry.peer && entry.peer->pid != 0) {
+    const bool lives = process_start_time(entry.peer->pid) == entry.peer->start_time;
     event.owner.process = lives ? OwnerSeen::Process::kLives : OwnerSeen::Process::kGone;
   }
   event.owner.has_asked = !entry.is_alone && requests != entry.requests_before;
@@ -70,9 +76,10 @@ LockConnect VolumeRegistry::look(Entry& entry, const Peer& peer, Clock::duration
   return event;
 }
 
-void VolumeRegistry::begin_ownership(Entry& entry, Peer peer, bool is_alone) noexcept {
-  entry.peer = std::move(peer);
-  entry.is_alone = is_alone;
+void VolumeRegistry::begin_ownership(Entry& entry, const Attachment& attachment) noexcept {
+  entry.ticket = attachment.ticket_;
+  entry.peer = attachment.peer_;
+  entry.is_alone = attachment.is_alone_;
   entry.requests_before = entry.requests_seen = entry.volume->requests();
   entry.quiet_since = Clock::now();
   // What replaces a connection goes on with what that has written.
@@ -80,29 +87,36 @@ void VolumeRegistry::begin_ownership(Entry& entry, Peer peer, bool is_alone) noe
   if (std::exchange(entry.epoch, epoch) != epoch) entry.writes_before = entry.volume->writes();
 }
 
-void VolumeRegistry::tell(Entry& entry) noexcept {
+void VolumeRegistry::give_rights(Entry& entry) noexcept {
+  using Right = Volume::Right::State;
   const LockState state = entry.volume->writer_lock().state();
   size_t losers = 0;
   for (Attachment* attachment : entry.attached) {
     const uint64_t ticket = attachment->ticket_;
-    if (ticket == 0 || ticket == state.owner.ticket || ticket == state.standby.ticket) continue;
-    if (!attachment->right_.is_lost.exchange(true)) ++losers;
+    if (ticket == 0) continue;
+    const bool is_owners = ticket == state.owner.ticket;
+    if (is_owners && ticket != entry.ticket) begin_ownership(entry, *attachment);
+    const bool waits = is_owners ? entry.is_handing_over : ticket == state.standby.ticket;
+    const Right right = waits ? Right::kWaits : is_owners ? Right::kHas : Right::kLost;
+    if (attachment->right_.state.exchange(right) != right && right == Right::kLost) ++losers;
   }
+  changed_.notify_all();
   if (losers == 0) return;
   try {
     environment_.log(fmt::format(
         "volume {}: {} connection(s) have lost it, and what they ask for is refused; in use now "
         "by {}",
-        entry.volume->name(), losers, state.owner.ticket == 0 ? "nobody" : entry.peer.address));
+        entry.volume->name(), losers, state.owner.ticket == 0 ? "nobody" : entry.peer->address));
   } catch (const std::exception&) {
     // Without the line; that they are out is what counts.
   }
 }
 
 // Nothing fails once the attachment is there: the mutex that its end takes is held.
-std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::add(const Uuid& uuid, Entry& entry) {
+std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::add(const Uuid& uuid, Entry& entry,
+                                                                std::shared_ptr<const Peer> peer) {
   entry.attached.reserve(entry.attached.size() + 1);
-  std::unique_ptr<Attachment> attachment(new Attachment(*this, uuid));
+  std::unique_ptr<Attachment> attachment(new Attachment(*this, uuid, std::move(peer), false));
   attachment->volume_ = entry.volume;
   entry.attached.push_back(attachment.get());
   return attachment;
@@ -116,14 +130,15 @@ std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::attach(const Uuid& u
   for (auto it = entries_.find(uuid); it != entries_.end(); it = entries_.find(uuid)) {
     Entry& entry = it->second;
     const bool is_open = entry.state == State::kOpen;
-    const bool is_owned = is_open && entry.volume->writer_lock().state().owner.ticket != 0;
+    const bool is_owned = is_open && entry.volume->writer_lock().state().is_anybodys();
     if (is_owned || (is_open && use == Use::kVm && !entry.volume->has_failed())) {
-      const LockConnect event = look(entry, peer, Clock::now() - start);
+      const LockConnect event = look(uuid, entry, peer, Clock::now() - start);
       const LockAnswer answer = entry.volume->writer_lock().ask(event).answer;
       if (answer == LockAnswer::kYes) {
-        std::unique_ptr<Attachment> attachment = add(uuid, entry);
+        std::unique_ptr<Attachment> attachment =
+            add(uuid, entry, std::make_shared<const Peer>(peer));
         guard.unlock();
-        if (let_in(*attachment, event, peer)) return attachment;
+        if (let_in(*attachment, event)) return attachment;
         attachment.reset();
         guard.lock();
         continue;
@@ -142,21 +157,79 @@ std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::attach(const Uuid& u
 
 // Has the rules let in who asked, and waits until nothing of before can land any more. False when
 // they do not any more.
-bool VolumeRegistry::let_in(Attachment& attachment, const LockConnect& event, Peer peer) {
-  const LockStep taken = attachment.volume().writer_lock().apply(event, peer);
+bool VolumeRegistry::let_in(Attachment& attachment, const LockConnect& event) {
+  const LockStep taken = attachment.volume().writer_lock().apply(event, *attachment.peer_);
   if (taken.answer != LockAnswer::kYes) return false;
   {
     const Lock guard(mutex_);
-    Entry& entry = entries_.at(attachment.uuid());
-    const auto is_of_ticket = [&](const Attachment* one) { return one->ticket_ == taken.ticket; };
-    const bool joins = std::ranges::any_of(entry.attached, is_of_ticket);
     attachment.ticket_ = taken.ticket;
-    if (!joins && taken.ticket == taken.state.owner.ticket)
-      begin_ownership(entry, std::move(peer), false);
-    tell(entry);
+    give_rights(entries_.at(attachment.uuid()));
   }
-  wait_for_changes(attachment);
+  if (taken.ticket != taken.state.standby.ticket) wait_for_changes(attachment);
   return true;
+}
+
+LockChange VolumeRegistry::look_at_source(Entry& entry, Clock::duration waited) {
+  Volume& volume = *entry.volume;
+  const auto now = Clock::now();
+  LockChange event;
+  event.owner.has_in_flight = !volume.wait_for_changes(now);
+  const uint64_t writes = volume.writes();
+  const uint64_t standby = volume.writer_lock().state().standby.ticket;
+  if (std::exchange(entry.waiting_ticket, standby) != standby) {
+    entry.writes_when_waiting = entry.writes_seen = writes;
+    entry.unchanged_since = now;
+  }
+  if (std::exchange(entry.writes_seen, writes) != writes) entry.unchanged_since = now;
+  event.owner.has_changed = writes != entry.writes_when_waiting;
+  event.owner.has_flushed = volume.has_flushed();
+  event.owner.quiet = milliseconds_of(now - entry.unchanged_since);
+  event.waited = milliseconds_of(waited);
+  event.now_ns = now_unix_ns();
+  return event;
+}
+
+// Whether a change of the standby has an answer now, which is carried out. Between the look at the
+// source that counts and the record of what comes of it the source can begin nothing: its changes
+// wait too.
+bool VolumeRegistry::hand_over(Entry& entry, Clock::duration waited) {
+  WriterLock& lock = entry.volume->writer_lock();
+  if (lock.ask(look_at_source(entry, waited)).answer == LockAnswer::kWait) return false;
+  const uint64_t source = lock.state().owner.ticket;
+  for (Attachment* attachment : entry.attached)
+    if (source != 0 && attachment->ticket_ == source)
+      attachment->right_.state = Volume::Right::State::kWaits;
+  const LockChange event = look_at_source(entry, waited);
+  const bool has_answer = lock.ask(event).answer != LockAnswer::kWait;
+  if (has_answer) {
+    // The header is written without the mutex. Meanwhile the entry stays, for the one that waits is
+    // in it; and whatever else has happened to the lock then, its state says who may do what.
+    entry.is_handing_over = true;
+    mutex_.unlock();
+    try {
+      lock.apply(event);
+    } catch (...) {
+      mutex_.lock();
+      entry.is_handing_over = false;
+      give_rights(entry);
+      throw;
+    }
+    mutex_.lock();
+    entry.is_handing_over = false;
+  }
+  give_rights(entry);
+  return has_answer;
+}
+
+void VolumeRegistry::await_right(Attachment& attachment) {
+  const auto start = Clock::now();
+  const Lock guard(mutex_);
+  Entry& entry = entries_.at(attachment.uuid());
+  while (attachment.right_.state == Volume::Right::State::kWaits) {
+    const bool stands_by = attachment.ticket_ == entry.volume->writer_lock().state().standby.ticket;
+    if (stands_by && !entry.is_handing_over && hand_over(entry, Clock::now() - start)) continue;
+    changed_.wait_for(mutex_, kLookAgain);
+  }
 }
 
 std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::attach_for_upkeep(
@@ -185,20 +258,19 @@ std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::open(const Uuid& uui
     claim.is_connection = is_connection;
     claim.grace = grace_;
     claim.absent = [this, &uuid](uint64_t epoch) { return absent(uuid, epoch); };
-    Peer owner = peer;
-    std::unique_ptr<Attachment> attachment(new Attachment(*this, uuid));
+    std::unique_ptr<Attachment> attachment(
+        new Attachment(*this, uuid, std::make_shared<const Peer>(peer), is_alone));
     {
       const Lock guard(mutex_);
       entries_.at(uuid).attached.push_back(attachment.get());
     }
     std::shared_ptr<Volume> volume = Volume::open_for_writing(environment_, uuid, name, claim);
-    attachment->ticket_ = volume->writer_lock().state().owner.ticket;
+    attachment->ticket_ = volume->writer_lock().state().last_ticket;
     const Lock guard(mutex_);
     Entry& entry = entries_.at(uuid);
     entry.volume = attachment->volume_ = std::move(volume);
-    begin_ownership(entry, std::move(owner), is_alone);
     entry.state = State::kOpen;
-    changed_.notify_all();
+    give_rights(entry);
     return attachment;
   } catch (...) {
     end(uuid);
@@ -222,12 +294,16 @@ std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::find_open(const Uuid
 // The connection's end is told while the volume is open still, or with its closing if it is the
 // last that keeps it so.
 void VolumeRegistry::detach(Attachment& attachment) noexcept {
-  LockLeave leave{.ticket = attachment.ticket_};
   Lock guard(mutex_);
+  LockLeave leave{.ticket = std::exchange(attachment.ticket_, 0)};
   Entry& entry = entries_.at(attachment.uuid());
   const std::shared_ptr<Volume> volume = attachment.volume_;
-  leave.has_written = entry.is_alone || volume->writes() != entry.writes_before;
-  const bool keeps_record = keeps_records_ && leave.ticket != 0 && !attachment.right_.is_lost;
+  const uint64_t writes = volume->writes();
+  leave.has_written = entry.is_alone || writes != entry.writes_before;
+  leave.has_changed = entry.waiting_ticket != 0 && writes != entry.writes_when_waiting &&
+                      entry.waiting_ticket == volume->writer_lock().state().standby.ticket;
+  const bool is_lost = attachment.right_.state == Volume::Right::State::kLost;
+  const bool keeps_record = keeps_records_ && leave.ticket != 0 && !is_lost;
   if (leave.ticket != 0 && entry.attached.size() > 1 && !keeps_record) {
     guard.unlock();
     leave.stays_open = true;
@@ -241,7 +317,7 @@ void VolumeRegistry::detach(Attachment& attachment) noexcept {
     leave = {};
   }
   std::erase(entry.attached, &attachment);
-  changed_.notify_all();
+  give_rights(entry);
   if (!entry.attached.empty()) return;
   entry.state = State::kClosing;
   entry.volume.reset();
@@ -336,14 +412,15 @@ std::optional<LockInfo> VolumeRegistry::lock_info(const Uuid& uuid) {
   return info;
 }
 
-bool VolumeRegistry::break_lock(const Uuid& uuid, uint64_t epoch) {
+std::optional<LockStep> VolumeRegistry::change_lock(const Uuid& uuid, LockEvent event,
+                                                    const Peer& peer) {
   const auto open = find_open(uuid);
-  if (!open) return false;
-  const LockStep broken = open->volume().writer_lock().apply(LockBreak{epoch, true});
-  fail_unless_broken(open->volume().name(), broken);
+  if (!open) return std::nullopt;
+  if (LockBreak* breaking = std::get_if<LockBreak>(&event)) breaking->stays_open = true;
+  const LockStep changed = open->volume().writer_lock().apply(event, peer);
   const Lock guard(mutex_);
-  tell(entries_.at(uuid));
-  return true;
+  give_rights(entries_.at(uuid));
+  return changed;
 }
 
 }  // namespace tplstore

@@ -5,8 +5,10 @@
 // for a volume that is being opened or closed; who gets it, waits or is refused the rules decide
 // (lock/lock_state.h). A connection that joins or replaces others waits until what they have begun
 // to change has ended; what they ask for after they were replaced, or lost the volume in another
-// way, is refused. What the store does itself is in no VM's way: it works beside a VM; a VM takes
-// over a volume that is open for nothing else, and waits a moment for work that must be alone.
+// way, is refused. The changes of a VM that stands by wait here until they may be made, and those
+// of the one that has the volume for the moment in which that is decided. What the store does
+// itself is in no VM's way: it works beside a VM; a VM takes over a volume that is open for nothing
+// else, and waits a moment for work that must be alone.
 //
 // Thread safety: all methods. Errors: EBUSY naming the owner, and what opening throws.
 #pragma once
@@ -34,15 +36,21 @@ class VolumeRegistry {
     Attachment(const Attachment&) = delete;
     Volume& volume() const { return *volume_; }
     const Uuid& uuid() const { return uuid_; }
-    // Of a connection; it loses that when another one gets the volume.
+    // Of a connection: it may have it later, or lose it.
     const Volume::Right& right() const { return right_; }
 
    private:
     friend class VolumeRegistry;
-    Attachment(VolumeRegistry& registry, const Uuid& uuid) : registry_(registry), uuid_(uuid) {}
+    Attachment(VolumeRegistry& registry, const Uuid& uuid, std::shared_ptr<const Peer> peer,
+               bool is_alone)
+        : registry_(registry), uuid_(uuid), peer_(std::move(peer)), is_alone_(is_alone) {
+      right_.wait = [this] { registry_.await_right(*this); };
+    }
 
     VolumeRegistry& registry_;
     const Uuid uuid_;
+    const std::shared_ptr<const Peer> peer_;  // whose connection it is, if it is one
+    const bool is_alone_;
     std::shared_ptr<Volume> volume_;  // nothing as long as it is being opened
     uint64_t ticket_ = 0;             // of a connection
     Volume::Right right_;
@@ -77,8 +85,9 @@ class VolumeRegistry {
   uint32_t connections(const Uuid& uuid);
   // Who may write a volume that is open here; nothing when it is not.
   std::optional<LockInfo> lock_info(const Uuid& uuid);
-  // Puts out the VM that has a volume that is open here; false when it is not. See WriterLock.
-  bool break_lock(const Uuid& uuid, uint64_t epoch);
+  // Has something happen to the lock of a volume that is open here, at an operator's wish; nothing
+  // when it is not. `peer`: see WriterLock.
+  std::optional<LockStep> change_lock(const Uuid& uuid, LockEvent event, const Peer& peer);
   // The program ends: what VMs are connected to stays theirs when it is closed from now on.
   void keep_records() { keeps_records_ = true; }
 
@@ -89,7 +98,8 @@ class VolumeRegistry {
     std::shared_ptr<Volume> volume;
     std::vector<Attachment*> attached;
     // Of the owner.
-    Peer peer;
+    uint64_t ticket = 0;
+    std::shared_ptr<const Peer> peer;
     uint64_t epoch = 0;
     bool is_alone = false;
     uint64_t requests_before = 0;  // that the volume had had when it came
@@ -97,6 +107,12 @@ class VolumeRegistry {
     // When it was seen last that it had asked for something.
     uint64_t requests_seen = 0;
     Clock::time_point quiet_since{};
+    // Of the standby whose change waits, and of what its source has changed since it does.
+    uint64_t waiting_ticket = 0;
+    uint64_t writes_when_waiting = 0;
+    uint64_t writes_seen = 0;
+    Clock::time_point unchanged_since{};
+    bool is_handing_over = false;  // by the change that waits; one does it at a time
   };
   // A server that has died, and since when that is known.
   struct Death {
@@ -109,12 +125,18 @@ class VolumeRegistry {
   std::unique_ptr<Attachment> open(const Uuid& uuid, const std::string& name, const Peer& peer,
                                    bool is_connection, bool is_alone) EXCLUDES(mutex_);
   // What the rules are told of the owner, and of one that has waited for so long.
-  LockConnect look(Entry& entry, const Peer& peer, Clock::duration waited) REQUIRES(mutex_);
-  bool let_in(Attachment& attachment, const LockConnect& event, Peer peer) EXCLUDES(mutex_);
-  std::unique_ptr<Attachment> add(const Uuid& uuid, Entry& entry) REQUIRES(mutex_);
-  void begin_ownership(Entry& entry, Peer peer, bool is_alone) noexcept REQUIRES(mutex_);
-  // Tells connections that have lost the volume.
-  void tell(Entry& entry) noexcept REQUIRES(mutex_);
+  LockConnect look(const Uuid& uuid, Entry& entry, const Peer& peer, Clock::duration waited)
+      REQUIRES(mutex_);
+  bool let_in(Attachment& attachment, const LockConnect& event) EXCLUDES(mutex_);
+  std::unique_ptr<Attachment> add(const Uuid& uuid, Entry& entry,
+                                  std::shared_ptr<const Peer> peer = nullptr) REQUIRES(mutex_);
+  // Gives each connection the right that it has by the lock's state.
+  void give_rights(Entry& entry) noexcept REQUIRES(mutex_);
+  void begin_ownership(Entry& entry, const Attachment& attachment) noexcept REQUIRES(mutex_);
+  // Of a connection that has to wait for its right to change something.
+  void await_right(Attachment& attachment) EXCLUDES(mutex_);
+  LockChange look_at_source(Entry& entry, Clock::duration waited) REQUIRES(mutex_);
+  bool hand_over(Entry& entry, Clock::duration waited) REQUIRES(mutex_);
   void wait_for_changes(const Attachment& attachment) EXCLUDES(mutex_);
   void detach(Attachment& attachment) noexcept EXCLUDES(mutex_);
   void end(const Uuid& uuid) EXCLUDES(mutex_);

@@ -178,7 +178,9 @@ void Volume::cache(uint32_t version, uint64_t offset, uint64_t length) {
 
 void Volume::flush() {
   counted(Counter::kFlushes, {}, 0, [&] {
+    const uint64_t writes_before = writes();
     open_.map().commit();
+    writes_at_flush_.store(writes_before);
     if (open_.map().wants(VolumeMap::Upkeep::kCheckpoint)) open_.environment.wake();
   });
 }
@@ -200,6 +202,25 @@ bool Volume::wait_for_changes(std::chrono::steady_clock::time_point deadline) {
 
 const Volume::Right Volume::kAlways;
 
+void Volume::Right::await() const {
+  while (!has()) {
+    check_read();
+    wait();
+  }
+}
+
+// Counts a change in, once it may be made.
+template <typename Pass, typename Gate>
+void Volume::enter(std::optional<Pass>& pass, Gate& gate, const Right& right) {
+  while (true) {
+    pass.emplace(gate);
+    if (right.has()) [[likely]]
+      return;
+    pass.reset();
+    right.await();
+  }
+}
+
 void Volume::Right::fail_lost() {
   fail(ESHUTDOWN, "connection",
        "has lost its volume to another one; the server's log says when, and to whom");
@@ -214,8 +235,8 @@ void Volume::write_range(uint64_t offset, Bytes from, const Right& right) {
   if (from.empty()) return;
   const bool is_split = offset % kBlockBytes != 0 || from.size() % kBlockBytes != 0;
   RunList runs;
-  std::optional<Quiesce::Pass> pass(std::in_place, open_.quiesce);
-  right.check();
+  std::optional<Quiesce::Pass> pass;
+  enter(pass, open_.quiesce, right);
   if (!is_split && try_overwrite(offset, from, runs)) return;
   const GracePeriod::Request change(changes_);
   pass.reset();
@@ -368,8 +389,8 @@ void Volume::zero(uint64_t offset, uint64_t length, bool durable, const Right& r
 }
 
 void Volume::discard(uint64_t offset, uint64_t length, const Right& right) {
-  const GracePeriod::Request change(changes_);
-  right.check();
+  std::optional<GracePeriod::Request> change;
+  enter(change, changes_, right);
   const uint64_t end = offset + length;
   // The last block of a disk whose size is not a multiple of a block counts as whole.
   const uint64_t whole_end =

@@ -76,14 +76,20 @@ class Volume {
   void changes(uint32_t from, uint32_t to, uint64_t offset, uint64_t length,
                const std::function<void(const ChangedRange&)>& add);
   void cache(uint32_t version, uint64_t offset, uint64_t length);
-  // Whoever may lose the right to change something has a Right: it is looked at when the change is
-  // counted in, so who takes it away and then waits for changes has seen the last one.
+  // Whoever may lose the right to change something, or get it later, has a Right: it is looked at
+  // when the change is counted in, so who takes it away and then waits for changes has seen the
+  // last one. A change that must wait for the right is not counted in meanwhile.
   struct Right {
-    std::atomic<bool> is_lost{false};
-    void check() const {
-      if (is_lost.load()) [[unlikely]]
+    enum class State { kHas, kWaits, kLost };
+    std::atomic<State> state{State::kHas};
+    std::function<void()> wait;  // until it is another one than kWaits
+
+    void check_read() const {
+      if (state.load() == State::kLost) [[unlikely]]
         fail_lost();
     }
+    bool has() const { return state.load() == State::kHas; }
+    void await() const;                    // returns when something may be changed
     [[noreturn]] static void fail_lost();  // ESHUTDOWN
   };
   static const Right kAlways;
@@ -94,6 +100,8 @@ class Volume {
   // Returns when the writes, trims and zeroes that had begun before this call have ended; false
   // when one of them has not by then.
   bool wait_for_changes(std::chrono::steady_clock::time_point deadline);
+  // Whether nothing has begun to change something since the last flush began.
+  bool has_flushed() const { return writes_at_flush_.load() == writes(); }
   void resize(uint64_t size_bytes);  // grows
 
   // --- upkeep, from the store's background thread
@@ -123,6 +131,8 @@ class Volume {
                Operation operation);
   template <typename Operation>
   void change(bool durable, Operation operation);
+  template <typename Pass, typename Gate>
+  static void enter(std::optional<Pass>& pass, Gate& gate, const Right& right);
   void read_range(uint32_t version, uint64_t offset, MutableBytes into);
   void read_runs(const RunList& runs, uint64_t offset, MutableBytes into);
   void write_range(uint64_t offset, Bytes from, const Right& right = kAlways);
@@ -144,6 +154,7 @@ class Volume {
   // Of requests that change something and are longer than a pass, from beginning to end.
   GracePeriod changes_;
   Counters counters_;
+  std::atomic<uint64_t> writes_at_flush_{0};
   // The upkeep's.
   std::chrono::steady_clock::time_point look_for_forks_at_{};
   Chore committing_;

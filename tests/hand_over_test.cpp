@@ -1,0 +1,307 @@
+// A volume is handed from the VM that has it to one that stands by, as a live migration needs it.
+#include <doctest/doctest.h>
+#include <fmt/format.h>
+
+#include <array>
+#include <atomic>
+#include <future>
+#include <random>
+#include <thread>
+
+#include "store_testing.h"
+
+namespace tplstore {
+namespace {
+
+constexpr std::chrono::seconds kArmed{60};
+
+struct Fixture : StoreFixture {
+  std::unique_ptr<Disk> source = open("source");
+  std::unique_ptr<Disk> destination;
+
+  Fixture() { source->write(0, filled(kBlockBytes, 1), false); }
+
+  std::unique_ptr<Disk> open(const std::string& token) {
+    return store->open_export("vm1;writer=" + token, {"127.0.0.1:1", 0, 0});
+  }
+  void arm_and_stand_by() {
+    store->hand_over("vm1", "destination", kArmed);
+    destination = open("destination");
+  }
+  std::future<void> write_later(Disk& disk, int value) {
+    return std::async(std::launch::async,
+                      [&disk, value] { disk.write(0, filled(kBlockBytes, value), false); });
+  }
+  int code_of(Disk& disk) {
+    return error_code([&] { disk.write(0, filled(kBlockBytes, 9), false); });
+  }
+  // The destination has the volume, and the source never again.
+  void check_moved() {
+    CHECK(code_of(*source) == ESHUTDOWN);
+    CHECK(error_code([&] { bytes_at(*source, 0); }) == ESHUTDOWN);
+    CHECK(error_code([&] { source->flush(); }) == ESHUTDOWN);
+    destination->write(kBlockBytes, filled(kBlockBytes, 3), true);
+    CHECK(store->show_lock("vm1").writer->token == "destination");
+    source.reset();
+    destination->write(kBlockBytes, filled(kBlockBytes, 4), true);
+    CHECK(error_code([&] { open("source"); }) == EBUSY);
+    destination.reset();
+    CHECK(error_code([&] { open("source"); }) == EBUSY);
+    CHECK(bytes_at(*open("third"), kBlockBytes) == filled(kBlockBytes, 4));
+  }
+};
+
+void wait_a_moment(const std::future<void>& change) {
+  // Most likely it would have been answered by then; if not this shows nothing.
+  CHECK(change.wait_for(std::chrono::milliseconds(100)) == std::future_status::timeout);
+}
+
+}  // namespace
+
+TEST_CASE_FIXTURE(Fixture,
+                  "a volume moves at the standby's first change, once its source has flushed") {
+  CHECK(error_code([&] { open("destination"); }) == EBUSY);
+  arm_and_stand_by();
+  LockInfo lock = store->show_lock("vm1");
+  CHECK(lock.state == LockInfo::State::kHandOver);
+  REQUIRE(lock.hand_over);
+  CHECK(lock.hand_over->to == "destination");
+  CHECK(lock.hand_over->has_standby);
+  // It reads what the source goes on writing.
+  source->write(0, filled(kBlockBytes, 2), false);
+  CHECK(bytes_at(*destination, 0) == filled(kBlockBytes, 2));
+  CHECK(error_code([&] { open("third"); }) == EBUSY);
+  source->flush();
+  destination->write(0, filled(kBlockBytes, 3), false);
+  CHECK(bytes_at(*destination, 0) == filled(kBlockBytes, 3));
+  lock = store->show_lock("vm1");
+  CHECK(lock.state == LockInfo::State::kHeld);
+  CHECK(lock.epoch == 2);
+  CHECK_FALSE(lock.hand_over);
+  REQUIRE(lock.losers.size() == 1);
+  check_moved();
+}
+
+TEST_CASE_FIXTURE(Fixture, "a volume moves without a flush when its source has been quiet") {
+  arm_and_stand_by();
+  const auto begun = std::chrono::steady_clock::now();
+  destination->write(0, filled(kBlockBytes, 2), false);
+  CHECK(std::chrono::steady_clock::now() - begun >= kLockQuiet);
+  check_moved();
+}
+
+TEST_CASE_FIXTURE(Fixture, "a volume moves when its source leaves") {
+  arm_and_stand_by();
+  SUBCASE("while a change waits") {
+    auto change = write_later(*destination, 2);
+    source.reset();
+    change.get();
+  }
+  SUBCASE("before there is one") {
+    source.reset();
+    CHECK(error_code([&] { open("source"); }) == EBUSY);
+    destination->write(0, filled(kBlockBytes, 2), false);
+  }
+  CHECK(store->show_lock("vm1").writer->token == "destination");
+  CHECK(bytes_at(*destination, 0) == filled(kBlockBytes, 2));
+  destination.reset();
+  CHECK(error_code([&] { open("source"); }) == EBUSY);
+}
+
+TEST_CASE_FIXTURE(Fixture,
+                  "a source that goes on keeps its volume, and the standby never gets it") {
+  arm_and_stand_by();
+  auto change = write_later(*destination, 2);
+  wait_a_moment(change);
+  SUBCASE("writing") { source->write(kBlockBytes, filled(kBlockBytes, 3), false); }
+  SUBCASE("zeroing") { source->zero(kBlockBytes, kBlockBytes, false); }
+  CHECK(error_code([&] { change.get(); }) == ESHUTDOWN);
+  CHECK(error_code([&] { bytes_at(*destination, 0); }) == ESHUTDOWN);
+  CHECK(bytes_at(*source, 0) == filled(kBlockBytes, 1));
+  source->write(0, filled(kBlockBytes, 4), true);
+  destination.reset();
+  CHECK(error_code([&] { store->hand_over("vm1", "destination", kArmed); }) == EINVAL);
+  source.reset();
+  CHECK(error_code([&] { open("destination"); }) == EBUSY);
+  CHECK(bytes_at(*open("third"), 0) == filled(kBlockBytes, 4));
+}
+
+TEST_CASE_FIXTURE(Fixture, "a hand-over that is off leaves the volume with its source") {
+  arm_and_stand_by();
+  SUBCASE("because it was cancelled") {
+    auto change = write_later(*destination, 2);
+    wait_a_moment(change);
+    CHECK_FALSE(store->cancel_hand_over("vm1").hand_over);
+    CHECK(error_code([&] { change.get(); }) == ESHUTDOWN);
+  }
+  SUBCASE("because the standby has left") { destination.reset(); }
+  SUBCASE("because the lock was broken") {
+    const LockInfo lock = store->break_lock("vm1", 1);
+    CHECK(lock.state == LockInfo::State::kHandOver);
+    CHECK(code_of(*destination) == ESHUTDOWN);
+    CHECK(code_of(*source) == ESHUTDOWN);
+    return;
+  }
+  source->write(0, filled(kBlockBytes, 5), true);
+  CHECK(error_code([&] { open("destination"); }) == EBUSY);
+  CHECK(error_code([&] { store->cancel_hand_over("vm1"); }) == EINVAL);
+  CHECK(bytes_at(*source, 0) == filled(kBlockBytes, 5));
+}
+
+TEST_CASE_FIXTURE(Fixture, "what cannot be handed over is refused") {
+  CHECK(error_code([&] { store->hand_over("vm1", "source", kArmed); }) == EINVAL);
+  CHECK(error_code([&] { store->hand_over("vm1", "no/token", kArmed); }) == EINVAL);
+  CHECK(error_code([&] { store->hand_over("vm1", "", kArmed); }) == EINVAL);
+  CHECK(error_code([&] { store->hand_over("none", "destination", kArmed); }) == ENOENT);
+  arm_and_stand_by();
+  CHECK(error_code([&] { store->hand_over("vm1", "third", kArmed); }) == EBUSY);
+  CHECK(error_code([&] { open("destination"); }) == EBUSY);
+  destination.reset();
+  source.reset();
+  CHECK(error_code([&] { store->hand_over("vm1", "destination", kArmed); }) == EINVAL);
+  auto third = open("third");
+  third->write(0, filled(kBlockBytes, 2), false);
+  CHECK(error_code([&] { store->hand_over("vm1", "source", kArmed); }) == EINVAL);
+}
+
+TEST_CASE_FIXTURE(Fixture, "an armed hand-over keeps others out when the source has gone") {
+  store->hand_over("vm1", "destination", kArmed);
+  source.reset();
+  CHECK(store->show_lock("vm1").state == LockInfo::State::kFree);
+  CHECK(error_code([&] { open("third"); }) == EBUSY);
+  CHECK(error_code([&] { store->remove_volume("vm1"); }) == EBUSY);
+  SUBCASE("the destination comes") {
+    destination = open("destination");
+    destination->write(0, filled(kBlockBytes, 2), true);
+  }
+  SUBCASE("the source comes back") {
+    source = open("source");
+    source->write(0, filled(kBlockBytes, 2), true);
+  }
+}
+
+TEST_CASE_FIXTURE(Fixture, "a volume does not move while a change of its source is on its way") {
+  arm_and_stand_by();
+  source->flush();
+  std::promise<void> stalls;
+  std::promise<void> goes_on;
+  std::atomic<bool> is_first{true};
+  backend->on_write = [&](const std::string& name) {
+    if (!name.ends_with("data.1") || !is_first.exchange(false)) return;
+    stalls.set_value();
+    goes_on.get_future().wait();
+  };
+  auto last = write_later(*source, 2);
+  stalls.get_future().wait();
+  auto change = write_later(*destination, 3);
+  wait_a_moment(change);
+  goes_on.set_value();
+  last.get();
+  source->flush();
+  change.get();
+  CHECK(bytes_at(*destination, 0) == filled(kBlockBytes, 3));
+  check_moved();
+}
+
+TEST_CASE_FIXTURE(Fixture, "a record that cannot be written moves nothing") {
+  arm_and_stand_by();
+  source->flush();
+  backend->on_write = [](const std::string& name) {
+    if (name.ends_with("/header")) fail(EIO, name, "test");
+  };
+  CHECK(code_of(*destination) == EIO);
+  source->write(0, filled(kBlockBytes, 2), true);
+  backend->on_write = nullptr;
+  CHECK(store->show_lock("vm1").writer->token == "source");
+}
+
+TEST_CASE_FIXTURE(Fixture, "a hand-over survives its server") {
+  arm_and_stand_by();
+  source->flush();
+  std::unique_ptr<MemoryBackend> after = memory->clone();
+  source.reset();
+  destination.reset();
+  store.reset();
+  Store next(std::make_unique<ForwardingBackend>(*after), {});
+  const auto come = [&](const std::string& token) {
+    return next.open_export("vm1;writer=" + token, {"127.0.0.1:1", 0, 0});
+  };
+  CHECK(error_code([&] { come("third"); }) == EBUSY);
+  std::unique_ptr<Disk> first;
+  std::unique_ptr<Disk> second;
+  SUBCASE("the source comes first") {
+    first = come("source");
+    second = come("destination");
+  }
+  SUBCASE("the destination comes first") {
+    second = come("destination");
+    CHECK(bytes_at(*second, 0) == filled(kBlockBytes, 1));
+    CHECK(error_code([&] { come("third"); }) == EBUSY);
+    first = come("source");
+  }
+  if (first) first->write(0, filled(kBlockBytes, 2), true);
+  second->write(kBlockBytes, filled(kBlockBytes, 3), true);
+  CHECK(bytes_at(*second, 0) == filled(kBlockBytes, 2));
+  CHECK(code_of(*first) == ESHUTDOWN);
+}
+
+TEST_CASE_FIXTURE(Fixture,
+                  "nothing that was acknowledged is lost in a hand-over, and nothing comes late") {
+  const auto seed = std::random_device()();
+  INFO("seed " << seed);
+  std::mt19937 random(seed);
+  constexpr uint64_t kBlocks = 4;
+  std::unique_ptr<Disk> from = std::move(source);
+  for (int round = 0; round < 20; ++round) {
+    const std::string token = fmt::format("vm-{}", round);
+    store->hand_over("vm1", token, kArmed);
+    auto to = open(token);
+    // Each writes numbers that rise to a block of its own, and remembers what was acknowledged.
+    std::array<uint64_t, kBlocks> acknowledged{};
+    std::atomic<bool> ends{false};
+    std::vector<std::thread> threads;
+    for (uint64_t block = 0; block < kBlocks; ++block)
+      threads.emplace_back([&, block] {
+        ByteVector bytes(kBlockBytes);
+        for (uint64_t number = 1; !ends; ++number) {
+          std::memcpy(bytes.data(), &number, sizeof number);
+          try {
+            from->write(block * kBlockBytes, bytes, false);
+          } catch (const Error&) {
+            break;
+          }
+          acknowledged[block] = number;
+        }
+      });
+    const bool stops_first = random() % 2 == 0;
+    std::this_thread::yield();
+    if (stops_first) {
+      ends = true;
+      for (std::thread& thread : threads) thread.join();
+      from->flush();
+    }
+    const int code =
+        error_code([&] { to->write(kBlocks * kBlockBytes, filled(kBlockBytes, 1), false); });
+    Disk& winner = code == 0 ? *to : *from;
+    if (stops_first) CHECK(code == 0);
+    std::array<ByteVector, kBlocks> seen;
+    if (code == 0)
+      for (uint64_t block = 0; block < kBlocks; ++block)
+        seen[block] = bytes_at(winner, block * kBlockBytes);
+    ends = true;
+    if (!stops_first)
+      for (std::thread& thread : threads) thread.join();
+    for (uint64_t block = 0; block < kBlocks; ++block) {
+      uint64_t number = 0;
+      const ByteVector bytes = bytes_at(winner, block * kBlockBytes);
+      std::memcpy(&number, bytes.data(), sizeof number);
+      CHECK(number >= acknowledged[block]);
+      if (code == 0) CHECK(bytes == seen[block]);
+    }
+    CHECK(code_of(code == 0 ? *from : *to) == ESHUTDOWN);
+    if (code == 0) from = std::move(to);
+    from->write(0, ByteVector(kBlockBytes * kBlocks), true);
+  }
+}
+
+}  // namespace tplstore

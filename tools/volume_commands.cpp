@@ -102,8 +102,6 @@ uint64_t seconds_of(const std::string& text) {
 }
 
 void hand_over(const Context& context, const HandOverArguments& arguments) {
-  if (arguments.is_cancel == !arguments.to.empty())
-    wrong_usage("either --to TOKEN or --cancel is needed");
   const auto store = context.open_store();
   json request = {{"op", "volume-handover-cancel"}, {"volume", arguments.volume}};
   if (!arguments.is_cancel)
@@ -147,9 +145,13 @@ void add_volume_commands(const Command& app, Context& context) {
   add_json_option(resize, context);
 
   auto handed = std::make_shared<HandOverArguments>();
-  const Command handover =
-      add_command(group, context, "handover", "Let another VM take a volume over: live migration",
-                  [&context, handed] { hand_over(context, *handed); });
+  const auto action = [&context, handed] { hand_over(context, *handed); };
+  const Command handover = add_command(group, context, "handover",
+                                       "Let another VM take a volume over: live migration", action);
+  handover.on_parsed([&context, handed, action] {
+    if (handed->to.empty() && !handed->is_cancel) wrong_usage("--to TOKEN or --cancel is needed");
+    context.action = action;
+  });
   handover.add_option("NAME", handed->volume, "The volume").required();
   const Option to =
       handover.add_option("--to", handed->to, "The writer token of the migration's destination")

@@ -250,6 +250,8 @@ LockStep WriterLock::ask(const LockEvent& event) const {
 
 LockStep WriterLock::apply(const LockEvent& event, const Peer& peer) {
   const std::lock_guard change(change_mutex_);
+  if (has_failed_)
+    fail(EIO, "volume", "its header could not be written before; disconnect and connect again");
   LockStep next = step(state_, event);
   Peer newcomer = peer;  // before the record is written: nothing fails after that
   if (next.state.record != state_.record) {
@@ -309,7 +311,13 @@ void WriterLock::put_record(const LockState& next, const Peer& owner, const Peer
     put_text(header.hand_over_token, sizeof header.hand_over_token, newcomer.token);
   }
   header.hand_over_until_ns = record.hand_over_until_ns;
-  put(header);
+  try {
+    put(header);
+  } catch (...) {
+    has_failed_ = true;
+    stop_();
+    throw;
+  }
 }
 
 LockState WriterLock::state() const {
@@ -385,6 +393,9 @@ std::unique_ptr<WriterLock> WriterLock::borrow(Backend& backend, const std::stri
 
 void WriterLock::read(Backend& backend, const std::string& folder, const Uuid& volume) {
   object_ = backend.open(header_name(folder), Access::kWrite, Purpose::kMetadata);
+  // Who died while writing it may have left the newer slot in the page cache only. What is put here
+  // goes into the other one, and both would be in doubt at the next crash.
+  settle(*object_);
   header_ = found_ = read_header(*object_, folder, volume, slots_);
   state_.record = record_of(header_);
 }

@@ -77,8 +77,13 @@ class WriterLock {
   // What would happen.
   LockStep ask(const LockEvent& event) const;
   // Lets it happen: what of it must be durable is. `peer` is who connects, or has the token that
-  // the volume is handed over to.
+  // the volume is handed over to. What could not be written has not happened, but nobody can tell
+  // whether a crash would show it: so `stop` of when_failed() is called first, in the handler of
+  // what it failed with, and from then on this throws EIO.
   LockStep apply(const LockEvent& event, const Peer& peer = {});
+  // Has to keep everybody from changing the volume, who would do so under a record that may be
+  // another one's.
+  void when_failed(std::function<void()> stop) { stop_ = std::move(stop); }
   LockState state() const;
   // The header is what it was before acquire().
   void put_back();
@@ -106,6 +111,8 @@ class WriterLock {
   VolumeHeader found_{};
   LockState state_;
   Peer standby_;
+  std::function<void()> stop_ = [] {};
+  bool has_failed_ = false;
 };
 
 // What keeps everybody else out of a volume while it is removed. Both are nothing where not even a

@@ -222,6 +222,8 @@ class VolumeMap {
   void or_stop(const Work& work) {
     commits_.or_stop(work);
   }
+  // The same, from the handler of what something has thrown.
+  void stop() noexcept { commits_.stop(std::current_exception()); }
   bool has_failed() const { return commits_.is_stopped(); }
 
  private:

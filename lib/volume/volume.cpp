@@ -60,6 +60,7 @@ void Volume::recover(Reserve draws_on) {
                     },
                     draws_on);
   open_.record_size();
+  open_.lock->when_failed([&map] { map.stop(); });
 }
 
 std::optional<VersionForReader> Volume::freeze_unowned(const VolumeEnvironment& environment,

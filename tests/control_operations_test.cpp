@@ -2,6 +2,7 @@
 #include <doctest/doctest.h>
 
 #include <nlohmann/json.hpp>
+#include <random>
 
 #include "control/protocol.h"
 #include "control/server.h"
@@ -177,4 +178,56 @@ TEST_CASE("requests about versions and forks without what they need are refused"
   // None of it has done anything.
   CHECK(served.store->list_volumes().size() == 1);
   CHECK(numbers_of(served.result({{"op", "version-list"}, {"volume", "vm1"}})) == json({1, 2, 3}));
+}
+
+TEST_CASE("whatever is asked for, there is an answer, and the volumes are sound") {
+  const auto seed = std::random_device{}();
+  INFO("seed " << seed);
+  std::mt19937 random(seed);
+  Served served;
+  const json values[] = {nullptr,       true,    -1,           0,          1,
+                         UINT64_MAX,    1.5,     "",           "vm1",      "vm2",
+                         "../vm1",      "1",     "4294967295", "current",  "first",
+                         json::array(), {"1"},   {1},          {{"a", 1}}, std::string(5000, 'x'),
+                         1 << 20,       2 << 20, "a;b",        "\u0000"};
+  // All but a rollback, which waits for a VM whose process has gone.
+  const char* const operations[] = {"ping",
+                                    "stats",
+                                    "reclaim",
+                                    "volume-show",
+                                    "volume-resize",
+                                    "volume-fork",
+                                    "volume-flatten",
+                                    "volume-reclaim",
+                                    "volume-handover",
+                                    "volume-handover-cancel",
+                                    "version-list",
+                                    "version-create",
+                                    "version-rm",
+                                    "version-diff",
+                                    "lock-show",
+                                    "lock-break",
+                                    "none"};
+  const char* const keys[] = {"volume", "name", "note",    "size",  "version", "versions",
+                              "from",   "to",   "seconds", "epoch", "op",      "protocol"};
+  const auto any_of = [&random](const auto& list) { return list[random() % std::size(list)]; };
+  uint64_t done = 0;
+  for (int i = 0; i < 20'000; ++i) {
+    json request = {
+        {"protocol", control::kProtocol}, {"op", any_of(operations)}, {"volume", "vm1"}};
+    for (size_t count = random() % 5; count > 0; --count) request[any_of(keys)] = any_of(values);
+    std::string line = request.dump(-1, ' ', false, json::error_handler_t::replace);
+    if (random() % 4 == 0) line[random() % line.size()] = static_cast<char>(random());
+    if (random() % 16 == 0) line.resize(random() % line.size());
+    CAPTURE(line);
+    const json answer = json::parse(answer_control_request(*served.store, line));
+    REQUIRE(answer["ok"].is_boolean());
+    if (answer["ok"] == false) REQUIRE(answer["error"].get<std::string>() != "");
+    if (answer["ok"] == true) ++done;
+  }
+  CHECK(done > 100);
+  // Its VM may have been put out meanwhile; the next one has what it wrote.
+  served.disk.reset();
+  CHECK(served.read("vm1@1", 0) == "a");
+  CHECK(served.store->open_export("vm1", Peer{"another", 4712, 1})->size_bytes() >= 1 << 20);
 }

@@ -653,6 +653,10 @@ TEST_CASE("the result of every request is what it is said to be, and nothing els
                            request("volume-show"),
                            request("volume-reclaim"),
                            request("version-rm", {{"versions", {"1", "2"}}}),
+                           request("lock-show"),
+                           request("volume-handover", {{"to", "b"}, {"seconds", 60}}),
+                           request("volume-handover-cancel"),
+                           request("lock-break", {{"epoch", 1}}),
                            request("stats"),
                            request("ping"),
                            request("reclaim")};

@@ -203,6 +203,25 @@ TEST_CASE_FIXTURE(Fixture, "a volume does not move while a change of its source 
   check_moved();
 }
 
+TEST_CASE_FIXTURE(Fixture, "a source changes nothing while the record of its end is written") {
+  arm_and_stand_by();
+  source->flush();
+  std::future<void> late;
+  backend->on_write = [&](const std::string& name) {
+    if (!name.ends_with("/header") || late.valid()) return;
+    late = write_later(*source, 2);
+    // Something else comes and goes meanwhile.
+    CHECK(store->stats().volumes.size() == 1);
+    wait_a_moment(late);
+  };
+  destination->write(0, filled(kBlockBytes, 3), false);
+  backend->on_write = nullptr;
+  REQUIRE(late.valid());
+  CHECK(error_code([&] { late.get(); }) == ESHUTDOWN);
+  CHECK(bytes_at(*destination, 0) == filled(kBlockBytes, 3));
+  check_moved();
+}
+
 TEST_CASE_FIXTURE(Fixture, "a record that cannot be written moves nothing") {
   arm_and_stand_by();
   source->flush();

@@ -47,11 +47,15 @@ const Shape& versions_shape() {
   return shape;
 }
 
+const Shape& writer_shape() {
+  static const Shape shape = Shape::object({{"host", Shape::text().or_null()},
+                                            {"server_pid", Shape::number()},
+                                            {"peer", Shape::text().or_null()},
+                                            {"epoch", Shape::number(UINT64_MAX)}});
+  return shape;
+}
+
 const Shape& volume_shape() {
-  static const Shape writer = Shape::object({{"host", Shape::text().or_null()},
-                                             {"server_pid", Shape::number()},
-                                             {"peer", Shape::text().or_null()},
-                                             {"epoch", Shape::number(UINT64_MAX)}});
   static const Shape shape = Shape::object({{"name", Shape::name()},
                                             {"uuid", Shape::text().or_null()},
                                             {"size", Shape::number()},
@@ -59,7 +63,7 @@ const Shape& volume_shape() {
                                             {"parent", Shape::text().or_null()},
                                             {"current_version", version_number()},
                                             {"attached", Shape::boolean()},
-                                            {"writer", writer.or_null()},
+                                            {"writer", writer_shape().or_null()},
                                             {"unique_bytes", Shape::number()},
                                             {"shared_bytes", Shape::number()}});
   return shape;
@@ -114,15 +118,13 @@ const Shape& stats_shape() {
 }
 
 const Shape& lock_shape() {
-  static const Shape writer = Shape::object({{"host_name", Shape::text().or_null()},
-                                             {"host_id", Shape::text()},
-                                             {"boot_id", Shape::text()},
-                                             {"server_pid", Shape::number()},
-                                             {"peer", Shape::text().or_null()},
-                                             {"token", Shape::text().or_null()},
-                                             {"since", Shape::time()},
-                                             {"connections", Shape::number()},
-                                             {"wrote", Shape::boolean()}});
+  static const Shape writer = writer_shape().with({{"host_name", Shape::text().or_null()},
+                                                   {"host_id", Shape::text()},
+                                                   {"boot_id", Shape::text()},
+                                                   {"token", Shape::text().or_null()},
+                                                   {"since", Shape::time()},
+                                                   {"connections", Shape::number()},
+                                                   {"wrote", Shape::boolean()}});
   static const Shape loser =
       Shape::object({{"peer", Shape::text().or_null()}, {"epoch", Shape::number(UINT64_MAX)}});
   static const Shape hand_over = Shape::object(
@@ -360,7 +362,7 @@ void check_result(const std::string& server, const json& request, const json& re
   operation.answer().check(result, server);
 
   if (operation.name == "version-list") check_history(server, result);
-  if (operation.name.starts_with("lock-") && result["volume"] != request.at("volume"))
+  if (operation.answer == lock_shape && result["volume"] != request.at("volume"))
     fail(EPROTO, server, "its answer makes no sense: it is about another volume");
   if (!result.contains("name") || !operation.name.starts_with("volume-")) return;
   if (result["name"] != request.at(operation.name == "volume-fork" ? "name" : "volume"))

@@ -225,8 +225,9 @@ TEST_CASE_FIXTURE(Fixture, "a source changes nothing while the record of its end
 TEST_CASE_FIXTURE(Fixture, "a record that cannot be written moves nothing") {
   arm_and_stand_by();
   source->flush();
-  backend->on_write = [](const std::string& name) {
-    if (name.ends_with("/header")) fail(EIO, name, "test");
+  bool has_failed = false;
+  backend->on_write = [&](const std::string& name) {
+    if (name.ends_with("/header") && !std::exchange(has_failed, true)) fail(EIO, name, "test");
   };
   CHECK(code_of(*destination) == EIO);
   source->write(0, filled(kBlockBytes, 2), true);
@@ -321,6 +322,33 @@ TEST_CASE_FIXTURE(Fixture,
     if (code == 0) from = std::move(to);
     from->write(0, ByteVector(kBlockBytes * kBlocks), true);
   }
+}
+
+TEST_CASE_FIXTURE(Fixture, "when nobody can tell what is recorded neither of the two goes on") {
+  arm_and_stand_by();
+  source->flush();
+  std::future<void> change;
+  backend->around = [&](ForwardingBackend::Call call, const std::string& name,
+                        const std::function<void()>& go_on) {
+    if (call != ForwardingBackend::Call::kSync || !name.ends_with("/header")) return go_on();
+    // What the source begins now waits for the record.
+    backend->around = nullptr;
+    change = write_later(*source, 2);
+    wait_a_moment(change);
+    memory->fail_next_sync(name, EIO);
+    go_on();
+  };
+  CHECK(error_code([&] { destination->write(0, filled(kBlockBytes, 3), false); }) == EIO);
+  REQUIRE(change.valid());
+  CHECK(error_code([&] { change.get(); }) == EIO);
+  for (Disk* disk : {source.get(), destination.get()}) {
+    CHECK(code_of(*disk) == EIO);
+    CHECK(error_code([&] { bytes_at(*disk, 0); }) == EIO);
+    CHECK(error_code([&] { disk->flush(); }) == EIO);
+  }
+  source.reset();
+  destination.reset();
+  CHECK(bytes_at(*open("source"), 0) == filled(kBlockBytes, 1));
 }
 
 }  // namespace tplstore

@@ -314,8 +314,13 @@ void WriterLock::put_record(const LockState& next, const Peer& owner, const Peer
   try {
     put(header);
   } catch (...) {
-    has_failed_ = true;
-    stop_();
+    // Nobody can tell which of the two a crash would show. Once the old one is there again: that.
+    try {
+      put(header_);
+    } catch (...) {
+      has_failed_ = true;
+      stop_();
+    }
     throw;
   }
 }

@@ -77,9 +77,9 @@ class WriterLock {
   // What would happen.
   LockStep ask(const LockEvent& event) const;
   // Lets it happen: what of it must be durable is. `peer` is who connects, or has the token that
-  // the volume is handed over to. What could not be written has not happened, but nobody can tell
-  // whether a crash would show it: so `stop` of when_failed() is called first, in the handler of
-  // what it failed with, and from then on this throws EIO.
+  // the volume is handed over to. What could not be written has not happened. If what was before
+  // cannot be written either, nobody can tell what a crash would show: so `stop` of when_failed()
+  // is called first, in the handler of what it failed with, and from then on this throws EIO.
   LockStep apply(const LockEvent& event, const Peer& peer = {});
   // Has to keep everybody from changing the volume, who would do so under a record that may be
   // another one's.

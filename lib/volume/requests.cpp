@@ -218,6 +218,8 @@ void Volume::enter(std::optional<Pass>& pass, Gate& gate, const Right& right) {
       return;
     pass.reset();
     right.await();
+    // Meanwhile it may have failed to be handed over.
+    open_.map().check_usable();
   }
 }
 

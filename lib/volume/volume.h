@@ -132,7 +132,7 @@ class Volume {
   template <typename Operation>
   void change(bool durable, Operation operation);
   template <typename Pass, typename Gate>
-  static void enter(std::optional<Pass>& pass, Gate& gate, const Right& right);
+  void enter(std::optional<Pass>& pass, Gate& gate, const Right& right);
   void read_range(uint32_t version, uint64_t offset, MutableBytes into);
   void read_runs(const RunList& runs, uint64_t offset, MutableBytes into);
   void write_range(uint64_t offset, Bytes from, const Right& right = kAlways);

@@ -50,9 +50,8 @@ std::chrono::milliseconds VolumeRegistry::absent(const Uuid& uuid, uint64_t epoc
 }
 
 LockConnect VolumeRegistry::look(const Uuid& uuid, Entry& entry, const Peer& peer,
-                                 Clock::duration waited) {
+                                 Clock::time_point now, Clock::duration waited) {
   Volume& volume = *entry.volume;
-  const auto now = Clock::now();
   const uint64_t requests = volume.requests();
   if (requests != entry.requests_seen) {
     entry.requests_seen = requests;
@@ -125,14 +124,17 @@ std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::add(const Uuid& uuid
 std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::attach(const Uuid& uuid,
                                                                    const std::string& name,
                                                                    const Peer& peer, Use use) {
-  const auto start = Clock::now();
   Lock guard(mutex_);
-  for (auto it = entries_.find(uuid); it != entries_.end(); it = entries_.find(uuid)) {
+  // Who has been quiet since the first look has been so for as long as this has waited, exactly.
+  auto now = Clock::now();
+  const auto start = now;
+  for (auto it = entries_.find(uuid); it != entries_.end();
+       it = entries_.find(uuid), now = Clock::now()) {
     Entry& entry = it->second;
     const bool is_open = entry.state == State::kOpen;
     const bool is_owned = is_open && entry.volume->writer_lock().state().is_anybodys();
     if (is_owned || (is_open && use == Use::kVm && !entry.volume->has_failed())) {
-      const LockConnect event = look(uuid, entry, peer, Clock::now() - start);
+      const LockConnect event = look(uuid, entry, peer, now, now - start);
       const LockAnswer answer = entry.volume->writer_lock().ask(event).answer;
       if (answer == LockAnswer::kYes) {
         std::unique_ptr<Attachment> attachment =
@@ -145,7 +147,7 @@ std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::attach(const Uuid& u
       }
       if (answer != LockAnswer::kWait)
         fail_refused(name, answer, entry.volume->writer_lock().header());
-    } else if (Clock::now() - start >= kClosingWaitMax) {
+    } else if (now - start >= kClosingWaitMax) {
       fail(EBUSY, fmt::format("volume {}", name), "is still being opened or closed; try again");
     }
     changed_.wait_for(mutex_, kLookAgain);

@@ -125,8 +125,8 @@ class VolumeRegistry {
   std::unique_ptr<Attachment> open(const Uuid& uuid, const std::string& name, const Peer& peer,
                                    bool is_connection, bool is_alone) EXCLUDES(mutex_);
   // What the rules are told of the owner, and of one that has waited for so long.
-  LockConnect look(const Uuid& uuid, Entry& entry, const Peer& peer, Clock::duration waited)
-      REQUIRES(mutex_);
+  LockConnect look(const Uuid& uuid, Entry& entry, const Peer& peer, Clock::time_point now,
+                   Clock::duration waited) REQUIRES(mutex_);
   bool let_in(Attachment& attachment, const LockConnect& event) EXCLUDES(mutex_);
   std::unique_ptr<Attachment> add(const Uuid& uuid, Entry& entry,
                                   std::shared_ptr<const Peer> peer = nullptr) REQUIRES(mutex_);

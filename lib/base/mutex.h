@@ -1,4 +1,4 @@
-// Mutexes that clang's thread safety analysis knows (-Wthread-safety, see tests/thread_safety.py):
+// Mutexes that clang's thread safety analysis knows (-Wthread-safety, see tests/tidy.py):
 // what a mutex guards, and which functions are called with it held, is written down and checked by
 // the compiler. Other compilers see nothing of it.
 //

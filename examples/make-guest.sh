@@ -8,7 +8,8 @@
 #   version    which version of this script made them; with it there, nothing is done
 #
 # The guest talks on its serial line: it says "GUEST up, marker: TEXT" and takes the lines
-# "write TEXT" (keeps TEXT in /marker; answers "GUEST wrote TEXT") and "poweroff".
+# "write TEXT" (keeps TEXT in /marker; answers "GUEST wrote TEXT"), "run COMMAND" (starts it, and
+# what it prints is on the line too) and "poweroff".
 # guest.sh has the functions to boot it and to talk with it.
 #
 # The guest is of the Debian release that this host is of, since the kernel comes from the host's
@@ -56,6 +57,8 @@ while read -r verb text; do
     write)
         echo "$text" >/marker.new && sync /marker.new && mv /marker.new /marker && sync
         echo "GUEST wrote $text" ;;
+    run)
+        sh -c "$text" </dev/null 2>&1 & ;;
     poweroff)
         systemctl poweroff 2>/dev/null ;;
     esac

@@ -107,16 +107,21 @@ class Shortage final : public Illness {
   }
 };
 
-// One life in which `failing` allocations fail after so many; false when it needs fewer.
-bool live(const Ward& ward, uint64_t successes, uint64_t failing, bool closes) {
-  const auto memory = ward.admit();
-  ForwardingBackend backend(*memory);
+// Calls of the backend that is behind this one fail before they begin, or not at all.
+void spare_memory_of(ForwardingBackend& backend) {
   backend.around = [](ForwardingBackend::Call, const std::string&,
                       const std::function<void()>& go_on) {
     operator delete(operator new(1));
     const Spare spare;
     go_on();
   };
+}
+
+// One life in which `failing` allocations fail after so many; false when it needs fewer.
+bool live(const Ward& ward, uint64_t successes, uint64_t failing, bool closes) {
+  const auto memory = ward.admit();
+  ForwardingBackend backend(*memory);
+  spare_memory_of(backend);
   Shortage shortage(successes, failing);
   Patient patient = ward.patient(shortage, backend);
   size_t step = 0;
@@ -194,7 +199,9 @@ void open_without_memory(Store& store, const std::string& name, const Peer& peer
 
 TEST_CASE("a connection that finds no memory is refused, and the next one is let in") {
   auto memory = memory_store();
-  Store store(std::make_unique<ForwardingBackend>(*memory), {});
+  auto backend = std::make_unique<ForwardingBackend>(*memory);
+  spare_memory_of(*backend);
+  Store store(std::move(backend), {});
   store.create_volume("vm", kDiskBytes, "");
   open_without_memory(store, "vm", test_peer());
   // One that joins others of its VM.

@@ -80,6 +80,12 @@ class ForwardingBackend final : public Backend {
     if (on_put) on_put(name);
     return is_new;
   }
+  bool put_claim(const std::string& name, Bytes content) override {
+    bool is_new = false;
+    pass(Call::kPutNew, name, [&] { is_new = to_.put_claim(name, content); });
+    if (on_put) on_put(name);
+    return is_new;
+  }
   std::optional<ByteVector> get(const std::string& name, uint64_t max_bytes) override {
     std::optional<ByteVector> content;
     pass(Call::kGet, name, [&] { content = to_.get(name, max_bytes); });
@@ -114,6 +120,7 @@ class ForwardingBackend final : public Backend {
   bool is_locked(const std::string& name) override { return to_.is_locked(name); }
   uint32_t write_alignment_bytes() const override { return to_.write_alignment_bytes(); }
   std::string describe() const override { return to_.describe(); }
+  StorageKind kind() const override { return to_.kind(); }
 
  private:
   class Hooked final : public Object {

@@ -64,7 +64,9 @@ std::string warning(const json& lock) {
   if (lock["state"] == "foreign")
     return fmt::format(
         "{} has it, or had it, on another host. If anything there still writes, both will, and the "
-        "volume is destroyed: make sure that host is off, or cut off from the store.",
+        "volume is destroyed. One that is only paused, or cut off for a while, goes on with what "
+        "it "
+        "had begun: make sure that host is off, or cut off from the store for good.",
         who);
   if (lock["state"] == "crashed")
     return fmt::format(

@@ -9,7 +9,8 @@
 // e.g. "volumes/<uuid>/map.1"; a name's *folder* is what stands before its last '/'.
 //
 // Durability: object content is durable after sync(); the existence of a created object, and the
-// absence of a removed one, after sync_folder() of its folder. put_new() is durable on return.
+// absence of a removed one, after sync_folder() of its folder. put_new() is durable on return,
+// put_claim() is not.
 // Without those a crash may keep or lose each change by itself, content by 512-byte sectors.
 //
 // Thread safety: all methods of Backend, Object and HeldLock may be called from any thread;
@@ -42,6 +43,13 @@ enum class Purpose {
 };
 
 enum class LockMode { kShared, kExclusive };
+
+// Where a store is, and who can have it at the same time. Between hosts locks need not meet.
+struct StorageKind {
+  enum class Reach { kOneHost, kHosts, kUnknown };
+  std::string name;  // "ext4", "NFS"
+  Reach reach = Reach::kOneHost;
+};
 
 struct DataRange {
   uint64_t offset;
@@ -188,6 +196,9 @@ class Backend {
   // Publishes `content` under a new name, atomically and durably: after a crash the object is
   // there whole or not at all. False, and nothing changed, when the name exists.
   virtual bool put_new(const std::string& name, Bytes content) = 0;
+  // The same for what decides between the living and means nothing after a crash of all: of storage
+  // that one host has it is not durable, and a crash may leave it there without its content.
+  virtual bool put_claim(const std::string& name, Bytes content) { return put_new(name, content); }
   // The whole content of an object, or nothing when it does not exist; EFBIG past `max_bytes`.
   virtual std::optional<ByteVector> get(const std::string& name, uint64_t max_bytes) = 0;
 
@@ -218,6 +229,7 @@ class Backend {
   virtual uint32_t write_alignment_bytes() const = 0;
   // For messages: "/srv/store", "memory".
   virtual std::string describe() const = 0;
+  virtual StorageKind kind() const { return {"memory"}; }
 
  private:
   // A backend that can do no better does them one after the other.

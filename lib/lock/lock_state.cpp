@@ -45,10 +45,10 @@ uint64_t written_epoch(const LockState& state) {
 }
 
 // The volume is `vm`'s, or the server's own, in an epoch of its own.
-void claim(LockState& state, VmId vm, bool is_servers_own = false) {
+void claim(LockState& state, VmId vm, bool is_servers_own = false, uint64_t passed_over = 0) {
   LockRecord& record = state.record;
   record.written_epoch = written_epoch(state);
-  ++record.epoch;
+  record.epoch += passed_over + 1;
   record.is_taken = true;
   record.is_servers_own = is_servers_own;
   record.owner = vm;
@@ -100,6 +100,7 @@ LockStep on(const LockState& state, const LockConnect& event) {
   known.written_epoch = written_epoch(state);
   if (known.is_loser(event.vm)) return {state, LockAnswer::kLoser};
   if (is_left && owner.process == Process::kOfAnotherHost) return {state, LockAnswer::kForeign};
+  if (!state.is_held && event.claims.is_other_hosts) return {state, LockAnswer::kForeign};
 
   if (state.owner.connections > 0 && was_owner) {
     if (state.owner.is_multi && event.is_multi) return join(state, &LockState::owner);
@@ -138,8 +139,8 @@ LockStep on(const LockState& state, const LockConnect& event) {
   // To one that stands by for it the owner that comes back is the same.
   if (is_armed && was_owner)
     for (LockRecord::Known& one : next.record.known)
-      if (one.epoch == record.epoch) ++one.epoch;
-  claim(next, event.vm, !event.is_connection);
+      if (one.epoch == record.epoch) one.epoch += event.claims.count + 1;
+  claim(next, event.vm, !event.is_connection, event.claims.count);
   if (is_to_have_it || !is_armed) end_hand_over(next);
   if (!event.is_connection) return {next, LockAnswer::kYes};
   return let_in(next, &LockState::owner, event);
@@ -205,14 +206,15 @@ LockStep on(LockState state, const LockCancel&) {
 
 LockStep on(LockState state, const LockBreak& event) {
   LockRecord& record = state.record;
-  if (event.epoch != record.epoch) return {state, LockAnswer::kOtherEpoch};
+  if (event.epoch != shown_epoch(record, event.claims)) return {state, LockAnswer::kOtherEpoch};
   const bool is_servers_own = state.is_held && state.owner.ticket == 0;
-  if (!record.is_taken || is_servers_own) return {state, LockAnswer::kFree};
+  const bool is_anybodys = record.is_taken || event.claims.is_other_hosts;
+  if (!is_anybodys || is_servers_own) return {state, LockAnswer::kFree};
   end_hand_over(state);
   release(state, event.stays_open);
   // An epoch that is nobody's: so all who had the volume are losers.
   if (!event.stays_open) {
-    ++record.epoch;
+    record.epoch += event.claims.count + 1;
     record.owner = 0;
   }
   record.written_epoch = record.epoch;
@@ -225,6 +227,14 @@ bool LockRecord::is_loser(VmId vm) const {
   const auto one =
       std::find_if(known.begin(), known.end(), [vm](const Known& other) { return other.vm == vm; });
   return vm != 0 && one != known.end() && one->epoch < written_epoch;
+}
+
+bool needs_claim(const LockState& before, const LockState& after) {
+  return !before.is_held && after.record.epoch != before.record.epoch;
+}
+
+uint64_t shown_epoch(const LockRecord& record, const ClaimsSeen& claims) {
+  return claims.is_other_hosts ? record.epoch + claims.count : record.epoch;
 }
 
 LockStep step(const LockState& state, const LockEvent& event) {

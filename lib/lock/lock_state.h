@@ -89,6 +89,13 @@ struct OwnerSeen {
   Duration absent{0};  // since this server knows that the one it died under has not come back
 };
 
+// Claims on epochs behind the record's, each on the next one, that no record has followed
+// (lock/claims.h).
+struct ClaimsSeen {
+  uint64_t count = 0;
+  bool is_other_hosts = false;  // one of them; else they are this host's, and passed over
+};
+
 // A connection comes; or the server itself wants the volume, which nobody is connected to.
 struct LockConnect {
   bool is_connection = true;
@@ -96,6 +103,7 @@ struct LockConnect {
   uint64_t token = 0;     // 0: it has none
   bool is_multi = false;  // others of the VM may be there
   OwnerSeen owner;
+  ClaimsSeen claims = {};         // where this server does not have the volume
   OwnerSeen::Duration waited{0};  // since it asked for the first time
   OwnerSeen::Duration grace{0};   // for the VM whose server died
   int64_t now_ns = 0;
@@ -123,6 +131,7 @@ struct LockCancel {};
 struct LockBreak {
   uint64_t epoch = 0;  // that was shown
   bool stays_open = false;
+  ClaimsSeen claims = {};  // as with LockConnect
 };
 using LockEvent = std::variant<LockConnect, LockLeave, LockChange, LockArm, LockCancel, LockBreak>;
 
@@ -132,7 +141,7 @@ enum class LockAnswer {
   kInUse,       // another VM, or another connection of this one, has it
   kLoser,       // others have written since this VM had it
   kLeftBehind,  // it is kept for the VM that was connected when the server died
-  kForeign,     // another host's record
+  kForeign,     // another host's record, or claim
   kHandOver,    // it is kept for the VM that it will be handed to
   kOtherEpoch,  // it has changed hands since the operator looked
   kFree,        // nobody has it
@@ -145,6 +154,13 @@ struct LockStep {
   uint64_t ticket = 0;  // of the connection that was let in
 };
 LockStep step(const LockState& state, const LockEvent& event);
+
+// Whether the epoch after the step needs a claim, which another host may be first to make.
+bool needs_claim(const LockState& before, const LockState& after);
+// What an operator is shown, and breaks.
+uint64_t shown_epoch(const LockRecord& record, const ClaimsSeen& claims);
+// Claims on the last epochs that a record has followed stay, for those who read an old record.
+inline constexpr uint64_t kClaimsKept = 2;
 
 // How long things take.
 inline constexpr std::chrono::seconds kLockIdle{5};         // of a connection that may be replaced

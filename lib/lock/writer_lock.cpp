@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 #include <thread>
 
 #include "backend/object_name.h"
@@ -15,6 +16,8 @@ namespace tplstore {
 namespace {
 
 constexpr std::chrono::milliseconds kRetryInterval{10};
+// Each is another host's having been first.
+constexpr int kClaimTries = 8;
 
 // Who has a volume that is open for no VM.
 Peer server_itself() {
@@ -73,11 +76,13 @@ LockConnect connect_event(const Claim& claim, std::chrono::milliseconds waited) 
   return event;
 }
 
-void fail_refused(const std::string& name, LockAnswer answer, const VolumeHeader& header) {
+void fail_refused(const std::string& name, LockAnswer answer, const VolumeHeader& header,
+                  const ClaimsFound& claims) {
   const std::string object = fmt::format("volume {}", name);
-  const auto writer = writer_of(header);
+  const auto writer = claims.other ? claims.other : writer_of(header);
   const std::string owner = writer ? describe(*writer) : "another process";
-  const std::string breaks = fmt::format("'tplstore lock break {} --epoch {}'", name, header.epoch);
+  const std::string breaks = fmt::format("'tplstore lock break {} --epoch {}'", name,
+                                         shown_epoch(record_of(header), claims.seen));
   switch (answer) {
     case LockAnswer::kLoser:
       fail(EBUSY, object,
@@ -102,13 +107,14 @@ void fail_refused(const std::string& name, LockAnswer answer, const VolumeHeader
   }
 }
 
-LockInfo lock_info_of(const std::string& name, const VolumeHeader& header) {
+LockInfo lock_info_of(const std::string& name, const VolumeHeader& header,
+                      const ClaimsFound& claims) {
   const LockRecord record = record_of(header);
   LockInfo info;
   info.volume = name;
-  info.epoch = header.epoch;
+  info.epoch = shown_epoch(record, claims.seen);
   info.size_bytes = disk_size(header);
-  info.writer = writer_of(header);
+  info.writer = claims.other ? claims.other : writer_of(header);
   if (info.writer) {
     const bool is_foreign = process_of(*info.writer) == OwnerSeen::Process::kOfAnotherHost;
     info.state = is_foreign ? LockInfo::State::kForeign : LockInfo::State::kCrashed;
@@ -197,8 +203,10 @@ void fail_if_left_behind(Backend& backend, const std::string& folder, const Uuid
   claim.is_connection = false;
   LockConnect event = connect_event(claim, std::chrono::milliseconds(0));
   if (const auto writer = writer_of(header)) event.owner.process = process_of(*writer);
+  const ClaimsFound claims = find_claims(backend, folder, volume, header.epoch);
+  event.claims = claims.seen;
   const LockStep taken = step(state, event);
-  if (taken.answer != LockAnswer::kYes) fail_refused(name, taken.answer, header);
+  if (taken.answer != LockAnswer::kYes) fail_refused(name, taken.answer, header, claims);
 }
 
 }  // namespace
@@ -233,14 +241,52 @@ std::unique_ptr<WriterLock> WriterLock::acquire(
   if (!lock->lock_) fail_in_use(backend, folder, volume, name);
   lock->read(backend, folder, volume);
 
-  const auto writer = writer_of(lock->header_);
-  LockConnect event = connect_event(claim, std::chrono::milliseconds(0));
-  look_at_record(event.owner, lock->header_, claim.absent);
-  const LockStep taken = lock->apply(event, claim.peer);
-  if (taken.answer != LockAnswer::kYes) fail_refused(name, taken.answer, lock->header_);
+  std::optional<WriterInfo> writer;
+  const LockStep taken = lock->begin(backend, folder, claim.peer, [&](const ClaimsSeen& claims) {
+    writer = writer_of(lock->header_);
+    LockConnect event = connect_event(claim, std::chrono::milliseconds(0));
+    event.claims = claims;
+    look_at_record(event.owner, lock->header_, claim.absent);
+    return event;
+  });
+  if (taken.answer != LockAnswer::kYes)
+    fail_refused(name, taken.answer, lock->header_, lock->claims_);
   if (writer)
     log(fmt::format("volume {}: taking over from {}, which has died", name, describe(*writer)));
   return lock;
+}
+
+template <typename MakeEvent>
+LockStep WriterLock::begin(Backend& backend, const std::string& folder, const Peer& peer,
+                           const MakeEvent& make_event) {
+  const Uuid volume = header_.volume;
+  for (int i = 0; i < kClaimTries; ++i) {
+    claims_ = find_claims(backend, folder, volume, header_.epoch);
+    const LockEvent event = make_event(claims_.seen);
+    const LockStep asked = ask(event);
+    const bool is_yes = asked.answer == LockAnswer::kYes;
+    if (is_yes && !needs_claim(state_, asked.state)) return apply(event, peer);
+    // Of another host's claim the record may be there by now, and gone again.
+    if (!is_yes && !claims_.other) return asked;
+    const uint64_t epoch = asked.state.record.epoch;
+    if (is_yes && !make_claim(backend, folder, volume, epoch, header_.epoch)) continue;
+    const VolumeHeader now = read_header(backend, folder, volume);
+    if (std::memcmp(&now, &header_, sizeof now) != 0) {
+      read(backend, folder, volume);
+      continue;
+    }
+    if (!is_yes) return asked;
+    backend_ = &backend;
+    folder_ = folder;
+    claimed_epoch_ = epoch;
+    try {
+      return apply(event, peer);
+    } catch (...) {
+      if (!has_failed_) remove_claim();
+      throw;
+    }
+  }
+  fail(EBUSY, folder, "other hosts take the volume, again and again; try again");
 }
 
 LockStep WriterLock::ask(const LockEvent& event) const {
@@ -311,6 +357,7 @@ void WriterLock::put_record(const LockState& next, const Peer& owner, const Peer
     put_text(header.hand_over_token, sizeof header.hand_over_token, newcomer.token);
   }
   header.hand_over_until_ns = record.hand_over_until_ns;
+  const uint64_t epoch_before = header_.epoch;
   try {
     put(header);
   } catch (...) {
@@ -323,6 +370,8 @@ void WriterLock::put_record(const LockState& next, const Peer& owner, const Peer
     }
     throw;
   }
+  if (header.epoch != epoch_before && backend_ != nullptr)
+    remove_old_claims(*backend_, folder_, epoch_before, header.epoch);
 }
 
 LockState WriterLock::state() const {
@@ -338,6 +387,16 @@ VolumeHeader WriterLock::header() const {
 void WriterLock::put_back() {
   const std::lock_guard change(change_mutex_);
   put(found_);
+  remove_claim();
+}
+
+// The header does not follow it any more. Should it stay it is passed over.
+void WriterLock::remove_claim() noexcept {
+  try {
+    if (claimed_epoch_ != 0) backend_->remove(claim_name(folder_, claimed_epoch_));
+  } catch (const std::exception&) {
+    // As after a crash.
+  }
 }
 
 LockStep WriterLock::change_record(Backend& backend, const std::string& folder, const Uuid& volume,
@@ -347,7 +406,20 @@ LockStep WriterLock::change_record(Backend& backend, const std::string& folder, 
   lock.lock_ = try_lock_for(backend, lock_name(folder), LockMode::kExclusive, kWaitMax);
   if (!lock.lock_) fail_in_use(backend, folder, volume, name);
   lock.read(backend, folder, volume);
-  return lock.apply(event, peer);
+  const LockStep changed = lock.begin(backend, folder, peer, [&](const ClaimsSeen& claims) {
+    LockEvent with_claims = event;
+    if (auto* broken = std::get_if<LockBreak>(&with_claims)) {
+      broken->claims = claims;
+      return with_claims;
+    }
+    // A hand-over is for the host to prepare that has the volume.
+    const auto writer = writer_of(lock.header_);
+    const bool is_others = claims.is_other_hosts ||
+                           (writer && process_of(*writer) == OwnerSeen::Process::kOfAnotherHost);
+    if (is_others) fail_refused(name, LockAnswer::kForeign, lock.header_, lock.claims_);
+    return with_claims;
+  });
+  return changed;
 }
 
 void fail_unless_broken(const std::string& name, const LockStep& broken) {
@@ -393,6 +465,8 @@ std::unique_ptr<WriterLock> WriterLock::borrow(Backend& backend, const std::stri
          "cannot be read as it is now: {} had it, and its server died; it can be when a VM, or a "
          "command like 'tplstore version create {}', has opened it",
          describe(*writer), name);
+  const ClaimsFound claims = find_claims(backend, folder, volume, lock->header_.epoch);
+  if (claims.other) fail_refused(name, LockAnswer::kForeign, lock->header_, claims);
   return lock;
 }
 

@@ -3,7 +3,8 @@
 //
 // On one host the held lock is the proof that no other server writes: the kernel releases it when
 // its owner's process has ended and its writes have landed. Which VM may have the volume then is a
-// matter of the record in the header (lock/lock_state.h).
+// matter of the record in the header (lock/lock_state.h). Between hosts the first record is that of
+// the one who made the claim on its epoch (lock/claims.h): claim, look at the header again, write.
 //
 // Whoever removes a volume holds the lock too, whatever else of it is there or damaged. The object
 // "lock" is never replaced while a volume has a header: it is made and durable before the header
@@ -21,6 +22,7 @@
 #include <mutex>
 #include <string>
 
+#include "lock/claims.h"
 #include "lock/volume_header.h"
 
 namespace tplstore {
@@ -67,8 +69,8 @@ class WriterLock {
   // writer to take over.
   static std::unique_ptr<WriterLock> borrow(Backend& backend, const std::string& folder,
                                             const Uuid& volume, const std::string& name);
-  // Has something happen to the record of a volume that nobody has open: EBUSY when somebody has.
-  // `peer`: see apply().
+  // Has something happen to the record of a volume that nobody here has open: EBUSY when somebody
+  // has, and for all but a break when another host has, or claims it. `peer`: see apply().
   static LockStep change_record(Backend& backend, const std::string& folder, const Uuid& volume,
                                 const std::string& name, const LockEvent& event, const Peer& peer);
   // Releases the lock only; the header goes on saying what it says, as after a crash.
@@ -85,7 +87,7 @@ class WriterLock {
   // another one's.
   void when_failed(std::function<void()> stop) { stop_ = std::move(stop); }
   LockState state() const;
-  // The header is what it was before acquire().
+  // The header is what it was before acquire(), and the claim is gone.
   void put_back();
   // Records a new size; whether the volume is taken stays as it is.
   void resize(uint64_t size_bytes);
@@ -97,6 +99,12 @@ class WriterLock {
  private:
   WriterLock() = default;
   void read(Backend& backend, const std::string& folder, const Uuid& volume);
+  // Of a volume that was read and that this process does not have: asks, makes the claim that is
+  // needed, and lets happen what make_event() gives for the header.
+  template <typename MakeEvent>
+  LockStep begin(Backend& backend, const std::string& folder, const Peer& peer,
+                 const MakeEvent& make_event);
+  void remove_claim() noexcept;
 
   // With change_mutex_ held.
   void put(const VolumeHeader& header);
@@ -113,6 +121,11 @@ class WriterLock {
   Peer standby_;
   std::function<void()> stop_ = [] {};
   bool has_failed_ = false;
+  // Where claims are; and what was found of them when it began.
+  Backend* backend_ = nullptr;
+  std::string folder_;
+  ClaimsFound claims_;
+  uint64_t claimed_epoch_ = 0;
 };
 
 // What keeps everybody else out of a volume while it is removed. Both are nothing where not even a
@@ -134,12 +147,13 @@ std::unique_ptr<HeldLock> try_lock_for(Backend& backend, const std::string& obje
 std::string describe(const WriterInfo& writer);
 // Throws EBUSY, saying why and what to do; `header` is the volume's.
 [[noreturn]] void fail_refused(const std::string& name, LockAnswer answer,
-                               const VolumeHeader& header);
+                               const VolumeHeader& header, const ClaimsFound& claims = {});
 // Throw when that was refused: EBUSY for another epoch, or when somebody stands by; EINVAL when no
 // VM had the volume, or for a token that cannot get it.
 void fail_unless_broken(const std::string& name, const LockStep& broken);
 void fail_unless_armed(const std::string& name, const std::string& token, const LockStep& armed);
-// What the header alone tells.
-LockInfo lock_info_of(const std::string& name, const VolumeHeader& header);
+// What the header, and claims behind it, tell.
+LockInfo lock_info_of(const std::string& name, const VolumeHeader& header,
+                      const ClaimsFound& claims = {});
 
 }  // namespace tplstore

@@ -275,7 +275,9 @@ LockInfo Store::show_lock(const std::string& volume) {
   const Uuid uuid = impl_->uuid_of(volume);
   if (auto open = impl_->registry.lock_info(uuid)) return *open;
   const std::string folder = volume_folder(uuid);
-  LockInfo info = lock_info_of(volume, read_header(*impl_->backend, folder, uuid));
+  const VolumeHeader header = read_header(*impl_->backend, folder, uuid);
+  LockInfo info =
+      lock_info_of(volume, header, find_claims(*impl_->backend, folder, uuid, header.epoch));
   if (info.state == LockInfo::State::kCrashed && impl_->backend->is_locked(lock_name(folder)))
     info.state = LockInfo::State::kHeld;
   return info;

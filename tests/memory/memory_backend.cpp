@@ -270,6 +270,23 @@ bool MemoryBackend::put_new(const std::string& name, Bytes content) {
   return true;
 }
 
+// Its name and its content can be lost one without the other.
+bool MemoryBackend::put_claim(const std::string& name, Bytes content) {
+  if (kind_.reach != StorageKind::Reach::kOneHost) return put_new(name, content);
+  check_object_name(name);
+  std::lock_guard lock(mutex_);
+  check_creatable(name);
+  if (now_.find(name) != 0 || now_.has_folder(name)) return false;
+  check_space(round_up(content.size(), kBlockBytes), name);
+  const uint64_t object = now_.next_object();
+  record({.kind = Kind::kCreate, .name = name, .object = object});
+  record({.kind = Kind::kWrite,
+          .name = name,
+          .object = object,
+          .data = ByteVector(content.begin(), content.end())});
+  return true;
+}
+
 std::optional<ByteVector> MemoryBackend::get(const std::string& name, uint64_t max_bytes) {
   check_object_name(name);
   std::lock_guard lock(mutex_);

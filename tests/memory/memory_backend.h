@@ -46,6 +46,7 @@ class MemoryBackend final : public Backend {
   std::unique_ptr<Object> create(const std::string& name, uint64_t size_bytes,
                                  Purpose purpose) override;
   bool put_new(const std::string& name, Bytes content) override;
+  bool put_claim(const std::string& name, Bytes content) override;
   std::optional<ByteVector> get(const std::string& name, uint64_t max_bytes) override;
   std::vector<std::string> list(const std::string& folder) override;
   bool remove(const std::string& name) override;
@@ -57,6 +58,7 @@ class MemoryBackend final : public Backend {
   bool is_locked(const std::string& name) override;
   uint32_t write_alignment_bytes() const override { return 1; }
   std::string describe() const override { return "memory"; }
+  StorageKind kind() const override { return kind_; }
 
   // --- the trace
   size_t event_count() const;
@@ -82,6 +84,9 @@ class MemoryBackend final : public Backend {
   void fail_next_sync(const std::string& name_prefix, int code, uint64_t skipped = 0);
   // Every read of objects whose names start so throws, until called with 0.
   void fail_reads(const std::string& name_prefix, int code);
+
+  // It is storage that hosts share; what crash() and clone() return is not.
+  void set_kind(const StorageKind& kind) { kind_ = kind; }
 
   // --- damage
   ByteVector content(const std::string& name) const;  // ENOENT
@@ -116,6 +121,7 @@ class MemoryBackend final : public Backend {
   mutable MemoryState replayed_;
   mutable size_t replayed_count_ = 0;
 
+  StorageKind kind_{"memory"};
   uint64_t capacity_bytes_ = UINT64_MAX;
   struct SyncFault {
     std::string name_prefix;

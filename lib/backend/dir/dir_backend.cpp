@@ -5,11 +5,13 @@
 #include <fcntl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 
+#include "backend/dir/file_system_kind.h"
 #include "backend/object_name.h"
 
 namespace tplstore {
@@ -112,6 +114,12 @@ void DirBackend::fail_at(int code, std::string_view name, std::string_view actio
 }
 
 std::string DirBackend::describe() const { return storage_.directory; }
+
+StorageKind DirBackend::kind() const {
+  struct statfs status {};
+  if (fstatfs(storage_.root.get(), &status) != 0) fail_at(errno, "", "asking for its file system");
+  return kind_of_file_system(static_cast<uint64_t>(status.f_type));
+}
 
 uint32_t DirBackend::write_alignment_bytes() const {
   return storage_.is_direct.load(std::memory_order_relaxed) ? kBlockBytes : 1;
@@ -233,16 +241,23 @@ bool DirBackend::put_new(const std::string& name, Bytes content) {
   struct stat status;
   const bool exists = fstatat(folder_fd.get(), std::string(last_part_of(name)).c_str(), &status,
                               AT_SYMLINK_NOFOLLOW) == 0;
-  const bool is_ours = !exists && publish(name, folder_fd.get(), content);
+  const bool is_ours = !exists && publish(name, folder_fd.get(), content, true);
   // Also when somebody else was first: who is told that a name exists may rely on it, and the other
   // may not have come to syncing the folder yet.
   sync_path(folder);
   return is_ours;
 }
 
+bool DirBackend::put_claim(const std::string& name, Bytes content) {
+  if (kind().reach != StorageKind::Reach::kOneHost) return put_new(name, content);
+  check_object_name(name);
+  const FileDescriptor folder = open_folder_of(name, true);
+  return publish(name, folder.get(), content, false);
+}
+
 // False when the name exists. Until the file is whole it has no name, or, where that cannot be, one
 // that is no object's.
-bool DirBackend::publish(const std::string& name, int folder_fd, Bytes content) {
+bool DirBackend::publish(const std::string& name, int folder_fd, Bytes content, bool syncs) {
   struct Temporary {
     ~Temporary() {
       if (!name.empty()) unlinkat(folder_fd, name.c_str(), 0);
@@ -267,7 +282,7 @@ bool DirBackend::publish(const std::string& name, int folder_fd, Bytes content) 
   IoOp op = IoOp::write(fd.get(), 0, content, false);
   run_plain(op);
   if (op.error != 0) fail_at(op.error, name, "writing it");
-  if (TEMP_FAILURE_RETRY(fsync(fd.get())) != 0) fail_at(errno, name, "syncing it");
+  if (syncs && TEMP_FAILURE_RETRY(fsync(fd.get())) != 0) fail_at(errno, name, "syncing it");
   const std::string last(last_part_of(name));
   const int result = temporary.name.empty()
                          ? linkat(AT_FDCWD, fmt::format("/proc/self/fd/{}", fd.get()).c_str(),

@@ -3,7 +3,8 @@
 // What is durable when: a created or removed name after sync_folder(); put_new() writes an unnamed
 // file, syncs it, links it under its name and syncs the folder. Syncing a folder also makes the
 // folder itself durable, with all above it, whoever made them; what is known to be durable is not
-// synced again.
+// synced again. put_claim() syncs nothing, but where other hosts may have the directory too: there
+// it is put_new(), for they must find whole what they find.
 //
 // Names reach files beneath the directory only: see backend/object_name.h and base/files.h. Files
 // that are not objects (of any other form of name, e.g. ".tmp-…" of put_new) are not listed.
@@ -64,6 +65,7 @@ class DirBackend final : public Backend {
   std::unique_ptr<Object> create(const std::string& name, uint64_t size_bytes,
                                  Purpose purpose) override;
   bool put_new(const std::string& name, Bytes content) override;
+  bool put_claim(const std::string& name, Bytes content) override;
   std::optional<ByteVector> get(const std::string& name, uint64_t max_bytes) override;
   std::vector<std::string> list(const std::string& folder) override;
   bool remove(const std::string& name) override;
@@ -75,6 +77,7 @@ class DirBackend final : public Backend {
   bool is_locked(const std::string& name) override;
   uint32_t write_alignment_bytes() const override;
   std::string describe() const override;
+  StorageKind kind() const override;
 
   // For tests: descriptors of objects that are open now, and batches that went through a ring, of
   // all directories that share them.
@@ -84,7 +87,7 @@ class DirBackend final : public Backend {
  private:
   FileDescriptor open_file(const std::string& name, int access, struct stat& status);
   FileDescriptor open_folder_of(const std::string& name, bool make);
-  bool publish(const std::string& name, int folder_fd, Bytes content);
+  bool publish(const std::string& name, int folder_fd, Bytes content, bool syncs);
   void sync_path(const std::string& folder);
   FileDescriptor open_to_lock(const std::string& name, bool is_shared);
   bool is_still(const std::string& name, int fd);

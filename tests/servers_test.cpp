@@ -99,6 +99,43 @@ TEST_CASE("a name that a dead server of the same pid has left is taken") {
   CHECK(f.find()[0].path() == announcement.place().path());
 }
 
+TEST_CASE("what was left when this host was known by its machine id only is its own") {
+  Fixture f;
+  const std::string object = "servers/" + this_host().machine_id.text() + ".4711";
+  f.backend->put_new(object, as_bytes("/run/tplstore/x.sock"));
+  CHECK(f.find().empty());
+  CHECK_FALSE(f.has(object));
+}
+
+TEST_CASE("a host that has the ids of another one, whose server runs, is refused") {
+  Fixture f;
+  std::optional<Announcement> other(std::in_place, *f.backend, f.directory);
+  const std::string object =
+      f.put("4711", other->place().path() + "\n" + random_uuid().text() + "\n");
+  other.reset();
+  auto lock = f.backend->try_lock(object, LockMode::kShared);
+  CHECK(error_message([&] {
+          const Announcement refused(*f.backend, f.directory);
+        }).find(kHostIdFile) != std::string::npos);
+  // Its boot is over: it was this host itself.
+  lock.reset();
+  const Announcement announcement(*f.backend, f.directory);
+  CHECK(f.find().size() == 1);
+  CHECK_FALSE(f.has(object));
+}
+
+TEST_CASE("a host's own number is made once, and is nil where it cannot be") {
+  TemporaryDirectory temporary;
+  const std::string path = temporary.path() + "/state/host-id";
+  const Uuid number = own_number(path);
+  CHECK_FALSE(number.is_nil());
+  CHECK(own_number(path) == number);
+  CHECK(own_number(temporary.path() + "/other/host-id") != number);
+  CHECK(own_number("/proc/nowhere/host-id").is_nil());
+  std::filesystem::resize_file(path, 10);  // damaged: left alone
+  CHECK(own_number(path).is_nil());
+}
+
 TEST_CASE("what another host has there is left alone") {
   Fixture f;
   const std::string others = "servers/fedcba98-7654-3210-fedc-ba9876543210.1";

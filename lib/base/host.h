@@ -1,4 +1,11 @@
 // Who and where this process is, for writer records, and whether another process still lives.
+//
+// A host is known by its machine id and a random number of its own, since a cloned image has the
+// machine id of its original. The number is kept in kHostIdFile, which the first process makes that
+// may. Where none may, or it cannot be read, the machine id is all there is; so what bears that is
+// this host's too, also when the file is made later. Both are as good as what they are kept in:
+// hosts that were cloned with that file have one id.
+//
 // Thread safety: all. Nothing is thrown: what cannot be read is nil, 0 or "unknown".
 #pragma once
 
@@ -9,12 +16,20 @@
 
 namespace tplstore {
 
+inline constexpr const char* kHostIdFile = "/var/lib/tplstore/host-id";
+
 struct HostIdentity {
   std::string host_name;
-  Uuid host_id;  // /etc/machine-id
-  Uuid boot_id;  // /proc/sys/kernel/random/boot_id
+  Uuid host_id;     // of the two that follow
+  Uuid machine_id;  // /etc/machine-id
+  Uuid boot_id;     // /proc/sys/kernel/random/boot_id
+
+  bool has_id(const Uuid& id) const { return id == host_id || id == machine_id; }
 };
 const HostIdentity& this_host();
+
+// The number in a file, which is made with a new one if it is not there; nil when neither can be.
+Uuid own_number(const std::string& path);
 
 // In clock ticks since boot (field 22 of /proc/PID/stat); 0 when there is no such process, or it
 // is a zombie. With the pid it names a process for as long as the host is up.

@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <climits>
 #include <cstdlib>
@@ -35,14 +36,28 @@ bool is_usable(const std::string& path, bool makes) {
          ::faccessat(AT_FDCWD, path.c_str(), W_OK | X_OK, AT_EACCESS) == 0;
 }
 
-std::string objects_of_host() {
-  return fmt::format("{}/{}.", paths::kServers, this_host().host_id.text());
+std::string object_of(const Uuid& host, const std::string& process) {
+  return fmt::format("{}/{}.{}", paths::kServers, host.text(), process);
+}
+
+// What stands behind the id of this host in the name of an object; nothing when that is not there.
+std::string process_of(const std::string& object) {
+  for (const Uuid& id : {this_host().host_id, this_host().machine_id})
+    if (const std::string prefix = object_of(id, ""); object.starts_with(prefix))
+      return object.substr(prefix.size());
+  return "";
 }
 
 // `process` is a pid, or one with a number behind it.
-ServerPlace place_of(Backend& backend, const std::string& process, const std::string& directory) {
-  return {objects_of_host() + process, directory,
+ServerPlace place_of(Backend& backend, const std::string& object, const std::string& process,
+                     const std::string& directory) {
+  return {object, directory,
           fmt::format("{}.{}{}", load_identity(backend).uuid.text(), process, kSuffix)};
+}
+
+// The socket's path and the boot's id, each with a line of its own.
+std::string content_of(const ServerPlace& place) {
+  return fmt::format("{}\n{}\n", place.path(), this_host().boot_id.text());
 }
 
 // The socket goes if nobody listens: who has copied a store has what leads to the original's.
@@ -55,29 +70,54 @@ void remove_stale_socket(const ServerPlace& place) {
   if (::lstat(path.c_str(), &now) == 0 && now.st_ino == before.st_ino) ::unlink(path.c_str());
 }
 
-// Where an object leads to: without a directory when that is no socket of this store.
-ServerPlace read_place(Backend& backend, const std::string& process,
-                       const std::string& own_directory) {
-  ServerPlace place = place_of(backend, process, own_directory);
+// Where an object leads to: without a directory when that is no socket of this store. Its boot is
+// nil where it says none.
+ServerPlace read_place(Backend& backend, const std::string& object, const std::string& process,
+                       const std::string& own_directory, Uuid* boot = nullptr) {
+  ServerPlace place = place_of(backend, object, process, own_directory);
   const auto content = backend.get(place.object, PATH_MAX);
   if (!content || content->empty()) return place;
-  const std::string path = to_text(*content);
+  std::string path = to_text(*content);
+  if (const size_t end = path.find('\n'); end != std::string::npos) {
+    const std::string rest = path.substr(end + 1, path.size() - std::min(path.size(), end + 2));
+    if (boot != nullptr) parse_uuid(rest, *boot);
+    path.resize(end);
+  }
   const bool is_sound = path.starts_with('/') && path.ends_with("/" + place.socket);
   place.directory = is_sound ? path.substr(0, path.size() - place.socket.size() - 1) : "";
   return place;
 }
 
 // What a dead server has left. Who may not write to the store leaves it to somebody who may.
-void remove_if_dead(Backend& backend, const std::string& process,
+void remove_if_dead(Backend& backend, const std::string& object, const std::string& process,
                     const std::string& own_directory) {
   try {
-    const std::string object = objects_of_host() + process;
     const auto lock = backend.try_lock(object, LockMode::kExclusive);
     if (!lock) return;
-    const ServerPlace place = read_place(backend, process, own_directory);
+    const ServerPlace place = read_place(backend, object, process, own_directory);
     backend.remove(object);
     if (!place.directory.empty()) remove_stale_socket(place);
   } catch (const Error&) {
+  }
+}
+
+// A host that was cloned with its ids takes what is the other one's for its own.
+void fail_if_cloned(Backend& backend) {
+  for (const std::string& name : backend.list(std::string(paths::kServers))) {
+    const std::string object = fmt::format("{}/{}", paths::kServers, name);
+    const std::string process = process_of(object);
+    try {
+      if (process.empty() || !backend.is_locked(object)) continue;
+      Uuid boot;
+      read_place(backend, object, process, "", &boot);
+      if (!boot.is_nil() && boot != this_host().boot_id)
+        fail(EBUSY, object,
+             "is of a server that runs on another host with the ids of this one, so neither could "
+             "tell what is whose: on one of the two, which was cloned, remove {} and start again",
+             kHostIdFile);
+    } catch (const Error& error) {
+      if (error.code() != ENOENT) throw;  // gone since it was listed
+    }
   }
 }
 
@@ -107,14 +147,15 @@ std::string ServerPlace::describe() const {
 }
 
 Announcement::Announcement(Backend& backend, const std::string& directory) : backend_(backend) {
+  fail_if_cloned(backend);
   for (int i = 0; i < kServersOfPidMax; ++i) {
     const std::string pid = std::to_string(::getpid());
     const std::string process = i == 0 ? pid : fmt::format("{}-{}", pid, i);
-    place_ = place_of(backend, process, directory);
+    place_ = place_of(backend, object_of(this_host().host_id, process), process, directory);
     try {
-      remove_if_dead(backend, process, directory);
+      remove_if_dead(backend, place_.object, process, directory);
       try {
-        if (!backend.put_new(place_.object, as_bytes(place_.path()))) continue;
+        if (!backend.put_new(place_.object, as_bytes(content_of(place_)))) continue;
       } catch (const Error& error) {
         if (error.code() != ENOSPC && error.code() != EDQUOT) throw;
         backend.create(place_.object, 0, Purpose::kMetadata);
@@ -140,17 +181,16 @@ Announcement::~Announcement() {
 
 std::vector<ServerPlace> find_servers(Backend& backend, const std::string& own_directory) {
   std::vector<ServerPlace> places;
-  const std::string prefix = objects_of_host();
   for (const std::string& name : backend.list(std::string(paths::kServers))) {
     const std::string object = fmt::format("{}/{}", paths::kServers, name);
-    if (!object.starts_with(prefix)) continue;
-    const std::string process = object.substr(prefix.size());
+    const std::string process = process_of(object);
+    if (process.empty()) continue;
     try {
       if (!backend.is_locked(object)) {
-        remove_if_dead(backend, process, own_directory);
+        remove_if_dead(backend, object, process, own_directory);
         continue;
       }
-      places.push_back(read_place(backend, process, own_directory));
+      places.push_back(read_place(backend, object, process, own_directory));
       if (places.back().directory.empty())
         fail(EIO, object, "damaged: it leads to no socket of this store; remove it");
     } catch (const Error& error) {

@@ -2,8 +2,8 @@
 //
 // A store may be on a file system that hosts share; a socket cannot. So a socket is in the run
 // directory of its host, as <uuid of the store>.<pid>.sock, and an object of the store leads to it:
-// servers/<id of the host>.<pid>, with the socket's path. Who asks may have another run directory
-// than the server (a root shell, another user's service).
+// servers/<id of the host>.<pid>, with the socket's path and the boot's id. Who asks may have
+// another run directory than the server (a root shell, another user's service).
 //
 // A server holds the lock of its object, shared. So an object of this host that is not locked is of
 // a dead server, and whoever meets it removes it and the socket; another host's is left alone. And
@@ -44,7 +44,7 @@ struct ServerPlace {
 class Announcement {
  public:
   // On a disk that is full the object stays empty: then those who have `directory` as their own run
-  // directory find the server.
+  // directory find the server. EBUSY when a server runs on another host with this one's ids.
   Announcement(Backend& backend, const std::string& directory);
   ~Announcement();  // removes the socket too
   Announcement(const Announcement&) = delete;

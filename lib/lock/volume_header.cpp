@@ -36,8 +36,9 @@ VmId vm_id(const Peer& peer) {
   if (!peer.is_vm || (peer.pid == 0 && peer.token.empty())) return 0;
   if (peer.pid == 0) return token_id(peer.token);
   const HostIdentity& host = this_host();
-  return vm_hash(fmt::format("{} {} {} {} {}", host.host_id.text(), host.boot_id.text(), peer.pid,
-                             peer.start_time, peer.token));
+  // A boot is one host's alone, and the machine id is always there.
+  return vm_hash(fmt::format("{} {} {} {} {}", host.machine_id.text(), host.boot_id.text(),
+                             peer.pid, peer.start_time, peer.token));
 }
 
 std::string header_name(const std::string& folder) { return folder + "/header"; }

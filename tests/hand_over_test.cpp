@@ -193,11 +193,11 @@ TEST_CASE_FIXTURE(Fixture, "a volume does not move while a change of its source 
   };
   auto last = write_later(*source, 2);
   stalls.get_future().wait();
+  source->flush();
   auto change = write_later(*destination, 3);
   wait_a_moment(change);
   goes_on.set_value();
   last.get();
-  source->flush();
   change.get();
   CHECK(bytes_at(*destination, 0) == filled(kBlockBytes, 3));
   check_moved();

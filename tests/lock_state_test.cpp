@@ -29,12 +29,10 @@
 //   S8  What an operator breaks is what he was shown.
 //   L1  A change that waits can always still be answered.
 //   L2  After a completed migration, without misuse, kill, cut or a third VM, Q gets to write
-//   without
-//       the help of time.
+//       without the help of time.
 //   L3  The VM that was connected when the server was killed gets the volume at once.
 //   L4  When all others have gone, or their time is over, X can get the volume.
-//   L5  A VM with a token whose network was cut gets in again, though the server never notices
-//   that.
+//   L5  A VM with a token whose network was cut gets in again, though the server never notices.
 //
 // Each rule is then taken away, by keeping from the function what it would need, or by not doing
 // what it says; and a run is found that breaks what the rule is for. What is printed with -s is the

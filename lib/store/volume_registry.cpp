@@ -24,6 +24,16 @@ std::chrono::milliseconds milliseconds_of(std::chrono::steady_clock::duration du
   return std::chrono::duration_cast<std::chrono::milliseconds>(duration);
 }
 
+// Of what has happened, whether there is memory for the line or not.
+template <typename... Arguments>
+void log_if_possible(const std::function<void(const std::string&)>& log,
+                     fmt::format_string<Arguments...> text, Arguments&&... arguments) noexcept {
+  try {
+    log(fmt::format(text, std::forward<Arguments>(arguments)...));
+  } catch (const std::exception&) {
+  }
+}
+
 }  // namespace
 
 VolumeRegistry::Attachment::~Attachment() {
@@ -101,14 +111,14 @@ void VolumeRegistry::give_rights(Entry& entry) noexcept {
   }
   changed_.notify_all();
   if (losers == 0) return;
-  try {
-    environment_.log(fmt::format(
-        "volume {}: {} connection(s) have lost it, and what they ask for is refused; in use now "
-        "by {}",
-        entry.volume->name(), losers, state.owner.ticket == 0 ? "nobody" : entry.peer->address));
-  } catch (const std::exception&) {
-    // Without the line; that they are out is what counts.
-  }
+  const bool is_known = entry.peer && entry.ticket == state.owner.ticket;
+  log_if_possible(environment_.log,
+                  "volume {}: {} connection(s) have lost it, and what they ask for is refused; in "
+                  "use now by {}",
+                  entry.volume->name(), losers,
+                  is_known                  ? entry.peer->address.c_str()
+                  : state.owner.ticket == 0 ? "nobody"
+                                            : "another VM");
 }
 
 // Nothing fails once the attachment is there: the mutex that its end takes is held.
@@ -313,7 +323,7 @@ void VolumeRegistry::detach(Attachment& attachment) noexcept {
       volume->writer_lock().apply(leave);
     } catch (const std::exception& error) {
       // The header goes on naming this VM, as after a crash.
-      environment_.log(fmt::format("volume {}: {}", volume->name(), error.what()));
+      log_if_possible(environment_.log, "volume {}: {}", volume->name(), error.what());
     }
     guard.lock();
     leave = {};

@@ -189,7 +189,7 @@ TEST_CASE_FIXTURE(Fixture, "a volume does not move while a change of its source 
   backend->on_write = [&](const std::string& name) {
     if (!name.ends_with("data.1") || !is_first.exchange(false)) return;
     stalls.set_value();
-    goes_on.get_future().wait();
+    goes_on.get_future().wait_for(std::chrono::seconds(10));
   };
   auto last = write_later(*source, 2);
   stalls.get_future().wait();

@@ -45,6 +45,7 @@ constexpr uint32_t kGraceSecondsMax = 86400;
 struct Server {
   std::string location;
   StoreOptions options;
+  bool is_shared = false;  // somebody has said that hosts may have the store
   std::unique_ptr<Store> store;
   std::unique_ptr<ControlServer> control;
 
@@ -141,10 +142,14 @@ int on_config(const char* key, const char* value) noexcept {
       configured().options.same_vm_is_pid = true;
     } else if (name == "reconnect-grace") {
       configured().options.reconnect_grace = parse_seconds(name, value);
+    } else if (name == "shared") {
+      if (std::string_view(value) != "refuse-foreign")
+        fail(EINVAL, name, "'{}' is not 'refuse-foreign'", value);
+      configured().is_shared = true;
     } else {
       fail(EINVAL, name,
-           "is not a parameter of tplstore; there are store, io, map-cache, same-vm and "
-           "reconnect-grace");
+           "is not a parameter of tplstore; there are store, io, map-cache, same-vm, "
+           "reconnect-grace and shared");
     }
   });
 }
@@ -175,6 +180,12 @@ int on_get_ready() noexcept {
       nbdkit_error("%s", printable(line).c_str());
     };
     ready.store = Store::open(ready.location, ready.options);
+    const StorageKind kind = ready.store->backend().kind();
+    check_shared(ready.location, kind, ready.is_shared, "shared=refuse-foreign");
+    if (kind.reach == StorageKind::Reach::kHosts)
+      ready.options.log(fmt::format(
+          "{}: on {}; what another host has, or has left, is refused until 'tplstore lock break'",
+          ready.location, kind.name));
   });
 }
 
@@ -354,7 +365,8 @@ constexpr nbdkit_plugin make_plugin() {
       "io=buffered|direct            Use the page cache (default) or bypass it.\n"
       "map-cache=SIZE                Memory for the maps of all volumes (default 64M).\n"
       "same-vm=pid                   Each process at a Unix socket is one VM.\n"
-      "reconnect-grace=SECONDS       How long a VM may take to come back after a crash (30).";
+      "reconnect-grace=SECONDS       How long a VM may take to come back after a crash (30).\n"
+      "shared=refuse-foreign         Several hosts have the store.";
   table.magic_config_key = "store";
   table.errno_is_preserved = 0;
   table.load = on_load;

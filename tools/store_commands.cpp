@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "backend/open_backend.h"
 #include "base/text.h"
 #include "command.h"
 #include "control/json_output.h"
@@ -87,14 +88,26 @@ void collect_garbage(const Context& context) {
 
 }  // namespace
 
+void init_store(const Context& context, bool is_shared) {
+  const std::string& location = context.store_directory;
+  const StorageKind kind = kind_of_location(location);
+  check_shared(location, kind, is_shared, "--shared refuse-foreign");
+  Store::init(location);
+  const bool is_on_hosts = kind.reach == StorageKind::Reach::kHosts;
+  fmt::print("{}: an empty store{}\n", printable(location), is_on_hosts ? " on " + kind.name : "");
+}
+
 void add_store_commands(const Command& app, Context& context) {
-  const Command init = add_command(app, context, "init", "Make an empty store", [&context] {
-    Store::init(context.store_directory);
-    fmt::print("{}: an empty store\n", printable(context.store_directory));
-  });
+  auto shared = std::make_shared<std::string>();
+  const Command init = add_command(app, context, "init", "Make an empty store",
+                                   [&context, shared] { init_store(context, !shared->empty()); });
   init.add_option("STORE", context.store_directory,
                   "A directory that does not exist yet, or is empty")
       .check(not_empty());
+  init.add_option("--shared", *shared,
+                  "Several hosts have it; what another one has is refused: refuse-foreign")
+      .type_name("HOW")
+      .check(one_of({"refuse-foreign"}));
 
   const Command collect =
       add_command(app, context, "gc", "Give back the space of what nothing uses any more",

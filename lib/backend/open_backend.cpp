@@ -2,11 +2,13 @@
 #include "backend/open_backend.h"
 
 #include <sys/stat.h>
+#include <sys/vfs.h>
 
 #include <cerrno>
 #include <filesystem>
 
 #include "backend/dir/dir_backend.h"
+#include "backend/dir/file_system_kind.h"
 #include "base/error.h"
 
 namespace tplstore {
@@ -31,6 +33,25 @@ std::unique_ptr<Backend> make_backend(const std::string& location) {
   if (mkdir(location.c_str(), 0700) != 0 && errno != EEXIST)
     fail_errno(errno, location, "cannot make the directory of the store");
   return std::make_unique<DirBackend>(location, false, [](const std::string&) {});
+}
+
+StorageKind kind_of_location(const std::string& location) {
+  struct statfs status {};
+  std::filesystem::path path = absolute_location(location);
+  if (!path.has_filename()) path = path.parent_path();
+  // Who makes or opens it says what is wrong.
+  if (statfs(path.c_str(), &status) != 0 && statfs(path.parent_path().c_str(), &status) != 0)
+    return {"unknown", StorageKind::Reach::kUnknown};
+  return kind_of_file_system(static_cast<uint64_t>(status.f_type));
+}
+
+void check_shared(const std::string& location, const StorageKind& kind, bool is_said,
+                  const std::string& how) {
+  if (kind.reach != StorageKind::Reach::kHosts || is_said) return;
+  fail(EINVAL, location,
+       "is on {}, which several hosts may have at the same time, and whose file locks may not meet "
+       "between them; see 'Several hosts' in nbdkit-tplstore-plugin(1), and say {}",
+       kind.name, how);
 }
 
 }  // namespace tplstore

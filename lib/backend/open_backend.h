@@ -25,5 +25,11 @@ std::string absolute_location(const std::string& location);
 std::unique_ptr<Backend> open_backend(const std::string& location, const BackendOptions& options);
 // For a new store: what is not there yet is made. The backend need not be empty.
 std::unique_ptr<Backend> make_backend(const std::string& location);
+// What it is on, or what it would be made on; unknown where neither is there.
+StorageKind kind_of_location(const std::string& location);
+// EINVAL where hosts may have it at the same time and nobody has said so: their file locks may not
+// meet, and then some things are not safe. `how` is what says it.
+void check_shared(const std::string& location, const StorageKind& kind, bool is_said,
+                  const std::string& how);
 
 }  // namespace tplstore

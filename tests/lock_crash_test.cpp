@@ -463,6 +463,7 @@ TEST_CASE("a connection that joins or replaces one of its VM writes nothing to t
   again.is_connection = true;
   LockConnect event = connect_event(again, {});
   event.owner.quiet = kLockIdle;
+  event.found = world.lock()->state().owner.ticket;
   const LockStep replaced = world.lock()->apply(event, vm_of('a'));
   CHECK(replaced.answer == LockAnswer::kYes);
   CHECK(replaced.state.owner.connections == 1);

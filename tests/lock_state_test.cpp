@@ -273,6 +273,7 @@ void Explorer::connect(const World& world, size_t v) {
         event.vm = setup_.has_token || setup_.is_unix ? vm.id : 0;
         event.token = setup_.has_token ? vm.id : 0;
         event.is_multi = setup_.is_multi;
+        event.found = world.lock.owner.ticket;
         event.waited = waited;
         event.grace = kGrace;
         event.owner.process = process_of(world);

@@ -202,6 +202,30 @@ TEST_CASE("a VM with a token replaces its connection that is idle, and none that
   CHECK(error_code([&] { f.store->open_export("vm1;writer=before", anywhere); }) == EBUSY);
 }
 
+TEST_CASE("of two connections that wait for the place of a third one, one gets it and keeps it") {
+  Fixture f;
+  const Peer anywhere{"127.0.0.1:4711", 0, 0};
+  auto first = f.store->open_export("vm1;writer=a", anywhere);
+  first->write(0, filled(kBlockBytes, 1), false);
+  // The client of one of them has gone, as the first one's, and nobody knows which.
+  std::vector<std::future<std::unique_ptr<Disk>>> waiting;
+  for (int i = 0; i < 2; ++i)
+    waiting.push_back(std::async(std::launch::async,
+                                 [&] { return f.store->open_export("vm1;writer=a", anywhere); }));
+  std::unique_ptr<Disk> second;
+  int refused = 0;
+  for (auto& one : waiting) {
+    const int code = error_code([&] { second = one.get(); });
+    CHECK((code == 0 || code == EBUSY));
+    refused += code == EBUSY ? 1 : 0;
+  }
+  CHECK(refused == 1);
+  REQUIRE(second);
+  // It has asked for nothing all the time.
+  second->write(0, filled(kBlockBytes, 2), false);
+  CHECK(bytes_at(*second, 0) == filled(kBlockBytes, 2));
+}
+
 TEST_CASE("a VM waits for one that has the volume and has asked for nothing") {
   Fixture f;
   auto probe = f.store->open_export("vm1", vm_peer());

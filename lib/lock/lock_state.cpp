@@ -104,8 +104,10 @@ LockStep on(const LockState& state, const LockConnect& event) {
 
   if (state.owner.connections > 0 && was_owner) {
     if (state.owner.is_multi && event.is_multi) return join(state, &LockState::owner);
-    // A token tells that it is the VM itself that gave the other connection up, if that is idle.
-    if (event.token != 0 && !owner.has_in_flight && owner.quiet >= kLockIdle)
+    // A token tells that it is the VM itself that gave the other connection up, if that is idle;
+    // but not if it has come while this one waits, whose client may be the one that has gone.
+    const bool was_there = event.found == state.owner.ticket;
+    if (event.token != 0 && was_there && !owner.has_in_flight && owner.quiet >= kLockIdle)
       return let_in(state, &LockState::owner, event);
     return {state, wait_for(event, kLockCloseWait)};
   }

@@ -138,13 +138,16 @@ std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::attach(const Uuid& u
   // Who has been quiet since the first look has been so for as long as this has waited, exactly.
   auto now = Clock::now();
   const auto start = now;
+  std::optional<uint64_t> found;
   for (auto it = entries_.find(uuid); it != entries_.end();
        it = entries_.find(uuid), now = Clock::now()) {
     Entry& entry = it->second;
+    if (!found) found = entry.ticket;
     const bool is_open = entry.state == State::kOpen;
     const bool is_owned = is_open && entry.volume->writer_lock().state().is_anybodys();
     if (is_owned || (is_open && use == Use::kVm && !entry.volume->has_failed())) {
-      const LockConnect event = look(uuid, entry, peer, now, now - start);
+      LockConnect event = look(uuid, entry, peer, now, now - start);
+      event.found = *found;
       const LockAnswer answer = entry.volume->writer_lock().ask(event).answer;
       if (answer == LockAnswer::kYes) {
         std::unique_ptr<Attachment> attachment =

@@ -185,6 +185,30 @@ TEST_CASE("a claim that cannot be read is another host's where others can have t
   CHECK(f.one->open_export("vm", vm_peer()) != nullptr);
 }
 
+TEST_CASE("what another host had last is not removed because its header cannot be read") {
+  ClaimFixture f;
+  for (int i = 0; i < 9; ++i) f.one->open_export("vm", living_peer());
+  const ByteVector header = f.memory->content(header_name(f.folder));
+  SUBCASE("another host's") {
+    HostClaim claim = f.claim_of(f.epoch());
+    claim.epoch = f.epoch() + 1;
+    claim.host_id = random_uuid();
+    std::memcpy(claim.host_name, "kvm2", 5);
+    f.put(claim);
+    f.memory->set_content(header_name(f.folder), ByteVector(header.size()));
+    const std::string message = error_message([&] { f.one->remove_volume("vm"); });
+    CHECK(message.find("on host kvm2") != std::string::npos);
+    CHECK(message.find(claim_name(f.folder, claim.epoch)) != std::string::npos);
+    CHECK(f.memory->get("names/vm", 100));
+    f.memory->remove(claim_name(f.folder, claim.epoch));
+  }
+  SUBCASE("this host's") {
+    f.memory->set_content(header_name(f.folder), ByteVector(header.size()));
+  }
+  f.one->remove_volume("vm");
+  CHECK_FALSE(f.memory->get("names/vm", 100));
+}
+
 TEST_CASE("an opening that fails leaves no claim, and the next one takes the same epoch") {
   ClaimFixture f;
   const ByteVector map = f.memory->content(f.folder + "/map");

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <charconv>
 #include <cstring>
 #include <thread>
 
@@ -186,8 +187,33 @@ std::unique_ptr<HeldLock> lock_or_make(Backend& backend, const std::string& fold
   }
 }
 
-// EBUSY when a VM may come back to the volume, whose lock is held. Where the header cannot be read
-// nobody can tell.
+// Where the header cannot be read the last claim tells which host had the volume: EBUSY when that
+// is another one, which may have it still.
+void fail_if_claimed_elsewhere(Backend& backend, const std::string& folder, const Uuid& volume,
+                               const std::string& name) {
+  constexpr std::string_view kPrefix = "owner.";
+  uint64_t last = 0;
+  for (const std::string& part : backend.list(folder)) {
+    if (!part.starts_with(kPrefix)) continue;
+    uint64_t epoch = 0;
+    const auto [end, error] =
+        std::from_chars(part.data() + kPrefix.size(), part.data() + part.size(), epoch);
+    if (error == std::errc() && end == part.data() + part.size()) last = std::max(last, epoch);
+  }
+  if (last == 0) return;
+  const ClaimsFound claims = find_claims(backend, folder, volume, last - 1);
+  if (!claims.other) return;
+  fail(
+      EBUSY, fmt::format("volume {}", name),
+      "its header cannot be read, and the last to have it, and perhaps the one who has it, was a "
+      "server on host {} (pid {}, since {}); when you have made sure that nothing there writes any "
+      "more, remove {} and try again",
+      claims.other->host_name, claims.other->server_pid, format_time(claims.other->since_ns),
+      claim_name(folder, last));
+}
+
+// EBUSY when a VM may come back to the volume, whose lock is held. Of this host's VMs nobody can
+// tell where the header cannot be read.
 void fail_if_left_behind(Backend& backend, const std::string& folder, const Uuid& volume,
                          const std::string& name) {
   VolumeHeader header;
@@ -195,6 +221,7 @@ void fail_if_left_behind(Backend& backend, const std::string& folder, const Uuid
     header = read_header(backend, folder, volume);
   } catch (const Error& error) {
     if (error.code() != ENOENT && error.code() != EIO) throw;
+    if (error.code() == EIO) fail_if_claimed_elsewhere(backend, folder, volume, name);
     return;
   }
   LockState state;

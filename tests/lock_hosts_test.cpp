@@ -149,8 +149,8 @@ void Explorer::decide(const World& world, size_t h) {
 }
 
 void Explorer::remove_old_claims(World& world) const {
-  for (uint64_t epoch = 0; epoch + kClaimsKept <= world.record.epoch; ++epoch)
-    world.claims[epoch] = 0;
+  const uint64_t end = world.record.epoch + 1 - std::min(world.record.epoch + 1, kClaimsKept);
+  std::fill_n(world.claims.begin(), std::min<uint64_t>(end, world.claims.size()), 0);
 }
 
 void Explorer::steps_of_owner(const World& world, size_t h) {

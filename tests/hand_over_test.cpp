@@ -235,6 +235,45 @@ TEST_CASE_FIXTURE(Fixture, "a record that cannot be written moves nothing") {
   CHECK(store->show_lock("vm1").writer->token == "source");
 }
 
+TEST_CASE_FIXTURE(Fixture, "a source is remembered, however many have stood by in vain") {
+  for (int i = 0; i < 10; ++i) {
+    const std::string token = fmt::format("in-vain-{}", i);
+    store->hand_over("vm1", token, kArmed);
+    destination = open(token);
+    destination.reset();
+    source->write(0, filled(kBlockBytes, 1), true);
+  }
+  arm_and_stand_by();
+  destination->write(0, filled(kBlockBytes, 2), true);
+  check_moved();
+}
+
+TEST_CASE_FIXTURE(Fixture, "what is on its way when the volume is handed on does not land later") {
+  std::promise<void> stalls;
+  std::promise<void> goes_on;
+  std::atomic<bool> is_first{true};
+  backend->on_write = [&](const std::string& name) {
+    if (!name.ends_with("data.1") || !is_first.exchange(false)) return;
+    stalls.set_value();
+    goes_on.get_future().wait();
+  };
+  auto late = write_later(*source, 2);
+  stalls.get_future().wait();
+  store->break_lock("vm1", 1);
+  // It waits until the write has ended, in vain, and goes.
+  auto next = std::async(std::launch::async, [this] { return error_code([&] { open("next"); }); });
+  while (store->show_lock("vm1").writer->token != "next") std::this_thread::yield();
+  arm_and_stand_by();
+  auto change = write_later(*destination, 3);
+  CHECK(next.get() == EBUSY);
+  CHECK(store->show_lock("vm1").writer->token == "destination");
+  wait_a_moment(change);
+  goes_on.set_value();
+  late.get();
+  change.get();
+  CHECK(bytes_at(*destination, 0) == filled(kBlockBytes, 3));
+}
+
 TEST_CASE_FIXTURE(Fixture, "a hand-over survives its server") {
   arm_and_stand_by();
   source->flush();

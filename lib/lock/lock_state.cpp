@@ -6,11 +6,16 @@
 namespace tplstore {
 namespace {
 
+// The one that has the volume, or had it last, is not forgotten for those who only stood by.
 void remember(LockRecord& record, VmId vm, uint64_t epoch) {
   if (vm == 0) return;
   auto& known = record.known;
-  const auto place = std::find_if(known.begin(), known.end() - 1,
-                                  [vm](const LockRecord::Known& one) { return one.vm == vm; });
+  auto place = std::find_if(known.begin(), known.end(),
+                            [vm](const LockRecord::Known& one) { return one.vm == vm; });
+  if (place == known.end()) {
+    --place;
+    if (record.owner != 0 && place->vm == record.owner) --place;
+  }
   std::move_backward(known.begin(), place, place + 1);
   known.front() = {vm, epoch};
 }
@@ -51,8 +56,8 @@ void claim(LockState& state, VmId vm, bool is_servers_own = false, uint64_t pass
   record.epoch += passed_over + 1;
   record.is_taken = true;
   record.is_servers_own = is_servers_own;
-  record.owner = vm;
   remember(record, vm, record.epoch);
+  record.owner = vm;
   state.is_held = true;
 }
 

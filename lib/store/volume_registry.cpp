@@ -89,6 +89,7 @@ void VolumeRegistry::begin_ownership(Entry& entry, const Attachment& attachment)
   entry.ticket = attachment.ticket_;
   entry.peer = attachment.peer_;
   entry.is_alone = attachment.is_alone_;
+  entry.is_draining = true;
   entry.requests_before = entry.requests_seen = entry.volume->requests();
   entry.quiet_since = Clock::now();
   // What replaces a connection goes on with what that has written.
@@ -96,19 +97,28 @@ void VolumeRegistry::begin_ownership(Entry& entry, const Attachment& attachment)
   if (std::exchange(entry.epoch, epoch) != epoch) entry.writes_before = entry.volume->writes();
 }
 
+// Who is out is so before it is seen what of theirs is on its way.
 void VolumeRegistry::give_rights(Entry& entry) noexcept {
   using Right = Volume::Right::State;
   const LockState state = entry.volume->writer_lock().state();
   size_t losers = 0;
+  const auto give = [&](uint64_t ticket, Right right) {
+    for (Attachment* attachment : entry.attached)
+      if (attachment->ticket_ == ticket && ticket != 0) attachment->right_.state = right;
+  };
   for (Attachment* attachment : entry.attached) {
     const uint64_t ticket = attachment->ticket_;
-    if (ticket == 0) continue;
-    const bool is_owners = ticket == state.owner.ticket;
-    if (is_owners && ticket != entry.ticket) begin_ownership(entry, *attachment);
-    const bool waits = is_owners ? entry.is_handing_over : ticket == state.standby.ticket;
-    const Right right = waits ? Right::kWaits : is_owners ? Right::kHas : Right::kLost;
-    if (attachment->right_.state.exchange(right) != right && right == Right::kLost) ++losers;
+    if (ticket == 0 || ticket == state.standby.ticket) continue;
+    if (ticket == state.owner.ticket) {
+      if (ticket != entry.ticket) begin_ownership(entry, *attachment);
+    } else if (attachment->right_.state.exchange(Right::kLost) != Right::kLost) {
+      ++losers;
+    }
   }
+  give(state.standby.ticket, Right::kWaits);
+  if (entry.is_draining) entry.is_draining = !entry.volume->wait_for_changes(Clock::now());
+  const bool waits = entry.is_handing_over || entry.is_draining;
+  give(state.owner.ticket, waits ? Right::kWaits : Right::kHas);
   changed_.notify_all();
   if (losers == 0) return;
   const bool is_known = entry.peer && entry.ticket == state.owner.ticket;
@@ -240,7 +250,9 @@ void VolumeRegistry::await_right(Attachment& attachment) {
   const auto start = Clock::now();
   const Lock guard(mutex_);
   Entry& entry = entries_.at(attachment.uuid());
-  while (attachment.right_.state == Volume::Right::State::kWaits) {
+  while (true) {
+    if (entry.is_draining) give_rights(entry);
+    if (attachment.right_.state != Volume::Right::State::kWaits) return;
     const bool stands_by = attachment.ticket_ == entry.volume->writer_lock().state().standby.ticket;
     if (stands_by && !entry.is_handing_over && hand_over(entry, Clock::now() - start)) continue;
     changed_.wait_for(mutex_, kLookAgain);

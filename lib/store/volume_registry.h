@@ -102,6 +102,7 @@ class VolumeRegistry {
     std::shared_ptr<const Peer> peer;
     uint64_t epoch = 0;
     bool is_alone = false;
+    bool is_draining = false;      // what others had begun to change when it came has not ended yet
     uint64_t requests_before = 0;  // that the volume had had when it came
     uint64_t writes_before = 0;
     // When it was seen last that it had asked for something.

@@ -168,6 +168,10 @@ class Qemu:
                 return answer["return"]
         raise EOFError(f"{self.name} has ended: " + open(f"{self.name}.log").read())
 
+    def enable(self, capability, state=True):
+        self.ask("migrate-set-capabilities",
+                 capabilities=[{"capability": capability, "state": state}])
+
     def state(self):
         return self.ask("query-status")["status"]
 
@@ -310,15 +314,13 @@ class Case:
         destination = self.stand_by(transport)
         is_late = when == "late"
         # Without it qemu would be done before it can be told.
-        self.vm.qemu.ask("migrate-set-capabilities", capabilities=[
-            {"capability": "pause-before-switchover", "state": is_late}])
+        self.vm.qemu.enable("pause-before-switchover", is_late)
         self.vm.begin_move(destination, **({} if is_late else {"max-bandwidth": 1 << 20}))
         at = "pre-switchover" if is_late else "active"
         wait_for(60, at, lambda: self.vm.qemu.migration() == at)
         self.vm.qemu.ask("migrate_cancel")
         wait_for(60, "it is cancelled", lambda: self.vm.qemu.migration() == "cancelled")
-        self.vm.qemu.ask("migrate-set-capabilities", capabilities=[
-            {"capability": "pause-before-switchover", "state": False}])
+        self.vm.qemu.enable("pause-before-switchover", False)
         destination.process.wait(60)
         wait_for(60, "it runs", lambda: self.vm.qemu.state() == "running")
         self.vm.goes_on()
@@ -326,6 +328,23 @@ class Case:
         lock = self.lock()
         assert lock["state"] == "held" and lock["writer"]["token"] != f"run-{self.tokens}", lock
         self.bystander_is_refused()
+
+    def move_by_post_copy(self):
+        """Nothing when the host does not allow it."""
+        destination = self.stand_by()
+        try:
+            for qemu in (destination, self.vm.qemu):
+                qemu.enable("postcopy-ram")
+        except KeyError:
+            destination.quit()
+            return None
+        self.vm.begin_move(destination, **{"max-bandwidth": 1 << 20})
+        wait_for(60, "it moves", lambda: self.vm.qemu.migration() == "active")
+        self.vm.qemu.ask("migrate-start-postcopy")
+        moved = self.vm.end_move(destination)
+        destination.enable("postcopy-ram", False)
+        self.has_moved()
+        return moved
 
     def check_disk(self):
         number = self.vm.acknowledged()
@@ -396,6 +415,11 @@ def one_of_each(guest):
     source, _ = case.move("unix")
     case.end_source(source)
     note("moved to cache=unsafe and from it")
+
+    moved = case.move_by_post_copy()
+    if moved:
+        case.end_source(moved[0])
+    note("moved by post-copy" if moved else "no post-copy on this host")
 
     source, _ = case.move("unix")
     # Nobody should do that.

@@ -45,7 +45,7 @@ struct LockRecord {
   bool is_servers_own = false;   // taken for no VM, and nothing is written
   VmId owner = 0;                // that has the volume in this epoch, or had it
   uint64_t written_epoch = 0;    // the last one in which something was changed
-  std::array<Known, 8> known{};  // the last ones, the newest first
+  std::array<Known, 8> known{};  // the last ones, the newest first, and the owner
   uint64_t hand_over_token = 0;  // of the VM that the volume is about to be handed to; 0: none
   int64_t hand_over_until_ns = 0;
 

@@ -817,6 +817,42 @@ TEST_CASE("the record remembers the last eight VMs that saw the disk") {
   CHECK_FALSE(state.record.is_loser(0));
 }
 
+TEST_CASE("programs that only look do not make the record forget who must not write again") {
+  LockState state;
+  VmId next_vm = 1;
+  const auto come_and_go = [&](VmId vm, bool writes) {
+    LockConnect event;
+    event.vm = vm;
+    const LockStep connected = step(state, event);
+    REQUIRE(connected.answer == LockAnswer::kYes);
+    state =
+        step(connected.state, LockLeave{.ticket = connected.ticket, .has_written = writes}).state;
+  };
+  const auto look = [&](int times) {
+    for (; times > 0; --times) come_and_go(100 + next_vm++, false);
+  };
+  for (const VmId vm : {1, 2, 3, 4}) {
+    look(20);
+    come_and_go(vm, true);
+  }
+  look(20);
+  for (const VmId vm : {1, 2, 3}) CHECK(state.record.is_loser(vm));
+  CHECK_FALSE(state.record.is_loser(4));
+
+  SUBCASE("one that writes in a later life of its connection counts as one that writes") {
+    come_and_go(4, false);
+    look(20);
+    come_and_go(5, true);
+    CHECK(state.record.is_loser(4));
+  }
+  SUBCASE("one that has looked and comes back after a write is refused") {
+    const VmId looker = 100 + next_vm;
+    look(3);
+    come_and_go(5, true);
+    CHECK(state.record.is_loser(looker));
+  }
+}
+
 TEST_CASE("without any one of the rules there is a run that breaks what it is for") {
   struct Variant {
     Setup setup;

@@ -20,6 +20,19 @@ void remember(LockRecord& record, VmId vm, uint64_t epoch) {
   known.front() = {vm, epoch};
 }
 
+bool knows(const LockRecord& record, VmId vm) {
+  return std::ranges::find(record.known, vm, &LockRecord::Known::vm) != record.known.end();
+}
+
+// One that came for the first time and has changed nothing is no newer than the last four others.
+void put_behind_others(LockRecord& record, VmId vm) {
+  auto& known = record.known;
+  const auto place = std::ranges::find(known, vm, &LockRecord::Known::vm);
+  const auto end =
+      std::ranges::find(known.begin(), known.begin() + 5, VmId{0}, &LockRecord::Known::vm);
+  if (place < end) std::rotate(place, place + 1, end);
+}
+
 void end_hand_over(LockState& state) {
   state.standby = {};
   state.record.hand_over_token = 0;
@@ -76,8 +89,13 @@ void move_to_standby(LockState& state) {
   end_hand_over(state);
 }
 
-LockStep let_in(LockState state, LockState::Party LockState::*party, const LockConnect& event) {
-  (state.*party) = {++state.last_ticket, event.vm, event.is_multi, 1};
+LockStep let_in(LockState state, LockState::Party LockState::*party, const LockConnect& event,
+                bool is_new = false) {
+  (state.*party) = {.ticket = ++state.last_ticket,
+                    .vm = event.vm,
+                    .is_multi = event.is_multi,
+                    .is_new = is_new,
+                    .connections = 1};
   return {state, LockAnswer::kYes, state.last_ticket};
 }
 
@@ -150,7 +168,7 @@ LockStep on(const LockState& state, const LockConnect& event) {
   claim(next, event.vm, !event.is_connection, event.claims.count);
   if (is_to_have_it || !is_armed) end_hand_over(next);
   if (!event.is_connection) return {next, LockAnswer::kYes};
-  return let_in(next, &LockState::owner, event);
+  return let_in(next, &LockState::owner, event, !knows(record, event.vm));
 }
 
 LockStep on(LockState state, const LockLeave& event) {
@@ -158,7 +176,11 @@ LockStep on(LockState state, const LockLeave& event) {
     if (--state.standby.connections == 0) end_hand_over(state);
   } else if (state.owner.ticket != 0 && event.ticket == state.owner.ticket) {
     if (--state.owner.connections > 0) return {state, LockAnswer::kYes};
-    if (event.has_written) state.record.written_epoch = state.record.epoch;
+    if (event.has_written) {
+      state.record.written_epoch = state.record.epoch;
+    } else if (state.owner.is_new) {
+      put_behind_others(state.record, state.owner.vm);
+    }
     if (state.standby.ticket != 0 && event.has_changed) lose_standby(state);
     if (state.standby.ticket != 0) {
       move_to_standby(state);

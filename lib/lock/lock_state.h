@@ -16,8 +16,11 @@
 // Who is a loser: the record keeps the VMs that saw the disk last, each with the epoch in which
 // that was, and the last epoch in which something was written. A VM that saw it before that, and
 // not since, has an old view of it and never gets it again. Nobody can tell what was written in the
-// epoch of a server that died; so that counts as written, unless
-// no VM had the volume.
+// epoch of a server that died; so that counts as written, unless no VM had the volume.
+//
+// Whom the record forgets: the one that is longest ago; but those that come for the first time and
+// change nothing, as programs do that only look, never push out the last four others. A loser that
+// is forgotten would get the volume again.
 //
 // Thread safety: pure functions.
 #pragma once
@@ -61,6 +64,7 @@ struct LockState {
     uint64_t ticket = 0;  // 0: nobody
     VmId vm = 0;
     bool is_multi = false;
+    bool is_new = false;  // nothing was known of the VM when it came
     uint32_t connections = 0;
     auto operator<=>(const Party&) const = default;
   };

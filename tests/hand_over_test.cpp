@@ -8,6 +8,7 @@
 #include <random>
 #include <thread>
 
+#include "base/units.h"
 #include "store_testing.h"
 
 namespace tplstore {
@@ -87,6 +88,20 @@ TEST_CASE_FIXTURE(Fixture, "a volume moves without a flush when its source has b
   const auto begun = std::chrono::steady_clock::now();
   destination->write(0, filled(kBlockBytes, 2), false);
   CHECK(std::chrono::steady_clock::now() - begun >= kLockQuiet);
+  check_moved();
+}
+
+TEST_CASE_FIXTURE(Fixture, "a standby that came in time gets the volume after that time too") {
+  store->hand_over("vm1", "destination", std::chrono::seconds(2));
+  destination = open("destination");
+  const int64_t until_ns = store->show_lock("vm1").hand_over->until_ns;
+  while (now_unix_ns() < until_ns) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  const LockInfo lock = store->show_lock("vm1");
+  CHECK(lock.state == LockInfo::State::kHandOver);
+  REQUIRE(lock.hand_over);
+  CHECK(lock.hand_over->has_standby);
+  // The source has not flushed, so this waits until it has been quiet.
+  destination->write(0, filled(kBlockBytes, 2), false);
   check_moved();
 }
 

@@ -578,7 +578,6 @@ void Explorer::steps_of_changes(const World& world, size_t v) {
   for (const auto waited : {Seen::Duration(0), kLong})
     for (const auto quiet : {Seen::Duration(0), kLong}) {
       LockChange event;
-      event.now_ns = world.is_late ? kArmedUntil : 0;
       event.waited = waited;
       event.owner.has_in_flight = world.saw_in_flight;
       event.owner.has_flushed = world.saw_flush;

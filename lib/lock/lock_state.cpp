@@ -209,8 +209,8 @@ LockStep on(LockState state, const LockChange& event) {
     state.record.written_epoch = state.record.epoch;
     return {state, LockAnswer::kYes, state.owner.ticket};
   }
-  if (event.waited < kLockChangeWait && state.record.is_armed(event.now_ns))
-    return {state, LockAnswer::kWait};
+  // It came in time: that is over when it must not wait any longer, and not before.
+  if (event.waited < kLockChangeWait) return {state, LockAnswer::kWait};
   lose_standby(state);
   return {state, LockAnswer::kLoser};
 }

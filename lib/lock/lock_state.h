@@ -124,7 +124,6 @@ struct LockLeave {
 struct LockChange {
   OwnerSeen owner;
   OwnerSeen::Duration waited{0};
-  int64_t now_ns = 0;
 };
 // What an operator asks for.
 struct LockArm {

@@ -210,7 +210,6 @@ LockChange VolumeRegistry::look_at_source(Entry& entry, Clock::duration waited) 
   event.owner.has_flushed = volume.has_flushed();
   event.owner.quiet = milliseconds_of(now - entry.unchanged_since);
   event.waited = milliseconds_of(waited);
-  event.now_ns = now_unix_ns();
   return event;
 }
 
@@ -429,13 +428,16 @@ std::optional<LockInfo> VolumeRegistry::lock_info(const Uuid& uuid) {
   const Entry& entry = it->second;
   WriterLock& lock = entry.volume->writer_lock();
   const LockState state = lock.state();
-  LockInfo info = lock_info_of(entry.volume->name(), lock.header());
+  const VolumeHeader header = lock.header();
+  LockInfo info = lock_info_of(entry.volume->name(), header);
+  // It has come in time, and is there after that too.
+  if (state.standby.ticket != 0)
+    info.hand_over = {get_text(header.hand_over_token), true, header.hand_over_until_ns};
   if (state.is_held) {
     info.state = info.hand_over ? LockInfo::State::kHandOver : LockInfo::State::kHeld;
     info.has_written = entry.is_alone || entry.volume->writes() != entry.writes_before;
   }
   info.connections = state.owner.connections;
-  if (info.hand_over) info.hand_over->has_standby = state.standby.ticket != 0;
   return info;
 }
 

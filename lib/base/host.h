@@ -24,7 +24,11 @@ struct HostIdentity {
   Uuid machine_id;  // /etc/machine-id
   Uuid boot_id;     // /proc/sys/kernel/random/boot_id
 
-  bool has_id(const Uuid& id) const { return id == host_id || id == machine_id; }
+  // Whether who bears these is of this host. Without an id only its boot can tell.
+  bool is_same(const Uuid& host, const Uuid& boot) const {
+    if (host.is_nil()) return !boot.is_nil() && boot == boot_id;
+    return host == host_id || host == machine_id;
+  }
 };
 const HostIdentity& this_host();
 

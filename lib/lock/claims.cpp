@@ -98,7 +98,7 @@ ClaimsFound find_claims(Backend& backend, const std::string& folder, const Uuid&
            "that many: remove the objects 'owner.*' in {} when no host has the volume",
            kClaimsMax, folder);
     const std::optional<HostClaim> claim = decode(content, volume, epoch);
-    const bool is_own = claim ? this_host().has_id(claim->host_id)
+    const bool is_own = claim ? this_host().is_same(claim->host_id, claim->boot_id)
                               : backend.kind().reach == StorageKind::Reach::kOneHost;
     if (!is_own) found.other = claimant_of(claim);
   }

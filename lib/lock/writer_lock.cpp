@@ -40,7 +40,7 @@ std::string describe(const WriterInfo& writer) {
 OwnerSeen::Process process_of(const WriterInfo& writer) {
   using Process = OwnerSeen::Process;
   const HostIdentity& host = this_host();
-  if (!host.has_id(writer.host_id)) return Process::kOfAnotherHost;
+  if (!host.is_same(writer.host_id, writer.boot_id)) return Process::kOfAnotherHost;
   // What the server, or a tool, had for itself is over when it has let go of the lock.
   const bool was_servers_own =
       writer.peer_pid == writer.server_pid && writer.peer_start_time == writer.server_start_time;

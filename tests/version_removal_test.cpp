@@ -65,7 +65,7 @@ TEST_CASE("a hole is not punched as long as a request may read what was there") 
   reclaimer.get();
   backend.on_read = nullptr;
   CHECK(memory->list(volume_folder(uuid)) ==
-        std::vector<std::string>{"data.2", "header", "lock", "map", "map.1", "readers"});
+        std::vector<std::string>{"data.2", "header", "lock", "map", "map.1", "owner.1", "readers"});
   volume->close();
 }
 

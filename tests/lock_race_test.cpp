@@ -33,8 +33,10 @@ constexpr uint64_t kRaceDiskBytes = 1 << 20;
 // Nobody waits for a process that has gone, and for one that is alive no more than it takes to be
 // done; so much is for a busy machine.
 constexpr std::chrono::seconds kStuck{20};
-// So many that had the volume since a VM had it are remembered for sure.
+// A VM is remembered for sure until so many others have had the volume since; one that has changed
+// nothing until so many have.
 constexpr uint64_t kRemembered = 6;
+constexpr uint64_t kLookerRemembered = 2;
 constexpr size_t kHistory = 64;
 
 // What the processes share.
@@ -143,7 +145,8 @@ class Racer {
   void check_return(const Former& vm) {
     ++shared_.returns;
     const uint64_t since = vm.win - former_->win - 1 + (vm.kills - former_->kills);
-    if (since > kRemembered) return;
+    const bool has_written = shared_.has_written[former_->win % kHistory];
+    if (since > (has_written ? kRemembered : kLookerRemembered)) return;
     for (uint64_t win = former_->win + 1; win < vm.win; ++win)
       if (shared_.has_written[win % kHistory])
         shared_.breaks(fmt::format("{} comes back after another one has written", vm.token));

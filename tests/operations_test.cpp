@@ -59,7 +59,7 @@ TEST_CASE("a version of a volume that nobody has open is removed with one openin
   const uint64_t before = f.store->space().volume_bytes;
   const Counts removed = count({{"op", "version-rm"}, {"volume", "vm1"}, {"versions", {"1"}}});
   CHECK(removed.openings == 1);
-  CHECK(removed.headers == 1);
+  CHECK(removed.headers == 2);  // behind the claim it is looked at again
   CHECK(removed.syncs <= created.syncs);
   // Nothing is left for later.
   CHECK(f.store->show_volume("vm1").versions.front().number == 2);

@@ -861,7 +861,7 @@ class Model {
 
 TEST_CASE("volumes, versions and forks are what the model says, and take the space it says") {
   Random random(test_seed());
-  const uint64_t operations = test_operations(kIsSanitized ? 100'000 : 1'000'000);
+  const uint64_t operations = test_operations(kIsSanitized ? 60'000 : 500'000);
   uint64_t done = 0;
   while (done < operations) {
     Model model(random);

@@ -226,7 +226,7 @@ class Model {
 
 TEST_CASE("a volume behaves like a byte array, whatever is done to it") {
   Random random(test_seed());
-  const uint64_t operations = test_operations(100'000);
+  const uint64_t operations = test_operations(kIsSanitized ? 40'000 : 100'000);
   uint64_t done = 0;
   for (unsigned round = 0; done < operations; ++round) {
     const auto backend = memory_store();
@@ -272,7 +272,7 @@ TEST_CASE("threads that write parts of the same blocks never lose each other's b
   std::vector<std::atomic<uint64_t>> ended(kSectors);
   std::atomic<unsigned> running{kThreads};
   std::atomic<uint64_t> failures{0};
-  const uint64_t writes = test_operations(100'000) / kThreads;
+  const uint64_t writes = test_operations(kIsSanitized ? 40'000 : 100'000) / kThreads;
   std::vector<std::thread> threads;
   for (unsigned t = 0; t < kThreads; ++t) {
     threads.emplace_back([&, t] {

@@ -59,10 +59,9 @@ void look_at_record(OwnerSeen& owner, const VolumeHeader& header,
   owner.absent = absent(writer->epoch);
 }
 
-LockArm arm_event(const std::string& token, std::chrono::seconds duration) {
-  Peer peer;
-  peer.token = token;
-  return {vm_id(peer), token_id(token), now_unix_ns() + std::chrono::nanoseconds(duration).count()};
+LockArm arm_event(const Peer& destination, std::chrono::seconds duration) {
+  return {vm_id(destination), token_id(destination.token),
+          now_unix_ns() + std::chrono::nanoseconds(duration).count()};
 }
 
 LockConnect connect_event(const Claim& claim, std::chrono::milliseconds waited) {

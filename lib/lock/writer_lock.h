@@ -41,8 +41,8 @@ struct Claim {
     return std::chrono::milliseconds(0);
   };
 };
-// What an operator who hands a volume over to this writer asks for.
-LockArm arm_event(const std::string& token, std::chrono::seconds duration);
+// What an operator who hands a volume over to the VM with this one's token asks for.
+LockArm arm_event(const Peer& destination, std::chrono::seconds duration);
 // What it is to the rules, if it has waited for so long.
 LockConnect connect_event(const Claim& claim, std::chrono::milliseconds waited);
 // Whether the process lives that was connected, when the volume's lock is free; kOfAnotherHost when

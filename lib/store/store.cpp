@@ -306,7 +306,7 @@ LockInfo Store::hand_over(const std::string& volume, const std::string& token,
          token);
   Peer destination;
   destination.token = token;
-  const LockStep armed = impl_->change_lock(volume, arm_event(token, duration), destination);
+  const LockStep armed = impl_->change_lock(volume, arm_event(destination, duration), destination);
   fail_unless_armed(volume, token, armed);
   return show_lock(volume);
 }

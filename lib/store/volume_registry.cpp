@@ -219,16 +219,13 @@ LockChange VolumeRegistry::look_at_source(Entry& entry, Clock::duration waited) 
 bool VolumeRegistry::hand_over(Entry& entry, Clock::duration waited) {
   WriterLock& lock = entry.volume->writer_lock();
   if (lock.ask(look_at_source(entry, waited)).answer == LockAnswer::kWait) return false;
-  const uint64_t source = lock.state().owner.ticket;
-  for (Attachment* attachment : entry.attached)
-    if (source != 0 && attachment->ticket_ == source)
-      attachment->right_.state = Volume::Right::State::kWaits;
+  entry.is_handing_over = true;
+  give_rights(entry);
   const LockChange event = look_at_source(entry, waited);
   const bool has_answer = lock.ask(event).answer != LockAnswer::kWait;
   if (has_answer) {
     // The header is written without the mutex. Meanwhile the entry stays, for the one that waits is
     // in it; and whatever else has happened to the lock then, its state says who may do what.
-    entry.is_handing_over = true;
     mutex_.unlock();
     try {
       lock.apply(event);
@@ -239,8 +236,8 @@ bool VolumeRegistry::hand_over(Entry& entry, Clock::duration waited) {
       throw;
     }
     mutex_.lock();
-    entry.is_handing_over = false;
   }
+  entry.is_handing_over = false;
   give_rights(entry);
   return has_answer;
 }

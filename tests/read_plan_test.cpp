@@ -2,7 +2,6 @@
 
 #include <doctest/doctest.h>
 
-
 using namespace tplstore;
 
 namespace {
@@ -124,4 +123,88 @@ TEST_CASE("what a piece fails with is thrown, alone and among others") {
     plan.add(*f.of_a, Counted::kBad, f.part(50));
     CHECK_THROWS_AS(plan.run(), Error);
   }
+}
+
+namespace {
+
+// Answers for pieces: which may be read now, and which are right.
+struct Check final : ReadCheck {
+  bool may_begin = true;
+  bool is_right = true;
+  int begun = 0, ended = 0, failed = 0;
+  std::vector<uint64_t> elsewhere;
+
+  bool begin() noexcept override {
+    begun += may_begin;
+    return may_begin;
+  }
+  bool end(const ReadPiece&, const std::exception_ptr& error) noexcept override {
+    ++ended;
+    failed += error != nullptr;
+    return !error && is_right;
+  }
+  void read_elsewhere(uint64_t offset, MutableBytes into) override {
+    elsewhere.push_back(offset);
+    std::ranges::fill(into, std::byte{9});
+  }
+};
+
+}  // namespace
+
+TEST_CASE("checked pieces are read backend by backend, and each is answered for") {
+  for (const size_t count : {1, 2, 4, 5, 16, 17, 40}) {
+    CAPTURE(count);
+    Fixture f;
+    Check right, wrong;
+    wrong.is_right = false;
+    ReadPlan plan;
+    for (size_t i = 0; i < count; ++i) {
+      plan.add_checked(*f.of_a, i * 32, f.part(2 * i), right);
+      plan.add_checked(*f.of_b, i * 32, f.part(2 * i + 1), wrong);
+    }
+    CHECK(plan.size() == 2 * count);
+    plan.run();
+    CHECK(right.begun == static_cast<int>(count));
+    CHECK(right.ended == right.begun);
+    CHECK(wrong.ended == right.begun);
+    CHECK(right.elsewhere.empty());
+    CHECK(wrong.elsewhere.size() == count);
+    for (size_t i = 0; i < count; ++i) {
+      for (const std::byte byte : f.part(2 * i)) REQUIRE(byte == std::byte{1});
+      for (const std::byte byte : f.part(2 * i + 1)) REQUIRE(byte == std::byte{9});
+    }
+  }
+}
+
+TEST_CASE("a checked piece that may not be read now, or cannot be, is read elsewhere") {
+  for (const size_t others : {0, 1, 20}) {
+    CAPTURE(others);
+    Fixture f;
+    Check off, well;
+    off.may_begin = false;
+    ReadPlan plan;
+    for (size_t i = 0; i < others; ++i) plan.add_checked(*f.of_a, i * 32, f.part(i), well);
+    plan.add_checked(*f.of_a, 4000, f.part(50), off);
+    plan.add_checked(*f.of_a, Counted::kBad, f.part(51), well);
+    plan.add(*f.of_b, 0, f.part(52));
+    plan.run();
+    CHECK(off.ended == 0);
+    CHECK(off.elsewhere == std::vector<uint64_t>{4000});
+    CHECK(well.begun == static_cast<int>(others) + 1);
+    CHECK(well.ended == well.begun);
+    CHECK(well.failed == 1);
+    CHECK(well.elsewhere == std::vector<uint64_t>{Counted::kBad});
+    CHECK(f.part(52)[0] == std::byte{2});
+  }
+}
+
+TEST_CASE("checked pieces that go on are one only if the same check answers for them") {
+  Fixture f;
+  Check one, other;
+  ReadPlan plan;
+  plan.add_checked(*f.of_a, 0, f.part(0), one);
+  plan.add_checked(*f.of_a, 16, f.part(1), one);
+  CHECK(plan.size() == 1);
+  plan.add_checked(*f.of_a, 32, f.part(2), other);
+  CHECK(plan.size() == 2);
 }

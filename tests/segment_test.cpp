@@ -31,7 +31,8 @@ ByteVector content_of(Backend& backend, const Hash128& name) {
 }
 
 std::vector<uint32_t> find_damage(Backend& backend, const Hash128& name) {
-  const auto segment = BlockSource(backend).hold(name, 0);
+  BlockSource source(backend);
+  const auto segment = source.hold(name, 0);
   const std::vector<Hash128> table = segment->read_table(kTestSecret);
   ByteVector blocks(table.size() * kBlockBytes);
   segment->read(0, blocks);

@@ -124,8 +124,14 @@ Thrown thrown_by(const F& step) {
 
 // With segments that nobody else holds.
 inline std::shared_ptr<TemplateImage> open_image(Backend& backend, const std::string& name) {
-  BlockSource blocks(backend);
-  return TemplateImage::open(backend, blocks, name);
+  struct Alone {
+    Alone(Backend& backend, const std::string& name)
+        : blocks(backend), image(TemplateImage::open(backend, blocks, name)) {}
+    BlockSource blocks;
+    const std::shared_ptr<TemplateImage> image;
+  };
+  const auto alone = std::make_shared<Alone>(backend, name);
+  return {alone, alone->image.get()};
 }
 
 inline Hash128 publish_segment(SegmentBuilder& builder, Backend& backend) {

@@ -62,7 +62,10 @@ class Random {
 inline VolumeEnvironment environment_on(Backend& backend) {
   return {backend,
           [&backend, blocks = std::make_shared<BlockSource>(backend)](const std::string& name) {
-            return TemplateImage::open(backend, *blocks, name);
+            // What it holds lasts as long as it does.
+            using Held = std::pair<decltype(blocks), std::shared_ptr<TemplateImage>>;
+            auto held = std::make_shared<Held>(blocks, TemplateImage::open(backend, *blocks, name));
+            return std::shared_ptr<TemplateImage>(held, held->second.get());
           },
           [](const std::string&) {}, [] {}};
 }

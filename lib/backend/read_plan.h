@@ -1,46 +1,112 @@
 // What a request has to read: pieces of any objects, of any backends.
 //
+// A piece may be checked: whoever adds it is asked whether it may be read where it is, looks at
+// what was read, and reads it elsewhere when it could not be read or is not right.
+//
 // Allocates only when it grows past what a usual request needs. Not thread-safe; one per request,
 // on its stack.
 #pragma once
 
 #include <array>
-#include <functional>
+#include <exception>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "backend/backend.h"
+#include "base/grace_period.h"
 
 namespace tplstore {
 
+// Who answers for checked pieces.
+class ReadCheck {
+ public:
+  // Whether the piece may be read now.
+  virtual bool begin() noexcept = 0;
+  // Follows each begin() that was true. Whether the bytes are there, and right; `error`: what
+  // reading them failed with.
+  virtual bool end(const ReadPiece& piece, const std::exception_ptr& error) noexcept = 0;
+  // Reads what could not be read, or was not right, from where else it is.
+  virtual void read_elsewhere(uint64_t offset, MutableBytes into) = 0;
+
+ protected:
+  ~ReadCheck() = default;
+};
+
 class ReadPlan {
  public:
-  // Pieces that continue the one before, in the object and in memory, are joined with it.
   void add(Object& object, uint64_t offset, MutableBytes into) {
-    if (count_ > 0) {
-      ReadPiece& last = pieces()[count_ - 1];
-      if (last.object == &object && last.offset + last.into.size() == offset &&
-          last.into.data() + last.into.size() == into.data()) {
-        last.into = MutableBytes(last.into.data(), last.into.size() + into.size());
-        return;
-      }
-    }
-    const ReadPiece piece{&object, offset, into};
-    if (count_ < inline_.size()) {
-      inline_[count_] = piece;
-    } else {
-      if (count_ == inline_.size()) overflow_.assign(inline_.begin(), inline_.end());
-      overflow_.push_back(piece);
-    }
-    ++count_;
+    plain_.add({&object, offset, into});
   }
-  size_t size() const { return count_; }
+  void add_checked(Object& object, uint64_t offset, MutableBytes into, ReadCheck& check) {
+    checked_.add({{&object, offset, into}, &check, false});
+  }
+  // What a request looks up while it plans lasts as long as the plan: it is counted as one that is
+  // in flight, from before the first look.
+  void enter(GracePeriod& period) {
+    if (!request_) request_.emplace(period);
+  }
+  size_t size() const { return plain_.size() + checked_.size(); }
 
   // Reads all of it: one piece by a plain read, several as one batch for each backend. Throws what
   // one of them failed with.
   void run() {
-    if (count_ == 1) return inline_[0].object->read(inline_[0].offset, inline_[0].into);
-    std::span<ReadPiece> rest = pieces();
+    if (checked_.size() != 0) [[unlikely]]
+      run_checked();
+    std::span<ReadPiece> rest = plain_.pieces();
+    if (rest.size() == 1) return rest[0].object->read(rest[0].offset, rest[0].into);
+    for_each_owner(rest, [](Backend& owner, std::span<ReadPiece> pieces) {
+      owner.read_batch(pieces).throw_first();
+    });
+  }
+
+ private:
+  struct CheckedPiece : ReadPiece {
+    ReadCheck* check;
+    bool is_right;  // it was read, and is
+  };
+  static bool is_checked_alike(const ReadPiece&, const ReadPiece&) { return true; }
+  static bool is_checked_alike(const CheckedPiece& one, const CheckedPiece& other) {
+    return one.check == other.check;
+  }
+
+  template <typename Piece, size_t kUsual>
+  class PieceList {
+   public:
+    // Pieces that continue the one before, in the object and in memory, are joined with it.
+    void add(const Piece& piece) {
+      if (count_ > 0) {
+        Piece& last = pieces()[count_ - 1];
+        if (last.object == piece.object && last.offset + last.into.size() == piece.offset &&
+            last.into.data() + last.into.size() == piece.into.data() &&
+            is_checked_alike(last, piece)) {
+          last.into = MutableBytes(last.into.data(), last.into.size() + piece.into.size());
+          return;
+        }
+      }
+      if (count_ < inline_.size()) {
+        inline_[count_] = piece;
+      } else {
+        if (count_ == inline_.size()) overflow_.assign(inline_.begin(), inline_.end());
+        overflow_.push_back(piece);
+      }
+      ++count_;
+    }
+    size_t size() const { return count_; }
+    std::span<Piece> pieces() {
+      return count_ <= inline_.size() ? std::span(inline_.data(), count_)
+                                      : std::span<Piece>(overflow_);
+    }
+
+   private:
+    size_t count_ = 0;
+    std::array<Piece, kUsual> inline_;
+    std::vector<Piece> overflow_;
+  };
+
+  // Sorts the pieces by the backends of their objects and visits those of each.
+  template <typename Visit>
+  static void for_each_owner(std::span<ReadPiece> rest, Visit visit) {
     const auto owner_of = [](const ReadPiece& piece) { return &piece.object->owner(); };
     if (!std::ranges::is_sorted(rest, std::less(), owner_of))
       std::ranges::sort(rest, std::less(), owner_of);
@@ -49,20 +115,15 @@ class ReadPlan {
       const auto others = std::ranges::find_if(
           rest, [&](const ReadPiece& piece) { return owner_of(piece) != &owner; });
       const auto count = static_cast<size_t>(others - rest.begin());
-      owner.read_batch(rest.first(count)).throw_first();
+      visit(owner, rest.first(count));
       rest = rest.subspan(count);
     }
   }
+  void run_checked();
 
- private:
-  std::span<ReadPiece> pieces() {
-    return count_ <= inline_.size() ? std::span(inline_.data(), count_)
-                                    : std::span<ReadPiece>(overflow_);
-  }
-
-  size_t count_ = 0;
-  std::array<ReadPiece, 16> inline_;
-  std::vector<ReadPiece> overflow_;
+  std::optional<GracePeriod::Request> request_;  // ends when all else of the plan has
+  PieceList<ReadPiece, 16> plain_;
+  PieceList<CheckedPiece, 4> checked_;
 };
 
 }  // namespace tplstore

@@ -88,6 +88,7 @@ void Store::Impl::run_upkeep() {
       options.log(fmt::format("upkeep failed: {}", why));
     };
     upkeep_of_all.attempt(say, [this] {
+      blocks.free_unused_copies();
       const bool evicts = node_memory_bytes() > options.map_cache_bytes;
       for (const auto& attachment : registry.all_open()) attachment->volume().maintain(evicts);
       if (evicts)

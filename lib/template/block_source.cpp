@@ -1,7 +1,61 @@
-// Which segments somebody holds, and how one is opened.
+// Which segments somebody holds, how one is opened at the origin, and how its copy is used.
+//
+// A request that reads from a copy has entered requests_ before it looks for it, so a copy that is
+// left while requests read from it is kept until those have ended.
 #include "template/block_source.h"
 
+#include <algorithm>
+#include <array>
+#include <cstring>
+
 namespace tplstore {
+
+// A segment's copy while it is in use.
+class BlockSource::Copy final : public ReadCheck {
+ public:
+  Copy(Segment& segment, std::unique_ptr<SegmentCopy> copy)
+      : segment_(segment), copy_(std::move(copy)) {}
+
+  Object& object() { return copy_->object(); }
+  bool begin() noexcept override { return copy_->begin(); }
+  bool end(const ReadPiece& piece, const std::exception_ptr& error) noexcept override {
+    auto outcome = SegmentCopy::Outcome::kRead;
+    if (error) {
+      outcome = SegmentCopy::Outcome::kFailed;
+    } else if (!has_hashes(piece)) {
+      outcome = SegmentCopy::Outcome::kDamaged;
+    }
+    copy_->end(outcome, piece.into.size(), error);
+    if (outcome == SegmentCopy::Outcome::kRead) return true;
+    segment_.leave(*this);
+    return false;
+  }
+  void read_elsewhere(uint64_t offset, MutableBytes into) override {
+    segment_.read_elsewhere(offset, into);
+  }
+
+ private:
+  bool has_hashes(const ReadPiece& piece) const {
+    const HashSecret& secret = segment_.source_.secret_;
+    const uint64_t first = piece.offset / kBlockBytes;
+    for (uint64_t i = 0; i < piece.into.size() / kBlockBytes; ++i) {
+      const Bytes block = Bytes(piece.into).subspan(i * kBlockBytes, kBlockBytes);
+      if (content_hash(block, secret) != copy_->table()[first + i]) return false;
+    }
+    return true;
+  }
+
+  Segment& segment_;
+  const std::unique_ptr<SegmentCopy> copy_;
+};
+
+BlockSource::BlockSource(Backend& origin) : origin_(origin) {}
+BlockSource::~BlockSource() = default;
+
+void BlockSource::set_copies(SegmentCopies& copies, const HashSecret& secret) {
+  copies_ = &copies;
+  secret_ = secret;
+}
 
 std::shared_ptr<BlockSource::Segment> BlockSource::hold(const Hash128& name, uint32_t block_count) {
   const Lock guard(mutex_);
@@ -12,26 +66,167 @@ std::shared_ptr<BlockSource::Segment> BlockSource::hold(const Hash128& name, uin
   std::weak_ptr<Segment>& known = known_[{name, block_count}];
   auto segment = known.lock();
   // Not in one piece with its counts, which stay until it is forgotten.
-  if (!segment) known = segment = std::shared_ptr<Segment>(new Segment(origin_, name, block_count));
+  if (!segment) known = segment = std::shared_ptr<Segment>(new Segment(*this, name, block_count));
   return segment;
 }
 
-Object& BlockSource::Segment::open() {
+void BlockSource::look_again(const Hash128& name) {
+  std::vector<std::shared_ptr<Segment>> segments;
+  {
+    const Lock guard(mutex_);
+    for (auto known = known_.lower_bound({name, 0}); known != known_.end(); ++known) {
+      if (known->first.first != name) break;
+      if (auto segment = known->second.lock()) segments.push_back(std::move(segment));
+    }
+  }
+  for (const auto& segment : segments) segment->look_again();
+}
+
+void BlockSource::keep_unused(std::list<Copy>& copies) {
+  const Lock guard(unused_mutex_);
+  unused_.splice(unused_.end(), copies);
+}
+
+void BlockSource::free_unused_copies() {
+  std::list<Copy> unused;
+  {
+    const Lock guard(unused_mutex_);
+    unused.swap(unused_);
+  }
+  if (unused.empty()) return;
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(100);
+  if (!requests_.wait_for_requests_until(deadline)) keep_unused(unused);
+}
+
+BlockSource::Segment::Segment(BlockSource& source, const Hash128& name, uint32_t block_count)
+    : source_(source), name_(name), block_count_(block_count) {}
+BlockSource::Segment::~Segment() = default;
+
+void BlockSource::Segment::read(uint64_t offset, MutableBytes into) {
+  if (Object* object = only_object_.load(std::memory_order_acquire))
+    return object->read(offset, into);
+  ReadPlan plan;
+  plan_elsewhere(offset, into, plan);
+  plan.run();
+}
+
+Object& BlockSource::Segment::open_at_origin() {
+  if (Object* object = origin_object_.load(std::memory_order_acquire)) return *object;
   const Lock guard(opening_);
   if (!opened_) {
-    opened_ = open_segment(origin_, name_, block_count_);
-    object_.store(opened_.get(), std::memory_order_release);
+    opened_ = open_segment(source_.origin_, name_, block_count_);
+    origin_object_.store(opened_.get(), std::memory_order_release);
+    if (source_.copies_ == nullptr) only_object_.store(opened_.get(), std::memory_order_release);
   }
   return *opened_;
 }
 
 bool BlockSource::Segment::is_missing() {
   try {
-    origin_.open(segment_path(name_), Access::kRead, Purpose::kData);
+    source_.origin_.open(segment_path(name_), Access::kRead, Purpose::kData);
     return false;
   } catch (const Error& error) {
     return error.code() == ENOENT;
   }
+}
+
+// --- copies
+
+void BlockSource::Segment::plan_elsewhere(uint64_t offset, MutableBytes into, ReadPlan& plan) {
+  SegmentCopies* copies = source_.copies_;
+  // Only who knows how many blocks it should have can tell a copy from something else.
+  if (copies == nullptr || block_count_ == 0) return plan.add(open_at_origin(), offset, into);
+  plan.enter(source_.requests_);
+  if (looked_at_generation_.load(std::memory_order_acquire) != copies->generation())
+    look_for_copy();
+  Copy* copy = copy_.load(std::memory_order_acquire);
+  if (copy == nullptr) {
+    plan.add(open_at_origin(), offset, into);
+    return copies->was_read_at_origin(name_, block_count_, into.size());
+  }
+  // What is part of a block cannot be compared with its hash without the rest.
+  if (const uint64_t before = offset % kBlockBytes; before != 0) {
+    const size_t part = std::min<uint64_t>(into.size(), kBlockBytes - before);
+    read_part(*copy, offset, into.first(part));
+    offset += part;
+    into = into.subspan(part);
+  }
+  const size_t whole = into.size() / kBlockBytes * kBlockBytes;
+  if (whole > 0) plan.add_checked(copy->object(), offset, into.first(whole), *copy);
+  if (whole < into.size()) read_part(*copy, offset + whole, into.subspan(whole));
+}
+
+void BlockSource::Segment::read_part(Copy& copy, uint64_t offset, MutableBytes into) {
+  const uint64_t before = offset % kBlockBytes;
+  alignas(kBlockBytes) std::array<std::byte, kBlockBytes> block;
+  ReadPlan plan;
+  plan.add_checked(copy.object(), offset - before, block, copy);
+  plan.run();
+  std::memcpy(into.data(), block.data() + before, into.size());
+}
+
+// Wherever it is: at the origin, or in another copy than the one that has been left.
+void BlockSource::Segment::read_elsewhere(uint64_t offset, MutableBytes into) {
+  try {
+    read_at_origin(offset, into);
+    source_.copies_->was_read_at_origin(name_, block_count_, into.size());
+  } catch (const Error&) {
+    look_for_copy();
+    Copy* copy = copy_.load(std::memory_order_acquire);
+    if (copy == nullptr || !copy->begin()) throw;
+    const ReadPiece piece{&copy->object(), offset, into};
+    std::exception_ptr error;
+    try {
+      piece.object->read(offset, into);
+    } catch (...) {
+      error = std::current_exception();
+    }
+    if (!copy->end(piece, error)) throw;
+  }
+}
+
+// One thread looks; the others wait for it where they have no copy to go on with, but not for long.
+void BlockSource::Segment::look_for_copy() {
+  {
+    const Lock guard(copy_mutex_);
+    if (is_looking_) {
+      const auto patience_ends = looking_since_ + kCopyWait;
+      while (is_looking_ && copy_.load(std::memory_order_relaxed) == nullptr &&
+             std::chrono::steady_clock::now() < patience_ends)
+        copy_found_.wait_until(copy_mutex_, patience_ends);
+      return;
+    }
+    is_looking_ = true;
+    is_asked_again_ = false;
+    looking_since_ = std::chrono::steady_clock::now();
+  }
+  const uint64_t generation = source_.copies_->generation();
+  std::list<Copy> found;
+  try {
+    auto copy = source_.copies_->open(name_, block_count_);
+    if (copy && copy->table().size() == block_count_) found.emplace_back(*this, std::move(copy));
+  } catch (const std::bad_alloc&) {  // then the origin serves
+  }
+  const Lock guard(copy_mutex_);
+  copy_.store(found.empty() ? nullptr : &found.front(), std::memory_order_release);
+  owned_copy_.swap(found);
+  source_.keep_unused(found);
+  if (!is_asked_again_) looked_at_generation_.store(generation, std::memory_order_release);
+  is_looking_ = false;
+  copy_found_.notify_all();
+}
+
+void BlockSource::Segment::look_again() {
+  const Lock guard(copy_mutex_);
+  is_asked_again_ = true;
+  looked_at_generation_.store(0, std::memory_order_release);
+}
+
+void BlockSource::Segment::leave(const Copy& copy) noexcept {
+  const Lock guard(copy_mutex_);
+  if (owned_copy_.empty() || &owned_copy_.front() != &copy) return;
+  copy_.store(nullptr, std::memory_order_release);
+  source_.keep_unused(owned_copy_);
 }
 
 }  // namespace tplstore

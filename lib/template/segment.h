@@ -18,6 +18,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -79,8 +80,13 @@ class SegmentBuilder {
   // Publishes what was collected, durably, and is empty afterwards. When the name exists with the
   // same bytes, that one serves; EIO when its bytes differ.
   Hash128 publish(Backend& backend, BlockSource& blocks);
+  // Makes the segment of that name, which is damaged or missing, what was collected, durably, and
+  // is empty afterwards. Others may read it meanwhile.
+  void mend(Backend& backend);
 
  private:
+  void with_whole_object(const std::function<void(Bytes)>& use);
+
   const HashSecret secret_;
   std::vector<Hash128> hashes_;
   ByteVector content_;  // the blocks; table and trailer are added by publish

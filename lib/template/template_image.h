@@ -4,7 +4,7 @@
 // A template never changes. While a TemplateImage exists it holds a shared lock on the template's
 // manifest object "templates/NAME", so no other process removes what it reads.
 //
-// Memory: 16 bytes per run and about 200 per segment, which templates share; a plain image has one
+// Memory: 16 bytes per run and about 400 per segment, which templates share; a plain image has one
 // run per segment. Planning a read of segments that are open allocates nothing, takes no lock and
 // writes to no memory that threads share.
 // Thread safety: all methods.

@@ -14,7 +14,6 @@
 #include "memory/memory_backend.h"
 #include "store_testing.h"
 #include "template/block_source.h"
-#include "template/segment_repair.h"
 #include "template_testing.h"
 
 using namespace tplstore;
@@ -349,63 +348,4 @@ TEST_CASE("copies come, go, fail and are damaged while many read") {
   f.segment.reset();
   CHECK(f.copies.alive == 0);
   CHECK(f.copies.read > 0);
-}
-
-TEST_CASE("what is damaged at the origin is mended from a sound copy, and only that is written") {
-  const std::string path = segment_path(Fixture().name);
-  const ByteVector sound = Fixture().memory.content(path);
-  const auto with_byte_changed = [&](uint64_t at) {
-    ByteVector content = sound;
-    content[at] ^= std::byte{1};
-    return content;
-  };
-  struct Damage {
-    std::string what;
-    std::optional<ByteVector> content;
-    int writes;
-  };
-  const std::vector<Damage> all{
-      {"nothing", sound, 0},
-      {"a block", with_byte_changed(5000), 1},
-      {"the last byte", with_byte_changed(sound.size() - 1), 1},
-      {"a hash", with_byte_changed(kBlocks * kBlockBytes + 17), 1},
-      {"its end is missing", ByteVector(sound.begin(), sound.end() - 4096), 0},
-      {"too long",
-       [&] {
-         ByteVector longer = sound;
-         longer.resize(sound.size() + 1);
-         return longer;
-       }(),
-       0},
-      {"gone", std::nullopt, 0}};
-  for (const Damage& damage : all) {
-    CAPTURE(damage.what);
-    Fixture f;
-    f.copies.put(f.memory, f.name);
-    f.memory.remove(path);
-    if (damage.content) f.memory.put_new(path, *damage.content);
-    int writes = 0;
-    f.origin.on_write = [&](const std::string&) { ++writes; };
-    CHECK(repair_segment(f.origin, f.name, kBlocks, kTestSecret, f.copies));
-    CHECK(f.memory.content(path) == sound);
-    CHECK(writes == damage.writes);
-  }
-}
-
-TEST_CASE("a copy that is damaged, failing or missing mends nothing") {
-  Fixture f;
-  const std::string path = segment_path(f.name);
-  const ByteVector sound = f.memory.content(path);
-  ByteVector damaged = sound;
-  damaged[4096] ^= std::byte{1};
-  f.memory.remove(path);
-  CHECK_FALSE(repair_segment(f.origin, f.name, kBlocks, kTestSecret, f.copies));
-  f.copies.memory.put_new(path, damaged);
-  CHECK_FALSE(repair_segment(f.origin, f.name, kBlocks, kTestSecret, f.copies));
-  CHECK(f.copies.damaged == 1);
-  f.copies.memory.remove(path);
-  f.copies.memory.put_new(path, sound);
-  f.copies.may_begin = false;
-  CHECK_FALSE(repair_segment(f.origin, f.name, kBlocks, kTestSecret, f.copies));
-  CHECK(f.memory.list("segments/" + path.substr(9, 2)).empty());
 }

@@ -2,6 +2,9 @@
 
 #include <doctest/doctest.h>
 
+#include <optional>
+
+#include "forwarding_backend.h"
 #include "memory/memory_backend.h"
 #include "template/block_source.h"
 #include "template_testing.h"
@@ -152,4 +155,43 @@ TEST_CASE("what is not called like a segment is not listed as one") {
   backend.put_new("segments/zz/readme", as_bytes("x"));
   backend.put_new("segments/00/ff000000000000000000000000000000", as_bytes("x"));
   CHECK(list_segments(backend) == std::vector<Hash128>{name});
+}
+
+TEST_CASE("a damaged or missing segment is mended, and only what is wrong is written") {
+  MemoryBackend memory;
+  ForwardingBackend backend(memory);
+  const Hash128 name = publish(memory, numbers_up_to(20));
+  const std::string path = segment_path(name);
+  const ByteVector sound = memory.content(path);
+  const auto with_byte_changed = [&](uint64_t at) {
+    ByteVector content = sound;
+    content[at] ^= std::byte{1};
+    return content;
+  };
+  ByteVector shorter = sound;
+  shorter.resize(sound.size() - 4096);
+  ByteVector longer = sound;
+  longer.resize(sound.size() + 1);
+  struct Damage {
+    std::string what;
+    std::optional<ByteVector> content;
+    int writes;
+  };
+  const std::vector<Damage> all{{"nothing", sound, 0},
+                                {"a block", with_byte_changed(5000), 1},
+                                {"the last byte", with_byte_changed(sound.size() - 1), 1},
+                                {"a hash", with_byte_changed(20 * kBlockBytes + 17), 1},
+                                {"its end is missing", shorter, 0},
+                                {"too long", longer, 0},
+                                {"gone", std::nullopt, 0}};
+  for (const Damage& damage : all) {
+    CAPTURE(damage.what);
+    memory.remove(path);
+    if (damage.content) memory.put_new(path, *damage.content);
+    int writes = 0;
+    backend.on_write = [&](const std::string&) { ++writes; };
+    mend_segment(backend, name, sound);
+    CHECK(memory.content(path) == sound);
+    CHECK(writes == damage.writes);
+  }
 }

@@ -93,56 +93,6 @@ Hash128 SegmentBuilder::name() const {
 }
 
 Hash128 SegmentBuilder::publish(Backend& backend, BlockSource& blocks) {
-  const Hash128 name = this->name();
-  const uint32_t count = block_count();
-  with_whole_object([&](Bytes object) {
-    const std::string path = segment_path(name);
-    if (backend.put_new(path, object)) return;
-    if (!has_content(blocks, name, count, object))
-      fail(EIO, path,
-           "exists with other bytes than those that would get this name: it is damaged, or two "
-           "contents have the same hash; run 'tplstore template verify', and if it is damaged {}",
-           kRepairSegment);
-    // Whoever put it may not have made its name durable yet; what we publish relies on it.
-    backend.sync_folder(segment_folder(name));
-  });
-  return name;
-}
-
-void SegmentBuilder::mend(Backend& backend) {
-  const std::string path = segment_path(name());
-  with_whole_object([&](Bytes sound) {
-    std::unique_ptr<Object> object;
-    try {
-      object = backend.open(path, Access::kWrite, Purpose::kData);
-    } catch (const Error& error) {
-      if (error.code() != ENOENT) throw;
-    }
-    if (!object || object->size_bytes() != sound.size()) {
-      object.reset();
-      if (backend.remove(path)) backend.sync_folder(segment_folder(name()));
-      backend.put_new(path, sound);
-      return;
-    }
-    // In place, so that those who read the rest of it meanwhile find it.
-    ByteVector there(kBlockBytes);
-    for (uint64_t offset = 0; offset < sound.size(); offset += kBlockBytes) {
-      const Bytes piece =
-          sound.subspan(offset, std::min<uint64_t>(kBlockBytes, sound.size() - offset));
-      const MutableBytes into = MutableBytes(there).first(piece.size());
-      bool is_sound = false;
-      try {
-        object->read(offset, into);
-        is_sound = std::memcmp(into.data(), piece.data(), piece.size()) == 0;
-      } catch (const Error&) {  // what cannot be read is written
-      }
-      if (!is_sound) object->write(offset, piece);
-    }
-    object->sync();
-  });
-}
-
-void SegmentBuilder::with_whole_object(const std::function<void(Bytes)>& use) {
   SegmentTrailer trailer{};
   trailer.magic = kSegmentMagic;
   trailer.format = kSegmentFormat;
@@ -157,14 +107,56 @@ void SegmentBuilder::with_whole_object(const std::function<void(Bytes)>& use) {
   content_.insert(content_.end(), end.begin(), end.end());
   ensure(content_.size() == segment_object_bytes(trailer.block_count),
          "a segment is as long as its block count says");
+
+  const std::string path = segment_path(trailer.table_hash);
   try {
-    use(content_);
+    if (!backend.put_new(path, content_)) {
+      if (!has_content(blocks, trailer.table_hash, trailer.block_count, content_))
+        fail(EIO, path,
+             "exists with other bytes than those that would get this name: it is damaged, or two "
+             "contents have the same hash; run 'tplstore template verify', and if it is damaged {}",
+             kRepairSegment);
+      // Whoever put it may not have made its name durable yet; what we publish relies on it.
+      backend.sync_folder(segment_folder(trailer.table_hash));
+    }
   } catch (...) {
     content_.resize(data_bytes);
     throw;
   }
   content_.clear();
   hashes_.clear();
+  return trailer.table_hash;
+}
+
+void mend_segment(Backend& backend, const Hash128& name, Bytes sound) {
+  const std::string path = segment_path(name);
+  std::unique_ptr<Object> object;
+  try {
+    object = backend.open(path, Access::kWrite, Purpose::kData);
+  } catch (const Error& error) {
+    if (error.code() != ENOENT) throw;
+  }
+  if (!object || object->size_bytes() != sound.size() || backend.write_alignment_bytes() != 1) {
+    object.reset();
+    if (backend.remove(path)) backend.sync_folder(segment_folder(name));
+    backend.put_new(path, sound);
+    return;
+  }
+  // In place, so that those who read the rest of it meanwhile find it.
+  ByteVector there(kBlockBytes);
+  for (uint64_t offset = 0; offset < sound.size(); offset += kBlockBytes) {
+    const Bytes piece =
+        sound.subspan(offset, std::min<uint64_t>(kBlockBytes, sound.size() - offset));
+    const MutableBytes into = MutableBytes(there).first(piece.size());
+    bool is_sound = false;
+    try {
+      object->read(offset, into);
+      is_sound = std::memcmp(into.data(), piece.data(), piece.size()) == 0;
+    } catch (const Error&) {  // what cannot be read is written
+    }
+    if (!is_sound) object->write(offset, piece);
+  }
+  object->sync();
 }
 
 std::vector<Hash128> read_segment_table(Object& segment, const Hash128& name,

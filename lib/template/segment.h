@@ -18,7 +18,6 @@
 #pragma once
 
 #include <cstddef>
-#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -80,17 +79,16 @@ class SegmentBuilder {
   // Publishes what was collected, durably, and is empty afterwards. When the name exists with the
   // same bytes, that one serves; EIO when its bytes differ.
   Hash128 publish(Backend& backend, BlockSource& blocks);
-  // Makes the segment of that name, which is damaged or missing, what was collected, durably, and
-  // is empty afterwards. Others may read it meanwhile.
-  void mend(Backend& backend);
 
  private:
-  void with_whole_object(const std::function<void(Bytes)>& use);
-
   const HashSecret secret_;
   std::vector<Hash128> hashes_;
   ByteVector content_;  // the blocks; table and trailer are added by publish
 };
+
+// Makes a segment that is damaged or missing what it should be, durably: `sound`, all of its
+// object. Others may read it meanwhile; whoever calls this sees to it that nobody removes it.
+void mend_segment(Backend& backend, const Hash128& name, Bytes sound);
 
 // The table of an open segment, with everything checked: size, trailer, table against name.
 std::vector<Hash128> read_segment_table(Object& segment, const Hash128& name,

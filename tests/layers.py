@@ -15,9 +15,10 @@ ARROWS = """
 plugin    -> control, store
 tools     -> control, store, transfer
 control   -> store
-store     -> volume
+store     -> volume, tier
 transfer  -> template
 volume    -> map, template, lock
+tier      -> template
 map       -> backend
 template  -> backend
 lock      -> backend

@@ -12,6 +12,7 @@ inline constexpr std::string_view kImports = "imports";      // NAME: unfinished
 inline constexpr std::string_view kVolumeNames = "names";    // NAME: uuid
 inline constexpr std::string_view kVolumes = "volumes";      // UUID/…
 inline constexpr std::string_view kGcLock = "gc.lock";       // imports share it, gc has it alone
+inline constexpr std::string_view kGcClaims = "gc.claims";   // HOST.MODE: that has it so
 inline constexpr std::string_view kServers = "servers";      // HOST.PID: where it listens
 }  // namespace paths
 

@@ -7,16 +7,15 @@
 #include <cerrno>
 #include <charconv>
 #include <cstring>
-#include <thread>
 
 #include "backend/object_name.h"
+#include "backend/lock.h"
 #include "base/host.h"
 #include "base/units.h"
 
 namespace tplstore {
 namespace {
 
-constexpr std::chrono::milliseconds kRetryInterval{10};
 // Each is another host's having been first.
 constexpr int kClaimTries = 8;
 
@@ -125,16 +124,6 @@ LockInfo lock_info_of(const std::string& name, const VolumeHeader& header,
   if (record.is_armed(now_unix_ns()))
     info.hand_over = {get_text(header.hand_over_token), false, header.hand_over_until_ns};
   return info;
-}
-
-std::unique_ptr<HeldLock> try_lock_for(Backend& backend, const std::string& object, LockMode mode,
-                                       std::chrono::milliseconds wait) {
-  const auto deadline = std::chrono::steady_clock::now() + wait;
-  while (true) {
-    if (auto lock = backend.try_lock(object, mode)) return lock;
-    if (std::chrono::steady_clock::now() >= deadline) return nullptr;
-    std::this_thread::sleep_for(kRetryInterval);
-  }
 }
 
 namespace {

@@ -139,10 +139,6 @@ struct RemovalLocks {
 RemovalLocks lock_for_removal(Backend& backend, const std::string& folder, const Uuid& volume,
                               const std::string& name);
 
-// As Backend::try_lock, trying for so long.
-std::unique_ptr<HeldLock> try_lock_for(Backend& backend, const std::string& object, LockMode mode,
-                                       std::chrono::milliseconds wait);
-
 // "unix socket, pid 12 (server pid 4711 on host kvm1) since …", for messages.
 std::string describe(const WriterInfo& writer);
 // Throws EBUSY, saying why and what to do; `header` is the volume's.

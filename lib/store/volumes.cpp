@@ -10,6 +10,7 @@
 #include "base/host.h"
 #include "base/names.h"
 #include "store/store_impl.h"
+#include "template/gc_lock.h"
 #include "template/manifest.h"
 
 namespace tplstore {
@@ -94,7 +95,7 @@ std::vector<Uuid> Store::Impl::volume_folders() {
 
 // Keeps gc and the removal of templates out.
 std::unique_ptr<HeldLock> Store::Impl::share_gc_lock() {
-  auto lock = try_lock_for(*backend, std::string(paths::kGcLock), LockMode::kShared, kGcWaitMax);
+  auto lock = hold_gc_lock(*backend, LockMode::kShared, backend->describe(), kGcWaitMax);
   if (!lock)
     fail(EBUSY, backend->describe(), "a template is being removed or gc is running; try again");
   return lock;
@@ -465,7 +466,7 @@ void Store::Impl::check_names(const std::map<Uuid, std::string>& names) {
 
 uint64_t Store::remove_orphans() {
   Backend& backend = *impl_->backend;
-  const auto lock = backend.try_lock(std::string(paths::kGcLock), LockMode::kExclusive);
+  const auto lock = hold_gc_lock(backend, LockMode::kExclusive, backend.describe());
   if (!lock)
     fail(EBUSY, backend.describe(),
          "volumes are being created or templates imported; "

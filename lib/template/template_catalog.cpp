@@ -8,6 +8,7 @@
 
 #include "base/names.h"
 #include "template/block_source.h"
+#include "template/gc_lock.h"
 #include "template/import_journal.h"
 #include "template/manifest.h"
 #include "template/segment.h"
@@ -54,7 +55,7 @@ TemplateInfo describe_damaged(const std::string& name) {
 }
 
 std::unique_ptr<HeldLock> lock_gc(Backend& backend, const std::string& object) {
-  auto lock = backend.try_lock("gc.lock", LockMode::kExclusive);
+  auto lock = hold_gc_lock(backend, LockMode::kExclusive, object);
   if (!lock)
     fail(EBUSY, object, "an import, a removal or a gc is running on this store; try again later");
   return lock;

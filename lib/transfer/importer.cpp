@@ -10,6 +10,7 @@
 #include "base/names.h"
 #include "base/text.h"
 #include "base/units.h"
+#include "template/gc_lock.h"
 #include "template/import_journal.h"
 #include "template/manifest.h"
 #include "template/segment.h"
@@ -35,7 +36,7 @@ class Import {
         matcher_(blocks_, index_),
         builder_(identity_.secret) {
     check_name("template", name_);
-    gc_lock_ = backend_.try_lock("gc.lock", LockMode::kShared);
+    gc_lock_ = hold_gc_lock(backend_, LockMode::kShared, name_);
     if (!gc_lock_)
       fail(EBUSY, name_, "a template is being removed or gc is running; try again when it is done");
     refuse_taken_name();

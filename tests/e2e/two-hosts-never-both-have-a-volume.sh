@@ -2,14 +2,16 @@
 # Two hosts have one store, and their file locks meet, or do not. Of two VMs that come at the same
 # moment one gets the volume; the other one is refused, and told who has it. What a host has left in
 # a crash the other one refuses, until its operator breaks it. An owner that was only paused goes on
-# then, as 'lock break' says, and writes: the operator has to make sure that it cannot.
+# then, as 'lock break' says, and writes: the operator has to make sure that it cannot. Nor does one
+# host take for garbage what another one is about to make.
 . "$(dirname "$0")/../functions.sh"
 requires root unshare python-libnbd nbdinfo jq cc
 [ -z "$TPLSTORE_PRELOAD" ] || skip "a library is preloaded already"
 [ -e /etc/machine-id ] || skip "this host has no machine id"
 
 # Locks of open files are moved to a place of this host's own, where no other host's are; and what
-# is written to headers comes late, so that hosts do meet between reading one and writing it.
+# is written to headers comes late, so that hosts do meet between reading one and writing it. The file
+# system is said to be NFS.
 cat >"$tmp/locks.c" <<'END'
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -18,7 +20,19 @@ cat >"$tmp/locks.c" <<'END'
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/vfs.h>
 #include <unistd.h>
+
+int fstatfs(int fd, struct statfs *status)
+{
+    int result = ((int (*)(int, struct statfs *))dlsym(RTLD_NEXT, "fstatfs"))(fd, status);
+    status->f_type = 0x6969;
+    return result;
+}
+int fstatfs64(int fd, struct statfs64 *status)
+{
+    return fstatfs(fd, (struct statfs *)status);
+}
 
 static int call(const char *name, int fd, int command, void *argument)
 {
@@ -102,7 +116,7 @@ serve_on() {
     local name=host-$1
     rm -f "$tmp/$name.socket" "$tmp/$name.pid"
     on "$1" nbdkit --foreground --unix "$tmp/$name.socket" --pidfile "$tmp/$name.pid" \
-        "$TPLSTORE_PLUGIN" "$store" </dev/null >>"$tmp/$name.log" 2>&1 &
+        "$TPLSTORE_PLUGIN" "$store" shared=refuse-foreign </dev/null >>"$tmp/$name.log" 2>&1 &
     nbdkit_pid[$name]=$!
     await 60 server_is_ready_or_gone "$name" || fail "the server $name does not start"
     [ -s "$tmp/$name.pid" ] || fail "the server $name ended at once"
@@ -180,6 +194,38 @@ for meeting in true false; do
     await_end "${nbdkit_pid[host-2]}"
     unset "nbdkit_pid[host-2]"
 done
+
+# A host imports, as long as its source takes, and is killed. The claim says which process that is.
+rm -rf "$store"
+new_store
+start_nbdkit slow --filter=delay pattern 16M rdelay=100
+on 1 "$TPLSTORE" template import golden "nbd+unix:///?socket=$tmp/slow.socket" >"$tmp/import.log" 2>&1 &
+import=$!
+await 20 eval '[ -n "$(cat "$store"/gc.claims/*.shared 2>/dev/null)" ]' || fail "no claim"
+refuses "host host-1 \(pid [0-9]+\) since .* imports.*'tplstore gc' on that host" on 2 "$TPLSTORE" gc
+refuses "host host-1 .* imports" on 2 "$TPLSTORE" template rm golden
+on 2 "$TPLSTORE" volume create vm1 --size 16M >"$tmp/create.out"
+kill -9 "$(sed 's/.*(pid \([0-9]*\)).*/\1/' "$store"/gc.claims/*.shared)"
+wait $import || true
+refuses "host host-1 .* went down" on 2 "$TPLSTORE" gc
+on 1 "$TPLSTORE" gc >"$tmp/gc.out"
+on 2 "$TPLSTORE" gc >"$tmp/gc.out"
+# What one makes while the other collects is either made or refused.
+for number in {1..15}; do
+    on 1 "$TPLSTORE" volume create "new$number" --size 16M >"$tmp/create.out" 2>"$tmp/create.err" &
+    create=$!
+    on 2 "$TPLSTORE" gc >"$tmp/gc.out" 2>"$tmp/gc.err" || grep -q "host host-1" "$tmp/gc.err" ||
+        fail "gc: $(cat "$tmp/gc.err")"
+    if wait $create; then
+        on 1 "$TPLSTORE" lock show "new$number" >"$tmp/show.out" || fail "new$number is gone"
+    else
+        grep -q "host host-2" "$tmp/create.err" || fail "create: $(cat "$tmp/create.err")"
+    fi
+done
+[ -z "$(ls "$store/gc.claims")" ] || fail "claims are left: $(ls "$store/gc.claims")"
+rm -rf "$store"
+new_store
+tplstore volume create vm1 --size 16M
 
 first_byte() { find "$store/volumes" -name 'data.*' -size +0 -exec head -c 1 {} \; | tr -d '\0'; }
 

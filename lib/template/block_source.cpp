@@ -40,7 +40,7 @@ class BlockSource::Copy final : public ReadCheck {
     const uint64_t first = piece.offset / kBlockBytes;
     for (uint64_t i = 0; i < piece.into.size() / kBlockBytes; ++i) {
       const Bytes block = Bytes(piece.into).subspan(i * kBlockBytes, kBlockBytes);
-      if (content_hash(block, secret) != copy_->table()[first + i]) return false;
+      if (content_hash(block, secret) != copy_->table().at(first + i)) return false;
     }
     return true;
   }

@@ -30,6 +30,7 @@ COMMITS = ("commit_pipeline_test",)
 BATCH = ("update_batch_test",)
 SLOTS = ("superblock_test",)
 REGISTRY = ("volume_registry_test",)
+COPIES = ("segment_copies_test",)
 
 MUTANTS = [
     # --- the order of a commit
@@ -711,6 +712,25 @@ MUTANTS = [
            "lib/store/volumes.cpp",
            "    backend.sync_folder(std::string(paths::kTemplates));\n", "",
            ["store_operations_test"]),
+    # --- copies of segments
+    Mutant("copies-are-not-compared", "A damaged block of a copy is served.",
+           "lib/template/block_source.cpp", "} else if (!has_hashes(piece)) {",
+           "} else if (piece.into.empty()) {", COPIES),
+    Mutant("a-damaged-copy-stays-in-use", "Every read of it fails first.",
+           "lib/template/block_source.cpp", "    segment_.leave(*this);\n", "", COPIES),
+    Mutant("copies-end-under-their-readers", "A request reads from an object that is closed.",
+           "lib/template/block_source.cpp",
+           "!requests_.wait_for_requests_until(deadline)", "deadline == decltype(deadline)()",
+           COPIES),
+    Mutant("a-copy-that-comes-meanwhile-is-missed", "The origin is read on beside a sound copy.",
+           "lib/template/block_source.cpp",
+           "if (!is_asked_again_) looked_at_generation_", "looked_at_generation_", COPIES),
+    Mutant("no-other-copy-when-the-origin-is-gone", "A guest gets EIO though a copy has its data.",
+           "lib/template/block_source.cpp",
+           "    if (copy == nullptr || !copy->begin()) throw;\n", "    throw;\n", COPIES),
+    Mutant("a-failed-piece-is-not-read-elsewhere", "A guest gets what was in the buffer.",
+           "lib/backend/read_plan.cpp", "if (!piece.is_right) piece.check->read_elsewhere",
+           "if (false) piece.check->read_elsewhere", ("read_plan_test",)),
 ]
 
 EQUIVALENT = [

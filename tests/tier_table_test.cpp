@@ -1,0 +1,343 @@
+// The tier's table of a host: changed as a whole, and refused when it is not what was written.
+#include "tier/tier_table.h"
+
+#include <doctest/doctest.h>
+#include <sys/stat.h>
+
+#include <fstream>
+#include <iterator>
+
+#include "base/error.h"
+#include "memory/memory_backend.h"
+#include "temporary_directory.h"
+#include "tier/tier_identity.h"
+#include "volume_testing.h"
+
+using namespace tplstore;
+
+namespace {
+
+constexpr uint64_t kGiB = uint64_t{1} << 30;
+
+Uuid uuid_of(uint8_t number) {
+  Uuid uuid;
+  uuid.bytes[0] = number;
+  return uuid;
+}
+
+const Uuid kStore = uuid_of(200);
+const HostIdentity kHost = {"a", uuid_of(201), uuid_of(202), uuid_of(203)};
+const Uuid kA = uuid_of(1), kB = uuid_of(2), kC = uuid_of(3), kLocal = uuid_of(4);
+
+TierEntry entry(const Uuid& uuid, uint64_t weight_bytes = kGiB,
+                TierEntry::Kind kind = TierEntry::Kind::kSsd) {
+  return {uuid, fmt::format("/mnt/{}", uuid.bytes[0]), weight_bytes, kind};
+}
+
+// A segment at a position.
+Hash128 segment_at(uint64_t position) { return {position, 1}; }
+
+struct Folder {
+  TemporaryDirectory directory;
+  std::string path = directory.path() + "/state";
+  std::string file = path + "/tier";
+
+  template <typename Do>
+  void change(Do what) const {
+    TierTableChange change(path, kStore, kHost);
+    what(change.table);
+    change.save();
+  }
+  std::optional<TierTable> load() const { return TierTable::load(file, kStore, kHost); }
+  std::string text() const {
+    std::ifstream stream(file, std::ios::binary);
+    return {std::istreambuf_iterator<char>(stream), {}};
+  }
+  void write(const std::string& text) const {
+    std::filesystem::remove(file);  // to truncate it takes longer
+    std::ofstream(file, std::ios::binary) << text;
+  }
+  // What a load of this text says; empty when it is accepted.
+  std::string refusal(const std::string& text) const {
+    write(text);
+    return refusal(kStore, kHost);
+  }
+  std::string refusal(const Uuid& store, const HostIdentity& host) const {
+    try {
+      TierTable::load(file, store, host);
+      return "";
+    } catch (const Error& error) {
+      const std::string what = error.what();
+      CHECK_EQ(error.object(), file);
+      CHECK_EQ(what.find('\n'), std::string::npos);
+      return what.substr(file.size() + 2);
+    }
+  }
+};
+
+template <typename Do>
+std::string refusal_of(Do what) {
+  try {
+    what();
+    return "";
+  } catch (const Error& error) {
+    return error.what();
+  }
+}
+
+bool is_same(const TierTable& one, const TierTable& other) {
+  const auto as_tuple = [](const TierEntry& entry) {
+    return std::tuple(entry.uuid, entry.path, entry.weight_bytes, entry.kind, entry.is_leaving);
+  };
+  return one.generation == other.generation && one.layouts == other.layouts &&
+         std::ranges::equal(one.directories, other.directories, {}, as_tuple, as_tuple) &&
+         std::ranges::all_of(one.directories, [&](const TierEntry& entry) {
+           const auto parts = [&](const TierTable& table) {
+             return std::pair(table.placement.ranges_of(entry.uuid),
+                              table.before ? table.before->ranges_of(entry.uuid)
+                                           : std::vector<PositionRange>{{1, 0}});
+           };
+           return parts(one) == parts(other);
+         });
+}
+
+// One of everything.
+TierTable full_table() {
+  TierTable table;
+  table.add(entry(kA));
+  table.add(entry(kB, 3 * kGiB));
+  table.add(entry(kLocal, kGiB, TierEntry::Kind::kLocal));
+  table.finish_move();
+  table.remove(kB);
+  table.add(entry(kC));
+  return table;
+}
+
+}  // namespace
+
+TEST_CASE("what is saved is loaded, with a generation that rises") {
+  const Folder folder;
+  CHECK_FALSE(folder.load());
+  folder.change([](TierTable& table) { table = full_table(); });
+  TierTable wanted = full_table();
+  wanted.generation = 1;
+  CHECK(is_same(*folder.load(), wanted));
+  folder.change([](TierTable&) {});
+  CHECK_EQ(folder.load()->generation, 2);
+  folder.change([](TierTable& table) { table.finish_move(); });
+  CHECK_FALSE(folder.load()->before);
+  CHECK_EQ(folder.load()->find(kB), nullptr);
+  // Of all, and of none.
+  folder.change([](TierTable& table) {
+    table.remove(kA);
+    table.remove(kC);
+    table.remove(kLocal);
+  });
+  CHECK(folder.load()->placement.is_empty());
+  CHECK_EQ(folder.load()->before->share_of(kA), 0.5);
+  folder.change([](TierTable& table) { table.finish_move(); });
+  CHECK(folder.load()->directories.empty());
+}
+
+TEST_CASE("a segment's copy is looked for where it belongs, where it was, and at the local ones") {
+  const auto places = [](const TierTable& table, uint64_t position) {
+    return table.places_of(segment_at(position));
+  };
+  using Places = std::vector<Uuid>;
+  TierTable table;
+  CHECK(places(table, 0).empty());
+  table.add(entry(kA));
+  CHECK_EQ(places(table, UINT64_MAX), Places{kA});
+  CHECK_FALSE(table.before);
+  table.add(entry(kLocal, kGiB, TierEntry::Kind::kLocal));
+  CHECK_FALSE(table.before);
+  table.add(entry(kB));
+  // B has got the upper half, which A had.
+  CHECK_EQ(places(table, 0), Places{kA, kLocal});
+  CHECK_EQ(places(table, UINT64_MAX), Places{kB, kA, kLocal});
+  table.finish_move();
+  CHECK_EQ(places(table, UINT64_MAX), Places{kB, kLocal});
+
+  table.remove(kB);
+  CHECK_EQ(places(table, UINT64_MAX), Places{kA, kB, kLocal});
+  CHECK(table.find(kB)->is_leaving);
+  // The next change finds the copies where they were before the first.
+  table.add(entry(kC));
+  CHECK_EQ(*table.before->at(UINT64_MAX), kB);
+  table.remove(kA);
+  table.remove(kC);
+  CHECK(table.placement.is_empty());
+  CHECK_EQ(places(table, UINT64_MAX), Places{kB, kLocal});
+  CHECK_EQ(places(table, 0), Places{kA, kLocal});
+  // One that comes back has what is left.
+  table.add(entry(kB, 2 * kGiB));
+  CHECK_FALSE(table.find(kB)->is_leaving);
+  CHECK_EQ(table.find(kB)->weight_bytes, 2 * kGiB);
+  CHECK_EQ(places(table, 0), Places{kB, kA, kLocal});
+  table.finish_move();
+  CHECK_EQ(places(table, 0), Places{kB, kLocal});
+  CHECK_EQ(table.directories.size(), 2);
+}
+
+TEST_CASE("what cannot be in the tier is refused, and changes nothing") {
+  TierTable table = full_table();
+  const auto add_refused = [&](const TierEntry& refused) {
+    return refusal_of([&] { table.add(refused); });
+  };
+  CHECK_EQ(add_refused(entry(kA)), "/mnt/1: is in the tier already");
+  TierEntry same_path = entry(uuid_of(9));
+  same_path.path = "/mnt/1";
+  CHECK_EQ(add_refused(same_path),
+           "/mnt/1: another directory is in the tier under this path; 'tplstore tier rm' it first");
+  CHECK_EQ(add_refused(entry(uuid_of(9), kTierWeightBytesMin - 1)),
+           "/mnt/9: its weight is 67108863 bytes; a weight is 64 MiB at least, and 64 PiB at most");
+  CHECK_NE(add_refused(entry(uuid_of(9), kTierWeightBytesMax + 1)), "");
+  CHECK_NE(add_refused(entry(kB, kGiB, TierEntry::Kind::kLocal)), "");
+  for (const char* path : {"relative", "", "/a\nb", "/\xff"}) {
+    TierEntry refused = entry(uuid_of(9));
+    refused.path = path;
+    CHECK_NE(add_refused(refused), "");
+  }
+  CHECK_EQ(refusal_of([&] { table.remove(kB); }), "/mnt/2: is not in the tier");
+  CHECK_NE(refusal_of([&] { table.remove(uuid_of(9)); }), "");
+  CHECK(is_same(table, full_table()));
+  for (uint8_t i = 10; table.directories.size() < kTierDirectoriesMax; ++i)
+    table.add(entry(uuid_of(i)));
+  CHECK_EQ(add_refused(entry(uuid_of(9))), "/mnt/9: the tier has 64 directories already");
+}
+
+TEST_CASE("one process changes the table at a time") {
+  const Folder folder;
+  {
+    const TierTableChange change(folder.path, kStore, kHost);
+    CHECK_EQ(refusal_of([&] { TierTableChange(folder.path, kStore, kHost); }),
+             folder.file + ": another tplstore is changing it; try again");
+  }
+  folder.change([](TierTable&) {});
+  // What one left that was killed while it wrote.
+  std::ofstream(folder.path + "/tier.new") << std::string(100'000, 'x');
+  folder.change([](TierTable& table) { table = full_table(); });
+  CHECK(folder.load()->find(kA) != nullptr);
+}
+
+TEST_CASE("another store's and another host's table are refused, and one of a newer program") {
+  const Folder folder;
+  folder.change([](TierTable& table) { table = full_table(); });
+  CHECK_EQ(folder.refusal(kA, kHost),
+           fmt::format("is the tier's table of store {}, and this is store {}; choose another "
+                       "folder with --tier-state",
+                       kStore.text(), kA.text()));
+  HostIdentity other = kHost;
+  other.host_id = kA;
+  CHECK_EQ(folder.refusal(kStore, other),
+           fmt::format("is the tier's table of another host ({}), whose directories are not here; "
+                       "choose another folder with --tier-state, or remove this file",
+                       kHost.host_id.text()));
+  // What was made when the host had only its machine's id.
+  other.machine_id = kHost.host_id;
+  CHECK_EQ(folder.refusal(kStore, other), "");
+
+  std::string text = folder.text();
+  text.replace(text.find("\"format\":1"), 10, "\"format\":2");
+  CHECK_EQ(folder.refusal(text),
+           "was written by a newer tplstore (format 2); use that one, or another file with "
+           "--tier-state");
+}
+
+TEST_CASE("a table in which a byte has changed is refused, or means the same") {
+  const Folder folder;
+  folder.change([](TierTable& table) { table = full_table(); });
+  const std::string text = folder.text();
+  const TierTable wanted = *folder.load();
+  const uint8_t flips[] = {0x01, 0x20, 0x80, 0xff};
+  size_t accepted = 0;
+  for (size_t i = 0; i < text.size(); ++i) {
+    for (const uint8_t flip : flips) {
+      std::string changed = text;
+      changed[i] = static_cast<char>(changed[i] ^ flip);
+      if (!folder.refusal(changed).empty()) continue;
+      ++accepted;
+      CHECK(is_same(*folder.load(), wanted));
+    }
+    // The end of the line need not be there, and can be another blank.
+    if (i + 1 == text.size()) break;
+    CHECK_NE(folder.refusal(text.substr(0, i)), "");
+    CHECK_NE(folder.refusal(text.substr(0, i) + text.substr(i + 1)), "");
+  }
+  CHECK_LE(accepted, std::size(flips));
+}
+
+TEST_CASE("what is no table, or one of absurd size, is refused in a line") {
+  const Folder folder;
+  folder.change([](TierTable& table) { table = full_table(); });
+  const std::string advice =
+      "; remove this file, then add its directories again with 'tplstore tier add'";
+  const std::string no_json = "damaged: it is not the JSON that was written" + advice;
+  for (const char* text : {"", "{", "[]", "null", "1", "{}", "{\"format\":1}", "\"x\"",
+                           "{\"format\":1,\"checksum\":1}"})
+    CHECK_EQ(folder.refusal(text), no_json);
+  CHECK_EQ(folder.refusal("{\"format\":-1}"), "damaged: a number is none" + advice);
+  CHECK_EQ(folder.refusal("{\"format\":1,\"checksum\":\"\"}"),
+           "damaged: it fails its checksum" + advice);
+  CHECK_EQ(folder.refusal(std::string(1'000'000, '[')),
+           "damaged: it is nested too deeply" + advice);
+  const std::string huge(8'388'609, ' ');
+  CHECK_EQ(folder.refusal(huge), "damaged: it has 8388609 bytes, or is no file" + advice);
+  std::filesystem::remove(folder.file);
+  REQUIRE_EQ(::mkfifo(folder.file.c_str(), 0600), 0);
+  CHECK_NE(folder.refusal(kStore, kHost), "");
+}
+
+TEST_CASE("the largest table there can be is within its bounds") {
+  const Folder folder;
+  folder.change([](TierTable& table) {
+    for (uint8_t i = 1; i <= kTierDirectoriesMax; ++i) {
+      TierEntry one = entry(uuid_of(i));
+      one.path = fmt::format("/{:0>4000}", i);
+      table.add(one);
+    }
+    // As many ranges as there may be, in turn.
+    std::vector<DirectoryRanges> ranges;
+    constexpr uint64_t kStep = (UINT64_MAX >> 16) + 1;
+    static_assert(kTierDirectoriesMax * kTierRangesMax == 1 << 16);
+    for (uint64_t i = 0; i < kTierDirectoriesMax; ++i) {
+      ranges.push_back({table.directories[i].uuid, {}});
+      for (uint64_t j = 0; j < kTierRangesMax; ++j) {
+        const uint64_t first = (j * kTierDirectoriesMax + i) * kStep;
+        ranges.back().ranges.push_back({first, first + (kStep - 1)});
+      }
+    }
+    std::string problem;
+    table.placement = *Placement::from_ranges(ranges, problem);
+    table.before = table.placement;
+  });
+  CHECK_EQ(folder.load()->placement.ranges_of(uuid_of(64)).size(), kTierRangesMax);
+}
+
+TEST_CASE("whose a directory is can be read again, and nothing else is taken for it") {
+  MemoryBackend directory;
+  CHECK_FALSE(load_tier_identity(directory));
+  CHECK(put_new_tier_identity(directory, kStore, kHost.host_id, kA));
+  CHECK_FALSE(put_new_tier_identity(directory, kA, kB, kC));
+  const TierIdentity identity = *load_tier_identity(directory);
+  CHECK_EQ(identity.store, kStore);
+  CHECK_EQ(identity.host, kHost.host_id);
+  CHECK_EQ(identity.directory, kA);
+
+  const ByteVector content = *directory.get(kTierIdentityObject, 4096);
+  const auto is_refused = [&](const ByteVector& changed) {
+    directory.remove(kTierIdentityObject);
+    directory.put_new(kTierIdentityObject, changed);
+    return !refusal_of([&] { load_tier_identity(directory); }).empty();
+  };
+  for (size_t i = 0; i < content.size(); ++i) {
+    ByteVector changed = content;
+    changed[i] ^= std::byte{0x10};
+    CHECK(is_refused(changed));
+    CHECK(is_refused(ByteVector(content.begin(), content.begin() + static_cast<ptrdiff_t>(i))));
+  }
+  ByteVector longer = content;
+  longer.push_back(std::byte{0});
+  CHECK(is_refused(longer));
+  CHECK_FALSE(is_refused(content));
+}

@@ -144,6 +144,63 @@ TEST_CASE("what another host has there is left alone") {
   CHECK(f.has(others));
 }
 
+TEST_CASE("a server of another host that works while its lock is not seen is noticed") {
+  Fixture f;
+  const std::string object = "servers/fedcba98-7654-3210-fedc-ba9876543210.1";
+  const auto sign = [&](const char* count) {
+    f.backend->remove(object);
+    f.backend->put_new(object, as_bytes(fmt::format("/run/x.sock\nboot\nkvm2\n{}\n", count)));
+  };
+  control::Neighbours neighbours;
+  const auto finds = [&] { return !neighbours.look(*f.backend).empty(); };
+  sign("01");
+  CHECK_FALSE(finds());
+  // A dead one signs nothing, and who takes its name begins to count anew.
+  CHECK_FALSE(finds());
+  sign("00");
+  CHECK_FALSE(finds());
+  sign("01");
+  const auto found = neighbours.look(*f.backend);
+  REQUIRE(found.size() == 1);
+  CHECK(found[0].object == object);
+  CHECK(found[0].host_name == "kvm2");
+  {
+    const auto lock = f.backend->try_lock(object, LockMode::kShared);
+    sign("02");
+    const auto again = f.backend->try_lock(object, LockMode::kShared);
+    CHECK_FALSE(finds());
+  }
+  sign("03");
+  CHECK_FALSE(finds());  // it was not free before
+  f.backend->remove(object);
+  CHECK_FALSE(finds());
+  sign("04");
+  CHECK_FALSE(finds());
+  for (const char* content : {"", "\n\n", "x"}) {
+    f.backend->remove(object);
+    f.backend->put_new(object, as_bytes(std::string(content)));
+    CHECK_FALSE(finds());
+  }
+}
+
+TEST_CASE("a server signs its object, which leads to it as before") {
+  Fixture f;
+  Announcement announcement(*f.backend, f.directory);
+  const auto content = [&] { return to_text(*f.backend->get(announcement.place().object, 9999)); };
+  const std::string first = content();
+  announcement.sign();
+  CHECK(content() > first);
+  CHECK(content().size() == first.size());
+  REQUIRE(f.find().size() == 1);
+  CHECK(f.find()[0].path() == announcement.place().path());
+  // On a full disk it was made without content.
+  const std::string object = announcement.place().object;
+  f.backend->remove(object);
+  f.backend->create(object, 0, Purpose::kMetadata);
+  announcement.sign();
+  CHECK(content().empty());
+}
+
 TEST_CASE("a copy of a store leads to nobody, and takes nothing from the original's servers") {
   Fixture f;
   const Announcement announcement(*f.backend, f.directory);

@@ -226,6 +226,7 @@ struct ControlServer::Impl {
   FileDescriptor stop_event;
   FileDescriptor answer_event;
   std::unique_ptr<control::Announcement> announcement;
+  std::unique_ptr<control::NeighbourWatch> neighbours;  // where there may be other hosts
   std::thread thread;
 
   // Of the thread alone.
@@ -465,6 +466,9 @@ void ControlServer::start() {
   sigfillset(&all);
   ::pthread_sigmask(SIG_SETMASK, &all, &before);
   try {
+    if (impl.store.backend().kind().reach != StorageKind::Reach::kOneHost)
+      impl.neighbours = std::make_unique<control::NeighbourWatch>(impl.store.backend(),
+                                                                  *impl.announcement, impl.log);
     impl.thread = std::thread([&impl] { impl.run(); });
   } catch (const std::system_error&) {
     ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
@@ -476,6 +480,7 @@ void ControlServer::start() {
 void ControlServer::stop() {
   Impl& impl = *impl_;
   if (!impl.thread.joinable()) return;
+  impl.neighbours.reset();
   impl.announcement.reset();
   signal_event(impl.stop_event);
   impl.thread.join();

@@ -9,11 +9,17 @@
 #include <algorithm>
 #include <cerrno>
 #include <climits>
+#include <condition_variable>
 #include <cstdlib>
+#include <mutex>
+#include <set>
+#include <utility>
 
 #include "backend/layout.h"
+#include "backend/lock.h"
 #include "base/error.h"
 #include "base/host.h"
+#include "base/text.h"
 #include "template/store_identity.h"
 
 namespace tplstore::control {
@@ -23,6 +29,7 @@ constexpr std::string_view kSuffix = ".sock";
 // Servers in different namespaces of pids can have the same pid and one store.
 constexpr int kServersOfPidMax = 64;
 constexpr std::chrono::milliseconds kConnectTimeout{500};
+constexpr std::chrono::seconds kSignInterval{5};
 
 bool is_usable(const std::string& path, bool makes) {
   if (makes && ::mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) return false;
@@ -55,9 +62,22 @@ ServerPlace place_of(Backend& backend, const std::string& object, const std::str
           fmt::format("{}.{}{}", load_identity(backend).uuid.text(), process, kSuffix)};
 }
 
-// The socket's path and the boot's id, each with a line of its own.
-std::string content_of(const ServerPlace& place) {
-  return fmt::format("{}\n{}\n", place.path(), this_host().boot_id.text());
+// Each with a line of its own. The last one rises.
+std::string content_of(const ServerPlace& place, uint64_t signatures) {
+  const HostIdentity& host = this_host();
+  return fmt::format("{}\n{}\n{}\n{:016x}\n", place.path(), host.boot_id.text(), host.host_name,
+                     signatures);
+}
+constexpr size_t kContentBytesMax = PATH_MAX + 512;
+
+std::vector<std::string> lines_of(const std::string& content) {
+  std::vector<std::string> lines;
+  for (size_t at = 0; at < content.size();) {
+    const size_t end = std::min(content.find('\n', at), content.size());
+    lines.push_back(content.substr(at, end - at));
+    at = end + 1;
+  }
+  return lines;
 }
 
 // The socket goes if nobody listens: who has copied a store has what leads to the original's.
@@ -75,14 +95,11 @@ void remove_stale_socket(const ServerPlace& place) {
 ServerPlace read_place(Backend& backend, const std::string& object, const std::string& process,
                        const std::string& own_directory, Uuid* boot = nullptr) {
   ServerPlace place = place_of(backend, object, process, own_directory);
-  const auto content = backend.get(place.object, PATH_MAX);
+  const auto content = backend.get(place.object, kContentBytesMax);
   if (!content || content->empty()) return place;
-  std::string path = to_text(*content);
-  if (const size_t end = path.find('\n'); end != std::string::npos) {
-    const std::string rest = path.substr(end + 1, path.size() - std::min(path.size(), end + 2));
-    if (boot != nullptr) parse_uuid(rest, *boot);
-    path.resize(end);
-  }
+  const std::vector<std::string> lines = lines_of(to_text(*content));
+  const std::string& path = lines.front();
+  if (boot != nullptr && lines.size() > 1) parse_uuid(lines[1], *boot);
   const bool is_sound = path.starts_with('/') && path.ends_with("/" + place.socket);
   place.directory = is_sound ? path.substr(0, path.size() - place.socket.size() - 1) : "";
   return place;
@@ -155,7 +172,7 @@ Announcement::Announcement(Backend& backend, const std::string& directory) : bac
     try {
       remove_if_dead(backend, place_.object, process, directory);
       try {
-        if (!backend.put_new(place_.object, as_bytes(content_of(place_)))) continue;
+        if (!backend.put_new(place_.object, as_bytes(content_of(place_, 0)))) continue;
       } catch (const Error& error) {
         if (error.code() != ENOSPC && error.code() != EDQUOT) throw;
         backend.create(place_.object, 0, Purpose::kMetadata);
@@ -165,7 +182,10 @@ Announcement::Announcement(Backend& backend, const std::string& directory) : bac
       // Somebody has just taken it for a dead one's, or has the name.
       if (error.code() != ENOENT && error.code() != EEXIST) throw;
     }
-    if (lock_) return;
+    if (lock_) {
+      check_lock_is_seen(backend, place_.object);
+      return;
+    }
   }
   fail(EADDRINUSE, place_.object, "other servers have all such names");
 }
@@ -178,6 +198,62 @@ Announcement::~Announcement() {
     // Somebody will do it who meets it unlocked.
   }
 }
+
+void Announcement::sign() {
+  const auto object = backend_.open(place_.object, Access::kWrite, Purpose::kMetadata);
+  const std::string content = content_of(place_, ++signatures_);
+  if (object->size_bytes() != content.size()) return;
+  object->write(0, as_bytes(content));
+  object->sync();
+}
+
+std::vector<Neighbours::Unseen> Neighbours::look(Backend& backend) {
+  std::vector<Unseen> unseen;
+  std::map<std::string, std::string> before = std::exchange(free_, {});
+  for (const std::string& name : backend.list(std::string(paths::kServers))) {
+    const std::string object = fmt::format("{}/{}", paths::kServers, name);
+    try {
+      if (!process_of(object).empty() || backend.is_locked(object)) continue;
+      const auto read = backend.get(object, kContentBytesMax);
+      if (!read || backend.is_locked(object)) continue;
+      const std::string content = to_text(*read);
+      const auto known = before.find(object);
+      const std::vector<std::string> lines = lines_of(content);
+      // One that has taken a dead one's name begins to count anew.
+      if (known != before.end() && content > known->second && lines.size() > 2)
+        unseen.push_back({object, lines[2]});
+      free_.emplace(object, content);
+    } catch (const Error&) {
+      // Gone since it was listed, or none of ours.
+    }
+  }
+  return unseen;
+}
+
+NeighbourWatch::NeighbourWatch(Backend& backend, Announcement& own,
+                               std::function<void(const std::string&)> log)
+    : thread_([&backend, &own, log = std::move(log)](const std::stop_token& stop) {
+        Neighbours neighbours;
+        std::set<std::string> told;
+        std::mutex mutex;
+        std::condition_variable_any stopped;
+        while (!stop.stop_requested()) {
+          try {
+            own.sign();
+            for (const auto& [object, host_name] : neighbours.look(backend))
+              if (told.insert(object).second)
+                log(fmt::format(
+                    "{}: a server of host {} is at work, and its file lock is not seen here: file "
+                    "locks do not meet between these hosts on {}; see 'Several hosts' in "
+                    "nbdkit-tplstore-plugin(1)",
+                    backend.describe(), printable(host_name), backend.kind().name));
+          } catch (const std::exception&) {
+            // The storage is away, or memory is short: the next time.
+          }
+          std::unique_lock guard(mutex);
+          stopped.wait_for(guard, stop, kSignInterval, [] { return false; });
+        }
+      }) {}
 
 std::vector<ServerPlace> find_servers(Backend& backend, const std::string& own_directory) {
   std::vector<ServerPlace> places;

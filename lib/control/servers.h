@@ -9,11 +9,18 @@
 // a dead server, and whoever meets it removes it and the socket; another host's is left alone. And
 // a copy of a store leads to nobody: nothing in it is locked, whatever the original's servers do.
 //
-// Thread safety: free functions all. Errors: Error with the system's errno.
+// Locks need not meet between hosts. So where several may have the storage a server signs its
+// object every few seconds, and looks at those of other hosts: one that signs while nobody seems to
+// hold its lock holds one that is not seen here.
+//
+// Thread safety: free functions all, the classes none. Errors: Error with the system's errno.
 #pragma once
 
+#include <functional>
+#include <map>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "backend/backend.h"
@@ -44,18 +51,46 @@ struct ServerPlace {
 class Announcement {
  public:
   // On a disk that is full the object stays empty: then those who have `directory` as their own run
-  // directory find the server. EBUSY when a server runs on another host with this one's ids.
+  // directory find the server. EBUSY when a server runs on another host with this one's ids; ENOLCK
+  // when its own lock is not seen.
   Announcement(Backend& backend, const std::string& directory);
   ~Announcement();  // removes the socket too
   Announcement(const Announcement&) = delete;
   Announcement& operator=(const Announcement&) = delete;
 
   const ServerPlace& place() const { return place_; }
+  // Does nothing where the object is empty.
+  void sign();
 
  private:
   Backend& backend_;
   ServerPlace place_;
   std::unique_ptr<HeldLock> lock_;
+  uint64_t signatures_ = 0;
+};
+
+// The servers of other hosts.
+class Neighbours {
+ public:
+  struct Unseen {
+    std::string object;
+    std::string host_name;
+  };
+  // Those that have signed since they were looked at last, though their lock was free then and is.
+  std::vector<Unseen> look(Backend& backend);
+
+ private:
+  std::map<std::string, std::string> free_;  // what was in those whose lock was free
+};
+
+// Signs, and looks, every few seconds; of each server whose lock is not seen the operator is told.
+class NeighbourWatch {
+ public:
+  // std::system_error when there is no thread for it.
+  NeighbourWatch(Backend& backend, Announcement& own, std::function<void(const std::string&)> log);
+
+ private:
+  std::jthread thread_;
 };
 
 // All of this host that are alive, in the order of their names. `own_directory` may be missing.

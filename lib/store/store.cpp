@@ -3,6 +3,7 @@
 #include <chrono>
 
 #include "backend/layout.h"
+#include "backend/lock.h"
 #include "backend/open_backend.h"
 #include "base/names.h"
 #include "base/units.h"
@@ -36,7 +37,10 @@ void Store::init(const std::string& location) {
 void Store::init(Backend& backend) { init(backend, backend); }
 
 void Store::init(Backend& backend, Backend& for_identity) {
-  backend.put_new(std::string(paths::kGcLock), {});
+  const std::string lock_object(paths::kGcLock);
+  backend.put_new(lock_object, {});
+  const auto lock = backend.try_lock(lock_object, LockMode::kShared);
+  if (lock) check_lock_is_seen(backend, lock_object);
   if (!put_new_identity(for_identity)) fail(EEXIST, backend.describe(), "is a store already");
 }
 

@@ -169,6 +169,12 @@ for meeting in true false; do
         fail "locks that meet: $meeting: $(cat "$tmp/race.out" "$tmp"/host-?.log | tail -n 5)"
     echo "locks that meet: $meeting: $(cat "$tmp/race.out")"
 
+    # Where they do not, both say so.
+    $meeting || for host in 1 2; do
+        await 30 grep -q "server of host host-$((3 - host)) is at work, and its file lock is not seen" \
+            "$tmp/host-$host.log" || fail "host $host says nothing of the locks"
+    done
+
     # What host 1 has, and then leaves in a crash.
     await 20 eval '[ "$(state_on 1)" = free ]' || fail "the volume does not become free"
     start_client write "$(uri vm1 host-1)"

@@ -182,7 +182,11 @@ TEST_CASE_FIXTURE(Fixture, "what cannot be handed over is refused") {
 TEST_CASE_FIXTURE(Fixture, "an armed hand-over keeps others out when the source has gone") {
   store->hand_over("vm1", "destination", kArmed);
   source.reset();
-  CHECK(store->show_lock("vm1").state == LockInfo::State::kFree);
+  const LockInfo lock = store->show_lock("vm1");
+  CHECK(lock.state == LockInfo::State::kHandOver);
+  CHECK_FALSE(lock.writer);
+  REQUIRE(lock.hand_over);
+  CHECK(lock.hand_over->to == "destination");
   CHECK(error_code([&] { open("third"); }) == EBUSY);
   CHECK(error_code([&] { store->remove_volume("vm1"); }) == EBUSY);
   SUBCASE("the destination comes") {
@@ -193,25 +197,22 @@ TEST_CASE_FIXTURE(Fixture, "an armed hand-over keeps others out when the source 
     source = open("source");
     source->write(0, filled(kBlockBytes, 2), true);
   }
+  SUBCASE("it is cancelled") {
+    CHECK(store->cancel_hand_over("vm1").state == LockInfo::State::kFree);
+    open("third")->write(0, filled(kBlockBytes, 2), true);
+  }
 }
 
 TEST_CASE_FIXTURE(Fixture, "a volume does not move while a change of its source is on its way") {
   arm_and_stand_by();
   source->flush();
-  std::promise<void> stalls;
-  std::promise<void> goes_on;
-  std::atomic<bool> is_first{true};
-  backend->on_write = [&](const std::string& name) {
-    if (!name.ends_with("data.1") || !is_first.exchange(false)) return;
-    stalls.set_value();
-    goes_on.get_future().wait_for(std::chrono::seconds(10));
-  };
+  Stall stall(*backend, "data.1");
   auto last = write_later(*source, 2);
-  stalls.get_future().wait();
+  stall.await();
   source->flush();
   auto change = write_later(*destination, 3);
   wait_a_moment(change);
-  goes_on.set_value();
+  stall.end();
   last.get();
   change.get();
   CHECK(bytes_at(*destination, 0) == filled(kBlockBytes, 3));
@@ -250,6 +251,21 @@ TEST_CASE_FIXTURE(Fixture, "a record that cannot be written moves nothing") {
   CHECK(store->show_lock("vm1").writer->token == "source");
 }
 
+TEST_CASE_FIXTURE(Fixture,
+                  "a hand-over that cannot be recorded takes nothing from the one who runs") {
+  memory->fail_next_sync(header_name(volume_folder(store->show_volume("vm1").uuid)), EIO);
+  CHECK(error_code([&] { store->hand_over("vm1", "destination", kArmed); }) == EIO);
+  CHECK_FALSE(store->show_lock("vm1").hand_over);
+  source->write(0, filled(kBlockBytes, 2), true);
+  CHECK(error_code([&] { open("destination"); }) == EBUSY);
+  CHECK(error_code([&] { open("third"); }) == EBUSY);
+  CHECK(bytes_at(*source, 0) == filled(kBlockBytes, 2));
+  // Its end cannot be recorded either, so it is as after a crash.
+  source.reset();
+  CHECK(error_code([&] { open("third"); }) == EBUSY);
+  CHECK(bytes_at(*open("source"), 0) == filled(kBlockBytes, 2));
+}
+
 TEST_CASE_FIXTURE(Fixture, "a source is remembered, however many have stood by in vain") {
   for (int i = 0; i < 10; ++i) {
     const std::string token = fmt::format("in-vain-{}", i);
@@ -264,16 +280,9 @@ TEST_CASE_FIXTURE(Fixture, "a source is remembered, however many have stood by i
 }
 
 TEST_CASE_FIXTURE(Fixture, "what is on its way when the volume is handed on does not land later") {
-  std::promise<void> stalls;
-  std::promise<void> goes_on;
-  std::atomic<bool> is_first{true};
-  backend->on_write = [&](const std::string& name) {
-    if (!name.ends_with("data.1") || !is_first.exchange(false)) return;
-    stalls.set_value();
-    goes_on.get_future().wait();
-  };
+  Stall stall(*backend, "data.1");
   auto late = write_later(*source, 2);
-  stalls.get_future().wait();
+  stall.await();
   store->break_lock("vm1", 1);
   // It waits until the write has ended, in vain, and goes.
   auto next = std::async(std::launch::async, [this] { return error_code([&] { open("next"); }); });
@@ -283,7 +292,7 @@ TEST_CASE_FIXTURE(Fixture, "what is on its way when the volume is handed on does
   CHECK(next.get() == EBUSY);
   CHECK(store->show_lock("vm1").writer->token == "destination");
   wait_a_moment(change);
-  goes_on.set_value();
+  stall.end();
   late.get();
   change.get();
   CHECK(bytes_at(*destination, 0) == filled(kBlockBytes, 3));

@@ -4,7 +4,10 @@
 
 #include <unistd.h>
 
+#include <atomic>
+#include <chrono>
 #include <functional>
+#include <future>
 #include <memory>
 
 #include "base/host.h"
@@ -54,6 +57,32 @@ inline std::string error_message(const std::function<void()>& action) {
   }
   return "";
 }
+
+// Lets the first read or write of an object whose name ends so wait until end(), or for so long.
+// It ends after what waits.
+class Stall {
+ public:
+  Stall(ForwardingBackend& backend, const std::string& object,
+        std::chrono::milliseconds longest = std::chrono::seconds(20))
+      : backend_(backend) {
+    backend.on_read = backend.on_write = [this, object, longest](const std::string& name) {
+      if (!name.ends_with(object) || !is_first_.exchange(false)) return;
+      begun_.set_value();
+      end_.get_future().wait_for(longest);
+    };
+  }
+  ~Stall() { backend_.on_read = backend_.on_write = nullptr; }
+  Stall(const Stall&) = delete;
+
+  void await() { begun_.get_future().wait(); }
+  void end() { end_.set_value(); }
+
+ private:
+  ForwardingBackend& backend_;
+  std::atomic<bool> is_first_{true};
+  std::promise<void> begun_;
+  std::promise<void> end_;
+};
 
 // Two processes on one store.
 struct TwoServers {

@@ -21,26 +21,14 @@ struct Fixture : StoreFixture {
   void reconnect_during(const std::function<void(Disk&)>& change, const std::string& object,
                         const std::function<void(Disk&)>& newer) {
     auto given_up = store->open_export("vm1", test_peer());
-    std::promise<void> stalls;
-    std::promise<void> has_flushed;
-    auto flushed = has_flushed.get_future();
-    std::atomic<bool> is_first{true};
-    const auto stall = [&](const std::string& name) {
-      if (!name.ends_with(object) || !is_first.exchange(false)) return;
-      stalls.set_value();
-      flushed.wait_for(kStall);
-    };
-    backend->on_read = stall;
-    backend->on_write = stall;
+    Stall stall(*backend, object, kStall);
     std::thread old([&] { change(*given_up); });
-    stalls.get_future().wait();
+    stall.await();
     auto disk = store->open_export("vm1", test_peer());
     newer(*disk);
     disk->flush();
-    has_flushed.set_value();
+    stall.end();
     old.join();
-    backend->on_read = nullptr;
-    backend->on_write = nullptr;
     given_up.reset();
   }
 

@@ -106,8 +106,8 @@ const char* state_name(LockInfo::State state) {
 }  // namespace
 
 json lock_json(const LockInfo& info) {
-  const bool is_held =
-      info.state == LockInfo::State::kHeld || info.state == LockInfo::State::kHandOver;
+  const bool is_held = info.state == LockInfo::State::kHeld ||
+                       (info.state == LockInfo::State::kHandOver && info.writer);
   json lock = {{"volume", info.volume},           {"attached", is_held},
                {"state", state_name(info.state)}, {"epoch", info.epoch},
                {"size_bytes", info.size_bytes},   {"writer", nullptr},

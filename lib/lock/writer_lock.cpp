@@ -121,8 +121,10 @@ LockInfo lock_info_of(const std::string& name, const VolumeHeader& header,
   }
   for (const KnownVm& known : header.known)
     if (record.is_loser(known.vm)) info.losers.push_back({get_text(known.peer), known.epoch});
-  if (record.is_armed(now_unix_ns()))
+  if (record.is_armed(now_unix_ns())) {
     info.hand_over = {get_text(header.hand_over_token), false, header.hand_over_until_ns};
+    if (!info.writer) info.state = LockInfo::State::kHandOver;
+  }
   return info;
 }
 
@@ -380,8 +382,15 @@ void WriterLock::put_record(const LockState& next, const Peer& owner, const Peer
     try {
       put(header_);
     } catch (...) {
-      has_failed_ = true;
-      stop_();
+      // Both say that the one who has it goes on, as when a hand-over is armed that nobody has come
+      // for yet: then the worst is that it is armed, or known who came for it, after a crash.
+      const bool is_owner_sure = record.epoch == state_.record.epoch &&
+                                 record.is_taken == state_.record.is_taken &&
+                                 state_.standby.ticket == 0;
+      if (!is_owner_sure) {
+        has_failed_ = true;
+        stop_();
+      }
     }
     throw;
   }

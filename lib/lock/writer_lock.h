@@ -81,7 +81,8 @@ class WriterLock {
   // Lets it happen: what of it must be durable is. `peer` is who connects, or has the token that
   // the volume is handed over to. What could not be written has not happened. If what was before
   // cannot be written either, nobody can tell what a crash would show: so `stop` of when_failed()
-  // is called first, in the handler of what it failed with, and from then on this throws EIO.
+  // is called first, in the handler of what it failed with, and from then on this throws EIO;
+  // unless the one who has the volume goes on by both, and nobody stood by.
   LockStep apply(const LockEvent& event, const Peer& peer = {});
   // Has to keep everybody from changing the volume, who would do so under a record that may be
   // another one's.

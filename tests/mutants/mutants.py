@@ -433,7 +433,7 @@ MUTANTS = [
            ("lock_crash_test",)),
     Mutant("lock-goes-on-without-its-record",
            "A VM writes on whose header may say already that it was handed over.",
-           "lib/lock/writer_lock.cpp", "      stop_();\n", "",
+           "lib/lock/writer_lock.cpp", "        stop_();\n", "",
            ("lock_crash_test",)),
     Mutant("record-is-not-written-back",
            "A record that was refused as not written lets another VM in after a crash.",

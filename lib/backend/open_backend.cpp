@@ -1,8 +1,8 @@
 // Every location is a directory so far.
 #include "backend/open_backend.h"
 
+#include <fcntl.h>
 #include <sys/stat.h>
-#include <sys/vfs.h>
 
 #include <cerrno>
 #include <filesystem>
@@ -10,6 +10,7 @@
 #include "backend/dir/dir_backend.h"
 #include "backend/dir/file_system_kind.h"
 #include "base/error.h"
+#include "base/files.h"
 
 namespace tplstore {
 
@@ -36,13 +37,12 @@ std::unique_ptr<Backend> make_backend(const std::string& location) {
 }
 
 StorageKind kind_of_location(const std::string& location) {
-  struct statfs status {};
   std::filesystem::path path = absolute_location(location);
   if (!path.has_filename()) path = path.parent_path();
-  // Who makes or opens it says what is wrong.
-  if (statfs(path.c_str(), &status) != 0 && statfs(path.parent_path().c_str(), &status) != 0)
-    return {"unknown", StorageKind::Reach::kUnknown};
-  return kind_of_file_system(static_cast<uint64_t>(status.f_type));
+  FileDescriptor fd(open(path.c_str(), O_PATH | O_CLOEXEC));
+  if (!fd) fd = FileDescriptor(open(path.parent_path().c_str(), O_PATH | O_CLOEXEC));
+  // Where neither is there, who makes or opens it says what is wrong.
+  return kind_of_file_system(fd.get());
 }
 
 void check_shared(const std::string& location, const StorageKind& kind, bool is_said,

@@ -5,7 +5,6 @@
 #include <fcntl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
-#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -97,6 +96,7 @@ DirBackend::DirBackend(const std::string& directory, bool direct,
       file_mode_(options.file_mode),
       before_locking_(options.before_locking) {
   if (!storage_.root) fail_at(errno, "", "opening the directory");
+  kind_ = kind_of_file_system(storage_.root.get());
   storage_.fdatasync = options.fdatasync ? options.fdatasync : ::fdatasync;
   if (!direct) return;
   storage_.is_direct = true;
@@ -114,12 +114,6 @@ void DirBackend::fail_at(int code, std::string_view name, std::string_view actio
 }
 
 std::string DirBackend::describe() const { return storage_.directory; }
-
-StorageKind DirBackend::kind() const {
-  struct statfs status {};
-  if (fstatfs(storage_.root.get(), &status) != 0) fail_at(errno, "", "asking for its file system");
-  return kind_of_file_system(static_cast<uint64_t>(status.f_type));
-}
 
 uint32_t DirBackend::write_alignment_bytes() const {
   return storage_.is_direct.load(std::memory_order_relaxed) ? kBlockBytes : 1;
@@ -249,7 +243,7 @@ bool DirBackend::put_new(const std::string& name, Bytes content) {
 }
 
 bool DirBackend::put_claim(const std::string& name, Bytes content) {
-  if (kind().reach != StorageKind::Reach::kOneHost) return put_new(name, content);
+  if (kind_.reach != StorageKind::Reach::kOneHost) return put_new(name, content);
   check_object_name(name);
   const FileDescriptor folder = open_folder_of(name, true);
   return publish(name, folder.get(), content, false);

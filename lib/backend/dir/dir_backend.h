@@ -77,7 +77,7 @@ class DirBackend final : public Backend {
   bool is_locked(const std::string& name) override;
   uint32_t write_alignment_bytes() const override;
   std::string describe() const override;
-  StorageKind kind() const override;
+  StorageKind kind() const override { return kind_; }
 
   // For tests: descriptors of objects that are open now, and batches that went through a ring, of
   // all directories that share them.
@@ -101,6 +101,7 @@ class DirBackend final : public Backend {
 
   const std::shared_ptr<DirResources> resources_;
   DirStorage storage_;
+  StorageKind kind_;
   const bool has_tmpfile_;
   const mode_t file_mode_;
   const std::function<void()> before_locking_;

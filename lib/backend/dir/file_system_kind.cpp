@@ -1,6 +1,10 @@
 // The numbers are from statfs(2), linux/magic.h, and the sources of file systems outside of Linux.
 #include "backend/dir/file_system_kind.h"
 
+#include <sys/vfs.h>
+
+#include <cstdint>
+
 #include "base/error.h"
 
 namespace tplstore {
@@ -33,7 +37,10 @@ constexpr Known kKnown[] = {
 
 }  // namespace
 
-StorageKind kind_of_file_system(uint64_t magic) {
+StorageKind kind_of_file_system(int fd) {
+  struct statfs status {};
+  if (fd < 0 || fstatfs(fd, &status) != 0) return {"unknown", Reach::kUnknown};
+  const auto magic = static_cast<uint64_t>(status.f_type);
   for (const Known& known : kKnown)
     if (known.magic == (magic & UINT32_MAX)) return {known.name, known.reach};
   return {fmt::format("unknown file system {:#x}", magic), Reach::kUnknown};

@@ -1,13 +1,12 @@
-// What is known of a file system by the number that statfs(2) has for it.
-// Thread safety: pure functions.
+// What is known of a file system, by the number that statfs(2) has for it.
+// Thread safety: a pure function.
 #pragma once
-
-#include <cstdint>
 
 #include "backend/backend.h"
 
 namespace tplstore {
 
-StorageKind kind_of_file_system(uint64_t magic);
+// Of that of an open file or directory; O_PATH will do. Unknown where it cannot be asked.
+StorageKind kind_of_file_system(int fd);
 
 }  // namespace tplstore

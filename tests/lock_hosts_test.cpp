@@ -26,6 +26,7 @@
 #include <utility>
 #include <vector>
 
+#include "explorer_testing.h"
 #include "lock/lock_state.h"
 
 namespace tplstore {
@@ -72,11 +73,6 @@ struct World {
 class Explorer {
  public:
   explicit Explorer(Without without) : without_(without) {}
-  struct Finding {
-    std::string broken;
-    std::vector<std::string> run;
-    size_t worlds = 0;
-  };
   Finding explore();
 
  private:
@@ -315,7 +311,7 @@ bool Explorer::is_anothers(const World& world, size_t h) const {
 }
 
 // Worlds from which a host, or any (kHosts), never gets the volume.
-Explorer::Finding Explorer::find_stuck(size_t host) const {
+Finding Explorer::find_stuck(size_t host) const {
   const bool is_any = host == kHosts;
   std::vector<std::vector<uint32_t>> before(worlds_.size());
   for (const Edge& edge : edges_)
@@ -343,7 +339,7 @@ Explorer::Finding Explorer::find_stuck(size_t host) const {
   return {"", {}, worlds_.size()};
 }
 
-Explorer::Finding Explorer::explore() {
+Finding Explorer::explore() {
   worlds_.push_back(&index_of_.try_emplace(World(), 0).first->first);
   first_edge_.push_back(0);
   for (current_ = 0; current_ < worlds_.size(); ++current_) {
@@ -356,12 +352,6 @@ Explorer::Finding Explorer::explore() {
   for (size_t host = 0; host <= kHosts; ++host)
     if (Finding finding = find_stuck(host); !finding.broken.empty()) return finding;
   return {"", {}, worlds_.size()};
-}
-
-std::string text_of(const Explorer::Finding& finding) {
-  std::string text = finding.broken;
-  for (const std::string& line : finding.run) text += "\n    " + line;
-  return text;
 }
 
 }  // namespace

@@ -49,6 +49,7 @@
 #include <utility>
 #include <vector>
 
+#include "explorer_testing.h"
 #include "volume_testing.h"
 
 namespace tplstore {
@@ -166,11 +167,6 @@ class Explorer {
  public:
   explicit Explorer(const Setup& setup) : setup_(setup) {}
 
-  struct Finding {
-    std::string broken;  // empty: all holds
-    std::vector<std::string> run;
-    size_t worlds = 0;
-  };
   Finding explore();
 
  private:
@@ -686,7 +682,7 @@ std::vector<std::string> Explorer::run_to(uint32_t index) const {
   return run;
 }
 
-Explorer::Finding Explorer::explore() {
+Finding Explorer::explore() {
   World start;
   start.kills = setup_.kills;
   start.cuts = setup_.cuts;
@@ -772,12 +768,6 @@ Explorer::Finding Explorer::explore() {
                        (!is_left_behind || w.lock.record.owner == p.id) &&
                        !w.lock.record.is_loser(p.id) && !w.vms[kQ].lives() && !w.vms[kX].lives();
               });
-}
-
-std::string text_of(const Explorer::Finding& finding) {
-  std::string text = finding.broken;
-  for (const std::string& line : finding.run) text += "\n    " + line;
-  return text;
 }
 
 }  // namespace

@@ -5,7 +5,6 @@
 
 #include <functional>
 #include <memory>
-#include <optional>
 #include <string>
 #include <utility>
 
@@ -55,8 +54,6 @@ class ForwardingBackend final : public Backend {
   // itself to something else; others may not while the backend is in use.
   std::function<void(Call call, const std::string& name, const std::function<void()>& go_on)>
       around;
-  // When set, what it says that it is on.
-  std::optional<StorageKind> of_kind;
 
   std::unique_ptr<Object> open(const std::string& name, Access access, Purpose purpose) override {
     std::unique_ptr<Object> object;
@@ -123,7 +120,7 @@ class ForwardingBackend final : public Backend {
   bool is_locked(const std::string& name) override { return to_.is_locked(name); }
   uint32_t write_alignment_bytes() const override { return to_.write_alignment_bytes(); }
   std::string describe() const override { return to_.describe(); }
-  StorageKind kind() const override { return of_kind ? *of_kind : to_.kind(); }
+  StorageKind kind() const override { return to_.kind(); }
 
  private:
   class Hooked final : public Object {

@@ -22,7 +22,7 @@ struct Fixture {
   std::string first = "00000000-0000-0000-0000-000000000001";
   std::string last = "ffffffff-ffff-ffff-ffff-ffffffffffff";
 
-  Fixture() { backend.of_kind = {"NFS", StorageKind::Reach::kHosts}; }
+  Fixture() { memory->set_kind({"NFS", StorageKind::Reach::kHosts}); }
   std::vector<std::string> claims() { return memory->list("gc.claims"); }
   void put(const std::string& host, const std::string& mode) {
     memory->put_new("gc.claims/" + host + mode,
@@ -40,7 +40,7 @@ using Names = std::vector<std::string>;
 
 TEST_CASE("on storage that one host has, nothing is claimed") {
   Fixture f;
-  f.backend.of_kind.reset();
+  f.memory->set_kind({"memory"});
   f.put(f.first, ".alone");
   for (const LockMode mode : {kShared, kAlone}) {
     const auto lock = f.hold(mode);
@@ -179,7 +179,7 @@ TEST_CASE("what is no claim is in nobody's way") {
 
 TEST_CASE("volumes are not made while another host collects, nor garbage while it makes some") {
   StoreFixture s;
-  s.backend->of_kind = {"NFS", StorageKind::Reach::kHosts};
+  s.memory->set_kind({"NFS", StorageKind::Reach::kHosts});
   const std::string other = "gc.claims/00000000-0000-0000-0000-000000000001";
   s.memory->put_new(other + ".alone", {});
   CHECK(error_code([&] { s.store->create_volume("vm2", kDiskBytes, ""); }) == EBUSY);

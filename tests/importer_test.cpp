@@ -1,6 +1,7 @@
 #include "transfer/importer.h"
 
 #include <doctest/doctest.h>
+#include <xxhash.h>
 
 #include <algorithm>
 #include <map>
@@ -261,14 +262,46 @@ TEST_CASE("equal content has other names in another store, and its names verify"
 TEST_CASE("blocks that were made to collide do not in a store whose secret their maker lacks") {
   const auto [first, second] = colliding_blocks(kPublicSecret);
   REQUIRE(first != second);
-  MemoryBackend a, b;
-  make_store(a, random_secret());
-  make_store(b, random_secret());
-  import_disk(a, "t", first);
-  import_disk(a, "u", second);
-  REQUIRE(list_segments(a).size() == 2);
-  import_disk(b, "t", second);
-  CHECK(list_segments(b) != list_segments(a));
+  // Blocks, and so segments too, as everybody computes them.
+  const auto public_hash = [](const ByteVector& block) {
+    const XXH128_hash_t hash = XXH3_128bits(block.data(), block.size());
+    return std::pair(hash.high64, hash.low64);
+  };
+  REQUIRE(public_hash(first) == public_hash(second));
+  for (const bool is_reversed : {false, true}) {
+    CAPTURE(is_reversed);
+    MemoryBackend a, b;
+    make_store(a, random_secret());
+    make_store(b, random_secret());
+    const ByteVector& one = is_reversed ? second : first;
+    const ByteVector& other = is_reversed ? first : second;
+    const auto check = [&](const std::string& name, const ByteVector& disk) {
+      CHECK(read_template(a, name) == disk);
+      CHECK(verify_template(a, name, {}).is_sound());
+    };
+    import_disk(a, "t", one);
+    import_disk(a, "u", other);
+    const std::vector<Hash128> names = list_segments(a);
+    REQUIRE(names.size() == 2);
+    import_disk(b, "t", one);
+    CHECK(list_segments(b).at(0) != names[0]);
+    CHECK(list_segments(b).at(0) != names[1]);
+    check("t", one);
+    check("u", other);
+    // One after the other, the first one's segment gone between them.
+    remove_template(a, "t", nobody);
+    gc(a);
+    CHECK(list_segments(a).size() == 1);
+    check("u", other);
+    CHECK(import_disk(a, "t", one).stored_bytes == kBlockBytes);
+    remove_template(a, "u", nobody);
+    gc(a);
+    check("t", one);
+    CHECK(import_disk(a, "u", other).stored_bytes == kBlockBytes);
+    check("t", one);
+    check("u", other);
+    CHECK(list_segments(a) == names);
+  }
 }
 
 TEST_CASE("verifying reads what a template is made of once, and all of its segments") {
@@ -598,6 +631,144 @@ TEST_CASE("a crash at any moment of a removal leaves whole templates only") {
     }
     if (walker.is_at_end()) break;
   }
+}
+
+TEST_CASE("what only a removed template needed of a segment is given up, and nothing else") {
+  MemoryBackend backend;
+  make_store(backend);
+  const ByteVector first = disk_of(numbers_from(1, 1024));
+  // Shares half of it, in pieces; between them are runs that are worth it and one that is not.
+  std::vector<uint64_t> numbers = joined(numbers_from(1, 200), numbers_from(216, 1));
+  numbers = joined(joined(numbers, numbers_from(232, 300)), numbers_from(548, 11));
+  const ByteVector second = disk_of(joined(numbers, numbers_from(5000, 20)));
+  import_disk(backend, "first", first);
+  import_disk(backend, "second", second);
+  REQUIRE(list_segments(backend).size() == 2);
+  CHECK(gc(backend).freed_bytes == 0);
+
+  const uint64_t before = backend.allocated_bytes();
+  const GcResult result = remove_template(backend, "first", nobody);
+  CHECK(result.removed_segments == 0);
+  CHECK(result.kept_segments == 2);
+  // From 532 and from 559 on; 201 to 215 and 217 to 231 are one block short.
+  CHECK(result.freed_bytes == (16 + 466) * kBlockBytes);
+  const uint64_t manifest_pages = 1;
+  CHECK(before - backend.allocated_bytes() == result.freed_bytes + manifest_pages * kBlockBytes);
+  const auto check_second = [&](const std::string& name) {
+    CHECK(read_template(backend, name) == second);
+    const VerifyReport report = verify_template(backend, name, {});
+    CHECK(report.is_sound());
+    CHECK(report.blocks == 1024 + 20);
+  };
+  check_second("second");
+  CHECK(gc(backend).freed_bytes == 0);
+
+  // What was given up is stored again where it is needed again, and is then found.
+  const ImportResult again = import_disk(backend, "first", first);
+  CHECK(again.stored_bytes == result.freed_bytes);
+  CHECK(read_template(backend, "first") == first);
+  CHECK(verify_template(backend, "first", {}).is_sound());
+  CHECK(import_disk(backend, "third", first).stored_bytes == 0);
+  check_second("second");
+
+  // Where some template needs what is zeroes, all that have the segment say so.
+  import_disk(backend, "fourth", disk_of(numbers_from(1, 10)));
+  CHECK(verify_template(backend, "fourth", {}).is_sound());
+  const std::string path = segment_path(load_manifest(backend, "second")->segments[0].name);
+  ByteVector content = backend.content(path);
+  const auto at = content.begin() + 531 * ptrdiff_t{kBlockBytes};
+  std::fill(at - kBlockBytes, at, std::byte{0});
+  backend.set_content(path, content);
+  for (const std::string name : {"second", "fourth"}) {
+    const VerifyReport report = verify_template(backend, name, {});
+    REQUIRE(report.damage.size() == 1);
+    CHECK(report.damage[0].blocks == std::vector<uint32_t>{530});
+  }
+}
+
+TEST_CASE("what an unfinished import has stored or found is not given up") {
+  MemoryBackend backend;
+  make_store(backend);
+  const ByteVector first = disk_of(numbers_from(1, 400));
+  import_disk(backend, "first", first);
+  import_disk(backend, "second", disk_of(numbers_from(1, 50)));
+  const ByteVector third = disk_of(joined(numbers_from(300, 101), numbers_from(1000, 1200)));
+  const auto failing = [&] { return std::make_unique<MemorySource>(third, 1150 * kBlockBytes); };
+  CHECK(thrown_by([&] { import_from(backend, "third", failing, {}); }).code == EIO);
+  CHECK(remove_template(backend, "first", nobody).freed_bytes == 0);
+  CHECK(import_disk(backend, "third", third).stored_bytes == (1200 - 1024) * kBlockBytes);
+  CHECK(gc(backend).freed_bytes == (400 - 50 - 101) * kBlockBytes);
+  CHECK(read_template(backend, "third") == third);
+}
+
+TEST_CASE("whatever stops the giving up of blocks, every template reads right") {
+  const uint64_t seed = random_u64();
+  CAPTURE(seed);
+  MemoryBackend backend;
+  make_store(backend);
+  // Two segments that are needed in part, one of them by two, and one that is not needed.
+  std::map<std::string, ByteVector> disks;
+  disks["first"] = disk_of(numbers_from(1, 200));
+  disks["second"] = disk_of(joined(numbers_from(1, 30), numbers_from(2000, 60)));
+  disks["third"] = disk_of(joined(numbers_from(100, 80), numbers_from(2040, 20)));
+  disks["fourth"] = disk_of(numbers_from(3000, 20));
+  for (const auto& [name, disk] : disks) import_disk(backend, name, disk);
+  disks["again"] = disks["first"];
+  const size_t begin = backend.event_count();
+  for (const std::string name : {"first", "second", "fourth"})
+    remove_template(backend, name, nobody);
+
+  const auto check_all = [&](Backend& store) {
+    for (const TemplateInfo& info : list_templates(store)) {
+      REQUIRE(info.state == "ready");
+      REQUIRE(read_template(store, info.name) == disks[info.name]);
+      REQUIRE(verify_template(store, info.name, {}).is_sound());
+    }
+  };
+  CrashWalker walker(backend);
+  walker.advance_to(begin);
+  int punches = 0;
+  for (;; walker.advance()) {
+    for (int round = 0; round < 4; ++round) {
+      const auto kind = round == 0   ? MemoryBackend::Crash::kKill
+                        : round == 1 ? MemoryBackend::Crash::kLoseUnsynced
+                                     : MemoryBackend::Crash::kRandom;
+      const size_t event_count = walker.event_count();
+      CAPTURE(event_count);
+      CAPTURE(round);
+      const auto after = walker.crash(kind, seed + event_count * 8 + round);
+      for (const TemplateInfo& info : list_templates(*after))
+        REQUIRE(read_template(*after, info.name) == disks[info.name]);
+      // Begun again, or after an import of what is half gone.
+      if (round % 2 == 0) gc(*after);
+      import_disk(*after, "again", disks["again"]);
+      gc(*after);
+      check_all(*after);
+      check_all(*after->crash(after->event_count(), MemoryBackend::Crash::kLoseUnsynced, 0));
+    }
+    if (walker.is_at_end()) break;
+    if (backend.describe_event(walker.event_count()).starts_with("punch")) ++punches;
+  }
+  CHECK(punches > 3);
+}
+
+TEST_CASE("an import of what is just being given up waits for the next time") {
+  MemoryBackend memory;
+  make_store(memory);
+  const ByteVector first = disk_of(numbers_from(1, 100)), second = disk_of(numbers_from(1, 50));
+  import_disk(memory, "first", first);
+  import_disk(memory, "second", second);
+  ForwardingBackend backend(memory);
+  int punches = 0;
+  backend.on_punch = [&](const std::string&) {
+    ++punches;
+    CHECK(thrown_by([&] { import_disk(memory, "third", first); }).code == EBUSY);
+    CHECK(read_template(memory, "second") == second);
+  };
+  remove_template(backend, "first", nobody);
+  CHECK(punches == 1);
+  import_disk(memory, "third", first);
+  CHECK(read_template(memory, "third") == first);
 }
 
 TEST_CASE("a template in use is not removed") {

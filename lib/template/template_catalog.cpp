@@ -1,4 +1,5 @@
-// Which segments are used is the union over all manifests and journals; gc removes the others.
+// What is needed is the union over all manifests and journals; gc removes the other segments, and
+// of the others the blocks that no manifest refers to.
 #include "template/template_catalog.h"
 
 #include <algorithm>
@@ -70,14 +71,31 @@ void sync_folder_if_there(Backend& backend, const std::string& folder) {
   }
 }
 
+// Which blocks of a segment, and whether all of it.
+struct Need {
+  uint32_t block_count = 0;  // of the segment, as manifests say
+  std::bitset<kSegmentBlocksMax> blocks;
+  bool is_of_import = false;
+};
+using Needs = std::map<Hash128, Need>;
+
+void add_needs(Needs& needs, const Manifest& manifest) {
+  std::vector<Need*> of_segments;
+  for (const ManifestSegment& segment : manifest.segments) {
+    of_segments.push_back(&needs[segment.name]);
+    of_segments.back()->block_count = segment.block_count;
+  }
+  for (const TemplateRun& run : manifest.runs)
+    for (uint32_t i = 0; i < run.count; ++i)
+      of_segments[run.segment]->blocks.set(run.segment_block + i);
+}
+
 // Everything that is still needed, or an Error: with one root unknown nothing may be removed.
-std::set<Hash128> find_used_segments(Backend& backend) {
-  std::set<Hash128> used;
+Needs find_needs(Backend& backend) {
+  Needs needs;
   for (const std::string& name : list_names(backend, "templates")) {
     try {
-      const auto manifest = load_manifest(backend, name);
-      if (!manifest) continue;
-      for (const ManifestSegment& segment : manifest->segments) used.insert(segment.name);
+      if (const auto manifest = load_manifest(backend, name)) add_needs(needs, *manifest);
     } catch (const Error& error) {
       fail(error.code(), manifest_path(name),
            "no space is freed while this cannot be read, since what it uses is unknown ({})",
@@ -85,10 +103,49 @@ std::set<Hash128> find_used_segments(Backend& backend) {
     }
   }
   for (const std::string& name : list_names(backend, "imports")) {
-    const auto journal = load_journal(backend, name);
-    if (journal) used.insert(journal->segments.begin(), journal->segments.end());
+    if (const auto journal = load_journal(backend, name))
+      for (const Hash128& segment : journal->segments) needs[segment].is_of_import = true;
   }
-  return used;
+  return needs;
+}
+
+// Shorter runs of blocks stay: to punch them costs more than they are worth.
+constexpr uint32_t kGivenUpBlocksMin = 16;
+
+// The runs of blocks of a segment that are given up, if only they are needed.
+std::vector<std::pair<uint32_t, uint32_t>> given_up_runs(const Need& need) {
+  std::vector<std::pair<uint32_t, uint32_t>> runs;
+  // An import takes what it finds, until it ends; and no import makes a segment for nothing.
+  if (need.is_of_import || need.blocks.none()) return runs;
+  for (uint32_t end, first = 0; first < need.block_count; first = end) {
+    for (end = first + 1; end < need.block_count; ++end)
+      if (need.blocks[end] != need.blocks[first]) break;
+    if (!need.blocks[first] && end - first >= kGivenUpBlocksMin) runs.emplace_back(first, end);
+  }
+  return runs;
+}
+
+// Gives back the space of blocks that nothing needs; how much that was. Whoever reads other blocks
+// of the segment meanwhile reads on.
+uint64_t give_up_blocks(Backend& backend, const Hash128& name, const Need& need) {
+  const auto runs = given_up_runs(need);
+  if (runs.empty()) return 0;
+  const auto segment = backend.open(segment_path(name), Access::kWrite, Purpose::kData);
+  // One that is damaged is for `verify` to tell of.
+  if (segment->size_bytes() != segment_object_bytes(need.block_count)) return 0;
+  const uint64_t before = segment->allocated_bytes();
+  bool is_punched = false;
+  for (const auto& [first, end] : runs) {
+    const uint64_t offset = uint64_t{first} * kBlockBytes, end_offset = uint64_t{end} * kBlockBytes;
+    const auto data = segment->find_data(offset);
+    if (!data || data->offset >= end_offset) continue;
+    segment->punch(offset, end_offset - offset);
+    is_punched = true;
+  }
+  // After a crash a block is all there or all zeroes, whichever the last `gc` left.
+  if (is_punched) segment->sync();
+  const uint64_t after = segment->allocated_bytes();
+  return before - std::min(before, after);
 }
 
 // With gc.lock held exclusively.
@@ -102,26 +159,27 @@ GcResult collect(Backend& backend) {
   // whose removal was undone by a crash needs its segments.
   sync_folder_if_there(backend, "templates");
   if (is_stale) backend.sync_folder("imports");
-  const std::set<Hash128> used = find_used_segments(backend);
+  const Needs needs = find_needs(backend);
 
   GcResult result;
   std::set<std::string> folders;
   for (const Hash128& name : list_segments(backend)) {
-    if (used.contains(name)) {
-      ++result.kept_segments;
-      continue;
-    }
-    const std::string path = segment_path(name);
-    uint64_t bytes = 0;
+    const auto need = needs.find(name);
     try {
-      bytes = backend.open(path, Access::kRead, Purpose::kData)->size_bytes();
+      if (need != needs.end()) {
+        ++result.kept_segments;
+        result.freed_bytes += give_up_blocks(backend, name, need->second);
+        continue;
+      }
+      const std::string path = segment_path(name);
+      const auto segment = backend.open(path, Access::kRead, Purpose::kData);
+      // Without what was given up of it before.
+      result.freed_bytes += std::min(segment->size_bytes(), segment->allocated_bytes());
+      if (backend.remove(path)) ++result.removed_segments;
+      folders.insert(segment_folder(name));
     } catch (const Error& error) {
-      if (error.code() == ELOOP || error.code() == EISDIR) continue;  // no segment, so not ours
-      throw;
+      if (error.code() != ELOOP && error.code() != EISDIR) throw;  // no segment, so not ours
     }
-    result.freed_bytes += bytes;
-    if (backend.remove(path)) ++result.removed_segments;
-    folders.insert(segment_folder(name));
   }
   for (const std::string& folder : folders) backend.sync_folder(folder);
   return result;
@@ -196,7 +254,8 @@ class Verification {
  public:
   Verification(Backend& backend, const Manifest& manifest,
                const std::function<void(uint64_t, uint64_t)>& progress)
-      : manifest_(manifest),
+      : backend_(backend),
+        manifest_(manifest),
         progress_(progress),
         secret_(load_identity(backend).secret),
         blocks_(backend),
@@ -230,6 +289,7 @@ class Verification {
         if (!is_of_disk[first]) check(i, first, end - first);
       }
     }
+    find_missed_blocks();
     VerifyReport report;
     report.segments = checks_.size();
     for (size_t i = 0; i < checks_.size(); ++i) add(report, manifest_.segments[i], checks_[i]);
@@ -242,7 +302,8 @@ class Verification {
     std::shared_ptr<BlockSource::Segment> segment;
     std::bitset<kSegmentBlocksMax> is_of_disk;
     std::set<uint32_t> damaged;
-    std::string unreadable;  // why
+    std::set<uint32_t> given_up;  // zeroes, and not of this disk
+    std::string unreadable;       // why
   };
   static constexpr size_t kTablesMax = 64;
 
@@ -253,8 +314,12 @@ class Verification {
     if (check.unreadable.empty()) {
       try {
         check.segment->read(first * uint64_t{kBlockBytes}, into);
-        for (const uint32_t block : find_damaged_blocks(into, first, table_of(segment), secret_))
-          check.damaged.insert(block);
+        for (const uint32_t block : find_damaged_blocks(into, first, table_of(segment), secret_)) {
+          const bool is_given_up =
+              !check.is_of_disk[block] &&
+              is_zero(into.subspan((block - first) * uint64_t{kBlockBytes}, kBlockBytes));
+          (is_given_up ? check.given_up : check.damaged).insert(block);
+        }
       } catch (const Error& error) {
         check.unreadable = error.what();
       }
@@ -270,6 +335,24 @@ class Verification {
     const auto [table, is_new] = tables_.try_emplace(segment);
     if (is_new) table->second = checks_[segment].segment->read_table(secret_);
     return table->second;
+  }
+
+  // What some template needs is not given up, but damaged. Looked for last: nothing refers to what
+  // is zeroes later than it was read.
+  void find_missed_blocks() {
+    const auto has_some = [](const Check& check) { return !check.given_up.empty(); };
+    if (std::none_of(checks_.begin(), checks_.end(), has_some)) return;
+    Needs needs;
+    for (const std::string& name : list_names(backend_, "templates")) {
+      try {
+        if (const auto manifest = load_manifest(backend_, name)) add_needs(needs, *manifest);
+      } catch (const Error&) {
+        // What is wrong with that one is not this one's.
+      }
+    }
+    for (size_t i = 0; i < checks_.size(); ++i)
+      for (const uint32_t block : checks_[i].given_up)
+        if (needs[manifest_.segments[i].name].blocks[block]) checks_[i].damaged.insert(block);
   }
 
   static void add(VerifyReport& report, const ManifestSegment& segment, const Check& check) {
@@ -289,6 +372,7 @@ class Verification {
     if (!damage.problem.empty()) report.damage.push_back(std::move(damage));
   }
 
+  Backend& backend_;
   const Manifest& manifest_;
   const std::function<void(uint64_t, uint64_t)>& progress_;
   const HashSecret secret_;

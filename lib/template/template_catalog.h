@@ -49,24 +49,28 @@ struct VerifyReport {
   bool is_sound() const { return damage.empty() && has_content_id; }
 };
 // Checks every block of every segment of a template, and, if those are sound, that together they
-// are the disk that was imported. ENOENT; EIO when the manifest is damaged.
+// are the disk that was imported. What no template refers to may be zeroes: given up by gc. ENOENT;
+// EIO when the manifest is damaged.
 VerifyReport verify_template(
     Backend& backend, const std::string& name,
     const std::function<void(uint64_t done_bytes, uint64_t total_bytes)>& progress);
 
 struct GcResult {
   uint64_t removed_segments = 0;
-  uint64_t freed_bytes = 0;
+  uint64_t freed_bytes = 0;  // of those, and of blocks that were given up
   uint64_t kept_segments = 0;
 };
-// Removes a template, or an unfinished import, and then the segments that nothing uses any more.
+// Removes a template, or an unfinished import, and then what nothing uses any more, as gc does.
 // `volumes_using_it` is asked while nobody can start to use it. EBUSY: in use, by volumes or
 // readers, or imports are running; ENOENT. A damaged template can be removed.
 GcResult remove_template(Backend& backend, const std::string& name,
                          const std::function<std::vector<std::string>()>& volumes_using_it);
 
-// Removes segments that no template and no unfinished import uses. EBUSY while imports are
-// running. Removes nothing, and throws, when any manifest cannot be read: what it uses is unknown.
+// Removes segments that no template and no unfinished import uses, and gives up the blocks that no
+// template refers to, in runs of 64 KiB and more, of segments that no unfinished import uses: there
+// they become holes. Where a block that has a hash is zeroes, it was given up; an import, which
+// compares bytes, never takes it for what it was. EBUSY while imports are running. Removes nothing,
+// and throws, when any manifest cannot be read: what it uses is unknown.
 GcResult gc(Backend& backend, const std::function<void()>& check = {});
 
 }  // namespace tplstore

@@ -79,23 +79,33 @@ void BlockIndex::reserve(uint64_t block_count) {
 void BlockIndex::insert(const Hash128& hash, BlockLocation location) {
   ensure(location.block < kSegmentBlocksMax, "a segment has at most 1024 blocks");
   if (location.segment >= kSegmentsMax) return;
-  if (find(hash).count == kCandidatesMax) return;
+  const uint32_t packed = (location.segment << kBlockBits | location.block) + 1;
+  if (const auto known = find_slots(hash.low); known.count == kCandidatesMax) {
+    locations_[known.slots[kCandidatesMax - 1]] = packed;
+    return;
+  }
   if ((used_ + 1) * 5 > keys_.size() * 4) rebuild(std::max(kCapacityMin, keys_.size() * 3 / 2));
-  place(hash.low, (location.segment << kBlockBits | location.block) + 1);
+  place(hash.low, packed);
   ++used_;
 }
 
-BlockIndex::Candidates BlockIndex::find(const Hash128& hash) const {
-  Candidates found;
+BlockIndex::Slots BlockIndex::find_slots(uint64_t key) const {
+  Slots found;
   if (keys_.empty()) return found;
-  uint64_t slot = home(hash.low);
-  while (locations_[slot] != 0) {
-    if (keys_[slot] == hash.low) {
-      const uint32_t packed = locations_[slot] - 1;
-      found.locations[found.count++] = {packed >> kBlockBits, packed & (kSegmentBlocksMax - 1)};
-      if (found.count == kCandidatesMax) break;
-    }
+  uint64_t slot = home(key);
+  while (locations_[slot] != 0 && found.count < kCandidatesMax) {
+    if (keys_[slot] == key) found.slots[found.count++] = slot;
     slot = slot + 1 == locations_.size() ? 0 : slot + 1;
+  }
+  return found;
+}
+
+BlockIndex::Candidates BlockIndex::find(const Hash128& hash) const {
+  const Slots slots = find_slots(hash.low);
+  Candidates found;
+  for (; found.count < slots.count; ++found.count) {
+    const uint32_t packed = locations_[slots.slots[found.count]] - 1;
+    found.locations[found.count] = {packed >> kBlockBits, packed & (kSegmentBlocksMax - 1)};
   }
   return found;
 }

@@ -29,7 +29,8 @@ struct BlockLocation {
 
 class BlockIndex {
  public:
-  // Equal content can be in several places (two imports ran at once); more are not kept.
+  // Equal content can be in several places (it was given up in some, or two imports ran at once).
+  // Of more than these the first and the last are kept.
   static constexpr size_t kCandidatesMax = 4;
   struct Candidates {
     std::array<BlockLocation, kCandidatesMax> locations;
@@ -60,6 +61,11 @@ class BlockIndex {
   uint64_t memory_bytes() const;
 
  private:
+  struct Slots {
+    std::array<uint64_t, kCandidatesMax> slots;
+    size_t count = 0;
+  };
+  Slots find_slots(uint64_t key) const;
   void place(uint64_t key, uint32_t packed);
   uint64_t home(uint64_t key) const;
   void rebuild(uint64_t capacity);

@@ -13,6 +13,8 @@ using namespace tplstore::testing;
 
 namespace {
 
+constexpr uint32_t kNoneBuilt = UINT32_MAX;
+
 bool has(const BlockIndex::Candidates& found, BlockLocation location) {
   return std::find(found.all().begin(), found.all().end(), location) != found.all().end();
 }
@@ -100,7 +102,7 @@ TEST_CASE("a match needs equal bytes, not just an equal hash") {
   index.insert(hash_of(other), {0, 0});  // as if 1 and 3 collided
   BlockMatcher matcher(blocks, index);
   std::vector<BlockMatcher::Wanted> batch = {wanted(other), wanted(same)};
-  matcher.match(batch, std::nullopt, index.segment_count());
+  matcher.match(batch, std::nullopt, kNoneBuilt);
   CHECK_FALSE(batch[0].match);
   REQUIRE(batch[1].match);
   CHECK(*batch[1].match == BlockLocation{0, 1});
@@ -120,7 +122,7 @@ TEST_CASE("behind a colliding place the right one is still found") {
   BlockMatcher matcher(blocks, colliding);
   // The colliding place continues the previous block, so it is tried first.
   std::vector<BlockMatcher::Wanted> batch = {wanted(block)};
-  matcher.match(batch, BlockLocation{0, UINT32_MAX}, 1);
+  matcher.match(batch, BlockLocation{0, UINT32_MAX}, kNoneBuilt);
   REQUIRE(batch[0].match);
   CHECK(*batch[0].match == BlockLocation{0, 2});
 }
@@ -139,12 +141,12 @@ TEST_CASE("of equal places the one that continues the previous block is taken") 
   for (const BlockLocation& place : places.all()) {
     // Behind block 5 of each of the two.
     std::vector<BlockMatcher::Wanted> batch = {wanted(six)};
-    matcher.match(batch, BlockLocation{place.segment, place.block - 1}, 2);
+    matcher.match(batch, BlockLocation{place.segment, place.block - 1}, kNoneBuilt);
     REQUIRE(batch[0].match);
     CHECK(*batch[0].match == place);
     // And within one batch.
     batch = {wanted(five), wanted(six)};
-    matcher.match(batch, BlockLocation{place.segment, place.block - 2}, 2);
+    matcher.match(batch, BlockLocation{place.segment, place.block - 2}, kNoneBuilt);
     REQUIRE((batch[0].match && batch[1].match));
     CHECK(batch[0].match->segment == batch[1].match->segment);
   }
@@ -164,7 +166,7 @@ TEST_CASE("blocks that really collide are told apart") {
   index.load(backend, blocks);
   BlockMatcher matcher(blocks, index);
   std::vector<BlockMatcher::Wanted> batch = {wanted(second), wanted(first)};
-  matcher.match(batch, std::nullopt, 1);
+  matcher.match(batch, std::nullopt, kNoneBuilt);
   CHECK_FALSE(batch[0].match);
   CHECK(batch[1].match);
 }
@@ -179,6 +181,6 @@ TEST_CASE("a place that cannot be read is not a match") {
   BlockMatcher matcher(blocks, index);
   const ByteVector block = block_of(1);
   std::vector<BlockMatcher::Wanted> batch = {wanted(block)};
-  matcher.match(batch, std::nullopt, 1);
+  matcher.match(batch, std::nullopt, kNoneBuilt);
   CHECK_FALSE(batch[0].match);
 }

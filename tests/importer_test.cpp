@@ -4,7 +4,10 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <condition_variable>
 #include <map>
+#include <mutex>
+#include <thread>
 
 #include "forwarding_backend.h"
 #include "memory/memory_backend.h"
@@ -183,7 +186,8 @@ TEST_CASE("an image whose blocks take too much to list is refused before all of 
   CHECK(thrown.text.find("too fragmented") != std::string::npos);
   CHECK(read_bytes > 0);
   CHECK(read_bytes < disk.size() / 2);
-  CHECK(list_templates(backend).at(0).state == "importing");
+  CHECK(list_templates(backend).at(0).state == "failed");
+  CHECK(list_templates(backend).at(0).problem.find("too fragmented") != std::string::npos);
   // What fits exactly is a template, and one byte less is refused.
   const uint64_t needed = [&] {
     import_disk(backend, "whole", disk);
@@ -468,6 +472,106 @@ TEST_CASE("one name is imported once at a time, and nothing is removed meanwhile
   CHECK(list_templates(backend)[1].state == "ready");
 }
 
+TEST_CASE("an image larger than is allowed is refused, and leaves nothing behind") {
+  MemoryBackend backend;
+  make_store(backend);
+  const ByteVector disk = disk_of({1, 2});
+  const Thrown thrown =
+      thrown_by([&] { import_disk(backend, "t", disk, {.size_bytes_max = disk.size() - 1}); });
+  CHECK(thrown.code == EFBIG);
+  CHECK(thrown.text.find("--max-size") != std::string::npos);
+  CHECK(list_templates(backend).empty());
+  import_disk(backend, "t", disk, {.size_bytes_max = disk.size()});
+}
+
+TEST_CASE("an import finds what another one has stored since it began, running or complete") {
+  const ByteVector disk = disk_of(numbers_from(1, 2500));
+  for (const bool is_cut : {false, true}) {
+    CAPTURE(is_cut);
+    MemoryBackend backend;
+    make_store(backend);
+    // When the first one has 128, 1024 - 128 and 2048 blocks.
+    for (const uint64_t at : {128, 896, 2048}) {
+      const std::string name = fmt::format("first{}", at);
+      uint64_t others = 0;
+      ByteVector own = disk;
+      for (size_t i = 0; i < own.size(); i += kBlockBytes) own[i + 9] ^= std::byte(at / 128);
+      const ImportResult result = import_disk(
+          backend, name, own, {.progress = [&](uint64_t done, uint64_t) {
+            if (done != at * kBlockBytes) return;
+            const auto open = [&] {
+              return std::make_unique<MemorySource>(own, is_cut ? 2400 * kBlockBytes : UINT64_MAX);
+            };
+            try {
+              others = import_from(backend, name + "-other", open, {}).stored_bytes;
+            } catch (const Error&) {
+              REQUIRE(is_cut);
+            }
+          }});
+      const uint64_t published = at / 1024 * 1024 * kBlockBytes;
+      // Once each; what was being built when the other one was cut off is this one's.
+      if (!is_cut) CHECK(others == own.size() - published);
+      const uint64_t of_other = (is_cut ? 2048 * kBlockBytes : own.size()) - published;
+      CHECK(result.stored_bytes == own.size() - of_other);
+      CHECK(read_template(backend, name) == own);
+      CHECK(verify_template(backend, name, {}).is_sound());
+    }
+  }
+}
+
+TEST_CASE("two imports of one image at once store it once, but for what both are just storing") {
+  const uint64_t seed = random_u64();
+  CAPTURE(seed);
+  std::mt19937_64 random(seed);
+  MemoryBackend backend;
+  make_store(backend);
+  backend.set_recording(false);
+  const uint64_t block_count = 6000;
+  // Some of it twice, some of it there before.
+  std::vector<uint64_t> numbers = numbers_from(1, block_count);
+  for (int i = 0; i < 200; ++i) numbers[random() % block_count] = numbers[random() % block_count];
+  const ByteVector disk = disk_of(numbers);
+  import_disk(backend, "before", disk_of(numbers_from(3000, 500)));
+
+  // They take turns, each for as many pieces as the dice say.
+  std::mutex mutex;
+  std::condition_variable changed;
+  size_t turn = 0;
+  uint64_t steps = 0;
+  bool has_ended[2] = {};
+  const auto pass_on = [&](size_t who) {
+    std::unique_lock guard(mutex);
+    if (steps == 0) steps = random() % 6 + 1;
+    if (--steps == 0 && !has_ended[1 - who]) {
+      turn = 1 - who;
+      changed.notify_all();
+    }
+    changed.wait(guard, [&] { return turn == who; });
+  };
+  const auto import_one = [&](size_t who) {
+    {
+      std::unique_lock guard(mutex);
+      changed.wait(guard, [&] { return turn == who; });
+    }
+    import_disk(backend, fmt::format("t{}", who), disk,
+                {.progress = [&](uint64_t, uint64_t) { pass_on(who); }});
+    const std::lock_guard guard(mutex);
+    has_ended[who] = true;
+    turn = 1 - who;
+    changed.notify_all();
+  };
+  std::thread other([&] { import_one(1); });
+  import_one(0);
+  other.join();
+  for (const std::string name : {"t0", "t1"}) {
+    CHECK(read_template(backend, name) == disk);
+    CHECK(verify_template(backend, name, {}).is_sound());
+  }
+  CHECK(stored_blocks(backend) <= block_count + 2 * kSegmentBlocksMax);
+  for (const std::string name : {"t0", "before"}) remove_template(backend, name, nobody);
+  CHECK(read_template(backend, "t1") == disk);
+}
+
 TEST_CASE("an import that failed goes on from where it was, or is removed") {
   MemoryBackend backend;
   make_store(backend);
@@ -475,7 +579,8 @@ TEST_CASE("an import that failed goes on from where it was, or is removed") {
   const auto failing = [&] { return std::make_unique<MemorySource>(disk, 2100 * kBlockBytes); };
   CHECK(thrown_by([&] { import_from(backend, "t", failing, {}); }).code == EIO);
   const auto unfinished = show_template(backend, "t");
-  CHECK(unfinished.state == "importing");
+  CHECK(unfinished.state == "failed");
+  CHECK(unfinished.problem == "memory: failed on the way");
   CHECK(unfinished.size_bytes == disk.size());
   CHECK(unfinished.segments == 2);
   CHECK(unfinished.created_ns > 0);
@@ -515,7 +620,15 @@ TEST_CASE("an interruption ends an import soon, with EINTR") {
                  .interrupted = [&] { return is_interrupted; }});
   });
   CHECK(thrown.code == EINTR);
-  CHECK(show_template(backend, "t").state == "importing");
+  CHECK(show_template(backend, "t").state == "failed");
+  CHECK(show_template(backend, "t").problem.starts_with("interrupted"));
+  // The next one has not failed yet.
+  import_disk(backend, "t", disk_of({1}), {.progress = [&](uint64_t done, uint64_t) {
+                if (done > 0) return;
+                CHECK(show_template(backend, "t").state == "importing");
+                CHECK(load_journal(backend, "t")->failure.empty());
+              }});
+  CHECK(show_template(backend, "t").problem.empty());
 }
 
 TEST_CASE("a full store ends an import, and removing what it stored makes room") {
@@ -524,7 +637,7 @@ TEST_CASE("a full store ends an import, and removing what it stored makes room")
   backend.set_capacity_bytes(6 << 20);
   const ByteVector disk = disk_of(numbers_from(1, 2000));
   CHECK(thrown_by([&] { import_disk(backend, "t", disk); }).code == ENOSPC);
-  CHECK(show_template(backend, "t").state == "importing");
+  CHECK(show_template(backend, "t").state == "failed");
   CHECK(remove_template(backend, "t", nobody).freed_bytes > 4 << 20);
   import_disk(backend, "u", disk_of(numbers_from(1, 1000)));
   CHECK(verify_template(backend, "u", {}).is_sound());
@@ -543,7 +656,7 @@ TEST_CASE("a crash at any moment of an import leaves nothing or all, and importi
 
   CrashWalker walker(backend);
   walker.advance_to(begin);
-  int ready = 0, importing = 0, absent = 0;
+  int ready = 0, failed = 0, absent = 0;
   for (;; walker.advance()) {
     for (int round = 0; round < 5; ++round) {
       const auto kind = round == 0   ? MemoryBackend::Crash::kKill
@@ -557,8 +670,9 @@ TEST_CASE("a crash at any moment of an import leaves nothing or all, and importi
       std::string state;
       for (const TemplateInfo& info : list_templates(*after)) {
         if (info.name == "second") state = info.state;
+        REQUIRE((info.state == "failed") == (info.problem.find("killed") != std::string::npos));
       }
-      REQUIRE((state.empty() || state == "importing" || state == "ready"));
+      REQUIRE((state.empty() || state == "failed" || state == "ready"));
       const auto check_ready = [&](Backend& store) {
         REQUIRE(read_template(store, "second") == second);
         REQUIRE(verify_template(store, "second", {}).is_sound());
@@ -570,7 +684,7 @@ TEST_CASE("a crash at any moment of an import leaves nothing or all, and importi
         check_ready(*after);
         REQUIRE(thrown_by([&] { import_disk(*after, "second", second); }).code == EEXIST);
       } else {
-        ++(state.empty() ? absent : importing);
+        ++(state.empty() ? absent : failed);
         REQUIRE(thrown_by([&] { open_image(*after, "second"); }).code == ENOENT);
         // The first segment need not be stored again once it was stored under its journal.
         const bool has_segment = list_segments(*after).size() == 2;
@@ -590,7 +704,7 @@ TEST_CASE("a crash at any moment of an import leaves nothing or all, and importi
     if (walker.is_at_end()) break;
   }
   CHECK(ready > 0);
-  CHECK(importing > 0);
+  CHECK(failed > 0);
   CHECK(absent > 0);
 }
 

@@ -79,8 +79,9 @@ Option add_json_option(const Command& command, Context& context) {
   return command.add_flag("--json", context.is_json, "Print JSON");
 }
 
-void add_size_option(const Command& command, std::string& into, const std::string& description) {
-  command.add_option("--size", into, description).type_name("SIZE").check(check_size);
+void add_size_option(const Command& command, std::string& into, const std::string& description,
+                     const std::string& name) {
+  command.add_option(name, into, description).type_name("SIZE").check(check_size);
 }
 
 void add_new_size(const Command& command, std::string& into, const std::string& description) {

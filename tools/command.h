@@ -42,9 +42,10 @@ Command add_command(const Command& parent, Context& context, const std::string& 
 Command add_group(const Command& parent, Context& context, const std::string& name,
                   const std::string& description);
 Option add_json_option(const Command& command, Context& context);
-// --size, and the positional SIZE of a resize, which may be +SIZE too. They take 10G, 512M, …;
-// anything else is wrong usage.
-void add_size_option(const Command& command, std::string& into, const std::string& description);
+// --size and the like, and the positional SIZE of a resize, which may be +SIZE too. They take 10G,
+// 512M, …; anything else is wrong usage.
+void add_size_option(const Command& command, std::string& into, const std::string& description,
+                     const std::string& name = "--size");
 void add_new_size(const Command& command, std::string& into, const std::string& description);
 
 // Has an operation of control/operations.h performed: by the server that has the volume open that

@@ -2,6 +2,7 @@
 #include <cerrno>
 
 #include "base/text.h"
+#include "base/units.h"
 #include "command.h"
 #include "control/json_output.h"
 #include "export_command.h"
@@ -25,20 +26,26 @@ std::string templates_text(const json& templates) {
   for (const json& info : templates)
     table.add_row({plain(info["name"]), size(info["size"]), size(info["data_bytes"]),
                    size(info["unique_bytes"]), plain(info["state"]), plain(info["created"])});
-  return table.text();
+  std::string text = table.text();
+  for (const json& info : templates)
+    if (!info["problem"].is_null())
+      text += fmt::format("{}: {}\n", plain(info["name"]), plain(info["problem"]));
+  return text;
 }
 
 std::string template_text(const json& info) {
-  return format_fields({{"name", plain(info["name"])},
-                        {"uuid", plain(info["uuid"])},
-                        {"size", size(info["size"])},
-                        {"data", size(info["data_bytes"])},
-                        {"unique", size(info["unique_bytes"])},
-                        {"segments", plain(info["segments"])},
-                        {"state", plain(info["state"])},
-                        {"created", plain(info["created"])},
-                        {"source", plain(info["source"])},
-                        {"content", plain(info["content_id"])}});
+  std::string text = format_fields({{"name", plain(info["name"])},
+                                    {"uuid", plain(info["uuid"])},
+                                    {"size", size(info["size"])},
+                                    {"data", size(info["data_bytes"])},
+                                    {"unique", size(info["unique_bytes"])},
+                                    {"segments", plain(info["segments"])},
+                                    {"state", plain(info["state"])},
+                                    {"created", plain(info["created"])},
+                                    {"source", plain(info["source"])},
+                                    {"content", plain(info["content_id"])}});
+  if (!info["problem"].is_null()) text += fmt::format("{}\n", plain(info["problem"]));
+  return text;
 }
 
 json damage_json(const SegmentDamage& damage) {
@@ -82,6 +89,7 @@ void verify(const Context& context, const std::string& name) {
 struct TemplateImportArguments {
   std::string name;
   std::string source;
+  std::string size_max;
   ImportOptions options;
 };
 
@@ -92,6 +100,8 @@ void import_template(const Context& context, const TemplateImportArguments& argu
   ImportOptions options = arguments.options;
   options.progress = [&](uint64_t done, uint64_t total) { progress.update(done, total); };
   options.interrupted = interrupted;
+  if (!arguments.size_max.empty())
+    options.size_bytes_max = parse_size("--max-size", arguments.size_max);
   ImportResult imported;
   try {
     imported = import_template(store->backend(), arguments.name, arguments.source, options);
@@ -131,6 +141,8 @@ void add_import(const Command& group, Context& context) {
       .add_option("SOURCE", arguments->source,
                   "An image file of any format that qemu knows, or an NBD URI")
       .required();
+  add_size_option(command, arguments->size_max, "Refuse a disk that is larger than this",
+                  "--max-size");
   command.add_flag("--allow-backing", arguments->options.allow_backing,
                    "Read an image that refers to other files, through them");
   command
@@ -152,7 +164,7 @@ void add_template_commands(const Command& app, Context& context) {
         const auto store = context.open_store();
         json templates = json::array();
         for (const TemplateInfo& info : list_templates(store->backend()))
-          if (*with_unfinished || info.state != "importing")
+          if (*with_unfinished || (info.state != "importing" && info.state != "failed"))
             templates.push_back(template_json(info));
         context.print(templates, templates_text);
       });

@@ -56,6 +56,7 @@ json template_json(const TemplateInfo& info) {
       {"uuid", uuid_or_null(info.uuid)},
       {"size", info.size_bytes},
       {"state", info.state},
+      {"problem", text_or_null(info.problem)},
       {"data_bytes", info.data_bytes},
       {"unique_bytes", info.unique_bytes},
       {"segments", info.segments},

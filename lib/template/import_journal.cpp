@@ -3,7 +3,9 @@
 
 #include <algorithm>
 
+#include "base/names.h"
 #include "base/units.h"
+#include "template/manifest.h"
 #include "template/store_identity.h"
 
 namespace tplstore {
@@ -15,6 +17,24 @@ uint64_t header_checksum(const ImportJournalHeader& header) {
 
 uint64_t record_checksum(const ImportJournalRecord& record, uint64_t offset) {
   return checksum(bytes_of(record).first(offsetof(ImportJournalRecord, checksum)), offset);
+}
+
+// Those that are whole, of what stands in a journal from `offset` on.
+std::vector<Hash128> segments_of(Bytes records, uint64_t offset) {
+  std::vector<Hash128> segments;
+  for (; records.size() >= sizeof(ImportJournalRecord);
+       records = records.subspan(sizeof(ImportJournalRecord)),
+       offset += sizeof(ImportJournalRecord)) {
+    ImportJournalRecord record;
+    std::memcpy(&record, records.data(), sizeof record);
+    if (record.magic == kJournalMagic && record.checksum == record_checksum(record, offset))
+      segments.push_back(record.segment);
+  }
+  return segments;
+}
+
+uint64_t failure_checksum(const ImportJournalFailure& failure) {
+  return checksum(bytes_of(failure.text));
 }
 
 }  // namespace
@@ -44,13 +64,13 @@ std::optional<ImportJournalContent> load_journal(Backend& backend,
       content.started_ns = header.started_ns;
     }
   }
-  for (uint64_t offset = kJournalRecordsOffset;
-       offset + sizeof(ImportJournalRecord) <= bytes->size();
-       offset += sizeof(ImportJournalRecord)) {
-    ImportJournalRecord record;
-    std::memcpy(&record, bytes->data() + offset, sizeof record);
-    if (record.magic == kJournalMagic && record.checksum == record_checksum(record, offset))
-      content.segments.push_back(record.segment);
+  if (bytes->size() >= kJournalRecordsOffset) {
+    ImportJournalFailure failure;
+    std::memcpy(&failure, bytes->data() + sizeof(ImportJournalHeader), sizeof failure);
+    if (failure.checksum == failure_checksum(failure))
+      content.failure.assign(failure.text, strnlen(failure.text, sizeof failure.text));
+    content.segments =
+        segments_of(Bytes(*bytes).subspan(kJournalRecordsOffset), kJournalRecordsOffset);
   }
   return content;
 }
@@ -80,7 +100,10 @@ ImportJournal::ImportJournal(Backend& backend, const std::string& template_name,
   ensure(template_name.size() < sizeof header.name, "the name of a template is short");
   std::memcpy(header.name, template_name.data(), template_name.size());
   header.checksum = header_checksum(header);
-  object_->write(0, bytes_of(header));  // within one sector, so there is no half of it
+  Encoder encoder;
+  encoder.put(header);
+  encoder.put(ImportJournalFailure{});  // it has not failed yet
+  object_->write(0, encoder.bytes());   // within one sector, so there is no half of it
   object_->sync();
   backend_.sync_folder("imports");
 }
@@ -101,6 +124,59 @@ void ImportJournal::commit() {
   object_->sync();
   tail_ += encoder.size();
   pending_.clear();
+}
+
+void ImportJournal::tell_failure(std::string_view why) noexcept {
+  ImportJournalFailure failure{};
+  std::memcpy(failure.text, why.data(), std::min(why.size(), sizeof failure.text));
+  failure.checksum = failure_checksum(failure);
+  try {
+    object_->write(sizeof(ImportJournalHeader), bytes_of(failure));
+  } catch (const std::exception&) {
+    // Then nobody is told but who has imported.
+  }
+}
+
+OtherImports::OtherImports(Backend& backend, std::string own_name)
+    : backend_(backend), own_name_(std::move(own_name)) {
+  const auto names = backend.list("templates");
+  templates_.insert(names.begin(), names.end());
+}
+
+// What cannot be read has ended, or is damaged: then what it has is stored again.
+std::vector<Hash128> OtherImports::take_news() {
+  std::vector<Hash128> news;
+  for (const std::string& name : backend_.list("imports")) {
+    if (name == own_name_ || !is_valid_name(name)) continue;
+    try {
+      take_journal(name, news);
+    } catch (const Error&) {
+    }
+  }
+  // Behind the journals: one that was gone by then has left a manifest.
+  for (const std::string& name : backend_.list("templates")) {
+    if (!is_valid_name(name) || !templates_.insert(name).second) continue;
+    try {
+      if (const auto manifest = load_manifest(backend_, name))
+        for (const ManifestSegment& segment : manifest->segments) news.push_back(segment.name);
+    } catch (const Error&) {
+    }
+  }
+  return news;
+}
+
+void OtherImports::take_journal(const std::string& name, std::vector<Hash128>& news) {
+  const auto journal = backend_.open(journal_path(name), Access::kRead, Purpose::kMetadata);
+  uint64_t& read_to = read_to_.try_emplace(name, kJournalRecordsOffset).first->second;
+  const uint64_t end =
+      std::min(round_down(journal->size_bytes(), sizeof(ImportJournalRecord)), kJournalBytesMax);
+  if (end < read_to) read_to = kJournalRecordsOffset;  // it was begun anew
+  if (end <= read_to) return;
+  ByteVector records(end - read_to);
+  journal->read(read_to, records);
+  const auto segments = segments_of(records, read_to);
+  news.insert(news.end(), segments.begin(), segments.end());
+  read_to = end;
 }
 
 void ImportJournal::remove() {

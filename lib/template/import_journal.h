@@ -5,21 +5,26 @@
 // the next import of that name finds them. A journal beside a manifest of the same name is the
 // remainder of an import that was complete, and means nothing.
 //
-//   | header, 224 bytes, padded to 512 | record | record | ...     32 bytes each
+//   | header, 224 bytes | why it failed, 288 bytes | record | record | ...     32 bytes each
 //
 // Records are appended and synced before the segment they name is published, so no segment of an
 // interrupted import is ever without its record. Every record carries its own checksum: what a
 // crash left half-written is skipped.
+//
+// While its lock is held the import is running; else it has failed, and may have said why.
 //
 // Thread safety: none; one import's. Holding an ImportJournal is holding its lock, so that a name
 // is imported once at a time.
 #pragma once
 
 #include <cstddef>
+#include <map>
 #include <memory>
 #include <optional>
 #include <set>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "backend/backend.h"
@@ -48,6 +53,12 @@ static_assert(offsetof(ImportJournalHeader, store) == 32);
 static_assert(offsetof(ImportJournalHeader, name) == 48);
 static_assert(offsetof(ImportJournalHeader, checksum) == 216);
 
+struct ImportJournalFailure {
+  uint64_t checksum;  // of the text
+  char text[280];     // padded with zeroes
+};
+static_assert(sizeof(ImportJournalHeader) + sizeof(ImportJournalFailure) == kJournalRecordsOffset);
+
 struct ImportJournalRecord {
   uint64_t magic;
   Hash128 segment;
@@ -62,12 +73,31 @@ std::string journal_path(const std::string& template_name);
 struct ImportJournalContent {
   uint64_t size_bytes = 0;  // both 0 when the header never became durable
   int64_t started_ns = 0;
+  std::string failure;  // empty when nobody could say
   std::vector<Hash128> segments;
 };
 // Nothing when there is none. EIO when it is another template's or store's, EINVAL when it has
 // another format.
 std::optional<ImportJournalContent> load_journal(Backend& backend,
                                                  const std::string& template_name);
+
+// What other imports have come to refer to, as their journals and templates tell.
+class OtherImports {
+ public:
+  OtherImports(Backend& backend, std::string own_name);
+
+  // The segments that were named since the last call, or since this was made; at the first call all
+  // that unfinished imports name. Not all of them need be published yet, or ever.
+  std::vector<Hash128> take_news();
+
+ private:
+  void take_journal(const std::string& name, std::vector<Hash128>& news);
+
+  Backend& backend_;
+  const std::string own_name_;
+  std::map<std::string, uint64_t> read_to_;  // of journals
+  std::set<std::string> templates_;          // that are known
+};
 
 class ImportJournal {
  public:
@@ -79,6 +109,8 @@ class ImportJournal {
   void add(const Hash128& segment);
   // Makes everything added durable.
   void commit();
+  // For people, and for as long as it is not continued. Does not throw.
+  void tell_failure(std::string_view why) noexcept;
   // Removes the journal durably; the last call.
   void remove();
 

@@ -70,6 +70,7 @@ class SegmentBuilder {
   bool empty() const { return hashes_.empty(); }
   bool full() const { return hashes_.size() == kSegmentBlocksMax; }
   Bytes block(uint32_t index) const;
+  const Hash128& hash(uint32_t index) const { return hashes_.at(index); }
 
   // Takes a copy of one block; not when full. `hash` is its content_hash with the secret. Its
   // place.
@@ -81,7 +82,7 @@ class SegmentBuilder {
   Hash128 publish(Backend& backend, BlockSource& blocks);
 
  private:
-  const HashSecret secret_;
+  HashSecret secret_;
   std::vector<Hash128> hashes_;
   ByteVector content_;  // the blocks; table and trailer are added by publish
 };

@@ -38,20 +38,25 @@ TemplateInfo describe(const std::string& name, const Manifest& manifest) {
   return info;
 }
 
-TemplateInfo describe(const std::string& name, const ImportJournalContent& journal) {
+TemplateInfo describe(const std::string& name, const ImportJournalContent& journal,
+                      bool is_running) {
   TemplateInfo info;
   info.name = name;
   info.size_bytes = journal.size_bytes;
-  info.state = "importing";
+  info.state = is_running ? "importing" : "failed";
+  if (!is_running)
+    info.problem =
+        journal.failure.empty() ? "the import was killed, or its host went down" : journal.failure;
   info.created_ns = journal.started_ns;
   info.segments = journal.segments.size();
   return info;
 }
 
-TemplateInfo describe_damaged(const std::string& name) {
+TemplateInfo describe_damaged(const std::string& name, const Error& error) {
   TemplateInfo info;
   info.name = name;
   info.state = "damaged";
+  info.problem = error.what();
   return info;
 }
 
@@ -214,9 +219,11 @@ std::vector<TemplateInfo> list_templates(Backend& backend) {
   std::map<std::string, TemplateInfo> infos;
   for (const std::string& name : list_names(backend, "imports")) {
     try {
-      if (const auto journal = load_journal(backend, name)) infos[name] = describe(name, *journal);
-    } catch (const Error&) {
-      infos[name] = describe_damaged(name);
+      const bool is_running = backend.is_locked(journal_path(name));
+      if (const auto journal = load_journal(backend, name))
+        infos[name] = describe(name, *journal, is_running);
+    } catch (const Error& error) {
+      if (error.code() != ENOENT) infos[name] = describe_damaged(name, error);
     }
   }
   for (const std::string& name : list_names(backend, "templates")) {
@@ -225,9 +232,9 @@ std::vector<TemplateInfo> list_templates(Backend& backend) {
       if (!manifest) continue;
       infos[name] = describe(name, *manifest);
       manifests.emplace(name, std::move(*manifest));
-    } catch (const Error&) {
+    } catch (const Error& error) {
       // One that is damaged must not hide the others.
-      infos[name] = describe_damaged(name);
+      infos[name] = describe_damaged(name, error);
     }
   }
   for (const auto& [name, bytes] : find_unique_bytes(manifests)) infos[name].unique_bytes = bytes;

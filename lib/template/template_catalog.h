@@ -21,7 +21,9 @@ struct TemplateInfo {
   std::string name;
   Uuid uuid;
   uint64_t size_bytes = 0;
-  std::string state;          // "ready"; "importing": unfinished; "damaged": unreadable manifest
+  std::string state;          // "ready"; "importing"; "failed": an import that has ended before it
+                              // was complete; "damaged": its manifest or journal cannot be read
+  std::string problem;        // why it failed, or what is damaged
   uint64_t data_bytes = 0;    // what its runs cover
   uint64_t unique_bytes = 0;  // blocks of the segments that no other template uses
   int64_t created_ns = 0;     // for an unfinished import, when it was started

@@ -34,19 +34,25 @@ uint64_t BlockIndex::load(Backend& backend, BlockSource& blocks) {
       ++unreadable;
       continue;
     }
-    const uint32_t number = add_segment(name, static_cast<uint32_t>(table.size()));
-    for (uint32_t block = 0; block < table.size(); ++block) insert(table[block], {number, block});
+    add_stored(name, table);
   }
   return unreadable;
 }
 
-uint32_t BlockIndex::add_segment(const Hash128& name, uint32_t block_count) {
-  segments_.push_back({name, block_count});
+void BlockIndex::add_stored(const Hash128& name, const std::vector<Hash128>& table) {
+  const uint32_t number = begin_segment();
+  name_segment(number, name, static_cast<uint32_t>(table.size()));
+  for (uint32_t block = 0; block < table.size(); ++block) insert(table[block], {number, block});
+}
+
+uint32_t BlockIndex::begin_segment() {
+  segments_.push_back({});
   return segment_count() - 1;
 }
 
-void BlockIndex::set_segment(uint32_t segment, const Hash128& name, uint32_t block_count) {
+void BlockIndex::name_segment(uint32_t segment, const Hash128& name, uint32_t block_count) {
   segments_[segment] = {name, block_count};
+  names_.insert(name);
 }
 
 // The high bits of the key choose the slot, so a table of any size can be rebuilt from its keys.
@@ -112,7 +118,7 @@ BlockIndex::Candidates BlockIndex::find(const Hash128& hash) const {
 
 uint64_t BlockIndex::memory_bytes() const {
   return keys_.capacity() * sizeof(uint64_t) + locations_.capacity() * sizeof(uint32_t) +
-         segments_.capacity() * sizeof(SegmentEntry);
+         segments_.capacity() * sizeof(SegmentEntry) + names_.size() * 48;
 }
 
 }  // namespace tplstore

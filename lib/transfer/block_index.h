@@ -3,7 +3,7 @@
 // A flat open-addressing table with linear probing, 12 bytes per slot: 64 bits of the hash and a
 // packed location. It is filled to 80 % at most and grows by half, so it takes 15 to 23 bytes per
 // block (15 right after load(), which knows the count), and while it grows 25 to 38. The segments'
-// names add 16 bytes per 1024 blocks. A store of 1 TiB of unique template data needs 4 GiB.
+// names add 90 bytes per 1024 blocks. A store of 1 TiB of unique template data needs 4 GiB.
 //
 // A find is a hint, never a proof: half a hash is kept, and XXH3 is no MAC.
 // Whoever references a block compares its bytes first (transfer/block_matcher.h).
@@ -14,6 +14,7 @@
 
 #include <array>
 #include <cstdint>
+#include <set>
 #include <span>
 #include <vector>
 
@@ -43,17 +44,22 @@ class BlockIndex {
   // blocks are stored again. How many those are.
   uint64_t load(Backend& backend, BlockSource& blocks);
 
+  // A segment that is there, with all its blocks.
+  void add_stored(const Hash128& name, const std::vector<Hash128>& table);
+  bool has_segment(const Hash128& name) const { return names_.contains(name); }
+
   // Makes room for so many blocks without growing.
   void reserve(uint64_t block_count);
-  // The number of a new segment, whose name is to be set before anything but find() needs it.
-  uint32_t add_segment(const Hash128& name, uint32_t block_count);
-  void set_segment(uint32_t segment, const Hash128& name, uint32_t block_count);
+  // The number of a segment that is being built. It has no blocks for anybody but find() until it
+  // is named.
+  uint32_t begin_segment();
+  void name_segment(uint32_t segment, const Hash128& name, uint32_t block_count);
   void insert(const Hash128& hash, BlockLocation location);
   Candidates find(const Hash128& hash) const;
 
   struct SegmentEntry {
     Hash128 name;
-    uint32_t block_count;
+    uint32_t block_count;  // 0 while it is being built, and if it never came to be
   };
   const SegmentEntry& segment(uint32_t number) const { return segments_[number]; }
   uint32_t segment_count() const { return static_cast<uint32_t>(segments_.size()); }
@@ -74,6 +80,7 @@ class BlockIndex {
   std::vector<uint32_t> locations_;  // 0: free; else segment << 10 | block, plus 1
   uint64_t used_ = 0;
   std::vector<SegmentEntry> segments_;
+  std::set<Hash128> names_;
 };
 
 }  // namespace tplstore

@@ -13,10 +13,11 @@ bool is_before(const BlockLocation& a, const BlockLocation& b) {
 }  // namespace
 
 bool BlockMatcher::plan_read(BlockLocation location, MutableBytes into, ReadPlan& plan) {
+  const auto& entry = index_.segment(location.segment);
+  if (entry.block_count == 0) return false;
   if (location.segment >= held_.size()) held_.resize(index_.segment_count());
   auto& segment = held_[location.segment];
   if (!segment) {
-    const auto& entry = index_.segment(location.segment);
     segment = blocks_.hold(entry.name, entry.block_count);
   }
   try {
@@ -40,7 +41,7 @@ bool BlockMatcher::has_bytes(BlockLocation location, Bytes block) {
 }
 
 void BlockMatcher::match(std::span<Wanted> wanted, std::optional<BlockLocation> previous,
-                         uint32_t segment_limit) {
+                         uint32_t built) {
   std::vector<BlockIndex::Candidates> candidates(wanted.size());
   comparisons_.clear();
   for (uint32_t i = 0; i < wanted.size(); ++i) {
@@ -48,7 +49,7 @@ void BlockMatcher::match(std::span<Wanted> wanted, std::optional<BlockLocation> 
     candidates[i] = index_.find(wanted[i].hash);
     std::optional<BlockLocation> choice;
     for (const BlockLocation& location : candidates[i].all()) {
-      if (location.segment >= segment_limit) continue;
+      if (location.segment == built) continue;
       const bool continues = previous && location.segment == previous->segment &&
                              location.block == previous->block + 1;
       if (!choice || continues) choice = location;
@@ -64,7 +65,7 @@ void BlockMatcher::match(std::span<Wanted> wanted, std::optional<BlockLocation> 
     Wanted& block = wanted[done.wanted];
     for (const BlockLocation& location : candidates[done.wanted].all()) {
       if (block.match) break;
-      if (location.segment < segment_limit && location != done.location &&
+      if (location.segment != built && location != done.location &&
           has_bytes(location, block.block))
         block.match = location;
     }

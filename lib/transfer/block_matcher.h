@@ -26,10 +26,9 @@ class BlockMatcher {
     Bytes block;
     std::optional<BlockLocation> match;  // the answer
   };
-  // Answers for segments numbered below `segment_limit`. `previous`: where the block before the
-  // first one is. A place that cannot be read is not a match.
-  void match(std::span<Wanted> wanted, std::optional<BlockLocation> previous,
-             uint32_t segment_limit);
+  // Answers for all segments but the one that is being `built`. `previous`: where the block before
+  // the first one is. A place that cannot be read is not a match.
+  void match(std::span<Wanted> wanted, std::optional<BlockLocation> previous, uint32_t built);
   // Whether the store has exactly these bytes there.
   bool has_bytes(BlockLocation location, Bytes block);
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <optional>
 #include <set>
+#include <string_view>
 #include <vector>
 
 #include "base/names.h"
@@ -32,6 +33,7 @@ class Import {
         name_(name),
         options_(options),
         identity_(load_identity(backend)),
+        others_(backend, name),
         blocks_(backend),
         matcher_(blocks_, index_),
         builder_(identity_.secret) {
@@ -41,14 +43,32 @@ class Import {
       fail(EBUSY, name_, "a template is being removed or gc is running; try again when it is done");
     refuse_taken_name();
     source_ = open_source();
+    if (source_->size_bytes() > options_.size_bytes_max)
+      fail(EFBIG, name_, "its disk has {}, and it may have {} at most: allow more with --max-size",
+           format_size(source_->size_bytes()), format_size(options_.size_bytes_max));
   }
 
   ImportResult run() {
     journal_.emplace(backend_, name_, source_->size_bytes());
+    try {
+      return read_and_store();
+    } catch (const std::exception& error) {
+      std::string_view why = error.what();
+      if (const std::string object = name_ + ": "; why.starts_with(object))
+        why.remove_prefix(object.size());
+      journal_->tell_failure(why);
+      throw;
+    }
+  }
+
+ private:
+  ImportResult read_and_store() {
     // Another import of this name may have ended between our first look and our lock.
     refuse_taken_name();
+    // Before the index is loaded: what is published while it is must be in one of them.
+    unseen_ = others_.take_news();
     result_.unreadable_segments = index_.load(backend_, blocks_);
-    building_ = index_.add_segment({}, 0);
+    building_ = index_.begin_segment();
 
     manifest_.name = name_;
     manifest_.store = identity_.uuid;
@@ -64,6 +84,7 @@ class Import {
       check_interrupted();
       report_progress(offset + data.size());
     });
+    remove_what_others_stored();
     if (!builder_.empty()) publish_segment();
     manifest_.content_id = content_id.finish();
     publish_manifest();
@@ -74,7 +95,6 @@ class Import {
     return result_;
   }
 
- private:
   void refuse_taken_name() {
     if (load_manifest_uuid(backend_, name_))
       fail(EEXIST, name_, "a template of this name exists: choose another name or remove it first");
@@ -112,7 +132,7 @@ class Import {
       wanted_blocks_.push_back(first_block + i);
     }
     const uint32_t published_before = building_;
-    matcher_.match(wanted_, previous_, published_before);
+    matcher_.match(wanted_, previous_, building_);
     for (size_t i = 0; i < wanted_.size(); ++i) {
       if (!wanted_[i].match) find_just_stored(wanted_[i], published_before);
       if (wanted_[i].match) {
@@ -124,6 +144,7 @@ class Import {
       // Numbered only now: what is stored below may end the segment.
       manifest_.append_block(wanted_blocks_[i], reference(wanted_[i].match->segment),
                              wanted_[i].match->block);
+      if (builder_.full()) remove_what_others_stored();
       if (builder_.full()) publish_segment();
     }
     check_object_bytes(manifest_, options_.manifest_bytes_max);
@@ -145,6 +166,7 @@ class Import {
   }
 
   void store(BlockMatcher::Wanted& wanted) {
+    if (builder_.empty()) before_building_ = {manifest_.runs.size(), manifest_.segments.size()};
     const BlockLocation location{building_, builder_.add(wanted.block, wanted.hash)};
     index_.insert(wanted.hash, location);
     wanted.match = location;
@@ -156,14 +178,84 @@ class Import {
     if (segment >= referenced_.size()) referenced_.resize(index_.segment_count(), kNotReferenced);
     if (referenced_[segment] == kNotReferenced) {
       referenced_[segment] = static_cast<uint32_t>(manifest_.segments.size());
+      numbers_.push_back(segment);
       const auto& entry = index_.segment(segment);
       manifest_.segments.push_back({entry.name, entry.block_count, 0});
-      if (segment != building_) {
+      if (entry.block_count != 0) {
         journal_->add(entry.name);
         folders_.insert(segment_folder(entry.name));
       }
     }
     return referenced_[segment];
+  }
+
+  // Has the index know what other imports have published since it was last asked.
+  bool find_what_others_stored() {
+    const std::vector<Hash128> news = others_.take_news();
+    unseen_.insert(unseen_.end(), news.begin(), news.end());
+    const uint32_t before = index_.segment_count();
+    std::erase_if(unseen_, [&](const Hash128& name) {
+      if (index_.has_segment(name)) return true;
+      try {
+        index_.add_stored(name, blocks_.hold(name, 0)->read_table(identity_.secret));
+        return true;
+      } catch (const Error&) {
+        return false;  // It is not there yet.
+      }
+    });
+    return index_.segment_count() > before;
+  }
+
+  // What is in the builder and was stored by others meanwhile need not be stored.
+  void remove_what_others_stored() {
+    if (builder_.empty() || !find_what_others_stored()) return;
+    std::vector<BlockMatcher::Wanted> built;
+    for (uint32_t i = 0; i < builder_.block_count(); ++i)
+      built.push_back({builder_.hash(i), builder_.block(i), std::nullopt});
+    matcher_.match(built, std::nullopt, building_);
+    const auto is_stored = [](const BlockMatcher::Wanted& block) {
+      return block.match.has_value();
+    };
+    const auto stored = std::count_if(built.begin(), built.end(), is_stored);
+    if (stored == 0) return;
+    result_.stored_bytes -= static_cast<uint64_t>(stored) * kBlockBytes;
+    result_.referenced_bytes += static_cast<uint64_t>(stored) * kBlockBytes;
+
+    // The rest is built anew, under another number: the index knows the old one by its places.
+    SegmentBuilder rest(identity_.secret);
+    const uint32_t rest_number = index_.begin_segment();
+    for (BlockMatcher::Wanted& block : built) {
+      if (block.match) continue;
+      block.match = {rest_number, rest.add(block.block, block.hash)};
+      index_.insert(block.hash, *block.match);
+    }
+    const auto moved = [&](BlockLocation location) {
+      return location.segment == building_ ? *built[location.block].match : location;
+    };
+    if (previous_) previous_ = moved(*previous_);
+    rewrite_since_building(moved);
+    builder_ = std::move(rest);
+    building_ = rest_number;
+  }
+
+  // The manifest from where the segment was begun that is being built, each block where `moved`
+  // says.
+  template <typename Moved>
+  void rewrite_since_building(const Moved& moved) {
+    const auto& [run_count, segment_count] = before_building_;
+    const std::vector<TemplateRun> runs(manifest_.runs.begin() + static_cast<ptrdiff_t>(run_count),
+                                        manifest_.runs.end());
+    const std::vector<uint32_t> numbers = numbers_;
+    manifest_.runs.resize(run_count);
+    for (; numbers_.size() > segment_count; numbers_.pop_back())
+      referenced_[numbers_.back()] = kNotReferenced;
+    manifest_.segments.resize(segment_count);
+    for (const TemplateRun& run : runs) {
+      for (uint32_t i = 0; i < run.count; ++i) {
+        const BlockLocation now = moved({numbers[run.segment], run.segment_block + i});
+        manifest_.append_block(run.block + i, reference(now.segment), now.block);
+      }
+    }
   }
 
   void publish_segment() {
@@ -172,11 +264,11 @@ class Import {
     journal_->add(name);
     journal_->commit();
     builder_.publish(backend_, blocks_);
-    index_.set_segment(building_, name, block_count);
     ManifestSegment& entry = manifest_.segments[reference(building_)];
     entry.name = name;
     entry.block_count = block_count;
-    building_ = index_.add_segment({}, 0);
+    index_.name_segment(building_, name, block_count);
+    building_ = index_.begin_segment();
   }
 
   void publish_manifest() {
@@ -197,6 +289,9 @@ class Import {
   std::unique_ptr<ImageSource> source_;
   std::optional<ImportJournal> journal_;
 
+  OtherImports others_;
+  std::vector<Hash128> unseen_;  // segments that others have named, and that were not there yet
+
   BlockSource blocks_;
   BlockIndex index_;
   BlockMatcher matcher_;
@@ -208,7 +303,12 @@ class Import {
 
   Manifest manifest_;
   std::vector<uint32_t> referenced_;  // index's number → manifest's
-  std::set<std::string> folders_;     // of segments that others have published
+  std::vector<uint32_t> numbers_;     // and back
+  struct Extent {
+    size_t runs, segments;
+  };
+  Extent before_building_ = {};  // of the manifest, when the segment was begun that is being built
+  std::set<std::string> folders_;  // of segments that others have published
   ImportResult result_;
 };
 

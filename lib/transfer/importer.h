@@ -11,6 +11,10 @@
 // interrupted, at any moment and in any way, has left a journal and whole segments; importing the
 // name again finds their blocks in the store and goes on from there. `remove_template` drops them.
 //
+// Imports that run at the same time look into each other's journals before they store a segment:
+// what another one has published meanwhile is taken out of it and referred to. So of an image that
+// is imported twice at once no more is there twice than what both were just publishing.
+//
 // What the content id (template/content_id.h) is made of is hashed in threads beside all that.
 //
 // Memory: the index of the store's blocks (transfer/block_index.h), 8 MiB of requests, 4 MiB of
@@ -34,8 +38,9 @@
 namespace tplstore {
 
 struct ImportOptions {
-  std::string format = {};     // of the image; empty: find out
-  bool allow_backing = false;  // images that refer to other files
+  std::string format = {};                      // of the image; empty: find out
+  bool allow_backing = false;                   // images that refer to other files
+  uint64_t size_bytes_max = kTemplateBytesMax;  // of the disk: EFBIG for a larger one
   std::function<void(uint64_t done_bytes, uint64_t total_bytes)> progress = {};
   std::function<bool()> interrupted = {};           // Error(EINTR) soon after it says true
   uint64_t manifest_bytes_max = kManifestBytesMax;  // less for tests only

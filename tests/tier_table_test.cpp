@@ -184,11 +184,13 @@ TEST_CASE("what cannot be in the tier is refused, and changes nothing") {
   const auto add_refused = [&](const TierEntry& refused) {
     return refusal_of([&] { table.add(refused); });
   };
-  CHECK_EQ(add_refused(entry(kA)), "/mnt/1: is in the tier already");
+  CHECK_EQ(add_refused(entry(kA)), "/mnt/1: is in the tier already, as /mnt/1");
   TierEntry same_path = entry(uuid_of(9));
   same_path.path = "/mnt/1";
   CHECK_EQ(add_refused(same_path),
-           "/mnt/1: another directory is in the tier under this path; 'tplstore tier rm' it first");
+           fmt::format("/mnt/1: is a path of the tier already, where another directory was; take "
+                       "that out with 'tplstore tier rm {}' and 'tplstore tier rebalance' first",
+                       kA.text()));
   CHECK_EQ(add_refused(entry(uuid_of(9), kTierWeightBytesMin - 1)),
            "/mnt/9: its weight is 67108863 bytes; a weight is 64 MiB at least, and 64 PiB at most");
   CHECK_NE(add_refused(entry(uuid_of(9), kTierWeightBytesMax + 1)), "");
@@ -200,10 +202,26 @@ TEST_CASE("what cannot be in the tier is refused, and changes nothing") {
   }
   CHECK_EQ(refusal_of([&] { table.remove(kB); }), "/mnt/2: is not in the tier");
   CHECK_NE(refusal_of([&] { table.remove(uuid_of(9)); }), "");
+  CHECK_NE(refusal_of([&] { table.set_weight(kB, kGiB); }), "");
+  CHECK_NE(refusal_of([&] { table.set_weight(kA, 0); }), "");
   CHECK(is_same(table, full_table()));
   for (uint8_t i = 10; table.directories.size() < kTierDirectoriesMax; ++i)
     table.add(entry(uuid_of(i)));
   CHECK_EQ(add_refused(entry(uuid_of(9))), "/mnt/9: the tier has 64 directories already");
+}
+
+TEST_CASE("another weight is another share, and copies are found where they were") {
+  TierTable table;
+  table.add(entry(kA));
+  table.add(entry(kB));
+  table.finish_move();
+  table.set_weight(kB, 3 * kGiB);
+  CHECK_EQ(table.find(kB)->weight_bytes, 3 * kGiB);
+  CHECK_EQ(table.placement.share_of(kB), 0.75);
+  CHECK_EQ(table.before->share_of(kB), 0.5);
+  table.finish_move();
+  table.set_weight(kB, 3 * kGiB);
+  CHECK_FALSE(table.before);
 }
 
 TEST_CASE("one process changes the table at a time") {

@@ -6,11 +6,13 @@
 #include <cstdio>
 #include <thread>
 
+#include "backend/open_backend.h"
 #include "base/names.h"
 #include "base/text.h"
 #include "base/units.h"
 #include "control/json_output.h"
 #include "control/operations.h"
+#include "tier/tier_table.h"
 
 namespace tplstore::tool {
 namespace {
@@ -41,6 +43,11 @@ void add_common_options(const Command& command, Context& context) {
                   "The store's directory [or the variable TPLSTORE_STORE]")
       .type_name("DIR")
       .check(not_empty());
+  command
+      .add_option("--tier-state", context.tier_state,
+                  "The folder of this host's tier table [or TPLSTORE_TIER_STATE]")
+      .type_name("DIR")
+      .check(not_empty());
   command.add_flag("-v,--verbose", context.is_verbose,
                    "Report recoveries and other events on stderr");
 }
@@ -52,6 +59,11 @@ std::unique_ptr<Store> Context::open_store() const {
       print_error(fmt::format("tplstore: {}\n", printable(line)));
     };
   return Store::open(store_directory, options);
+}
+
+std::filesystem::path Context::tier_folder(const Uuid& store) const {
+  if (tier_state.empty()) return TierTable::default_folder(store);
+  return absolute_location(tier_state);
 }
 
 void Context::print(const json& value,

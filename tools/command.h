@@ -7,6 +7,7 @@
 // Thread safety: the tool has one thread of its own.
 #pragma once
 
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -21,12 +22,15 @@ namespace tplstore::tool {
 
 struct Context {
   std::string store_directory;  // where the store is: from --store, or the environment
+  std::string tier_state;  // where the tier's table is, likewise; empty: where it is by default
   bool is_json = false;
   bool is_verbose = false;
   std::vector<std::string> nbdkit_options;  // what stands after "--"; for serve only
   std::function<void()> action;
 
   std::unique_ptr<Store> open_store() const;
+  // The folder of the tier's table for a store of this uuid.
+  std::filesystem::path tier_folder(const Uuid& store) const;
   // Prints `value` with --json, else what `for_people` returns, which ends with a newline or is
   // empty. Control characters in it never reach the terminal.
   void print(const nlohmann::json& value,
@@ -77,6 +81,7 @@ void add_template_commands(const Command& app, Context& context);
 void add_volume_commands(const Command& app, Context& context);
 void add_version_commands(const Command& app, Context& context);
 void add_lock_commands(const Command& app, Context& context);
+void add_tier_commands(const Command& app, Context& context);
 
 // And those that have a file within a group.
 void add_volume_making_commands(const Command& group, Context& context);    // create, flatten, rm

@@ -72,6 +72,7 @@ int run(std::vector<std::string> arguments) {
   tplstore::tool::add_volume_commands(commands, context);
   tplstore::tool::add_version_commands(commands, context);
   tplstore::tool::add_lock_commands(commands, context);
+  tplstore::tool::add_tier_commands(commands, context);
 
   context.nbdkit_options = split_nbdkit_options(arguments);
   try {
@@ -80,6 +81,8 @@ int run(std::vector<std::string> arguments) {
       throw CLI::ExtrasError({"--"});
     if (context.store_directory.empty())
       if (const char* store = std::getenv("TPLSTORE_STORE")) context.store_directory = store;
+    if (context.tier_state.empty())
+      if (const char* folder = std::getenv("TPLSTORE_TIER_STATE")) context.tier_state = folder;
     if (context.store_directory.empty())
       throw CLI::ParseError("a store is needed: use --store DIR or the variable TPLSTORE_STORE",
                             CLI::ExitCodes::RequiredError);

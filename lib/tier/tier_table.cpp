@@ -111,6 +111,12 @@ bool is_weight(uint64_t bytes) {
   return bytes >= kTierWeightBytesMin && bytes <= kTierWeightBytesMax;
 }
 
+void check_weight(const std::string& path, uint64_t bytes) {
+  if (!is_weight(bytes))
+    fail(EINVAL, path, "its weight is {} bytes; a weight is 64 MiB at least, and 64 PiB at most",
+         bytes);
+}
+
 TierEntry entry_from(const json& value) {
   const std::string kind = value.at("kind"), state = value.at("state");
   require(kind == "ssd" || kind == "local", "a kind is none");
@@ -260,38 +266,52 @@ void TierTable::place() {
   if (is_laid_out_anew) ++layouts;
 }
 
+// Those that are in the table and not leaving; EINVAL.
+TierEntry& TierTable::entry_in(const Uuid& uuid) {
+  const auto known = std::ranges::find(directories, uuid, &TierEntry::uuid);
+  if (known == directories.end() || known->is_leaving)
+    fail(EINVAL, known == directories.end() ? uuid.text() : known->path, "is not in the tier");
+  return *known;
+}
+
 void TierTable::add(const TierEntry& entry) {
-  const auto refuse = [&](std::string_view why) { fail(EINVAL, entry.path, "{}", why); };
   if (!is_usable_path(entry.path))
-    refuse("its path must be absolute, be UTF-8 without control characters, and have 4095 bytes");
-  if (!is_weight(entry.weight_bytes))
     fail(EINVAL, entry.path,
-         "its weight is {} bytes; a weight is 64 MiB at least, and 64 PiB at most",
-         entry.weight_bytes);
+         "a directory of the tier has an absolute path of at most {} bytes, in UTF-8 and without "
+         "control characters",
+         kPathBytesMax);
+  check_weight(entry.path, entry.weight_bytes);
   const auto known = std::ranges::find(directories, entry.uuid, &TierEntry::uuid);
   for (const TierEntry& other : directories)
     if (other.path == entry.path && other.uuid != entry.uuid)
-      refuse("another directory is in the tier under this path; 'tplstore tier rm' it first");
+      fail(EINVAL, entry.path,
+           "is a path of the tier already, where another directory was; take that out with "
+           "'tplstore tier rm {}' and 'tplstore tier rebalance' first",
+           other.uuid.text());
   if (known == directories.end()) {
     if (directories.size() == kTierDirectoriesMax)
       fail(EINVAL, entry.path, "the tier has {} directories already", kTierDirectoriesMax);
     directories.push_back(entry);
   } else {
-    if (!known->is_leaving) refuse("is in the tier already");
+    if (!known->is_leaving) fail(EINVAL, entry.path, "is in the tier already, as {}", known->path);
     if (known->kind != entry.kind)
-      refuse(
-          "is just leaving the tier, where it is of the other kind; run 'tplstore tier "
-          "rebalance' first");
+      fail(EINVAL, entry.path,
+           "is still leaving the tier, as one of the other kind; run 'tplstore tier rebalance' "
+           "first");
     *known = entry;
   }
   place();
 }
 
+void TierTable::set_weight(const Uuid& uuid, uint64_t bytes) {
+  TierEntry& entry = entry_in(uuid);
+  check_weight(entry.path, bytes);
+  entry.weight_bytes = bytes;
+  place();
+}
+
 void TierTable::remove(const Uuid& uuid) {
-  const auto known = std::ranges::find(directories, uuid, &TierEntry::uuid);
-  if (known == directories.end() || known->is_leaving)
-    fail(EINVAL, known == directories.end() ? uuid.text() : known->path, "is not in the tier");
-  known->is_leaving = true;
+  entry_in(uuid).is_leaving = true;
   place();
 }
 

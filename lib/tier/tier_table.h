@@ -62,12 +62,14 @@ struct TierTable {
 
   // Errors are EINVAL, about the directory's path.
   void add(const TierEntry& entry);  // one that was leaving comes back
-  void remove(const Uuid& uuid);     // it is leaving from now on
+  void set_weight(const Uuid& uuid, uint64_t bytes);
+  void remove(const Uuid& uuid);  // it is leaving from now on
   // Every copy is where it belongs: forgets the ranges of before and the directories that were
   // leaving.
   void finish_move();
 
  private:
+  TierEntry& entry_in(const Uuid& uuid);
   void place();
 };
 

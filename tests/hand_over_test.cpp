@@ -10,6 +10,7 @@
 
 #include "base/units.h"
 #include "store_testing.h"
+#include "temporary_directory.h"
 
 namespace tplstore {
 namespace {
@@ -412,6 +413,139 @@ TEST_CASE_FIXTURE(Fixture, "when nobody can tell what is recorded neither of the
   source.reset();
   destination.reset();
   CHECK(bytes_at(*open("source"), 0) == filled(kBlockBytes, 1));
+}
+
+TEST_CASE_FIXTURE(Fixture, "a volume is handed over on a full disk") {
+  source->write(kBlockBytes, filled(kBlockBytes, 1), true);
+  memory->set_capacity_bytes(0);
+  arm_and_stand_by();
+  CHECK(error_code([&] { source->write(3 * kRegionBytes, filled(kBlockBytes, 2), false); }) ==
+        ENOSPC);
+  source->flush();
+  SUBCASE("by a change that finds its place") {
+    destination->write(0, filled(kBlockBytes, 2), true);
+  }
+  SUBCASE("by one that finds none, and is refused for that alone") {
+    CHECK(error_code([&] {
+            destination->write(3 * kRegionBytes, filled(kBlockBytes, 2), false);
+          }) == ENOSPC);
+    destination->write(0, filled(kBlockBytes, 2), true);
+  }
+  SUBCASE("by its source's leaving") {
+    source.reset();
+    destination->write(0, filled(kBlockBytes, 2), true);
+  }
+  CHECK(store->show_lock("vm1").writer->token == "destination");
+  if (source) CHECK(code_of(*source) == ESHUTDOWN);
+  destination.reset();
+  source.reset();
+  CHECK(error_code([&] { open("source"); }) == EBUSY);
+  CHECK(bytes_at(*open("third"), 0) == filled(kBlockBytes, 2));
+}
+
+TEST_CASE("a fork moves while it is flattened, and neither is held up by the other") {
+  StoreFixture f;
+  const Peer anywhere{"127.0.0.1:1", 0, 0};
+  {
+    const auto disk = f.store->open_export("vm1", test_peer());
+    for (uint64_t region = 0; region < 4; ++region)
+      disk->write(region * kRegionBytes, filled(kBlockBytes, 1), true);
+  }
+  f.store->create_version("vm1", {});
+  f.store->fork_volume("fork", "vm1", "1", 0);
+  std::unique_ptr<Disk> source = f.store->open_export("fork;writer=source", anywhere);
+  source->write(kBlockBytes, filled(kBlockBytes, 2), true);
+  f.store->hand_over("fork", "destination", kArmed);
+  std::unique_ptr<Disk> destination = f.store->open_export("fork;writer=destination", anywhere);
+  bool is_first = true;
+  bool is_cancelled = false;
+  const auto during = [&](const std::function<void()>& action) {
+    f.store->flatten_volume("fork", [&](uint64_t) {
+      if (std::exchange(is_first, false)) action();
+    });
+    CHECK_FALSE(is_first);
+  };
+  const auto write = [&] { destination->write(2 * kBlockBytes, filled(kBlockBytes, 3), false); };
+  SUBCASE("it moves meanwhile") { during(write); }
+  SUBCASE("it moves as its source leaves") {
+    during([&] {
+      source.reset();
+      write();
+    });
+  }
+  SUBCASE("it moves after that") {
+    during([] {});
+    write();
+  }
+  SUBCASE("the source goes on") {
+    is_cancelled = true;
+    auto change = std::async(std::launch::async, write);
+    during([&] {
+      wait_a_moment(change);
+      source->write(2 * kBlockBytes, filled(kBlockBytes, 3), true);
+    });
+    CHECK(error_code([&] { change.get(); }) == ESHUTDOWN);
+  }
+  Disk& winner = is_cancelled ? *source : *destination;
+  const auto loser = is_cancelled ? destination.get() : source.get();
+  if (loser != nullptr)
+    CHECK(error_code([&] { loser->write(0, filled(kBlockBytes, 9), false); }) == ESHUTDOWN);
+  CHECK(f.store->show_lock("fork").writer->token == (is_cancelled ? "source" : "destination"));
+  // Nothing of it is the parent's any more.
+  f.store->remove_volume("vm1");
+  for (uint64_t region = 0; region < 4; ++region)
+    CHECK(bytes_at(winner, region * kRegionBytes) == filled(kBlockBytes, 1));
+  CHECK(bytes_at(winner, kBlockBytes) == filled(kBlockBytes, 2));
+  CHECK(bytes_at(winner, 2 * kBlockBytes) == filled(kBlockBytes, 3));
+}
+
+TEST_CASE("with io=direct a volume moves behind the last write of its source") {
+  const TemporaryDirectory temporary;
+  const std::string location = temporary.path() + "/store";
+  Store::init(location);
+  const auto store = Store::open(location, {.io = IoMode::kDirect});
+  store->create_volume("vm1", kDiskBytes, "");
+  const Peer anywhere{"127.0.0.1:1", 0, 0};
+  constexpr uint64_t kBytes = 64 * kBlockBytes;
+  std::unique_ptr<Disk> source = store->open_export("vm1;writer=0", anywhere);
+  source->write(0, filled(kBytes, 0), true);
+  std::atomic<int> last{0};
+  for (int round = 1; round <= 8; ++round) {
+    store->hand_over("vm1", fmt::format("{}", round), kArmed);
+    auto destination = store->open_export(fmt::format("vm1;writer={}", round), anywhere);
+    // Unaligned, again and again, until it has lost the volume or stops by itself.
+    std::atomic<bool> ends{false};
+    std::atomic<bool> has_begun{false};
+    std::thread vm([&] {
+      for (int value = last % 250 + 1; !ends; value = value % 250 + 1) {
+        if (error_code([&] { source->write(512, filled(kBytes - 1024, value), false); }) != 0)
+          return;
+        last = value;
+        has_begun = true;
+      }
+      source->flush();
+    });
+    while (!has_begun) std::this_thread::yield();
+    auto change = std::async(std::launch::async, [&] {
+      return error_code([&] { destination->write(0, filled(512, 255), false); });
+    });
+    if (round % 2 == 0) {
+      // Both run: the source stays.
+      CHECK(change.get() == ESHUTDOWN);
+      ends = true;
+      vm.join();
+      CHECK(bytes_at(*source, 512, kBytes - 1024) == filled(kBytes - 1024, last));
+      continue;
+    }
+    ends = true;
+    vm.join();
+    const bool has_moved = change.get() == 0;
+    Disk& winner = has_moved ? *destination : *source;
+    CHECK(bytes_at(winner, 512, kBytes - 1024) == filled(kBytes - 1024, last));
+    Disk& loser = has_moved ? *source : *destination;
+    CHECK(error_code([&] { loser.write(0, filled(512, 9), false); }) == ESHUTDOWN);
+    if (has_moved) source = std::move(destination);
+  }
 }
 
 }  // namespace tplstore

@@ -239,4 +239,87 @@ TEST_CASE("a VM does not wait for one that uses the volume") {
   CHECK(std::chrono::steady_clock::now() - begun < WriterLock::kWaitMax);
 }
 
+TEST_CASE("with same-vm=pid a token and a process are two VMs, and other processes too") {
+  const auto memory = memory_store();
+  StoreOptions options;
+  options.same_vm_is_pid = true;
+  Store store(std::make_unique<ForwardingBackend>(*memory), options);
+  store.create_volume("vm1", kDiskBytes, "");
+  const Peer process = {"unix socket, pid 1", getpid(), process_start_time(getpid())};
+  const Peer other = vm_peer();
+  const auto open = [&](const std::string& name, const Peer& peer) {
+    auto disk = store.open_export(name, peer);
+    ByteVector bytes(512);
+    disk->read(0, bytes);  // so that nobody waits for one who may only look
+    return disk;
+  };
+  const auto is_refused = [&](const std::string& name, const Peer& peer) {
+    return error_code([&] { open(name, peer); }) == EBUSY;
+  };
+  SUBCASE("a process has it") {
+    const auto first = open("vm1", process);
+    const auto second = open("vm1", process);
+    CHECK(first->allows_multi_conn());
+    for (const char* name : {"vm1;writer=a", "vm1;writer=a;multi"})
+      CHECK(is_refused(name, process));
+    CHECK(is_refused("vm1", other));
+  }
+  SUBCASE("a token has it") {
+    const auto first = open("vm1;writer=a", process);
+    CHECK_FALSE(first->allows_multi_conn());
+    CHECK(is_refused("vm1", process));
+    CHECK(is_refused("vm1;writer=b", process));
+    CHECK(is_refused("vm1;writer=a", other));
+  }
+  SUBCASE("a token has it on several connections") {
+    const auto first = open("vm1;writer=a;multi", process);
+    const auto second = open("vm1;writer=a;multi", process);
+    CHECK(is_refused("vm1", process));
+    CHECK(is_refused("vm1;writer=a;multi", other));
+  }
+  SUBCASE("over TCP a process is nothing") {
+    const Peer anywhere{"127.0.0.1:4711", 0, 0};
+    const auto first = open("vm1", anywhere);
+    CHECK_FALSE(first->allows_multi_conn());
+    CHECK(is_refused("vm1", anywhere));
+  }
+  CHECK(memory->list("volumes").size() == 1);
+}
+
+TEST_CASE("connections of one token that add up, and one that does not, are never there together") {
+  Fixture f;
+  f.store->create_volume("vm2", kDiskBytes, "");
+  const Peer anywhere{"127.0.0.1:4711", 0, 0};
+  const auto write = [](Disk& disk, int value) {
+    return error_code([&] { disk.write(0, filled(kBlockBytes, value), false); });
+  };
+  // One comes to several, or several to one.
+  const auto change = [&](const std::string& volume, bool begins_single) {
+    const std::string single = volume + ";writer=a", multi = single + ";multi";
+    std::vector<std::unique_ptr<Disk>> before;
+    for (int i = 0; i < (begins_single ? 1 : 2); ++i)
+      before.push_back(f.store->open_export(begins_single ? single : multi, anywhere));
+    const auto come = [&] {
+      return f.store->open_export(begins_single ? multi : single, anywhere);
+    };
+    int failed = before[0]->allows_multi_conn() == begins_single ? 1 : 0;
+    for (auto& disk : before) failed += write(*disk, 1) != 0;
+    // As long as they work it stays outside; then it replaces all of them.
+    auto late = std::async(std::launch::async, come);
+    while (late.wait_for(std::chrono::milliseconds(5)) == std::future_status::timeout)
+      for (auto& disk : before) failed += write(*disk, 2) != 0;
+    failed += error_code([&] { late.get(); }) != EBUSY;
+    const std::unique_ptr<Disk> after = come();
+    for (auto& disk : before) failed += write(*disk, 3) != ESHUTDOWN;
+    failed += write(*after, 4) != 0;
+    if (begins_single) failed += write(*f.store->open_export(multi, anywhere), 4) != 0;
+    before.clear();
+    failed += bytes_at(*after, 0) != filled(kBlockBytes, 4);
+    return failed;
+  };
+  auto one = std::async(std::launch::async, change, "vm1", false);
+  CHECK(change("vm2", true) == 0);
+  CHECK(one.get() == 0);
+}
+
 }  // namespace tplstore

@@ -665,6 +665,29 @@ TEST_CASE("what root makes belongs to the owner of the directory") {
   }
 }
 
+TEST_CASE("a directory knows its space, and whether its path still leads to it") {
+  const TemporaryDirectory directory;
+  const std::string path = directory.path() + "/ssd";
+  fs::create_directory(path);
+  DirBackend backend(path, false, no_log);
+  const auto space = backend.space();
+  REQUIRE(space);
+  const fs::space_info expected = fs::space(path);
+  CHECK(space->total_bytes == expected.capacity);
+  CHECK(space->free_bytes > 0);
+  CHECK(space->free_bytes <= space->total_bytes);
+  CHECK(backend.is_in_place());
+  fs::rename(path, path + ".old");
+  CHECK_FALSE(backend.is_in_place());
+  fs::create_directory(path);
+  CHECK_FALSE(backend.is_in_place());
+  backend.put_new("object", pattern(10, 1));
+  CHECK(fs::exists(path + ".old/object"));
+  fs::remove(path);
+  fs::rename(path + ".old", path);
+  CHECK(backend.is_in_place());
+}
+
 TEST_CASE("every descriptor closes on exec") {
   TemporaryDirectory directory;
   DirBackend backend(directory.path(), true, no_log);

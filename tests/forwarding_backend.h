@@ -34,6 +34,9 @@ class ForwardingBackend final : public Backend {
   // Called with the name of an object or a folder after it was removed.
   std::function<void(const std::string& name)> on_remove;
 
+  // Whether what is open is what its location leads to; when it is not set, it is.
+  std::function<bool()> in_place;
+
   enum class Call {
     kOpen,
     kCreate,
@@ -121,6 +124,8 @@ class ForwardingBackend final : public Backend {
   uint32_t write_alignment_bytes() const override { return to_.write_alignment_bytes(); }
   std::string describe() const override { return to_.describe(); }
   StorageKind kind() const override { return to_.kind(); }
+  std::optional<StorageSpace> space() override { return to_.space(); }
+  bool is_in_place() override { return !in_place || in_place(); }
 
  private:
   class Hooked final : public Object {

@@ -51,6 +51,12 @@ struct StorageKind {
   Reach reach = Reach::kOneHost;
 };
 
+// What there is room for in all, and what is left of it for us.
+struct StorageSpace {
+  uint64_t total_bytes;
+  uint64_t free_bytes;
+};
+
 struct DataRange {
   uint64_t offset;
   uint64_t length;  // never 0
@@ -230,6 +236,11 @@ class Backend {
   // For messages: "/srv/store", "memory".
   virtual std::string describe() const = 0;
   virtual StorageKind kind() const { return {"memory"}; }
+  // Nothing where that cannot be told.
+  virtual std::optional<StorageSpace> space() { return {}; }
+  // Whether what is open is what its location leads to: not when it was unmounted since, or
+  // something else mounted over it.
+  virtual bool is_in_place() { return true; }
 
  private:
   // A backend that can do no better does them one after the other.

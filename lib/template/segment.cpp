@@ -159,19 +159,17 @@ void mend_segment(Backend& backend, const Hash128& name, Bytes sound) {
   object->sync();
 }
 
-std::vector<Hash128> read_segment_table(Object& segment, const Hash128& name,
-                                        const HashSecret& secret) {
-  const std::string path = segment_path(name);
-  const uint64_t size = segment.size_bytes();
+std::optional<uint32_t> segment_block_count(uint64_t object_bytes) {
   constexpr uint64_t kBytesPerBlock = kBlockBytes + sizeof(Hash128);
-  if (size < segment_object_bytes(1) || size > kSegmentBytesMax ||
-      (size - sizeof(SegmentTrailer)) % kBytesPerBlock != 0)
-    fail(EIO, path, "damaged: {} bytes is not the size of a segment; {}", size, kRepairSegment);
-  const auto block_count = static_cast<uint32_t>((size - sizeof(SegmentTrailer)) / kBytesPerBlock);
+  if (object_bytes < segment_object_bytes(1) || object_bytes > kSegmentBytesMax ||
+      (object_bytes - sizeof(SegmentTrailer)) % kBytesPerBlock != 0)
+    return {};
+  return static_cast<uint32_t>((object_bytes - sizeof(SegmentTrailer)) / kBytesPerBlock);
+}
 
-  const uint64_t table_offset = segment_table_offset(block_count);
-  ByteVector bytes(size - table_offset);
-  segment.read(table_offset, bytes);
+std::vector<Hash128> decode_segment_table(Bytes bytes, uint32_t block_count, const Hash128& name,
+                                          const HashSecret& secret) {
+  const std::string path = segment_path(name);
   Decoder decoder(bytes, path);
   const Bytes table = decoder.take_bytes(uint64_t{block_count} * sizeof(Hash128));
   const auto trailer = decoder.take<SegmentTrailer>();
@@ -191,6 +189,19 @@ std::vector<Hash128> read_segment_table(Object& segment, const Hash128& name,
   std::vector<Hash128> hashes(block_count);
   std::memcpy(hashes.data(), table.data(), table.size());
   return hashes;
+}
+
+std::vector<Hash128> read_segment_table(Object& segment, const Hash128& name,
+                                        const HashSecret& secret) {
+  const uint64_t size = segment.size_bytes();
+  const auto block_count = segment_block_count(size);
+  if (!block_count)
+    fail(EIO, segment_path(name), "damaged: {} bytes is not the size of a segment; {}", size,
+         kRepairSegment);
+  const uint64_t table_offset = segment_table_offset(*block_count);
+  ByteVector bytes(size - table_offset);
+  segment.read(table_offset, bytes);
+  return decode_segment_table(bytes, *block_count, name, secret);
 }
 
 std::unique_ptr<Object> open_segment(Backend& backend, const Hash128& name, uint32_t block_count) {

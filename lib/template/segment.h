@@ -19,6 +19,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -91,6 +92,11 @@ class SegmentBuilder {
 // object. Others may read it meanwhile; whoever calls this sees to it that nobody removes it.
 void mend_segment(Backend& backend, const Hash128& name, Bytes sound);
 
+// How many blocks a segment has whose object has so many bytes; nothing when none has.
+std::optional<uint32_t> segment_block_count(uint64_t object_bytes);
+// The table in what stands behind the blocks, with everything checked but the size.
+std::vector<Hash128> decode_segment_table(Bytes bytes, uint32_t block_count, const Hash128& name,
+                                          const HashSecret& secret);
 // The table of an open segment, with everything checked: size, trailer, table against name.
 std::vector<Hash128> read_segment_table(Object& segment, const Hash128& name,
                                         const HashSecret& secret);

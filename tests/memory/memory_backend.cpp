@@ -378,6 +378,13 @@ bool MemoryBackend::is_locked(const std::string& name) {
          (found->second.is_exclusive || found->second.shared_count > 0);
 }
 
+std::optional<StorageSpace> MemoryBackend::space() {
+  std::lock_guard lock(mutex_);
+  if (capacity_bytes_ == UINT64_MAX) return {};
+  const uint64_t used = now_.allocated_bytes();
+  return StorageSpace{capacity_bytes_, capacity_bytes_ - std::min(used, capacity_bytes_)};
+}
+
 // --- the trace
 
 size_t MemoryBackend::event_count() const {

@@ -59,6 +59,7 @@ class MemoryBackend final : public Backend {
   uint32_t write_alignment_bytes() const override { return 1; }
   std::string describe() const override { return "memory"; }
   StorageKind kind() const override { return kind_; }
+  std::optional<StorageSpace> space() override;  // nothing while it has no capacity
 
   // --- the trace
   size_t event_count() const;

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -114,6 +115,23 @@ void DirBackend::fail_at(int code, std::string_view name, std::string_view actio
 }
 
 std::string DirBackend::describe() const { return storage_.directory; }
+
+std::optional<StorageSpace> DirBackend::space() {
+  struct statvfs status {};
+  if (fstatvfs(storage_.root.get(), &status) != 0) fail_at(errno, "", "asking for its space");
+  return StorageSpace{status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize};
+}
+
+bool DirBackend::is_in_place() {
+  struct stat opened;
+  struct stat found;
+  if (fstat(storage_.root.get(), &opened) != 0) fail_at(errno, "", "looking at the directory");
+  if (stat(storage_.directory.c_str(), &found) != 0) {
+    if (is_absent(errno)) return false;
+    fail_at(errno, "", "looking at the directory");
+  }
+  return opened.st_dev == found.st_dev && opened.st_ino == found.st_ino;
+}
 
 uint32_t DirBackend::write_alignment_bytes() const {
   return storage_.is_direct.load(std::memory_order_relaxed) ? kBlockBytes : 1;

@@ -78,6 +78,8 @@ class DirBackend final : public Backend {
   uint32_t write_alignment_bytes() const override;
   std::string describe() const override;
   StorageKind kind() const override { return kind_; }
+  std::optional<StorageSpace> space() override;
+  bool is_in_place() override;
 
   // For tests: descriptors of objects that are open now, and batches that went through a ring, of
   // all directories that share them.

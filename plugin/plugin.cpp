@@ -19,6 +19,7 @@
 #include <algorithm>
 #include <charconv>
 #include <chrono>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -41,6 +42,7 @@ namespace {
 
 constexpr rlim_t kDescriptorsWanted = 65536;
 constexpr uint32_t kGraceSecondsMax = 86400;
+constexpr uint32_t kKeepSecondsMax = 10 * 365 * 86400;
 
 struct Server {
   std::string location;
@@ -117,11 +119,11 @@ void on_load() noexcept {
   mallopt(M_ARENA_MAX, 4);
 }
 
-std::chrono::seconds parse_seconds(const std::string& name, std::string_view text) {
+std::chrono::seconds parse_seconds(const std::string& name, std::string_view text, uint32_t max) {
   uint32_t seconds = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), seconds);
-  if (error != std::errc() || end != text.data() + text.size() || seconds > kGraceSecondsMax)
-    fail(EINVAL, name, "'{}' is no number of seconds up to {}", text, kGraceSecondsMax);
+  if (error != std::errc() || end != text.data() + text.size() || seconds > max)
+    fail(EINVAL, name, "'{}' is no number of seconds up to {}", text, max);
   return std::chrono::seconds(seconds);
 }
 
@@ -141,7 +143,13 @@ int on_config(const char* key, const char* value) noexcept {
       if (std::string_view(value) != "pid") fail(EINVAL, name, "'{}' is not 'pid'", value);
       configured().options.same_vm_is_pid = true;
     } else if (name == "reconnect-grace") {
-      configured().options.reconnect_grace = parse_seconds(name, value);
+      configured().options.reconnect_grace = parse_seconds(name, value, kGraceSecondsMax);
+    } else if (name == "tier-state") {
+      configured().options.tier_state = absolute_location(value);
+    } else if (name == "tier-fill") {
+      configured().options.tier_fill_bytes_per_second = parse_size("tier-fill", value);
+    } else if (name == "tier-keep") {
+      configured().options.tier_keep = parse_seconds(name, value, kKeepSecondsMax);
     } else if (name == "shared") {
       if (std::string_view(value) != "refuse-foreign")
         fail(EINVAL, name, "'{}' is not 'refuse-foreign'", value);
@@ -149,7 +157,7 @@ int on_config(const char* key, const char* value) noexcept {
     } else {
       fail(EINVAL, name,
            "is not a parameter of tplstore; there are store, io, map-cache, same-vm, "
-           "reconnect-grace and shared");
+           "reconnect-grace, shared, tier-state, tier-fill and tier-keep");
     }
   });
 }
@@ -175,6 +183,10 @@ void raise_descriptor_limit() {
 int on_get_ready() noexcept {
   return guard_void([] {
     Server& ready = configured();
+    ready.options.has_tier = true;
+    const char* tier_state = std::getenv("TPLSTORE_TIER_STATE");
+    if (ready.options.tier_state.empty() && tier_state != nullptr && *tier_state != '\0')
+      ready.options.tier_state = absolute_location(tier_state);
     raise_descriptor_limit();
     ready.options.log = [](const std::string& line) {
       nbdkit_error("%s", printable(line).c_str());
@@ -366,7 +378,10 @@ constexpr nbdkit_plugin make_plugin() {
       "map-cache=SIZE                Memory for the maps of all volumes (default 64M).\n"
       "same-vm=pid                   Each process at a Unix socket is one VM.\n"
       "reconnect-grace=SECONDS       How long a VM may take to come back after a crash (30).\n"
-      "shared=refuse-foreign         Several hosts have the store.";
+      "shared=refuse-foreign         Several hosts have the store.\n"
+      "tier-state=DIRECTORY          Where this host's table of the tier is.\n"
+      "tier-fill=SIZE                Bytes a second at which the tier is filled (100M).\n"
+      "tier-keep=SECONDS             How long a copy stays that is not read (86400).";
   table.magic_config_key = "store";
   table.errno_is_preserved = 0;
   table.load = on_load;

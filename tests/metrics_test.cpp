@@ -32,6 +32,7 @@ std::string families_text() {
     text += fmt::format(".It Sy {}\n{}.\n", metric.family, metric.help);
   };
   for (const Metric& metric : store_metrics()) add(metric);
+  for (const TierMetric& metric : tier_metrics()) add(metric.metric);
   for (const VolumeMetric& metric : volume_metrics()) add(metric.metric);
   return text;
 }
@@ -47,6 +48,7 @@ TEST_CASE("the man page lists all metrics, and no others") {
   for (size_t at = 0; (at = page.find(".It Sy tplstore_", at)) != std::string::npos; ++at) ++count;
   std::set<std::string> names;
   for (const Metric& metric : store_metrics()) names.insert(metric.family);
+  for (const TierMetric& metric : tier_metrics()) names.insert(metric.metric.family);
   for (const VolumeMetric& metric : volume_metrics())
     if (metric.metric.family != nullptr) names.insert(metric.metric.family);
   CHECK(count == names.size());
@@ -85,7 +87,18 @@ TEST_CASE("every metric has a place of its own in what a server tells") {
   stats.volumes = {volume};
   stats.map_cache_bytes = 102;
   stats.map_cache_max_bytes = 103;
+  CHECK(stats_json(stats)["tier"].dump() == R"({"enabled":false})");
+  stats.tier = {true, 201, 202, 203, 204, 205, 206, 207, 208, 209, 210, 211};
   const nlohmann::json told = stats_json(stats);
+  CHECK(told["tier"].dump() ==
+        R"({"bytes":202,"bytes_out_of_place":203,"damaged":209,"enabled":true,"errors":208,)"
+        R"("fill_bytes":207,"fills":206,"origin_read_bytes":211,"origin_reads":210,)"
+        R"("read_bytes":205,"reads":204,"segments":201})");
+  // What several servers see of one tier is not added up, what each does is.
+  const nlohmann::json merged = merge_stats({told, told, stats_json(StoreStats())})["tier"];
+  CHECK(merged["enabled"] == true);
+  CHECK(merged["segments"] == 201);
+  CHECK(merged["reads"] == 408);
   CHECK(told["volumes"][0].dump() ==
         R"({"bytes":{"reads":3,"trims":7,"writes":5,"zeroes":9},"connections":101,)"
         R"("current_version":100,"data_file_reads":{"bytes":16,"reads":15},"errors":11,)"

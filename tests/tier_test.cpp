@@ -8,6 +8,10 @@
 #include <random>
 #include <thread>
 
+#include "backend/open_backend.h"
+#include "base/host.h"
+#include "control/operations.h"
+#include "store/store.h"
 #include "template/template_image.h"
 #include "temporary_directory.h"
 #include "tier_testing.h"
@@ -390,6 +394,20 @@ TEST_CASE("a full tier does not churn") {
   CHECK(written <= room + room / 5);
 }
 
+TEST_CASE("copies that come when segments are open already are used") {
+  Fixture f({"/a"});
+  f.image.reset();
+  f.blocks = std::make_unique<BlockSource>(f.origin);
+  f.image = TemplateImage::open(f.store, *f.blocks, "a");
+  CHECK(f.reads_right());
+  CHECK(f.origin_reads == 40);
+  f.tier->warm(f.wanted(), kNoProgress);
+  f.blocks->set_copies(*f.tier, f.options.identity.secret);
+  f.origin_reads = 0;
+  CHECK(f.reads_right());
+  CHECK(f.origin_reads == 0);
+}
+
 // --- the file
 
 TEST_CASE("the table's file is taken over when it changes, and what cannot be used is said once") {
@@ -454,6 +472,51 @@ TEST_CASE("a rebalance forgets the places of before when all is moved, and is al
   CHECK_FALSE(f.tier->status().is_moving);
   CHECK(f.bytes_out_of_place() == 0);
   CHECK(other.rebalance(false, kNoProgress).segments == 0);
+}
+
+TEST_CASE("a store reads from the tier of its host, and tells of it") {
+  const TemporaryDirectory state, ssd;
+  StoreOptions options;
+  options.has_tier = true;
+  options.tier_state = state.path();
+  auto backend = std::make_unique<MemoryBackend>();
+  make_store(*backend);
+  make_template(*backend, "a", {1, 2, 3, 4, 5, 6}, 6 * kBlockBytes, 2);
+  Store store(std::move(backend), options);
+  store.start();
+  const auto disk = store.open_export("template/a", Peer{"a test"}, true);
+  const auto reads_right = [&] {
+    ByteVector bytes(6 * kBlockBytes);
+    disk->read(0, bytes);
+    return bytes == disk_of({1, 2, 3, 4, 5, 6});
+  };
+  CHECK(reads_right());
+  CHECK_FALSE(store.stats().tier.is_used);
+  CHECK(control::perform(store, {{"op", "tier-list"}})["directories"].empty());
+  // A tier comes while it runs.
+  const Uuid uuid = random_uuid(), store_uuid = load_identity(store.backend()).uuid;
+  put_new_tier_identity(*open_backend(ssd.path(), {}), store_uuid, this_host().host_id, uuid);
+  TierTableChange change(state.path(), store_uuid, this_host());
+  change.table.add({uuid, ssd.path(), kTierWeightBytesMin, TierEntry::Kind::kSsd, false});
+  change.save();
+  while (store.stats().tier.reads == 0) {
+    CHECK(reads_right());
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  const nlohmann::json warm = {{"op", "template-warm"}, {"template", "a"}};
+  const nlohmann::json warmed = control::perform(store, warm);
+  control::check_result("this", warm, warmed);
+  CHECK(warmed["missing"].empty());
+  const uint64_t origin_reads = store.stats().tier.origin_reads;
+  CHECK(reads_right());
+  CHECK(store.stats().tier.origin_reads == origin_reads);
+  const nlohmann::json list = {{"op", "tier-list"}};
+  const nlohmann::json listed = control::perform(store, list);
+  control::check_result("this", list, listed);
+  CHECK(listed["directories"][0]["path"] == ssd.path());
+  CHECK(listed["directories"][0]["state"] == "ok");
+  CHECK(listed["directories"][0]["segments"] == 3);
+  CHECK(thrown_by([&] { store.warm_template("b", kNoProgress); }).code == ENOENT);
 }
 
 // --- threads

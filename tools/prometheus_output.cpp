@@ -48,6 +48,8 @@ void add_metric(std::vector<MetricFamily>& families, const Metric& metric, const
 std::string prometheus_text(const json& stats) {
   std::vector<MetricFamily> families;
   for (const Metric& metric : store_metrics()) add_metric(families, metric, stats, "kind", {});
+  for (const TierMetric& metric : tier_metrics())
+    add_metric(families, metric.metric, stats, "kind", {});
   for (const json& volume : stats["volumes"])
     for (const VolumeMetric& metric : volume_metrics())
       add_metric(families, metric.metric, volume, "op",

@@ -164,10 +164,27 @@ struct VolumeStats {
   uint64_t operator[](Counter counter) const { return counters[static_cast<size_t>(counter)]; }
 };
 
+// What this process does with the copies of segments that its host has, in all directories.
+struct TierStats {
+  bool is_used = false;
+  uint64_t segments = 0;
+  uint64_t bytes = 0;
+  uint64_t bytes_out_of_place = 0;
+  uint64_t reads = 0;
+  uint64_t read_bytes = 0;
+  uint64_t fills = 0;
+  uint64_t fill_bytes = 0;
+  uint64_t errors = 0;
+  uint64_t damaged = 0;
+  uint64_t origin_reads = 0;  // since no copy could be read
+  uint64_t origin_read_bytes = 0;
+};
+
 struct StoreStats {
   std::vector<VolumeStats> volumes;
   uint64_t map_cache_bytes = 0;      // sum of the maps' memory_bytes
   uint64_t map_cache_max_bytes = 0;  // the cap
+  TierStats tier;
 };
 
 }  // namespace tplstore

@@ -26,9 +26,10 @@ json volume_stats_json(const VolumeStats& stats) {
 
 // Of several servers' the largest counts.
 bool is_state(const json::json_pointer& path) {
-  return std::ranges::any_of(volume_metrics(), [&](const VolumeMetric& metric) {
+  const auto is_it = [&](const auto& metric) {
     return metric.metric.kind == Metric::Kind::kState && metric.metric.pointer() == path;
-  });
+  };
+  return std::ranges::any_of(volume_metrics(), is_it) || std::ranges::any_of(tier_metrics(), is_it);
 }
 
 // Adds `from` to `into`, key by key; what is only in one of them stays as it is. `path` is where
@@ -173,6 +174,56 @@ json space_json(const StoreSpace& space) {
   };
 }
 
+json tier_directory_json(const TierDirectoryStatus& status) {
+  constexpr const char* kStates[] = {"ok", "absent", "full", "read_only", "failing", "leaving"};
+  json ranges = json::array();
+  for (const auto& [first, last] : status.ranges)
+    ranges.push_back({fmt::format("{:016x}", first), fmt::format("{:016x}", last)});
+  return {
+      {"path", status.entry.path},
+      {"uuid", status.entry.uuid.text()},
+      {"kind", status.entry.kind == TierEntry::Kind::kSsd ? "ssd" : "local"},
+      {"state", kStates[static_cast<size_t>(status.state)]},
+      {"weight_bytes", status.entry.weight_bytes},
+      {"share", status.share},
+      {"ranges", std::move(ranges)},
+      {"segments", status.segments},
+      {"bytes", status.bytes},
+      {"bytes_out_of_place", status.bytes_out_of_place},
+      {"reads", status.reads},
+      {"read_bytes", status.read_bytes},
+      {"fills", status.fills},
+      {"fill_bytes", status.fill_bytes},
+      {"errors", status.errors},
+      {"damaged", status.damaged},
+      {"last_error", text_or_null(status.last_error)},
+  };
+}
+
+json tier_json(const TierStatus& status) {
+  json directories = json::array();
+  for (const TierDirectoryStatus& directory : status.directories)
+    directories.push_back(tier_directory_json(directory));
+  return {
+      {"directories", std::move(directories)},
+      {"generation", status.generation},
+      {"moving", status.is_moving},
+      {"origin_reads", status.origin_reads},
+      {"origin_read_bytes", status.origin_read_bytes},
+  };
+}
+
+json warm_json(const Tier::WarmResult& result) {
+  json missing = json::array();
+  for (const auto& [segment, why] : result.missing)
+    missing.push_back({{"segment", segment.hex()}, {"why", why}});
+  return {
+      {"filled_segments", result.filled_segments},
+      {"filled_bytes", result.filled_bytes},
+      {"missing", std::move(missing)},
+  };
+}
+
 json changes_json(const std::vector<ChangedRange>& changes) {
   json ranges = json::array();
   uint64_t data_bytes = 0, zero_bytes = 0;
@@ -194,7 +245,10 @@ json stats_json(const StoreStats& stats) {
   json whole = {{"servers", json::array()},
                 {"volumes", json::array()},
                 {"cache", {{"enabled", false}}},
-                {"tier", {{"enabled", false}}}};
+                {"tier", {{"enabled", stats.tier.is_used}}}};
+  if (stats.tier.is_used)
+    for (const TierMetric& metric : tier_metrics())
+      whole[metric.metric.pointer()] = stats.tier.*metric.value;
   for (const VolumeStats& volume : stats.volumes)
     whole["volumes"].push_back(volume_stats_json(volume));
   for (const VolumeMetric& metric : volume_metrics()) {
@@ -216,6 +270,8 @@ json merge_stats(const std::vector<json>& answers) {
     if (!answer.is_object()) continue;
     for (const char* part : {"cache", "tier", "map", "log"})
       if (answer.contains(part)) add_up(merged[part], answer[part], json::json_pointer() / part);
+    if (answer.value("/tier/enabled"_json_pointer, json()) == true)
+      merged["tier"]["enabled"] = true;
     if (answer.contains("servers") && answer["servers"].is_array())
       for (const json& server : answer["servers"]) merged["servers"].push_back(server);
     if (!answer.contains("volumes") || !answer["volumes"].is_array()) continue;

@@ -14,6 +14,7 @@
 
 #include "base/volume_types.h"
 #include "template/template_catalog.h"
+#include "tier/tier.h"
 
 namespace tplstore {
 
@@ -29,6 +30,10 @@ nlohmann::json versions_json(const std::vector<VersionInfo>& infos);
 // What differs between two versions.
 nlohmann::json changes_json(const std::vector<ChangedRange>& changes);
 nlohmann::json space_json(const StoreSpace& space);
+// With all directories, and what one of them is.
+nlohmann::json tier_json(const TierStatus& status);
+nlohmann::json tier_directory_json(const TierDirectoryStatus& status);
+nlohmann::json warm_json(const Tier::WarmResult& result);
 
 // "servers" is empty: who answers adds itself.
 nlohmann::json stats_json(const StoreStats& stats);

@@ -101,8 +101,41 @@ constexpr Metric kStoreMetrics[] = {
     {"/store/other_bytes", Kind::kGauge, kStoreBytes, "", "other"},
 };
 
+constexpr TierMetric kTierMetrics[] = {
+    {{"/tier/segments", Kind::kState, "tplstore_tier_segments", "Copies of segments in the tier"},
+     &TierStats::segments},
+    {{"/tier/bytes", Kind::kState, "tplstore_tier_bytes", "Size of the copies in the tier"},
+     &TierStats::bytes},
+    {{"/tier/bytes_out_of_place", Kind::kState, "tplstore_tier_bytes_out_of_place",
+      "Size of the copies that a rebalance would move"},
+     &TierStats::bytes_out_of_place},
+    {{"/tier/reads", Kind::kCounter, "tplstore_tier_reads_total", "Pieces read from copies"},
+     &TierStats::reads},
+    {{"/tier/read_bytes", Kind::kCounter, "tplstore_tier_read_bytes_total",
+      "Bytes read from copies"},
+     &TierStats::read_bytes},
+    {{"/tier/fills", Kind::kCounter, "tplstore_tier_fills_total", "Copies made"},
+     &TierStats::fills},
+    {{"/tier/fill_bytes", Kind::kCounter, "tplstore_tier_fill_bytes_total",
+      "Bytes written to make copies"},
+     &TierStats::fill_bytes},
+    {{"/tier/errors", Kind::kCounter, "tplstore_tier_errors_total",
+      "Errors of the directories of the tier, and damage found there"},
+     &TierStats::errors},
+    {{"/tier/damaged", Kind::kCounter, "tplstore_tier_damaged_total",
+      "Copies that were damaged, and removed"},
+     &TierStats::damaged},
+    {{"/tier/origin_reads", Kind::kCounter, "tplstore_tier_origin_reads_total",
+      "Pieces read at the origin since no copy could be read"},
+     &TierStats::origin_reads},
+    {{"/tier/origin_read_bytes", Kind::kCounter, "tplstore_tier_origin_read_bytes_total",
+      "Bytes read at the origin since no copy could be read"},
+     &TierStats::origin_read_bytes},
+};
+
 }  // namespace
 
+std::span<const TierMetric> tier_metrics() { return kTierMetrics; }
 std::span<const VolumeMetric> volume_metrics() { return kVolumeMetrics; }
 std::span<const Metric> store_metrics() { return kStoreMetrics; }
 

@@ -38,6 +38,13 @@ std::span<const VolumeMetric> volume_metrics();
 // Of the whole store, in the object around those; the label is "kind".
 std::span<const Metric> store_metrics();
 
+// Of the tier, in the object around all.
+struct TierMetric {
+  Metric metric;
+  uint64_t TierStats::*value;
+};
+std::span<const TierMetric> tier_metrics();
+
 // Whether the object around them has the sum of this metric of all volumes, under the same path.
 bool is_summed(const VolumeMetric& metric);
 

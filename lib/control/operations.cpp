@@ -140,6 +140,40 @@ const Shape& lock_shape() {
   return shape;
 }
 
+const Shape& tier_shape() {
+  static const Shape directory =
+      Shape::object({{"path", Shape::text()},
+                     {"uuid", Shape::text()},
+                     {"kind", Shape::text()},
+                     {"state", Shape::text()},
+                     {"weight_bytes", Shape::number()},
+                     {"ranges", Shape::list_of(Shape::list_of(Shape::text()))},
+                     {"segments", Shape::number()},
+                     {"bytes", Shape::number()},
+                     {"bytes_out_of_place", Shape::number()},
+                     {"reads", Shape::number(UINT64_MAX)},
+                     {"read_bytes", Shape::number(UINT64_MAX)},
+                     {"fills", Shape::number(UINT64_MAX)},
+                     {"fill_bytes", Shape::number(UINT64_MAX)},
+                     {"errors", Shape::number(UINT64_MAX)},
+                     {"damaged", Shape::number(UINT64_MAX)},
+                     {"last_error", Shape::text().or_null()}});
+  static const Shape shape = Shape::object({{"directories", Shape::list_of(directory)},
+                                            {"generation", Shape::number(UINT64_MAX)},
+                                            {"moving", Shape::boolean()},
+                                            {"origin_reads", Shape::number(UINT64_MAX)},
+                                            {"origin_read_bytes", Shape::number(UINT64_MAX)}});
+  return shape;
+}
+
+const Shape& warm_shape() {
+  static const Shape missing = Shape::object({{"segment", Shape::text()}, {"why", Shape::text()}});
+  static const Shape shape = Shape::object({{"filled_segments", Shape::number()},
+                                            {"filled_bytes", Shape::number()},
+                                            {"missing", Shape::list_of(missing)}});
+  return shape;
+}
+
 const Shape& nothing_shape() {
   static const Shape shape = Shape::object({});
   return shape;
@@ -205,6 +239,16 @@ json stats(const Call& call) {
   return stats;
 }
 
+json list_tier(const Call& call) {
+  const Tier* tier = call.store.tier();
+  return tier_json(tier == nullptr ? TierStatus() : tier->status());
+}
+
+json warm(const Call& call) {
+  return warm_json(call.store.warm_template(
+      call.text("template"), [&](uint64_t done_bytes, uint64_t) { call.progress(done_bytes); }));
+}
+
 json reclaim(const Call& call) {
   call.store.reclaim();
   return self();
@@ -243,6 +287,9 @@ const std::vector<Operation>& operations() {
   static const std::vector<Operation> table = {
       {"ping", kServer, server_shape, [](const Call&) { return self(); }},
       {"stats", kServer, stats_shape, stats},
+      // This host's, as this server sees it.
+      {"tier-list", kServer, tier_shape, list_tier},
+      {"template-warm", kServer, warm_shape, warm, {{"template", Kind::kText}}, Patience::kEndless},
       // Gives back the space of versions that are gone, of all volumes.
       {"reclaim", kServer, server_shape, reclaim, {}, Patience::kEndless},
       {"volume-show", kVolume, volume_with_versions_shape,

@@ -1,10 +1,12 @@
 // A store as a whole: its identity, its background thread, its exports, what it occupies.
 #include <cerrno>
 #include <chrono>
+#include <filesystem>
 
 #include "backend/layout.h"
 #include "backend/lock.h"
 #include "backend/open_backend.h"
+#include "base/host.h"
 #include "base/names.h"
 #include "base/units.h"
 #include "store/store_impl.h"
@@ -52,7 +54,8 @@ std::unique_ptr<Store> Store::open(const std::string& location, const StoreOptio
 
 Store::Store(std::unique_ptr<Backend> backend, const StoreOptions& options)
     : impl_(std::make_unique<Impl>(std::move(backend), options)) {
-  load_identity(*impl_->backend);  // says what is wrong with it
+  const StoreIdentity identity = load_identity(*impl_->backend);
+  if (options.has_tier) impl_->make_tier(identity);
 }
 
 Store::~Store() {
@@ -62,9 +65,12 @@ Store::~Store() {
   }
   impl_->upkeep_changed.notify_all();
   if (impl_->upkeep.joinable()) impl_->upkeep.join();
+  if (impl_->tier) impl_->tier->stop();
 }
 
 void Store::start() {
+  if (impl_->tier) impl_->tier->start();
+  impl_->use_copies();
   impl_->upkeep = std::thread([this] { impl_->run_upkeep(); });
 }
 
@@ -74,6 +80,50 @@ void Store::stop() {
 }
 
 Backend& Store::backend() { return *impl_->backend; }
+Tier* Store::tier() { return impl_->tier.get(); }
+
+// --- the tier
+
+void Store::Impl::make_tier(const StoreIdentity& identity) {
+  TierOptions tier_options;
+  tier_options.store = tier_options.origin = backend.get();
+  tier_options.identity = identity;
+  tier_options.host = this_host();
+  tier_options.log = options.log;
+  tier_options.fill_bytes_per_second = options.tier_fill_bytes_per_second;
+  tier_options.keep_ns = std::chrono::nanoseconds(options.tier_keep).count();
+  tier_options.open_directory = [direct = options.io == IoMode::kDirect,
+                                 log = options.log](const std::string& path) {
+    std::error_code error;
+    if (!std::filesystem::is_directory(path, error))
+      fail(error ? error.value() : ENOENT, path, "there is no such directory");
+    return open_backend(path, {.direct = direct, .log = log});
+  };
+  tier_options.look_again = [this](const Hash128& segment) { blocks.look_again(segment); };
+  const std::filesystem::path state = options.tier_state.empty()
+                                          ? TierTable::default_folder(identity.uuid)
+                                          : std::filesystem::path(options.tier_state);
+  tier = std::make_unique<Tier>(std::move(tier_options), state);
+}
+
+// As long as this host has no tier, reading costs nothing more.
+void Store::Impl::use_copies() {
+  if (has_copies || !tier || !tier->has_table()) return;
+  blocks.set_copies(*tier, load_identity(*backend).secret);
+  has_copies = true;
+}
+
+Tier::WarmResult Store::warm_template(const std::string& name, const Tier::Progress& progress) {
+  if (!impl_->tier) fail(EINVAL, name, "this store was opened without a tier");
+  check_name("template", name);
+  const HeldManifest held = hold_manifest(*impl_->backend, name);
+  std::vector<WantedSegment> segments;
+  for (const ManifestSegment& segment : held.manifest.segments)
+    segments.push_back({segment.name, segment.block_count});
+  return impl_->tier->warm(segments, progress);
+}
+
+// --- upkeep
 
 void Store::Impl::wake() {
   const std::lock_guard guard(upkeep_mutex);
@@ -92,6 +142,7 @@ void Store::Impl::run_upkeep() {
       options.log(fmt::format("upkeep failed: {}", why));
     };
     upkeep_of_all.attempt(say, [this] {
+      use_copies();
       blocks.free_unused_copies();
       const bool evicts = node_memory_bytes() > options.map_cache_bytes;
       for (const auto& attachment : registry.all_open()) attachment->volume().maintain(evicts);
@@ -226,6 +277,7 @@ StoreStats Store::stats() {
   }
   stats.map_cache_bytes = node_memory_bytes();
   stats.map_cache_max_bytes = impl_->options.map_cache_bytes;
+  if (impl_->tier) stats.tier = impl_->tier->stats();
   return stats;
 }
 

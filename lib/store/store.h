@@ -20,6 +20,7 @@
 #include "backend/backend.h"
 #include "base/disk.h"
 #include "base/volume_types.h"
+#include "tier/tier.h"
 
 namespace tplstore {
 
@@ -35,6 +36,12 @@ struct StoreOptions {
   // How long a volume is kept for the VM that was connected when a server died, where nobody can
   // tell whether that VM lives.
   std::chrono::milliseconds reconnect_grace = std::chrono::seconds(30);
+  // Whether segments are read from copies that this host has (tier/tier.h), and where the table of
+  // those is: an empty path is the default one.
+  bool has_tier = false;
+  std::string tier_state;
+  uint64_t tier_fill_bytes_per_second = uint64_t{100} << 20;
+  std::chrono::seconds tier_keep = std::chrono::hours(24);
 };
 
 struct ExportInfo {
@@ -62,6 +69,8 @@ class Store {
   void stop();
 
   Backend& backend();
+  // Nothing without `has_tier`.
+  Tier* tier();
 
   // --- volumes
   // Size 0 with a template: the template's. EEXIST, ENOENT (template), EINVAL (smaller than the
@@ -134,6 +143,9 @@ class Store {
 
   // Upkeep of the volumes that are open here, at once: a checkpoint, or a compaction of the log.
   void checkpoint(bool compacts);
+
+  // Fills the places of a template's segments in the tier. ENOENT; EINVAL without a tier.
+  Tier::WarmResult warm_template(const std::string& name, const Tier::Progress& progress);
 
   StoreStats stats();
   StoreSpace space();

@@ -14,6 +14,8 @@
 #include "store/store.h"
 #include "store/volume_disk.h"
 #include "store/volume_registry.h"
+#include "template/store_identity.h"
+#include "tier/tier.h"
 
 namespace tplstore {
 
@@ -73,11 +75,15 @@ struct Store::Impl {
   bool is_foreign(const std::string& object, const Error& error);
   uint64_t allocated_below(const std::string& folder);
   uint64_t allocated_at(const std::string& name);
+  void make_tier(const StoreIdentity& identity);
+  void use_copies();
   void wake();
   void run_upkeep();
 
   const std::unique_ptr<Backend> backend;
+  std::unique_ptr<Tier> tier;  // or none
   BlockSource blocks{*backend};
+  bool has_copies = false;  // the block source knows of the tier; upkeep's
   const StoreOptions options;
   std::mutex templates_mutex;
   std::map<std::string, std::weak_ptr<TemplateImage>> templates;

@@ -53,8 +53,18 @@ BlockSource::BlockSource(Backend& origin) : origin_(origin) {}
 BlockSource::~BlockSource() = default;
 
 void BlockSource::set_copies(SegmentCopies& copies, const HashSecret& secret) {
-  copies_ = &copies;
   secret_ = secret;
+  copies_ = &copies;
+  // Who is held later sees them by itself.
+  for (const auto& segment : held_segments()) segment->see_copies();
+}
+
+std::vector<std::shared_ptr<BlockSource::Segment>> BlockSource::held_segments() {
+  const Lock guard(mutex_);
+  std::vector<std::shared_ptr<Segment>> held;
+  for (const auto& [key, known] : known_)
+    if (auto segment = known.lock()) held.push_back(std::move(segment));
+  return held;
 }
 
 std::shared_ptr<BlockSource::Segment> BlockSource::hold(const Hash128& name, uint32_t block_count) {
@@ -116,9 +126,15 @@ Object& BlockSource::Segment::open_at_origin() {
   if (!opened_) {
     opened_ = open_segment(source_.origin_, name_, block_count_);
     origin_object_.store(opened_.get(), std::memory_order_release);
-    if (source_.copies_ == nullptr) only_object_.store(opened_.get(), std::memory_order_release);
+    if (source_.copies_.load() == nullptr)
+      only_object_.store(opened_.get(), std::memory_order_release);
   }
   return *opened_;
+}
+
+void BlockSource::Segment::see_copies() {
+  const Lock guard(opening_);
+  only_object_.store(nullptr, std::memory_order_release);
 }
 
 bool BlockSource::Segment::is_missing() {
@@ -133,7 +149,7 @@ bool BlockSource::Segment::is_missing() {
 // --- copies
 
 void BlockSource::Segment::plan_elsewhere(uint64_t offset, MutableBytes into, ReadPlan& plan) {
-  SegmentCopies* copies = source_.copies_;
+  SegmentCopies* copies = source_.copies_.load(std::memory_order_acquire);
   // Only who knows how many blocks it should have can tell a copy from something else.
   if (copies == nullptr || block_count_ == 0) return plan.add(open_at_origin(), offset, into);
   plan.enter(source_.requests_);
@@ -169,7 +185,7 @@ void BlockSource::Segment::read_part(Copy& copy, uint64_t offset, MutableBytes i
 void BlockSource::Segment::read_elsewhere(uint64_t offset, MutableBytes into) {
   try {
     read_at_origin(offset, into);
-    source_.copies_->was_read_at_origin(name_, block_count_, into.size());
+    source_.copies_.load()->was_read_at_origin(name_, block_count_, into.size());
   } catch (const Error&) {
     look_for_copy();
     Copy* copy = copy_.load(std::memory_order_acquire);
@@ -200,10 +216,11 @@ void BlockSource::Segment::look_for_copy() {
     is_asked_again_ = false;
     looking_since_ = std::chrono::steady_clock::now();
   }
-  const uint64_t generation = source_.copies_->generation();
+  SegmentCopies& copies = *source_.copies_.load();
+  const uint64_t generation = copies.generation();
   std::list<Copy> found;
   try {
-    auto copy = source_.copies_->open(name_, block_count_);
+    auto copy = copies.open(name_, block_count_);
     if (copy && copy->table().size() == block_count_) found.emplace_back(*this, std::move(copy));
   } catch (const std::bad_alloc&) {  // then the origin serves
   }

@@ -26,6 +26,7 @@
 #include <map>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "backend/backend.h"
 #include "backend/read_plan.h"
@@ -44,7 +45,7 @@ class BlockSource {
   explicit BlockSource(Backend& origin);
   ~BlockSource();
 
-  // Before anything is read. The secret is that of the names.
+  // Once: from now on there are copies. The secret is that of the names.
   void set_copies(SegmentCopies& copies, const HashSecret& secret);
   // There may be another copy of this segment than when it was last looked for.
   void look_again(const Hash128& name);
@@ -60,11 +61,12 @@ class BlockSource {
   // segment.
   using Key = std::pair<Hash128, uint32_t>;
 
+  std::vector<std::shared_ptr<Segment>> held_segments();
   void keep_unused(std::list<Copy>& copies);
 
   Backend& origin_;
-  SegmentCopies* copies_ = nullptr;
-  HashSecret secret_{};
+  std::atomic<SegmentCopies*> copies_{nullptr};
+  HashSecret secret_{};   // set before the copies
   GracePeriod requests_;  // those that may use a copy
   Mutex mutex_;
   std::map<Key, std::weak_ptr<Segment>> known_ GUARDED_BY(mutex_);
@@ -100,6 +102,7 @@ class BlockSource::Segment {
   void plan_elsewhere(uint64_t offset, MutableBytes into, ReadPlan& plan);
   void read_part(Copy& copy, uint64_t offset, MutableBytes into);
   void read_elsewhere(uint64_t offset, MutableBytes into);
+  void see_copies();
   void look_for_copy();
   void look_again();
   void leave(const Copy& copy) noexcept;

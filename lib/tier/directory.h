@@ -42,7 +42,7 @@ struct TierDirectoryStatus {
   TierEntry entry;
   State state = State::kAbsent;
   double share = 0;
-  uint64_t ranges = 0;
+  std::vector<PositionRange> ranges;
   uint64_t segments = 0;
   uint64_t bytes = 0;
   uint64_t bytes_out_of_place = 0;

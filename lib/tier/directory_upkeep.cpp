@@ -227,7 +227,7 @@ TierDirectoryStatus TierDirectory::status() const {
   }
   const bool is_local = status.entry.kind == TierEntry::Kind::kLocal;
   status.share = is_local ? 1 : table->placement.share_of(uuid_);
-  status.ranges = table->placement.ranges_of(uuid_).size();
+  status.ranges = table->placement.ranges_of(uuid_);
   status.segments = inventory_.count();
   status.bytes = inventory_.bytes();
   if (!is_local)

@@ -119,7 +119,8 @@ void Tier::start() {
   look_at_table();
   const Lock guard(keepers_mutex_);
   has_threads_ = true;
-  for (const auto& [uuid, directory] : layout()->directories) keep(directory);
+  const auto layout = this->layout();
+  for (const auto& [uuid, directory] : layout->directories) keep(directory);
   watcher_ = std::thread([this] { watch(); });
 }
 
@@ -127,7 +128,8 @@ void Tier::watch() {
   while (alarm_.wait(kWatchNs)) {
     try {
       look_at_table();
-      for (const auto& [uuid, directory] : layout()->directories) directory->watch();
+      const auto layout = this->layout();
+      for (const auto& [uuid, directory] : layout->directories) directory->watch();
       const Lock guard(keepers_mutex_);
       std::erase_if(keepers_, [](Keeper& keeper) {
         if (keeper.ended.wait_for(std::chrono::seconds(0)) != std::future_status::ready)
@@ -160,12 +162,14 @@ void Tier::stop() {
 }
 
 void Tier::open_directories() {
-  for (const auto& [uuid, directory] : layout()->directories) directory->try_to_open();
+  const auto layout = this->layout();
+  for (const auto& [uuid, directory] : layout->directories) directory->try_to_open();
 }
 
 void Tier::tend() {
   constexpr int kRoundsMax = 100'000;
-  for (const auto& [uuid, directory] : layout()->directories)
+  const auto layout = this->layout();
+  for (const auto& [uuid, directory] : layout->directories)
     for (int round = 0; round < kRoundsMax && directory->tend() <= 0; ++round) {
     }
 }
@@ -229,6 +233,26 @@ TierStatus Tier::status() const {
   status.origin_reads = origin_reads_;
   status.origin_read_bytes = origin_read_bytes_;
   return status;
+}
+
+TierStats Tier::stats() const {
+  const TierStatus status = this->status();
+  TierStats stats;
+  stats.is_used = status.has_table;
+  stats.origin_reads = status.origin_reads;
+  stats.origin_read_bytes = status.origin_read_bytes;
+  for (const TierDirectoryStatus& directory : status.directories) {
+    stats.segments += directory.segments;
+    stats.bytes += directory.bytes;
+    stats.bytes_out_of_place += directory.bytes_out_of_place;
+    stats.reads += directory.reads;
+    stats.read_bytes += directory.read_bytes;
+    stats.fills += directory.fills;
+    stats.fill_bytes += directory.fill_bytes;
+    stats.errors += directory.errors;
+    stats.damaged += directory.damaged;
+  }
+  return stats;
 }
 
 }  // namespace tplstore

@@ -21,6 +21,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/volume_types.h"
 #include "tier/directory.h"
 
 namespace tplstore {
@@ -48,7 +49,8 @@ class Tier final : public SegmentCopies {
   // once, and all is read at the origin.
   void look_at_table();
   void set_table(std::optional<TierTable> table);
-  // Without threads: opens the directories that can be; and does all that is due in them.
+  // Without threads: opens the directories that can be, which all that follows does by itself too;
+  // and does all that is due in them.
   void open_directories();
   void tend();
 
@@ -56,7 +58,11 @@ class Tier final : public SegmentCopies {
   void was_read_at_origin(const Hash128& name, uint32_t block_count,
                           uint64_t bytes) noexcept override;
 
+  bool has_table() const { return layout()->table != nullptr; }
   TierStatus status() const;
+  TierStats stats() const;
+  // The same as status() with all that is in the directories, for who has no threads to know it.
+  TierStatus look();
 
   // Of bytes; it may throw to end what it is told of.
   using Progress = std::function<void(uint64_t done_bytes, uint64_t total_bytes)>;
@@ -112,6 +118,7 @@ class Tier final : public SegmentCopies {
   };
 
   std::shared_ptr<const Layout> layout() const;
+  std::shared_ptr<const Layout> prepare();
   void keep(const std::shared_ptr<TierDirectory>& directory) REQUIRES(keepers_mutex_);
   void watch();
   // Where copies of a segment are to be.
@@ -125,7 +132,7 @@ class Tier final : public SegmentCopies {
   std::shared_ptr<const Layout> layout_ GUARDED_BY(mutex_);
 
   Mutex keepers_mutex_;  // of set_table(), start() and stop() too, which come one after the other
-  bool has_threads_ GUARDED_BY(keepers_mutex_) = false;
+  std::atomic<bool> has_threads_{false};
   std::vector<Keeper> keepers_ GUARDED_BY(keepers_mutex_);
 
   Mutex file_mutex_;

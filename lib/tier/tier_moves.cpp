@@ -27,8 +27,23 @@ bool is_there(TierDirectory::Fill result) {
 
 }  // namespace
 
+// What a keeper would have done, where there is none.
+std::shared_ptr<const Tier::Layout> Tier::prepare() {
+  if (!has_threads_) {
+    look_at_table();
+    open_directories();
+  }
+  return layout();
+}
+
+TierStatus Tier::look() {
+  const auto layout = prepare();
+  for (const auto& [uuid, directory] : layout->directories) directory->list();
+  return status();
+}
+
 Tier::WarmResult Tier::warm(const std::vector<WantedSegment>& segments, const Progress& progress) {
-  const auto layout = this->layout();
+  const auto layout = prepare();
   WarmResult result;
   uint64_t done_bytes = 0, total_bytes = 0;
   for (const WantedSegment& wanted : segments)
@@ -66,7 +81,7 @@ Tier::MoveResult Tier::move_copies(bool only_counts, const Progress& progress) {
     TierDirectory* from;
     Hash128 name;
   };
-  const auto layout = this->layout();
+  const auto layout = prepare();
   MoveResult result;
   std::vector<Move> moves;
   for (const auto& [uuid, directory] : layout->directories) {
@@ -117,8 +132,7 @@ Tier::MoveResult Tier::rebalance(bool only_counts, const Progress& progress) {
   const auto lock = folder->try_lock(kRebalanceLock, LockMode::kExclusive);
   if (!lock) fail(EBUSY, state_folder_.string(), "another process is rebalancing this tier");
   look_at_table();
-  open_directories();
-  const auto table = layout()->table;
+  const auto table = prepare()->table;
   if (!table) return {};
   MoveResult result = move_copies(only_counts, progress);
   if (only_counts || !result.problems.empty()) return result;
@@ -134,13 +148,14 @@ Tier::MoveResult Tier::rebalance(bool only_counts, const Progress& progress) {
 
 uint64_t Tier::sweep() {
   uint64_t removed = 0;
-  for (const auto& [uuid, directory] : layout()->directories) removed += directory->sweep();
+  const auto layout = prepare();
+  for (const auto& [uuid, directory] : layout->directories) removed += directory->sweep();
   return removed;
 }
 
 Tier::CheckResult Tier::check(const Progress& progress) {
   CheckResult result;
-  const auto layout = this->layout();
+  const auto layout = prepare();
   uint64_t total_bytes = 0, done_bytes = 0;
   std::vector<std::pair<TierDirectory*, Hash128>> copies;
   for (const auto& [uuid, directory] : layout->directories) {
@@ -161,7 +176,7 @@ Tier::CheckResult Tier::check(const Progress& progress) {
 }
 
 std::optional<ByteVector> Tier::sound_copy(const Hash128& name) {
-  const auto layout = this->layout();
+  const auto layout = prepare();
   if (!layout->table) return {};
   for (const Uuid& uuid : layout->table->places_of(name))
     if (const auto directory = layout->directories.find(uuid);

@@ -39,7 +39,7 @@ struct StoreOptions {
   // Whether segments are read from copies that this host has (tier/tier.h), and where the table of
   // those is: an empty path is the default one.
   bool has_tier = false;
-  std::string tier_state;
+  std::string tier_state = {};
   uint64_t tier_fill_bytes_per_second = uint64_t{100} << 20;
   std::chrono::seconds tier_keep = std::chrono::hours(24);
 };

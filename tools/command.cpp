@@ -52,8 +52,10 @@ void add_common_options(const Command& command, Context& context) {
                    "Report recoveries and other events on stderr");
 }
 
-std::unique_ptr<Store> Context::open_store() const {
+std::unique_ptr<Store> Context::open_store(bool with_tier) const {
   StoreOptions options;
+  options.has_tier = with_tier;
+  if (!tier_state.empty()) options.tier_state = absolute_location(tier_state);
   if (is_verbose)
     options.log = [](const std::string& line) {
       print_error(fmt::format("tplstore: {}\n", printable(line)));

@@ -28,7 +28,8 @@ struct Context {
   std::vector<std::string> nbdkit_options;  // what stands after "--"; for serve only
   std::function<void()> action;
 
-  std::unique_ptr<Store> open_store() const;
+  // With the tier, if that is wanted, of which the store does not read without being told.
+  std::unique_ptr<Store> open_store(bool with_tier = false) const;
   // The folder of the tier's table for a store of this uuid.
   std::filesystem::path tier_folder(const Uuid& store) const;
   // Prints `value` with --json, else what `for_people` returns, which ends with a newline or is
@@ -88,5 +89,6 @@ void add_volume_making_commands(const Command& group, Context& context);    // c
 void add_volume_transfer_commands(const Command& group, Context& context);  // export, import
 void add_diff_command(const Command& group, Context& context);
 void add_prune_command(const Command& group, Context& context);
+void add_warm_command(const Command& group, Context& context);
 
 }  // namespace tplstore::tool

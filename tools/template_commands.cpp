@@ -186,6 +186,8 @@ void add_template_commands(const Command& app, Context& context) {
   check.add_option("NAME", *verified, "The template").required();
   add_json_option(check, context);
 
+  add_warm_command(group, context);
+
   auto removed = std::make_shared<std::string>();
   const Command remove = add_command(
       group, context, "rm", "Remove a template, or an unfinished import", [&context, removed] {

@@ -1,15 +1,20 @@
-// tier add, list, rm: the table of this host's tier. What it means for copies is lib/tier's.
+// tier add, list, rm, rebalance, and template warm: the table of this host's tier is changed here,
+// where copies are moved and counted it is asked of lib/tier, and of the servers that use it.
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <filesystem>
+#include <thread>
 
 #include "backend/open_backend.h"
 #include "base/host.h"
 #include "base/units.h"
 #include "command.h"
+#include "control/json_output.h"
+#include "progress.h"
 #include "table.h"
 #include "template/store_identity.h"
 #include "tier/tier_identity.h"
@@ -21,19 +26,22 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
+// How long a server may take to notice that the table has changed.
+constexpr auto kNoticeTimeout = std::chrono::seconds(3);
+constexpr auto kNoticePause = std::chrono::milliseconds(100);
+
 json entry_json(const TierTable& table, const TierEntry& entry) {
-  json ranges = json::array();
-  for (const auto& [first, last] : table.placement.ranges_of(entry.uuid))
-    ranges.push_back({fmt::format("{:016x}", first), fmt::format("{:016x}", last)});
-  return {{"path", entry.path},
-          {"uuid", entry.uuid.text()},
-          {"kind", entry.kind == TierEntry::Kind::kSsd ? "ssd" : "local"},
-          {"state", entry.is_leaving ? "leaving" : "in"},
-          {"weight_bytes", entry.weight_bytes},
-          {"share", entry.is_leaving                        ? 0
-                    : entry.kind == TierEntry::Kind::kLocal ? 1
-                                                            : table.placement.share_of(entry.uuid)},
-          {"ranges", ranges}};
+  TierDirectoryStatus status;
+  status.entry = entry;
+  status.share = entry.kind == TierEntry::Kind::kSsd ? table.placement.share_of(entry.uuid)
+                                                     : (entry.is_leaving ? 0 : 1);
+  status.ranges = table.placement.ranges_of(entry.uuid);
+  // What is in it has not been looked at.
+  const json whole = tier_directory_json(status);
+  json known;
+  for (const char* key : {"path", "uuid", "kind", "weight_bytes", "share", "ranges"})
+    known[key] = whole.at(key);
+  return known;
 }
 
 std::string percent(const json& share) {
@@ -140,8 +148,48 @@ const TierEntry& find_directory(const TierTable& table, const std::string& direc
   fail(ENOENT, directory, "is not in the tier; see 'tplstore tier list'");
 }
 
-void remove_directory(const Context& context, const std::string& directory) {
-  const auto store = context.open_store();
+// What is moved is moved: it may end at any time.
+void fail_if_interrupted() {
+  if (interrupted())
+    fail(EINTR, "tier", "interrupted: nothing is lost, and 'tplstore tier rebalance' goes on");
+}
+
+void rebalance(const Context& context, Store& store, bool is_dry_run) {
+  Progress progress("rebalancing");
+  const InterruptGuard guard;
+  Tier& tier = *store.tier();
+  const Tier::MoveResult moved =
+      tier.rebalance(is_dry_run, [&](uint64_t done_bytes, uint64_t total_bytes) {
+        fail_if_interrupted();
+        progress.update(done_bytes, total_bytes);
+      });
+  const bool is_done = !is_dry_run && moved.problems.empty();
+  const uint64_t removed = is_done ? tier.sweep() : 0;
+  progress.clear();
+  const json result = {{"dry_run", is_dry_run},
+                       {"segments", moved.segments},
+                       {"bytes", moved.bytes},
+                       {"moved_segments", moved.moved_segments},
+                       {"dropped_segments", moved.dropped_segments},
+                       {"removed_segments", removed},
+                       {"problems", moved.problems}};
+  context.print(result, [](const json& value) {
+    std::string text = fmt::format("{} copies are out of place, {}\n", plain(value["segments"]),
+                                   size(value["bytes"]));
+    if (!value["dry_run"].get<bool>())
+      text += fmt::format(
+          "{} were moved, {} given up for want of room; {} that nothing needs were removed\n",
+          plain(value["moved_segments"]), plain(value["dropped_segments"]),
+          plain(value["removed_segments"]));
+    return text;
+  });
+  if (moved.problems.empty()) return;
+  fail(EIO, "tier", "{} copies are where they were, and are used there: {}",
+       moved.segments - moved.moved_segments - moved.dropped_segments, moved.problems.front());
+}
+
+void remove_directory(const Context& context, const std::string& directory, bool drains) {
+  const auto store = context.open_store(/*with_tier=*/true);
   const Uuid store_uuid = load_identity(store->backend()).uuid;
   json result;
   retry_while_busy([&] {
@@ -151,6 +199,7 @@ void remove_directory(const Context& context, const std::string& directory) {
     change.save();
     result = entry_json(change.table, entry);
   });
+  if (drains) return rebalance(context, *store, false);
   context.print(result, [](const json& entry) {
     return fmt::format("{}: leaving; 'tplstore tier rebalance' moves its copies\n",
                        plain(entry["path"]));
@@ -163,24 +212,123 @@ std::string directories_text(const json& directories) {
                {"STATE", Align::kLeft},
                {"WEIGHT", Align::kRight},
                {"SHARE", Align::kRight},
-               {"RANGES", Align::kRight}});
-  for (const json& entry : directories)
+               {"SEGMENTS", Align::kRight},
+               {"BYTES", Align::kRight},
+               {"ELSEWHERE", Align::kRight},
+               {"READS", Align::kRight},
+               {"ERRORS", Align::kRight}});
+  std::string problems;
+  for (const json& entry : directories) {
     table.add_row({plain(entry["path"]), plain(entry["kind"]), plain(entry["state"]),
-                   size(entry["weight_bytes"]), percent(entry["share"]),
-                   std::to_string(entry["ranges"].size())});
-  return table.text();
+                   size(entry["weight_bytes"]), percent(entry["share"]), plain(entry["segments"]),
+                   size(entry["bytes"]), size(entry["bytes_out_of_place"]), plain(entry["reads"]),
+                   plain(entry["errors"])});
+    if (const std::string problem = plain(entry["last_error"]); !entry["last_error"].is_null())
+      problems += problem.starts_with(plain(entry["path"]))
+                      ? problem + "\n"
+                      : fmt::format("{}: {}\n", plain(entry["path"]), problem);
+  }
+  return table.text() + problems;
 }
 
-void list_directories(const Context& context) {
-  const auto store = context.open_store();
-  const Uuid store_uuid = load_identity(store->backend()).uuid;
-  const auto table =
-      TierTable::load(TierTable::file_in(context.tier_folder(store_uuid)), store_uuid, this_host());
+std::optional<TierTable> load_table(const Context& context, Store& store) {
+  const Uuid uuid = load_identity(store.backend()).uuid;
+  return TierTable::load(TierTable::file_in(context.tier_folder(uuid)), uuid, this_host());
+}
+
+// The same, where there must be one.
+TierTable need_table(const Context& context, Store& store) {
+  std::optional<TierTable> table = load_table(context, store);
+  if (!table)
+    fail(ENOENT, "tier", "this host has none for this store; 'tplstore tier add' makes one");
+  return std::move(*table);
+}
+
+// What the servers know that use this table, of which each has taken over the newest if it can.
+std::vector<json> ask_servers(Store& store, const TierTable& table) {
+  const auto is_ours = [&](const json& answer) {
+    return std::ranges::any_of(answer["directories"], [&](const json& directory) {
+      Uuid uuid;
+      return parse_uuid(directory["uuid"].get<std::string>(), uuid) && table.find(uuid) != nullptr;
+    });
+  };
+  const auto deadline = std::chrono::steady_clock::now() + kNoticeTimeout;
+  while (true) {
+    std::vector<json> answers = ControlClient(store.backend()).ask_all({{"op", "tier-list"}});
+    std::erase_if(answers, [&](const json& answer) { return !is_ours(answer); });
+    const bool is_new = std::ranges::all_of(answers, [&](const json& answer) {
+      return answer["generation"].get<uint64_t>() >= table.generation;
+    });
+    if (is_new || std::chrono::steady_clock::now() >= deadline) return answers;
+    std::this_thread::sleep_for(kNoticePause);
+  }
+}
+
+// The directories as one server sees them, with what all have counted.
+json merged_directories(const std::vector<json>& answers) {
+  json merged = answers.front()["directories"];
+  for (size_t i = 1; i < answers.size(); ++i)
+    for (const json& other : answers[i]["directories"])
+      for (json& directory : merged)
+        if (directory["uuid"] == other["uuid"])
+          for (const char* key :
+               {"reads", "read_bytes", "fills", "fill_bytes", "errors", "damaged"})
+            directory[key] = directory[key].get<uint64_t>() + other[key].get<uint64_t>();
+  return merged;
+}
+
+void list_directories(const Context& context, bool checks) {
+  const auto store = context.open_store(/*with_tier=*/true);
+  const std::optional<TierTable> table = load_table(context, *store);
   json directories = json::array();
-  if (table)
-    for (const TierEntry& entry : table->directories)
-      directories.push_back(entry_json(*table, entry));
+  if (table && checks) {
+    Progress progress("checking the copies");
+    const InterruptGuard guard;
+    store->tier()->check([&](uint64_t done_bytes, uint64_t total_bytes) {
+      fail_if_interrupted();
+      progress.update(done_bytes, total_bytes);
+    });
+    directories = tier_json(store->tier()->status())["directories"];
+  } else if (table) {
+    // A server has counted, and hangs in no directory that does not answer.
+    const std::vector<json> answers = ask_servers(*store, *table);
+    directories = answers.empty() ? tier_json(store->tier()->look())["directories"]
+                                  : merged_directories(answers);
+  }
   context.print(directories, directories_text);
+  uint64_t damaged = 0;
+  for (const json& directory : directories) damaged += directory["damaged"].get<uint64_t>();
+  if (checks && damaged > 0)
+    fail(EIO, "tier", "{} copies were damaged and are removed; they come back when they are read",
+         damaged);
+}
+
+void warm_template(const Context& context, const std::string& name) {
+  const auto store = context.open_store(/*with_tier=*/true);
+  const TierTable table = need_table(context, *store);
+  json result;
+  if (!ask_servers(*store, table).empty()) {
+    // Those that use another table have no place for it.
+    for (const json& answer :
+         ControlClient(store->backend())
+             .ask_all({{"op", "template-warm"}, {"template", name}}, Patience::kEndless))
+      if (result.is_null() || answer["missing"].size() < result["missing"].size()) result = answer;
+  }
+  if (result.is_null()) {
+    Progress progress("warming " + name);
+    const InterruptGuard guard;
+    result = warm_json(store->warm_template(name, [&](uint64_t done_bytes, uint64_t total_bytes) {
+      if (interrupted()) fail(EINTR, name, "interrupted: what was copied stays");
+      progress.update(done_bytes, total_bytes);
+    }));
+  }
+  context.print(result, [&](const json& value) {
+    return fmt::format("{}: {} segments copied, {}\n", name, plain(value["filled_segments"]),
+                       size(value["filled_bytes"]));
+  });
+  if (const json& missing = result["missing"]; !missing.empty())
+    fail(EIO, name, "{} of its segments are not in all of their places: {}", missing.size(),
+         plain(missing[0]["why"]));
 }
 
 }  // namespace
@@ -202,15 +350,39 @@ void add_tier_commands(const Command& app, Context& context) {
       .check(one_of({"ssd", "local"}));
   add_json_option(add, context);
 
+  auto checks = std::make_shared<bool>(false);
   const Command list = add_command(group, context, "list", "List the directories of the tier",
-                                   [&context] { list_directories(context); });
+                                   [&context, checks] { list_directories(context, *checks); });
+  list.add_flag("--check", *checks, "Read all copies, and remove those that are damaged");
   add_json_option(list, context);
 
   auto removed = std::make_shared<std::string>();
-  const Command remove = add_command(group, context, "rm", "Take a directory out of the tier",
-                                     [&context, removed] { remove_directory(context, *removed); });
+  auto drains = std::make_shared<bool>(false);
+  const Command remove =
+      add_command(group, context, "rm", "Take a directory out of the tier",
+                  [&context, removed, drains] { remove_directory(context, *removed, *drains); });
   remove.add_option("DIR", *removed, "Its path, or its uuid").required().check(not_empty());
+  remove.add_flag("--drain", *drains, "Move its copies to the others, as rebalance does");
   add_json_option(remove, context);
+
+  auto is_dry_run = std::make_shared<bool>(false);
+  const Command move = add_command(group, context, "rebalance", "Move copies to where they belong",
+                                   [&context, is_dry_run] {
+                                     const auto store = context.open_store(/*with_tier=*/true);
+                                     need_table(context, *store);
+                                     rebalance(context, *store, *is_dry_run);
+                                   });
+  move.add_flag("--dry-run", *is_dry_run, "Only tell how much is out of place");
+  add_json_option(move, context);
+}
+
+void add_warm_command(const Command& group, Context& context) {
+  auto name = std::make_shared<std::string>();
+  const Command command =
+      add_command(group, context, "warm", "Copy a template's data to this host's tier",
+                  [&context, name] { warm_template(context, *name); });
+  command.add_option("NAME", *name, "The template").required();
+  add_json_option(command, context);
 }
 
 }  // namespace tplstore::tool

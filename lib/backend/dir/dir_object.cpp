@@ -26,24 +26,31 @@ bool set_flags(int fd, int flags) {
 
 // --- DescriptorCache
 
+// Files are closed without the mutex: where a file system hangs in that, others go on.
+
 void DescriptorCache::add(DirObject& object) {
-  const Lock lock(mutex_);
-  open_.push_back(&object);
-  object.cache_slot_ = open_.size() - 1;
-  while (open_.size() > cap_count_ && close_one_locked()) {
+  {
+    const Lock lock(mutex_);
+    open_.push_back(&object);
+    object.cache_slot_ = open_.size() - 1;
+  }
+  while (open_count() > cap_count_ && close_one()) {
   }
 }
 
 void DescriptorCache::drop(DirObject& object) {
+  FileDescriptor taken;
   const Lock lock(mutex_);
   if ((object.state_.load(std::memory_order_acquire) & DirObject::kOpen) == 0) return;
   forget_locked(object);
-  close(object.fd_);
+  taken.reset(object.fd_);
 }
 
 bool DescriptorCache::close_one() {
+  FileDescriptor taken;
   const Lock lock(mutex_);
-  return close_one_locked();
+  taken = take_idle_locked();
+  return static_cast<bool>(taken);
 }
 
 size_t DescriptorCache::open_count() const {
@@ -57,7 +64,7 @@ void DescriptorCache::forget_locked(DirObject& object) {
   open_.pop_back();
 }
 
-bool DescriptorCache::close_one_locked() {
+FileDescriptor DescriptorCache::take_idle_locked() {
   // Two rounds: the first takes the mark of use away, the second finds it still gone.
   for (size_t steps = 2 * open_.size(); steps > 0; --steps) {
     hand_ = hand_ + 1 < open_.size() ? hand_ + 1 : 0;
@@ -74,12 +81,12 @@ bool DescriptorCache::close_one_locked() {
       continue;
     }
     forget_locked(object);
-    close(std::exchange(object.fd_, -1));
+    FileDescriptor taken(std::exchange(object.fd_, -1));
     object.state_.fetch_and(~DirObject::kMoving, std::memory_order_release);
     object.state_.notify_all();
-    return true;
+    return taken;
   }
-  return false;
+  return {};
 }
 
 // --- DirStorage

@@ -58,7 +58,8 @@ class DescriptorCache {
   size_t open_count() const;
 
  private:
-  bool close_one_locked() REQUIRES(mutex_);
+  // Takes an idle descriptor out, for the caller to close; none when there is none.
+  FileDescriptor take_idle_locked() REQUIRES(mutex_);
   void forget_locked(DirObject& object) REQUIRES(mutex_);
 
   const size_t cap_count_;

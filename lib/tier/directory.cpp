@@ -162,7 +162,7 @@ std::string TierDirectory::why_not_ours(Backend& backend) const {
                        kTierIdentityObject);
   const bool is_ours = identity->store == world_->options.identity.uuid &&
                        identity->directory == uuid_ &&
-                       world_->options.host.is_same(identity->host, world_->options.host.boot_id);
+                       world_->options.host.is_same(identity->host, {});
   return is_ours ? ""
                  : fmt::format("{}: is a directory of another store, host or tier entry",
                                backend.describe());
@@ -248,6 +248,7 @@ void TierDirectory::watch() {
   const std::string where = mount->backend->describe();
   switch (mount->gate.look(world_->now_ns())) {
     case TierGate::Off::kNot:
+    case TierGate::Off::kClosed:  // somebody is at it
       return;
     case TierGate::Off::kErrors:
       return take_off(mount, Problem::kFailing, why);

@@ -148,6 +148,39 @@ const TierEntry& find_directory(const TierTable& table, const std::string& direc
   fail(ENOENT, directory, "is not in the tier; see 'tplstore tier list'");
 }
 
+std::optional<TierTable> load_table(const Context& context, Store& store) {
+  const Uuid uuid = load_identity(store.backend()).uuid;
+  return TierTable::load(TierTable::file_in(context.tier_folder(uuid)), uuid, this_host());
+}
+
+// The same, where there must be one.
+TierTable need_table(const Context& context, Store& store) {
+  std::optional<TierTable> table = load_table(context, store);
+  if (!table)
+    fail(ENOENT, "tier", "this host has none for this store; 'tplstore tier add' makes one");
+  return std::move(*table);
+}
+
+// What the servers know that use this table, of which each has taken over the newest if it can.
+std::vector<json> ask_servers(Store& store, const TierTable& table) {
+  const auto is_ours = [&](const json& answer) {
+    return std::ranges::any_of(answer["directories"], [&](const json& directory) {
+      Uuid uuid;
+      return parse_uuid(directory["uuid"].get<std::string>(), uuid) && table.find(uuid) != nullptr;
+    });
+  };
+  const auto deadline = std::chrono::steady_clock::now() + kNoticeTimeout;
+  while (true) {
+    std::vector<json> answers = ControlClient(store.backend()).ask_all({{"op", "tier-list"}});
+    std::erase_if(answers, [&](const json& answer) { return !is_ours(answer); });
+    const bool is_new = std::ranges::all_of(answers, [&](const json& answer) {
+      return answer["generation"].get<uint64_t>() >= table.generation;
+    });
+    if (is_new || std::chrono::steady_clock::now() >= deadline) return answers;
+    std::this_thread::sleep_for(kNoticePause);
+  }
+}
+
 // What is moved is moved: it may end at any time.
 void fail_if_interrupted() {
   if (interrupted())
@@ -158,14 +191,25 @@ void rebalance(const Context& context, Store& store, bool is_dry_run) {
   Progress progress("rebalancing");
   const InterruptGuard guard;
   Tier& tier = *store.tier();
-  const Tier::MoveResult moved =
-      tier.rebalance(is_dry_run, [&](uint64_t done_bytes, uint64_t total_bytes) {
-        fail_if_interrupted();
-        progress.update(done_bytes, total_bytes);
-      });
+  Tier::MoveResult moved;
+  // Who has the table of before still fills what is to be emptied.
+  ask_servers(store, need_table(context, store));
+  // One that was killed has its lock for a moment longer.
+  retry_while_busy([&] {
+    moved = tier.rebalance(is_dry_run, [&](uint64_t done_bytes, uint64_t total_bytes) {
+      fail_if_interrupted();
+      progress.update(done_bytes, total_bytes);
+    });
+  });
   const bool is_done = !is_dry_run && moved.problems.empty();
   const uint64_t removed = is_done ? tier.sweep() : 0;
   progress.clear();
+  // Servers look anew at what the directories have when the table is another one.
+  if (moved.moved_segments + moved.dropped_segments + removed > 0)
+    retry_while_busy([&] {
+      const Uuid uuid = load_identity(store.backend()).uuid;
+      TierTableChange(context.tier_folder(uuid), uuid, this_host()).save();
+    });
   const json result = {{"dry_run", is_dry_run},
                        {"segments", moved.segments},
                        {"bytes", moved.bytes},
@@ -229,39 +273,6 @@ std::string directories_text(const json& directories) {
                       : fmt::format("{}: {}\n", plain(entry["path"]), problem);
   }
   return table.text() + problems;
-}
-
-std::optional<TierTable> load_table(const Context& context, Store& store) {
-  const Uuid uuid = load_identity(store.backend()).uuid;
-  return TierTable::load(TierTable::file_in(context.tier_folder(uuid)), uuid, this_host());
-}
-
-// The same, where there must be one.
-TierTable need_table(const Context& context, Store& store) {
-  std::optional<TierTable> table = load_table(context, store);
-  if (!table)
-    fail(ENOENT, "tier", "this host has none for this store; 'tplstore tier add' makes one");
-  return std::move(*table);
-}
-
-// What the servers know that use this table, of which each has taken over the newest if it can.
-std::vector<json> ask_servers(Store& store, const TierTable& table) {
-  const auto is_ours = [&](const json& answer) {
-    return std::ranges::any_of(answer["directories"], [&](const json& directory) {
-      Uuid uuid;
-      return parse_uuid(directory["uuid"].get<std::string>(), uuid) && table.find(uuid) != nullptr;
-    });
-  };
-  const auto deadline = std::chrono::steady_clock::now() + kNoticeTimeout;
-  while (true) {
-    std::vector<json> answers = ControlClient(store.backend()).ask_all({{"op", "tier-list"}});
-    std::erase_if(answers, [&](const json& answer) { return !is_ours(answer); });
-    const bool is_new = std::ranges::all_of(answers, [&](const json& answer) {
-      return answer["generation"].get<uint64_t>() >= table.generation;
-    });
-    if (is_new || std::chrono::steady_clock::now() >= deadline) return answers;
-    std::this_thread::sleep_for(kNoticePause);
-  }
 }
 
 // The directories as one server sees them, with what all have counted.
@@ -369,7 +380,6 @@ void add_tier_commands(const Command& app, Context& context) {
   const Command move = add_command(group, context, "rebalance", "Move copies to where they belong",
                                    [&context, is_dry_run] {
                                      const auto store = context.open_store(/*with_tier=*/true);
-                                     need_table(context, *store);
                                      rebalance(context, *store, *is_dry_run);
                                    });
   move.add_flag("--dry-run", *is_dry_run, "Only tell how much is out of place");

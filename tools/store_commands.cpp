@@ -70,7 +70,10 @@ void collect_garbage(const Context& context) {
   const auto store = context.open_store();
   const uint64_t before = store->space().volume_bytes;
   const uint64_t removed_volumes = store->remove_orphans();
-  json result = gc_json(gc(store->backend(), [&] { store->template_users(); }));
+  json result = gc_json(gc(store->templates(), [&] { store->template_users(); }));
+  if (const std::string left = store->leave_former_origins(); !left.empty())
+    print_error(fmt::format(
+        "tplstore: {}: the segments that were left here cannot be reached, and stay\n", left));
   result["removed_volumes"] = removed_volumes;
   store->reclaim();
   ControlClient(store->backend()).ask_all({{"op", "reclaim"}}, Patience::kEndless);
@@ -88,21 +91,27 @@ void collect_garbage(const Context& context) {
 
 }  // namespace
 
-void init_store(const Context& context, bool is_shared) {
+void init_store(const Context& context, bool is_shared, const std::string& segments) {
   const std::string& location = context.store_directory;
   const StorageKind kind = kind_of_location(location);
   check_shared(location, kind, is_shared, "--shared refuse-foreign");
-  Store::init(location);
+  Store::init(location, segments);
   const bool is_on_hosts = kind.reach == StorageKind::Reach::kHosts;
   fmt::print("{}: an empty store{}\n", printable(location), is_on_hosts ? " on " + kind.name : "");
 }
 
 void add_store_commands(const Command& app, Context& context) {
   auto shared = std::make_shared<std::string>();
-  const Command init = add_command(app, context, "init", "Make an empty store",
-                                   [&context, shared] { init_store(context, !shared->empty()); });
+  auto segments = std::make_shared<std::string>();
+  const Command init = add_command(
+      app, context, "init", "Make an empty store",
+      [&context, shared, segments] { init_store(context, !shared->empty(), *segments); });
   init.add_option("STORE", context.store_directory,
                   "A directory that does not exist yet, or is empty")
+      .check(not_empty());
+  init.add_option("--segments", *segments,
+                  "Where the data of templates is to be, if not in the store")
+      .type_name("DIR")
       .check(not_empty());
   init.add_option("--shared", *shared,
                   "Several hosts have it; what another one has is refused: refuse-foreign")

@@ -8,6 +8,7 @@
 #include "export_command.h"
 #include "progress.h"
 #include "table.h"
+#include "template/segment.h"
 #include "template/template_catalog.h"
 #include "transfer/importer.h"
 
@@ -58,8 +59,9 @@ json damage_json(const SegmentDamage& damage) {
 void verify(const Context& context, const std::string& name) {
   const auto store = context.open_store();
   Progress progress("verifying " + name);
-  const VerifyReport report = verify_template(
-      store->backend(), name, [&](uint64_t done, uint64_t total) { progress.update(done, total); });
+  const VerifyReport report =
+      verify_template(store->templates(), name,
+                      [&](uint64_t done, uint64_t total) { progress.update(done, total); });
   progress.clear();
   json damage = json::array();
   for (const SegmentDamage& one : report.damage) damage.push_back(damage_json(one));
@@ -104,7 +106,7 @@ void import_template(const Context& context, const TemplateImportArguments& argu
     options.size_bytes_max = parse_size("--max-size", arguments.size_max);
   ImportResult imported;
   try {
-    imported = import_template(store->backend(), arguments.name, arguments.source, options);
+    imported = import_template(store->templates(), arguments.name, arguments.source, options);
   } catch (const Error&) {
     // A terminal sends its SIGINT to qemu's programs too, so anything may have failed.
     if (!interrupted()) throw;
@@ -152,6 +154,27 @@ void add_import(const Command& group, Context& context) {
   add_json_option(command, context);
 }
 
+void move_origin(const Context& context, const std::string& location) {
+  const auto store = context.open_store();
+  Progress progress("moving segments");
+  const InterruptGuard guard;
+  // In whole segments of the largest size, which most are.
+  const OriginMove moved = store->move_origin(
+      location,
+      [&](uint64_t done, uint64_t all) {
+        progress.update(done * kSegmentBytesMax, all * kSegmentBytesMax);
+      },
+      interrupted);
+  progress.clear();
+  fmt::print("{}: {} segments, {} copied\n", printable(location), moved.segments,
+             format_size(moved.copied_bytes));
+  if (!moved.left.empty())
+    print_error(fmt::format(
+        "tplstore: {}: cannot be reached, so the segments stay there too; 'tplstore gc' removes "
+        "them when it is there again\n",
+        moved.left));
+}
+
 }  // namespace
 
 void add_template_commands(const Command& app, Context& context) {
@@ -192,10 +215,18 @@ void add_template_commands(const Command& app, Context& context) {
   const Command remove = add_command(
       group, context, "rm", "Remove a template, or an unfinished import", [&context, removed] {
         const auto store = context.open_store();
-        remove_template(store->backend(), *removed,
+        remove_template(store->templates(), *removed,
                         [&] { return store->template_users()[*removed]; });
       });
   remove.add_option("NAME", *removed, "The template").required();
+
+  auto location = std::make_shared<std::string>();
+  const Command move =
+      add_command(group, context, "move-origin", "Move the data of all templates to a directory",
+                  [&context, location] { move_origin(context, *location); });
+  move.add_option("DIR", *location, "The directory; the store's own: back into the store")
+      .required()
+      .check(not_empty());
 
   add_export_command(group, context,
                      {"NAME", "Write a template to an image file",

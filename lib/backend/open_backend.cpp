@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <filesystem>
 
@@ -21,6 +22,34 @@ std::string absolute_location(const std::string& location) {
   return path.string();
 }
 
+namespace {
+
+// Without links, as far as it is there.
+std::filesystem::path real_path(const std::string& location) {
+  std::error_code error;
+  const auto path = std::filesystem::weakly_canonical(absolute_location(location), error);
+  if (error) fail(EINVAL, location, "is not a usable path");
+  return path.has_filename() ? path : path.parent_path();
+}
+
+}  // namespace
+
+bool is_same_location(const std::string& a, const std::string& b) {
+  return real_path(a) == real_path(b);
+}
+
+void check_apart(const std::string& location, const std::string& other) {
+  const auto is_within = [](const std::filesystem::path& inner,
+                            const std::filesystem::path& outer) {
+    return std::mismatch(outer.begin(), outer.end(), inner.begin(), inner.end()).first ==
+           outer.end();
+  };
+  const auto a = real_path(location), b = real_path(other);
+  if (is_within(a, b) || is_within(b, a))
+    fail(EINVAL, location, "and {}: one of them is within the other; choose another directory",
+         other);
+}
+
 std::unique_ptr<Backend> open_backend(const std::string& location, const BackendOptions& options) {
   struct stat status {};
   if (stat(location.c_str(), &status) != 0) fail_errno(errno, location, "cannot open the store");
@@ -31,8 +60,14 @@ std::unique_ptr<Backend> open_backend(const std::string& location, const Backend
 }
 
 std::unique_ptr<Backend> make_backend(const std::string& location) {
-  if (mkdir(location.c_str(), 0700) != 0 && errno != EEXIST)
+  if (mkdir(location.c_str(), 0700) == 0) {
+    const FileDescriptor parent(
+        ::open(real_path(location).parent_path().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (!parent || (fsync(parent.get()) != 0 && errno != EINVAL))
+      fail_errno(errno, location, "syncing the folder that it was made in");
+  } else if (errno != EEXIST) {
     fail_errno(errno, location, "cannot make the directory of the store");
+  }
   return std::make_unique<DirBackend>(location, false, [](const std::string&) {});
 }
 

@@ -25,7 +25,8 @@ constexpr size_t kListedVersionsMax = 4096;
 
 // --- a store
 
-void Store::init(const std::string& location) {
+void Store::init(const std::string& location, const std::string& segments) {
+  if (!segments.empty()) check_apart(segments, location);
   const auto backend = make_backend(location);
   if (!backend->list("").empty()) {
     const bool is_store = backend->get(kIdentityObject, kSlotBytes).has_value();
@@ -33,17 +34,24 @@ void Store::init(const std::string& location) {
     fail(ENOTEMPTY, location, "is not empty; choose a new or empty directory for the store");
   }
   // The secret in it is for the owner alone, whoever else may read the store.
-  init(*backend, *open_backend(location, {.is_private = true}));
+  init(*backend, *open_backend(location, {.is_private = true}), segments);
 }
 
-void Store::init(Backend& backend) { init(backend, backend); }
+void Store::init(Backend& backend) { init(backend, backend, ""); }
 
-void Store::init(Backend& backend, Backend& for_identity) {
+void Store::init(Backend& backend, Backend& for_identity, const std::string& segments) {
   const std::string lock_object(paths::kGcLock);
   backend.put_new(lock_object, {});
   const auto lock = backend.try_lock(lock_object, LockMode::kShared);
   if (lock) check_lock_is_seen(backend, lock_object);
-  if (!put_new_identity(for_identity)) fail(EEXIST, backend.describe(), "is a store already");
+  const StoreIdentity identity = make_identity(segments.empty() ? 0 : kFeatureOriginApart);
+  if (!segments.empty()) {
+    const OriginPlace place{1, random_uuid(), absolute_location(segments)};
+    claim_origin(*make_backend(segments), identity.uuid, place.id);
+    put_origin_place(backend, place);
+  }
+  if (!put_new_identity(for_identity, identity))
+    fail(EEXIST, backend.describe(), "is a store already");
 }
 
 std::unique_ptr<Store> Store::open(const std::string& location, const StoreOptions& options) {
@@ -54,7 +62,12 @@ std::unique_ptr<Store> Store::open(const std::string& location, const StoreOptio
 
 Store::Store(std::unique_ptr<Backend> backend, const StoreOptions& options)
     : impl_(std::make_unique<Impl>(std::move(backend), options)) {
-  const StoreIdentity identity = load_identity(*impl_->backend);
+  const StoreIdentity identity = load_identity(*impl_->backend);  // says what is wrong with it
+  try {
+    impl_->origin.check();
+  } catch (const Error& error) {
+    impl_->options.log(error.what());  // whoever needs no template can go on
+  }
   if (options.has_tier) impl_->make_tier(identity);
 }
 
@@ -86,7 +99,8 @@ Tier* Store::tier() { return impl_->tier.get(); }
 
 void Store::Impl::make_tier(const StoreIdentity& identity) {
   TierOptions tier_options;
-  tier_options.store = tier_options.origin = backend.get();
+  tier_options.store = backend.get();
+  tier_options.origin = &origin;
   tier_options.identity = identity;
   tier_options.host = this_host();
   tier_options.log = options.log;
@@ -124,6 +138,34 @@ Tier::WarmResult Store::warm_template(const std::string& name, const Tier::Progr
 }
 
 // --- upkeep
+
+// --- where the segments are
+
+TemplateStorage Store::templates() { return {*impl_->backend, impl_->origin}; }
+
+std::unique_ptr<Backend> Store::Impl::open_origin(const std::string& location) {
+  return open_backend(location, {.direct = options.io == IoMode::kDirect, .log = options.log});
+}
+
+OriginMove Store::move_origin(const std::string& location,
+                              const std::function<void(uint64_t done, uint64_t segments)>& progress,
+                              const std::function<bool()>& interrupted) {
+  const std::string store = impl_->backend->describe();
+  const bool is_back = is_same_location(location, store);
+  if (!is_back) {
+    check_apart(location, store);
+    make_backend(location);
+  }
+  const OriginMoveOptions move{
+      [this](const std::string& place) { return impl_->open_origin(place); }, progress,
+      interrupted};
+  return tplstore::move_origin(*impl_->backend, is_back ? "" : absolute_location(location), move);
+}
+
+std::string Store::leave_former_origins() {
+  return tplstore::leave_former_origins(
+      *impl_->backend, [this](const std::string& place) { return impl_->open_origin(place); });
+}
 
 void Store::Impl::wake() {
   const std::lock_guard guard(upkeep_mutex);
@@ -293,21 +335,21 @@ bool Store::Impl::is_foreign(const std::string& object, const Error& error) {
   return true;
 }
 
-uint64_t Store::Impl::allocated_below(const std::string& folder) {
+uint64_t Store::Impl::allocated_below(Backend& in, const std::string& folder) {
   uint64_t bytes = 0;
-  for (const std::string& part : backend->list(folder)) {
+  for (const std::string& part : in.list(folder)) {
     const std::string name = fmt::format("{}/{}", folder, part);
-    bytes += allocated_at(name);
+    bytes += allocated_at(in, name);
   }
   return bytes;
 }
 
 // Of an object, or of all that is in a folder.
-uint64_t Store::Impl::allocated_at(const std::string& name) {
+uint64_t Store::Impl::allocated_at(Backend& in, const std::string& name) {
   try {
-    return backend->open(name, Access::kRead, Purpose::kMetadata)->allocated_bytes();
+    return in.open(name, Access::kRead, Purpose::kMetadata)->allocated_bytes();
   } catch (const Error& error) {
-    if (error.code() == EISDIR) return allocated_below(name);
+    if (error.code() == EISDIR) return allocated_below(in, name);
     // Just gone since it was listed, or a socket of a server.
     if (error.code() == ENOENT || error.code() == ENXIO || is_foreign(name, error)) return 0;
     throw;
@@ -316,8 +358,14 @@ uint64_t Store::Impl::allocated_at(const std::string& name) {
 
 StoreSpace Store::space() {
   StoreSpace space;
+  try {
+    if (!impl_->origin.location().empty())
+      space.template_bytes += impl_->allocated_at(impl_->origin, std::string(paths::kSegments));
+  } catch (const Error& error) {
+    impl_->options.log(error.what());
+  }
   for (const std::string& name : impl_->backend->list("")) {
-    const uint64_t bytes = impl_->allocated_at(name);
+    const uint64_t bytes = impl_->allocated_at(*impl_->backend, name);
     if (name == paths::kVolumes)
       space.volume_bytes += bytes;
     else if (name == paths::kTemplates || name == paths::kSegments)

@@ -20,6 +20,7 @@
 #include "backend/backend.h"
 #include "base/disk.h"
 #include "base/volume_types.h"
+#include "template/move_origin.h"
 #include "tier/tier.h"
 
 namespace tplstore {
@@ -53,7 +54,8 @@ class Store {
  public:
   // Makes an empty store at a location (backend/open_backend.h) where there is nothing yet (EEXIST,
   // ENOTEMPTY).
-  static void init(const std::string& location);
+  // With its segments there too, or in a directory of their own, which must have none (EEXIST).
+  static void init(const std::string& location, const std::string& segments = "");
   static void init(Backend& backend);
   // Opens the store at a location; ENOENT with advice when there is none, EIO when its identity
   // is damaged, EINVAL when it was made by a newer format. Starts no thread.
@@ -71,6 +73,14 @@ class Store {
   Backend& backend();
   // Nothing without `has_tier`.
   Tier* tier();
+  // What templates are made of.
+  TemplateStorage templates();
+  // Moves the segments to another location, or, if that is the store's own, back into the store.
+  OriginMove move_origin(const std::string& location,
+                         const std::function<void(uint64_t done, uint64_t segments)>& progress,
+                         const std::function<bool()>& interrupted);
+  // Removes what was left where segments were once; the location of one that cannot be reached.
+  std::string leave_former_origins();
 
   // --- volumes
   // Size 0 with a template: the template's. EEXIST, ENOENT (template), EINVAL (smaller than the
@@ -168,7 +178,7 @@ class Store {
   LockInfo cancel_hand_over(const std::string& volume);
 
  private:
-  static void init(Backend& backend, Backend& for_identity);
+  static void init(Backend& backend, Backend& for_identity, const std::string& segments);
 
   struct Impl;
   std::unique_ptr<Impl> impl_;

@@ -14,6 +14,7 @@
 #include "store/store.h"
 #include "store/volume_disk.h"
 #include "store/volume_registry.h"
+#include "template/origin.h"
 #include "template/store_identity.h"
 #include "tier/tier.h"
 
@@ -73,18 +74,20 @@ struct Store::Impl {
   // Whether this came of something that lies in the store and is no part of it, like a symbolic
   // link. Says so, once for each.
   bool is_foreign(const std::string& object, const Error& error);
-  uint64_t allocated_below(const std::string& folder);
-  uint64_t allocated_at(const std::string& name);
+  uint64_t allocated_below(Backend& in, const std::string& folder);
+  uint64_t allocated_at(Backend& in, const std::string& name);
+  std::unique_ptr<Backend> open_origin(const std::string& location);
   void make_tier(const StoreIdentity& identity);
   void use_copies();
   void wake();
   void run_upkeep();
 
   const std::unique_ptr<Backend> backend;
-  std::unique_ptr<Tier> tier;  // or none
-  BlockSource blocks{*backend};
-  bool has_copies = false;  // the block source knows of the tier; upkeep's
   const StoreOptions options;
+  Origin origin{*backend, [this](const std::string& location) { return open_origin(location); }};
+  std::unique_ptr<Tier> tier;  // or none
+  BlockSource blocks{origin};
+  bool has_copies = false;  // the block source knows of the tier; upkeep's
   std::mutex templates_mutex;
   std::map<std::string, std::weak_ptr<TemplateImage>> templates;
   std::mutex foreign_mutex;

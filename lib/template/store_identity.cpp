@@ -16,15 +16,30 @@ uint64_t checksum_of(Bytes object) { return checksum(object.subspan(sizeof(uint6
 
 }  // namespace
 
-bool put_new_identity(Backend& backend) {
+StoreIdentity make_identity(uint64_t incompatible_features) {
   StoreIdentity identity{};
   identity.magic = kStoreMagic;
   identity.format = kStoreFormat;
+  identity.incompatible_features = incompatible_features;
   identity.uuid = random_uuid();
   identity.created_ns = now_unix_ns();
   identity.secret = random_secret();
   identity.checksum = checksum_of(bytes_of(identity));
+  return identity;
+}
+
+bool put_new_identity(Backend& backend, const StoreIdentity& identity) {
   return backend.put_new(kIdentityObject, bytes_of(identity));
+}
+
+void allow_origin_apart(Backend& backend) {
+  StoreIdentity identity = load_identity(backend);
+  if ((identity.incompatible_features & kFeatureOriginApart) != 0) return;
+  identity.incompatible_features |= kFeatureOriginApart;
+  identity.checksum = checksum_of(bytes_of(identity));
+  const auto object = backend.open(kIdentityObject, Access::kWrite, Purpose::kMetadata);
+  object->write(0, bytes_of(identity));  // within one sector, so there is no half of it
+  object->sync();
 }
 
 StoreIdentity load_identity(Backend& backend) {
@@ -44,7 +59,8 @@ StoreIdentity load_identity(Backend& backend) {
          "was made by an older tplstore (format {}), which this one does not read; export its "
          "volumes and templates with that one",
          identity.format);
-  if (identity.format != kStoreFormat || identity.incompatible_features != 0)
+  if (identity.format != kStoreFormat ||
+      (identity.incompatible_features & ~kFeatureOriginApart) != 0)
     fail(EINVAL, backend.describe(), "was made by a newer tplstore (format {}); use that one",
          identity.format);
   if (content->size() != sizeof identity)

@@ -16,6 +16,8 @@ namespace tplstore {
 inline constexpr uint64_t kStoreMagic = 0x3145524f54534c54;  // "TLSTORE1"
 inline constexpr uint32_t kStoreFormat = 3;
 inline constexpr const char* kIdentityObject = "store";
+// The segments may be apart from the store (template/origin.h).
+inline constexpr uint64_t kFeatureOriginApart = 1;
 
 struct StoreIdentity {
   uint64_t checksum;  // of all that follows in the object
@@ -36,8 +38,12 @@ static_assert(offsetof(StoreIdentity, uuid) == 32);
 static_assert(offsetof(StoreIdentity, created_ns) == 48);
 static_assert(offsetof(StoreIdentity, secret) == 64);
 
-// A new one, with a random uuid and secret. False when there is one already.
-bool put_new_identity(Backend& backend);
+// A new one, with a random uuid and secret.
+StoreIdentity make_identity(uint64_t incompatible_features = 0);
+// False when there is one already.
+bool put_new_identity(Backend& backend, const StoreIdentity& identity);
+// From now on programs that know nothing of that refuse the store.
+void allow_origin_apart(Backend& backend);
 // ENOENT when this is no store, EIO when it is damaged, EINVAL when it has another format.
 StoreIdentity load_identity(Backend& backend);
 

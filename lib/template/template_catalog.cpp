@@ -132,10 +132,10 @@ std::vector<std::pair<uint32_t, uint32_t>> given_up_runs(const Need& need) {
 
 // Gives back the space of blocks that nothing needs; how much that was. Whoever reads other blocks
 // of the segment meanwhile reads on.
-uint64_t give_up_blocks(Backend& backend, const Hash128& name, const Need& need) {
+uint64_t give_up_blocks(Backend& segments, const Hash128& name, const Need& need) {
   const auto runs = given_up_runs(need);
   if (runs.empty()) return 0;
-  const auto segment = backend.open(segment_path(name), Access::kWrite, Purpose::kData);
+  const auto segment = segments.open(segment_path(name), Access::kWrite, Purpose::kData);
   // One that is damaged is for `verify` to tell of.
   if (segment->size_bytes() != segment_object_bytes(need.block_count)) return 0;
   const uint64_t before = segment->allocated_bytes();
@@ -154,7 +154,8 @@ uint64_t give_up_blocks(Backend& backend, const Hash128& name, const Need& need)
 }
 
 // With gc.lock held exclusively.
-GcResult collect(Backend& backend) {
+GcResult collect(const TemplateStorage& storage) {
+  Backend& backend = storage.store;
   // A journal beside its manifest is left over from a crash after the import was complete.
   bool is_stale = false;
   for (const std::string& name : list_names(backend, "imports")) {
@@ -168,25 +169,25 @@ GcResult collect(Backend& backend) {
 
   GcResult result;
   std::set<std::string> folders;
-  for (const Hash128& name : list_segments(backend)) {
+  for (const Hash128& name : list_segments(storage.segments)) {
     const auto need = needs.find(name);
     try {
       if (need != needs.end()) {
         ++result.kept_segments;
-        result.freed_bytes += give_up_blocks(backend, name, need->second);
+        result.freed_bytes += give_up_blocks(storage.segments, name, need->second);
         continue;
       }
       const std::string path = segment_path(name);
-      const auto segment = backend.open(path, Access::kRead, Purpose::kData);
+      const auto segment = storage.segments.open(path, Access::kRead, Purpose::kData);
       // Without what was given up of it before.
       result.freed_bytes += std::min(segment->size_bytes(), segment->allocated_bytes());
-      if (backend.remove(path)) ++result.removed_segments;
+      if (storage.segments.remove(path)) ++result.removed_segments;
       folders.insert(segment_folder(name));
     } catch (const Error& error) {
       if (error.code() != ELOOP && error.code() != EISDIR) throw;  // no segment, so not ours
     }
   }
-  for (const std::string& folder : folders) backend.sync_folder(folder);
+  for (const std::string& folder : folders) storage.segments.sync_folder(folder);
   return result;
 }
 
@@ -259,13 +260,13 @@ namespace {
 // first, in its order, so that its content id is made of the same read.
 class Verification {
  public:
-  Verification(Backend& backend, const Manifest& manifest,
+  Verification(const TemplateStorage& storage, const Manifest& manifest,
                const std::function<void(uint64_t, uint64_t)>& progress)
-      : backend_(backend),
+      : backend_(storage.store),
         manifest_(manifest),
         progress_(progress),
-        secret_(load_identity(backend).secret),
-        blocks_(backend),
+        secret_(load_identity(storage.store).secret),
+        blocks_(storage.segments),
         checks_(manifest.segments.size()),
         total_bytes_(manifest.data_bytes()),
         buffer_(kSegmentBlocksMax * uint64_t{kBlockBytes}) {
@@ -395,15 +396,16 @@ class Verification {
 }  // namespace
 
 VerifyReport verify_template(
-    Backend& backend, const std::string& name,
+    const TemplateStorage& storage, const std::string& name,
     const std::function<void(uint64_t done_bytes, uint64_t total_bytes)>& progress) {
-  const HeldManifest held = hold_manifest(backend, name);
-  return Verification(backend, held.manifest, progress).run();
+  const HeldManifest held = hold_manifest(storage.store, name);
+  return Verification(storage, held.manifest, progress).run();
 }
 
-GcResult remove_template(Backend& backend, const std::string& name,
+GcResult remove_template(const TemplateStorage& storage, const std::string& name,
                          const std::function<std::vector<std::string>()>& volumes_using_it) {
   check_name("template", name);
+  Backend& backend = storage.store;
   const auto held = lock_gc(backend, name);
   std::unique_ptr<HeldLock> lock;
   const bool has_manifest = load_manifest_uuid(backend, name).has_value();
@@ -428,17 +430,17 @@ GcResult remove_template(Backend& backend, const std::string& name,
   }
   if (!has_manifest && !has_journal) fail_no_template(name);
   try {
-    return collect(backend);
+    return collect(storage);
   } catch (const Error& error) {
     fail(error.code(), name, "removed, but its space is not freed: {}; then run 'tplstore gc'",
          error.what());
   }
 }
 
-GcResult gc(Backend& backend, const std::function<void()>& check) {
-  const auto held = lock_gc(backend, "gc");
+GcResult gc(const TemplateStorage& storage, const std::function<void()>& check) {
+  const auto held = lock_gc(storage.store, "gc");
   if (check) check();
-  return collect(backend);
+  return collect(storage);
 }
 
 }  // namespace tplstore

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "template/origin.h"
 
 namespace tplstore {
 
@@ -54,7 +55,7 @@ struct VerifyReport {
 // are the disk that was imported. What no template refers to may be zeroes: given up by gc. ENOENT;
 // EIO when the manifest is damaged.
 VerifyReport verify_template(
-    Backend& backend, const std::string& name,
+    const TemplateStorage& storage, const std::string& name,
     const std::function<void(uint64_t done_bytes, uint64_t total_bytes)>& progress);
 
 struct GcResult {
@@ -65,7 +66,7 @@ struct GcResult {
 // Removes a template, or an unfinished import, and then what nothing uses any more, as gc does.
 // `volumes_using_it` is asked while nobody can start to use it. EBUSY: in use, by volumes or
 // readers, or imports are running; ENOENT. A damaged template can be removed.
-GcResult remove_template(Backend& backend, const std::string& name,
+GcResult remove_template(const TemplateStorage& storage, const std::string& name,
                          const std::function<std::vector<std::string>()>& volumes_using_it);
 
 // Removes segments that no template and no unfinished import uses, and gives up the blocks that no
@@ -73,6 +74,6 @@ GcResult remove_template(Backend& backend, const std::string& name,
 // they become holes. Where a block that has a hash is zeroes, it was given up; an import, which
 // compares bytes, never takes it for what it was. EBUSY while imports are running. Removes nothing,
 // and throws, when any manifest cannot be read: what it uses is unknown.
-GcResult gc(Backend& backend, const std::function<void()>& check = {});
+GcResult gc(const TemplateStorage& storage, const std::function<void()>& check = {});
 
 }  // namespace tplstore

@@ -21,20 +21,17 @@ constexpr uint64_t capacity_for(uint64_t block_count) {
 
 }  // namespace
 
-uint64_t BlockIndex::load(Backend& backend, BlockSource& blocks) {
-  const HashSecret secret = load_identity(backend).secret;
-  const std::vector<Hash128> names = list_segments(backend);
+uint64_t BlockIndex::load(const TemplateStorage& storage, BlockSource& blocks) {
+  const HashSecret secret = load_identity(storage.store).secret;
+  const std::vector<Hash128> names = list_segments(storage.segments);
   reserve(used_ + names.size() * kSegmentBlocksMax);
   uint64_t unreadable = 0;
   for (const Hash128& name : names) {
-    std::vector<Hash128> table;
     try {
-      table = blocks.hold(name, 0)->read_table(secret);
+      add_stored(name, blocks.hold(name, 0)->read_table(secret));
     } catch (const Error&) {
       ++unreadable;
-      continue;
     }
-    add_stored(name, table);
   }
   return unreadable;
 }

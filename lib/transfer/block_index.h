@@ -18,6 +18,7 @@
 #include <span>
 #include <vector>
 
+#include "template/origin.h"
 #include "template/segment.h"
 
 namespace tplstore {
@@ -42,7 +43,7 @@ class BlockIndex {
 
   // Indexes all segments of the store. Segments whose table cannot be read are left out: their
   // blocks are stored again. How many those are.
-  uint64_t load(Backend& backend, BlockSource& blocks);
+  uint64_t load(const TemplateStorage& storage, BlockSource& blocks);
 
   // A segment that is there, with all its blocks.
   void add_stored(const Hash128& name, const std::vector<Hash128>& table);

@@ -26,15 +26,16 @@ constexpr uint32_t kNotReferenced = UINT32_MAX;
 
 class Import {
  public:
-  Import(Backend& backend, const std::string& name,
+  Import(const TemplateStorage& storage, const std::string& name,
          const std::function<std::unique_ptr<ImageSource>()>& open_source,
          const ImportOptions& options)
-      : backend_(backend),
+      : backend_(storage.store),
+        segments_(storage.segments),
         name_(name),
         options_(options),
-        identity_(load_identity(backend)),
-        others_(backend, name),
-        blocks_(backend),
+        identity_(load_identity(backend_)),
+        others_(backend_, name),
+        blocks_(segments_),
         matcher_(blocks_, index_),
         builder_(identity_.secret) {
     check_name("template", name_);
@@ -67,7 +68,7 @@ class Import {
     refuse_taken_name();
     // Before the index is loaded: what is published while it is must be in one of them.
     unseen_ = others_.take_news();
-    result_.unreadable_segments = index_.load(backend_, blocks_);
+    result_.unreadable_segments = index_.load({backend_, segments_}, blocks_);
     building_ = index_.begin_segment();
 
     manifest_.name = name_;
@@ -263,7 +264,7 @@ class Import {
     const Hash128 name = builder_.name();
     journal_->add(name);
     journal_->commit();
-    builder_.publish(backend_, blocks_);
+    builder_.publish(segments_, blocks_);
     ManifestSegment& entry = manifest_.segments[reference(building_)];
     entry.name = name;
     entry.block_count = block_count;
@@ -275,13 +276,14 @@ class Import {
     journal_->commit();
     // Another import that is still running may have published what we refer to, and its folder may
     // not be durable yet.
-    for (const std::string& folder : folders_) backend_.sync_folder(folder);
+    for (const std::string& folder : folders_) segments_.sync_folder(folder);
     if (!backend_.put_new(manifest_path(name_), encode_manifest(manifest_)))
       fail(EEXIST, name_, "a template of this name was made meanwhile");
     journal_->remove();
   }
 
   Backend& backend_;
+  Backend& segments_;
   const std::string name_;
   const ImportOptions& options_;
   const StoreIdentity identity_;
@@ -314,20 +316,20 @@ class Import {
 
 }  // namespace
 
-ImportResult import_template(Backend& backend, const std::string& name, const std::string& source,
-                             const ImportOptions& options) {
+ImportResult import_template(const TemplateStorage& storage, const std::string& name,
+                             const std::string& source, const ImportOptions& options) {
   const auto open_source = [&] {
     return ImageSource::open(source, {.format = options.format,
                                       .allow_backing = options.allow_backing,
                                       .interrupted = options.interrupted});
   };
-  return import_from(backend, name, open_source, options);
+  return import_from(storage, name, open_source, options);
 }
 
-ImportResult import_from(Backend& backend, const std::string& name,
+ImportResult import_from(const TemplateStorage& storage, const std::string& name,
                          const std::function<std::unique_ptr<ImageSource>()>& open_source,
                          const ImportOptions& options) {
-  return Import(backend, name, open_source, options).run();
+  return Import(storage, name, open_source, options).run();
 }
 
 }  // namespace tplstore

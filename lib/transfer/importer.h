@@ -57,11 +57,11 @@ struct ImportResult {
 // Imports `source`, a path or an NBD URI (transfer/image_source.h), under `name`. EEXIST before
 // anything is read when the name is taken; EBUSY while a removal or gc runs, or the name is being
 // imported.
-ImportResult import_template(Backend& backend, const std::string& name, const std::string& source,
-                             const ImportOptions& options);
+ImportResult import_template(const TemplateStorage& storage, const std::string& name,
+                             const std::string& source, const ImportOptions& options);
 
 // The same from what `open_source` gives; called when the name is known to be free.
-ImportResult import_from(Backend& backend, const std::string& name,
+ImportResult import_from(const TemplateStorage& storage, const std::string& name,
                          const std::function<std::unique_ptr<ImageSource>()>& open_source,
                          const ImportOptions& options);
 

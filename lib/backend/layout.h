@@ -8,6 +8,7 @@ namespace tplstore {
 namespace paths {
 inline constexpr std::string_view kTemplates = "templates";  // NAME: manifest
 inline constexpr std::string_view kSegments = "segments";    // xx/HASH
+inline constexpr std::string_view kTables = "tables";        // N: of segments, for imports
 inline constexpr std::string_view kImports = "imports";      // NAME: unfinished import
 inline constexpr std::string_view kVolumeNames = "names";    // NAME: uuid
 inline constexpr std::string_view kVolumes = "volumes";      // UUID/…

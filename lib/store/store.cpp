@@ -368,7 +368,7 @@ StoreSpace Store::space() {
     const uint64_t bytes = impl_->allocated_at(*impl_->backend, name);
     if (name == paths::kVolumes)
       space.volume_bytes += bytes;
-    else if (name == paths::kTemplates || name == paths::kSegments)
+    else if (name == paths::kTemplates || name == paths::kSegments || name == paths::kTables)
       space.template_bytes += bytes;
     else
       space.other_bytes += bytes;

@@ -110,6 +110,7 @@ class Copying {
 bool leave(Backend& store, const OriginPlace& place, const OpenLocation& open_location) {
   if (place.location.empty()) {
     store.remove_folder("segments");
+    store.remove_folder("tables");
     store.sync_folder("");
     return true;
   }
@@ -117,6 +118,7 @@ bool leave(Backend& store, const OriginPlace& place, const OpenLocation& open_lo
     const auto directory = open_location(place.location);
     if (is_origin(*directory, load_identity(store).uuid, place.id)) {
       directory->remove_folder("segments");
+      directory->remove_folder("tables");
       directory->sync_folder("");  // before what tells whose they are
       directory->remove(kOriginObject);
       directory->sync_folder("");

@@ -6,6 +6,7 @@
 
 #include "template/block_source.h"
 #include "template/store_identity.h"
+#include "template/table_cache.h"
 
 namespace tplstore {
 namespace {
@@ -26,13 +27,19 @@ uint64_t BlockIndex::load(const TemplateStorage& storage, BlockSource& blocks) {
   const std::vector<Hash128> names = list_segments(storage.segments);
   reserve(used_ + names.size() * kSegmentBlocksMax);
   uint64_t unreadable = 0;
+  TableCache cache(storage.segments, secret, names);
+  cache.read([&](const Hash128& name, const TableCache::Table& table) { add_stored(name, table); });
   for (const Hash128& name : names) {
+    if (cache.has(name)) continue;
     try {
-      add_stored(name, blocks.hold(name, 0)->read_table(secret));
+      const TableCache::Table table = blocks.hold(name, 0)->read_table(secret);
+      add_stored(name, table);
+      cache.add(name, table);
     } catch (const Error&) {
       ++unreadable;
     }
   }
+  cache.write();
   return unreadable;
 }
 

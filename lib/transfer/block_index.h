@@ -41,7 +41,8 @@ class BlockIndex {
     std::span<const BlockLocation> all() const&& = delete;  // it would point to what is gone
   };
 
-  // Indexes all segments of the store. Segments whose table cannot be read are left out: their
+  // Indexes all segments of the store, opening those that are in no table cache
+  // (template/table_cache.h). Segments whose table cannot be read are left out: their
   // blocks are stored again. How many those are.
   uint64_t load(const TemplateStorage& storage, BlockSource& blocks);
 

@@ -46,6 +46,18 @@ stored_mib=$(($(du -s --block-size=1M "$store/segments" | cut -f1)))
 nbdcopy "$(uri template/golden)" "$tmp/out.raw"
 same "$tmp/out.raw" "$tmp/image.raw"
 
+# Two at once store it once, but for what both are just storing.
+dd if=/dev/urandom of="$tmp/other.raw" bs=1M count=96 status=none
+before_mib=$(($(du -s --block-size=1M "$store/segments" | cut -f1)))
+"$TPLSTORE" template import one "$tmp/other.raw" &
+importer=$!
+"$TPLSTORE" template import two "$tmp/other.raw"
+wait $importer || fail "one of two imports at once failed"
+added_mib=$(($(du -s --block-size=1M "$store/segments" | cut -f1) - before_mib))
+[ $added_mib -le $((96 + 8)) ] || fail "$added_mib MiB are stored for 96"
+tplstore template verify one
+tplstore template verify two
+
 # SIGTERM and SIGINT too end it without a trace of a template.
 for signal in TERM INT; do
     start_nbdkit slow --filter=rate file "$tmp/image.raw" rate=100M

@@ -532,6 +532,22 @@ TEST_CASE("a stale socket is replaced by a server") {
   CHECK(served.client().ask_all({{"op", "ping"}}).size() == 1);
 }
 
+TEST_CASE("on storage that hosts may share a server signs its object as long as it runs") {
+  Served served;
+  served.server->stop();
+  served.memory.set_kind({"NFS", StorageKind::Reach::kHosts});
+  for (int i = 0; i < 3; ++i) {
+    served.server->start();
+    const std::vector<std::string> objects = served.memory.list("servers");
+    REQUIRE(objects.size() == 1);
+    while (!to_text(served.memory.content("servers/" + objects[0])).ends_with("0001\n"))
+      std::this_thread::yield();
+    CHECK(served.client().ask_all({{"op", "ping"}}).size() == 1);
+    served.server->stop();
+    CHECK(served.memory.list("servers").empty());
+  }
+}
+
 TEST_CASE("on a full disk a server is found by those who have its run directory") {
   Served served;
   served.server->stop();

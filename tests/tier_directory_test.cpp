@@ -435,17 +435,20 @@ TEST_CASE("a copy with any byte changed is read by nobody, and removed") {
 }
 
 TEST_CASE("a damaged copy that cannot be removed is not read again") {
-  Fixture f;
-  ByteVector content = f.content_of(f.name(0));
-  content[content.size() - 1] ^= std::byte{1};
-  f.put_copy("/ssd", f.name(0), content);
-  f.tend();
-  f.break_calls(Call::kRemove, "", EROFS);
-  for (int i = 0; i < 3; ++i) {
-    CHECK_FALSE(f.reads(0));
+  for (const size_t from_end : {size_t{1}, kCopyBytes}) {
+    Fixture f;
+    ByteVector content = f.content_of(f.name(0));
+    content[content.size() - from_end] ^= std::byte{1};
+    f.put_copy("/ssd", f.name(0), content);
     f.tend();
+    f.break_calls(Call::kRemove, "", EROFS);
+    CHECK_FALSE(f.reads(0));
+    for (int i = 0; i < 3; ++i) {
+      CHECK_FALSE(f.directory->open(f.name(0), 2));
+      f.tend();
+    }
+    CHECK(f.directory->status().damaged == 1);
   }
-  CHECK(f.directory->status().damaged == 1);
 }
 
 TEST_CASE("who is wrong about the size of a segment does not take its copy away") {

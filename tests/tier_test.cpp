@@ -499,7 +499,9 @@ TEST_CASE("a store reads from the tier of its host, and tells of it") {
   TierTableChange change(state.path(), store_uuid, this_host());
   change.table.add({uuid, ssd.path(), kTierWeightBytesMin, TierEntry::Kind::kSsd, false});
   change.save();
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
   while (store.stats().tier.reads == 0) {
+    REQUIRE(std::chrono::steady_clock::now() < deadline);
     CHECK(reads_right());
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   }

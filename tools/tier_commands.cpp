@@ -204,8 +204,9 @@ void rebalance(const Context& context, Store& store, bool is_dry_run) {
   const bool is_done = !is_dry_run && moved.problems.empty();
   const uint64_t removed = is_done ? tier.sweep() : 0;
   progress.clear();
-  // Servers look anew at what the directories have when the table is another one.
-  if (moved.moved_segments + moved.dropped_segments + removed > 0)
+  // Servers look anew at what the directories have when the table is another one. Who was killed
+  // has not told them.
+  if (!is_dry_run)
     retry_while_busy([&] {
       const Uuid uuid = load_identity(store.backend()).uuid;
       TierTableChange(context.tier_folder(uuid), uuid, this_host()).save();

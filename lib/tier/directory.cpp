@@ -135,8 +135,11 @@ TierDirectory::TierDirectory(std::shared_ptr<TierWorld> world, const Uuid& uuid,
 TierDirectory::~TierDirectory() = default;
 
 void TierDirectory::set_table(std::shared_ptr<const TierTable> table) {
-  const Lock guard(mutex_);
-  table_ = std::move(table);
+  {
+    const Lock guard(mutex_);
+    table_ = std::move(table);
+  }
+  has_stock_ = false;
 }
 
 std::shared_ptr<const TierTable> TierDirectory::table() const {

@@ -172,6 +172,8 @@ class TierDirectory : public std::enable_shared_from_this<TierDirectory> {
   std::atomic<uint64_t> reads_{0}, read_bytes_{0}, fills_{0}, fill_bytes_{0}, errors_{0},
       damaged_{0};
   std::atomic<bool> has_damaged_{false}, is_full_{false}, is_read_only_{false};
+  std::atomic<bool> has_stock_{
+      false};  // false: look at what is here, for others may have changed it
 
   mutable Mutex mutex_;
   std::shared_ptr<const TierTable> table_ GUARDED_BY(mutex_);
@@ -186,7 +188,6 @@ class TierDirectory : public std::enable_shared_from_this<TierDirectory> {
   // tend()'s
   int64_t next_look_ns_ = INT64_MIN;
   int64_t next_sweep_ns_ = INT64_MIN;
-  bool has_stock_ = false;
   std::string said_of_sweep_;
   std::string said_of_origin_;
   std::vector<WantedSegment> eager_;  // of kind local; the last one is the next

@@ -56,9 +56,13 @@ int64_t TierDirectory::tend() {
         return 0;
       }
     }
-    if (!has_stock_) {
-      take_stock(*mount);
-      has_stock_ = true;
+    if (!has_stock_.exchange(true)) {
+      try {
+        take_stock(*mount);
+      } catch (...) {
+        has_stock_ = false;
+        throw;
+      }
       const bool is_local = entry(*table()).kind == TierEntry::Kind::kLocal;
       next_sweep_ns_ = now_ns + (is_local ? 0 : std::min(kFirstSweepNs, world_->options.sweep_ns));
     }

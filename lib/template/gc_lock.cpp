@@ -25,7 +25,7 @@ constexpr size_t kClaimBytesMax = 512;
 constexpr milliseconds kLettingGoMax{500};
 // Of two that come at once one waits for the other to give way.
 constexpr milliseconds kGivingWayMax{2000};
-constexpr milliseconds kLookAgain{20};
+constexpr milliseconds kLookAtClaimsAgain{20};
 
 const Uuid& own_id() {
   const HostIdentity& host = this_host();
@@ -106,7 +106,7 @@ class ClaimedLock final : public HeldLock {
     while (const auto other = find_other(backend_, mode_)) {
       if (other->host < own_id() || std::chrono::steady_clock::now() >= deadline)
         fail_claimed(backend_, object, *other);
-      std::this_thread::sleep_for(kLookAgain);
+      std::this_thread::sleep_for(kLookAtClaimsAgain);
     }
     // Left by one that was killed: the lock of this host is had otherwise now.
     backend_.remove(

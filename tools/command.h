@@ -75,6 +75,12 @@ const nlohmann::json& find_version(const nlohmann::json& volume, const std::stri
 // Whatever goes wrong, the server does it by itself some time later.
 void ask_to_reclaim(Store& store, const std::string& volume);
 
+// Copies a template's data to its places in this host's tier, by a server where one uses that; the
+// fields of the manual's `warm`. Throws where this host has no tier for the store.
+nlohmann::json warm(const Context& context, const std::string& name);
+// Throws when something is not in all of its places.
+void check_warmed(const std::string& name, const nlohmann::json& result);
+
 // One function per file of commands.
 void add_store_commands(const Command& app, Context& context);
 void add_serve_command(const Command& app, Context& context);

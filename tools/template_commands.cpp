@@ -56,13 +56,21 @@ json damage_json(const SegmentDamage& damage) {
           {"blocks", damage.blocks}};
 }
 
-void verify(const Context& context, const std::string& name) {
-  const auto store = context.open_store();
-  Progress progress("verifying " + name);
-  const VerifyReport report =
-      verify_template(store->templates(), name,
-                      [&](uint64_t done, uint64_t total) { progress.update(done, total); });
-  progress.clear();
+void verify(const Context& context, const std::string& name, bool repairs) {
+  const auto store = context.open_store(/*with_tier=*/repairs);
+  const auto look = [&] {
+    Progress progress("verifying " + name);
+    return verify_template(store->templates(), name,
+                           [&](uint64_t done, uint64_t total) { progress.update(done, total); });
+  };
+  VerifyReport report = look();
+  size_t mended = 0;
+  if (repairs && !report.damage.empty()) {
+    std::vector<Hash128> segments;
+    for (const SegmentDamage& one : report.damage) segments.push_back(one.segment);
+    mended = store->repair_template(name, segments);
+    if (mended > 0) report = look();
+  }
   json damage = json::array();
   for (const SegmentDamage& one : report.damage) damage.push_back(damage_json(one));
   const json result = {
@@ -71,17 +79,23 @@ void verify(const Context& context, const std::string& name) {
       {"segments", report.segments},
       {"blocks", report.blocks},
       {"content_sound", report.damage.empty() ? json(report.has_content_id) : json(nullptr)},
+      {"repaired_segments", mended},
       {"damage", damage}};
   context.print(result, [](const json& value) {
     std::string text = fmt::format("{}: {} segments, {} blocks checked\n", plain(value["name"]),
                                    plain(value["segments"]), plain(value["blocks"]));
+    if (value["repaired_segments"] != 0)
+      text += fmt::format("{} segments were damaged, and are mended\n",
+                          plain(value["repaired_segments"]));
     for (const json& one : value["damage"])
       text += fmt::format("segment {}: {}\n", plain(one["segment"]), plain(one["problem"]));
     return text;
   });
   if (!report.damage.empty())
-    fail(EIO, name, "{} of its {} segments are damaged: import it again under another name",
-         report.damage.size(), report.segments);
+    fail(EIO, name, "{} of its {} segments are damaged{} import it again under another name",
+         report.damage.size(), report.segments,
+         repairs ? ", and this host's tier has no sound copies of them:"
+                 : "; if this host's tier has copies, --repair mends it from those; else");
   if (!report.has_content_id)
     fail(EIO, name,
          "its segments are sound, but together they are not the disk that was imported: import it "
@@ -92,6 +106,7 @@ struct TemplateImportArguments {
   std::string name;
   std::string source;
   std::string size_max;
+  bool is_eager = false;
   ImportOptions options;
 };
 
@@ -131,6 +146,7 @@ void import_template(const Context& context, const TemplateImportArguments& argu
         fmt::format("tplstore: {}: {} segments of the store could not be read for comparison; "
                     "`tplstore template verify` tells which\n",
                     arguments.name, imported.unreadable_segments));
+  if (arguments.is_eager) check_warmed(arguments.name, warm(context, arguments.name));
 }
 
 void add_import(const Command& group, Context& context) {
@@ -151,6 +167,7 @@ void add_import(const Command& group, Context& context) {
       .add_option("--format", arguments->options.format,
                   "The file's format (raw, qcow2, vmdk, …), which is found out otherwise")
       .type_name("FORMAT");
+  command.add_flag("--eager", arguments->is_eager, "Copy it to this host's tier at once, too");
   add_json_option(command, context);
 }
 
@@ -203,10 +220,12 @@ void add_template_commands(const Command& app, Context& context) {
   add_json_option(show, context);
 
   auto verified = std::make_shared<std::string>();
+  auto repairs = std::make_shared<bool>(false);
   const Command check =
       add_command(group, context, "verify", "Compare all of a template's blocks with their hashes",
-                  [&context, verified] { verify(context, *verified); });
+                  [&context, verified, repairs] { verify(context, *verified, *repairs); });
   check.add_option("NAME", *verified, "The template").required();
+  check.add_flag("--repair", *repairs, "Mend what is damaged from sound copies in the tier");
   add_json_option(check, context);
 
   add_warm_command(group, context);

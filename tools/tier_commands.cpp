@@ -39,7 +39,7 @@ json entry_json(const TierTable& table, const TierEntry& entry) {
   // What is in it has not been looked at.
   const json whole = tier_directory_json(status);
   json known;
-  for (const char* key : {"path", "uuid", "kind", "weight_bytes", "share", "ranges"})
+  for (const char* key : {"path", "uuid", "kind", "weight", "share", "ranges"})
     known[key] = whole.at(key);
   return known;
 }
@@ -132,7 +132,7 @@ void add_directory(const Context& context, const AddArguments& arguments) {
   });
   context.print(result, [](const json& entry) {
     return fmt::format("{}: weight {}, {} of the segments\n", plain(entry["path"]),
-                       size(entry["weight_bytes"]), percent(entry["share"]));
+                       size(entry["weight"]), percent(entry["share"]));
   });
 }
 
@@ -265,7 +265,7 @@ std::string directories_text(const json& directories) {
   std::string problems;
   for (const json& entry : directories) {
     table.add_row({plain(entry["path"]), plain(entry["kind"]), plain(entry["state"]),
-                   size(entry["weight_bytes"]), percent(entry["share"]), plain(entry["segments"]),
+                   size(entry["weight"]), percent(entry["share"]), plain(entry["segments"]),
                    size(entry["bytes"]), size(entry["bytes_out_of_place"]), plain(entry["reads"]),
                    plain(entry["errors"])});
     if (const std::string problem = plain(entry["last_error"]); !entry["last_error"].is_null())
@@ -315,7 +315,9 @@ void list_directories(const Context& context, bool checks) {
          damaged);
 }
 
-void warm_template(const Context& context, const std::string& name) {
+}  // namespace
+
+json warm(const Context& context, const std::string& name) {
   const auto store = context.open_store(/*with_tier=*/true);
   const TierTable table = need_table(context, *store);
   json result;
@@ -326,24 +328,20 @@ void warm_template(const Context& context, const std::string& name) {
              .ask_all({{"op", "template-warm"}, {"template", name}}, Patience::kEndless))
       if (result.is_null() || answer["missing"].size() < result["missing"].size()) result = answer;
   }
-  if (result.is_null()) {
-    Progress progress("warming " + name);
-    const InterruptGuard guard;
-    result = warm_json(store->warm_template(name, [&](uint64_t done_bytes, uint64_t total_bytes) {
-      if (interrupted()) fail(EINTR, name, "interrupted: what was copied stays");
-      progress.update(done_bytes, total_bytes);
-    }));
-  }
-  context.print(result, [&](const json& value) {
-    return fmt::format("{}: {} segments copied, {}\n", name, plain(value["filled_segments"]),
-                       size(value["filled_bytes"]));
-  });
+  if (!result.is_null()) return result;
+  Progress progress("warming " + name);
+  const InterruptGuard guard;
+  return warm_json(store->warm_template(name, [&](uint64_t done_bytes, uint64_t total_bytes) {
+    if (interrupted()) fail(EINTR, name, "interrupted: what was copied stays");
+    progress.update(done_bytes, total_bytes);
+  }));
+}
+
+void check_warmed(const std::string& name, const json& result) {
   if (const json& missing = result["missing"]; !missing.empty())
     fail(EIO, name, "{} of its segments are not in all of their places: {}", missing.size(),
          plain(missing[0]["why"]));
 }
-
-}  // namespace
 
 void add_tier_commands(const Command& app, Context& context) {
   const Command group =
@@ -389,9 +387,15 @@ void add_tier_commands(const Command& app, Context& context) {
 
 void add_warm_command(const Command& group, Context& context) {
   auto name = std::make_shared<std::string>();
-  const Command command =
-      add_command(group, context, "warm", "Copy a template's data to this host's tier",
-                  [&context, name] { warm_template(context, *name); });
+  const Command command = add_command(
+      group, context, "warm", "Copy a template's data to this host's tier", [&context, name] {
+        const json result = warm(context, *name);
+        context.print(result, [&](const json& value) {
+          return fmt::format("{}: {} segments copied, {}\n", *name, plain(value["filled_segments"]),
+                             size(value["filled_bytes"]));
+        });
+        check_warmed(*name, result);
+      });
   command.add_option("NAME", *name, "The template").required();
   add_json_option(command, context);
 }

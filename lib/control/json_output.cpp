@@ -184,7 +184,7 @@ json tier_directory_json(const TierDirectoryStatus& status) {
       {"uuid", status.entry.uuid.text()},
       {"kind", status.entry.kind == TierEntry::Kind::kSsd ? "ssd" : "local"},
       {"state", kStates[static_cast<size_t>(status.state)]},
-      {"weight_bytes", status.entry.weight_bytes},
+      {"weight", status.entry.weight_bytes},
       {"share", status.share},
       {"ranges", std::move(ranges)},
       {"segments", status.segments},

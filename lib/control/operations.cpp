@@ -146,7 +146,7 @@ const Shape& tier_shape() {
                      {"uuid", Shape::text()},
                      {"kind", Shape::text()},
                      {"state", Shape::text()},
-                     {"weight_bytes", Shape::number()},
+                     {"weight", Shape::number()},
                      {"ranges", Shape::list_of(Shape::list_of(Shape::text()))},
                      {"segments", Shape::number()},
                      {"bytes", Shape::number()},

@@ -137,7 +137,21 @@ Tier::WarmResult Store::warm_template(const std::string& name, const Tier::Progr
   return impl_->tier->warm(segments, progress);
 }
 
-// --- upkeep
+size_t Store::repair_template(const std::string& name, const std::vector<Hash128>& segments) {
+  if (!impl_->tier) fail(EINVAL, name, "this store was opened without a tier");
+  check_name("template", name);
+  // Nobody takes the segments for garbage meanwhile.
+  const HeldManifest held = hold_manifest(*impl_->backend, name);
+  const auto gc_lock = impl_->share_gc_lock();
+  size_t mended = 0;
+  for (const Hash128& segment : segments) {
+    const auto sound = impl_->tier->sound_copy(segment);
+    if (!sound) continue;
+    mend_segment(impl_->origin, segment, *sound);
+    ++mended;
+  }
+  return mended;
+}
 
 // --- where the segments are
 

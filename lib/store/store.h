@@ -156,6 +156,9 @@ class Store {
 
   // Fills the places of a template's segments in the tier. ENOENT; EINVAL without a tier.
   Tier::WarmResult warm_template(const std::string& name, const Tier::Progress& progress);
+  // Mends segments of a template that are damaged or missing, those of which the tier has a sound
+  // copy; how many these are. Errors as warm_template().
+  size_t repair_template(const std::string& name, const std::vector<Hash128>& segments);
 
   StoreStats stats();
   StoreSpace space();

@@ -96,7 +96,7 @@ void TierDirectory::remove_damaged(Mount& mount) {
 // The copies that are there, in the inventory too.
 std::vector<Hash128> TierDirectory::take_stock(Mount& mount) {
   const std::vector<Hash128> known = inventory_.names();
-  const std::vector<Hash128> found =
+  std::vector<Hash128> found =
       perform(mount, [](Backend& backend) { return list_segments(backend); });
   std::vector<Hash128> gone;
   std::ranges::set_difference(known, found, std::back_inserter(gone));

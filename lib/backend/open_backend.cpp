@@ -38,16 +38,15 @@ bool is_same_location(const std::string& a, const std::string& b) {
   return real_path(a) == real_path(b);
 }
 
-void check_apart(const std::string& location, const std::string& other) {
+void check_apart(const std::string& one, const std::string& other) {
   const auto is_within = [](const std::filesystem::path& inner,
                             const std::filesystem::path& outer) {
     return std::mismatch(outer.begin(), outer.end(), inner.begin(), inner.end()).first ==
            outer.end();
   };
-  const auto a = real_path(location), b = real_path(other);
+  const auto a = real_path(one), b = real_path(other);
   if (is_within(a, b) || is_within(b, a))
-    fail(EINVAL, location, "and {}: one of them is within the other; choose another directory",
-         other);
+    fail(EINVAL, one, "and {}: one of them is within the other; choose another directory", other);
 }
 
 std::unique_ptr<Backend> open_backend(const std::string& location, const BackendOptions& options) {

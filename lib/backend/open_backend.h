@@ -24,7 +24,7 @@ std::string absolute_location(const std::string& location);
 // Whether both lead to the same place, however they are written.
 bool is_same_location(const std::string& a, const std::string& b);
 // EINVAL when one of them is within the other.
-void check_apart(const std::string& location, const std::string& other);
+void check_apart(const std::string& one, const std::string& other);
 // ENOENT and ENOTDIR, among others, when there is nothing that could be a store.
 std::unique_ptr<Backend> open_backend(const std::string& location, const BackendOptions& options);
 // For a new store: what is not there yet is made. The backend need not be empty.

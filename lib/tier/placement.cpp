@@ -254,7 +254,8 @@ Placement::Change Placement::with_weights(std::span<const DirectoryWeight> weigh
   }
   const std::vector<Piece> nobodys = {{kSpace, kNobody}};
   const std::vector<Wide> shares = shares_of(weights);
-  pieces = Draft(pieces.empty() ? nobodys : std::move(pieces), shares).settle();
+  if (pieces.empty()) pieces = nobodys;
+  pieces = Draft(std::move(pieces), shares).settle();
   change.is_laid_out_anew = has_too_many_ranges(pieces, directories.size());
   if (change.is_laid_out_anew) pieces = Draft(nobodys, shares).settle();
 

@@ -8,7 +8,7 @@
 namespace tplstore {
 namespace {
 
-constexpr uint64_t kIdentityBytesMax = 4096;
+constexpr uint64_t kTierIdentityBytesMax = 4096;
 
 uint64_t checksum_of(const TierIdentity& identity) {
   return checksum(bytes_of(identity).subspan(sizeof(uint64_t)), kTierMagic);
@@ -30,7 +30,7 @@ bool put_new_tier_identity(Backend& backend, const Uuid& store, const Uuid& host
 }
 
 std::optional<TierIdentity> load_tier_identity(Backend& backend) {
-  const auto content = backend.get(kTierIdentityObject, kIdentityBytesMax);
+  const auto content = backend.get(kTierIdentityObject, kTierIdentityBytesMax);
   if (!content) return std::nullopt;
   TierIdentity identity;
   const auto refuse = [&] {

@@ -4,14 +4,17 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <map>
 #include <mutex>
 #include <set>
 #include <thread>
 
+#include "backend/dir/dir_backend.h"
 #include "forwarding_backend.h"
 #include "memory/memory_backend.h"
 #include "template/template_image.h"
 #include "template_testing.h"
+#include "temporary_directory.h"
 
 using namespace tplstore;
 using namespace tplstore::testing;
@@ -157,4 +160,47 @@ TEST_CASE("who is wrong about a segment's size keeps nobody from it") {
   CHECK_FALSE(wrong->is_missing());
   f.memory.remove(segment_path(name));
   CHECK(wrong->is_missing());
+}
+
+TEST_CASE(
+    "a segment that was moved while its descriptor was closed is found again, by all who read") {
+  const TemporaryDirectory directory;
+  DirOptions few;
+  few.descriptor_cap = 1;
+  DirBackend backend(
+      directory.path(), false, [](const std::string&) {}, few);
+  std::vector<uint64_t> numbers;
+  for (uint64_t i = 0; i < 40; ++i) numbers.push_back(i + 1);
+  make_template(backend, "a", numbers, numbers.size() * kBlockBytes, 10);
+  BlockSource blocks(backend);
+  const auto image = TemplateImage::open(backend, blocks, "a");
+  const auto reads_right = [&] {
+    ByteVector into(kBlockBytes);
+    for (uint64_t block = 0; block < 40; ++block) {
+      image->read(block * kBlockBytes, into);
+      if (into != block_of(numbers[block])) return false;
+    }
+    return true;
+  };
+  REQUIRE(reads_right());
+  std::map<std::string, ByteVector> contents;
+  for (const Hash128& name : list_segments(backend))
+    contents[segment_path(name)] = backend.get(segment_path(name), kSegmentBytesMax).value();
+  for (const auto& [path, content] : contents) backend.remove(path);
+  CHECK(thrown_by(reads_right).code == EIO);
+  for (const auto& [path, content] : contents) backend.put_new(path, content);
+  CHECK(reads_right());
+  for (const auto& [path, content] : contents) {
+    backend.remove(path);
+    backend.put_new(path, content);
+  }
+  std::atomic<int> wrong = 0;
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t)
+    threads.emplace_back([&] {
+      for (int i = 0; i < 20; ++i)
+        if (!reads_right()) ++wrong;
+    });
+  for (std::thread& thread : threads) thread.join();
+  CHECK(wrong == 0);
 }

@@ -2,6 +2,7 @@
 #include "template/template_image.h"
 
 #include <algorithm>
+#include <cerrno>
 
 namespace tplstore {
 
@@ -47,9 +48,22 @@ void TemplateImage::plan_read(uint64_t offset, MutableBytes into, ReadPlan& plan
 }
 
 void TemplateImage::read(uint64_t offset, MutableBytes into) const {
-  ReadPlan plan;
-  plan_read(offset, into, plan);
-  plan.run();
+  const auto run = [&] {
+    ReadPlan plan;
+    plan_read(offset, into, plan);
+    plan.run();
+  };
+  try {
+    run();
+  } catch (const Error& error) {
+    if (error.code() != ENOENT) throw;
+    find_again();
+    run();
+  }
+}
+
+void TemplateImage::find_again() const {
+  for (const auto& segment : segments_) segment->find_again();
 }
 
 TemplateImage::Run TemplateImage::run_at(uint64_t block, uint64_t count) const {

@@ -37,6 +37,9 @@ class TemplateImage {
   void plan_read(uint64_t offset, MutableBytes into, ReadPlan& plan) const;
   // The same and reads them.
   void read(uint64_t offset, MutableBytes into) const;
+  // After running a plan has failed with ENOENT, for segments may have been moved meanwhile: one
+  // that is made then finds them.
+  void find_again() const;
 
   // The longest run from `block` (at most `count` blocks) that is all data or all hole.
   struct Run {

@@ -66,6 +66,16 @@ void Volume::read_range(uint32_t version, uint64_t offset, MutableBytes into) {
 
 // Reads what a lookup has found, in the request that has looked it up.
 void Volume::read_runs(const RunList& runs, uint64_t offset, MutableBytes into) {
+  try {
+    run_plan(runs, offset, into);
+  } catch (const Error& error) {
+    if (error.code() != ENOENT || !open_.template_image) throw;
+    open_.template_image->find_again();
+    run_plan(runs, offset, into);
+  }
+}
+
+void Volume::run_plan(const RunList& runs, uint64_t offset, MutableBytes into) {
   ReadPlan plan;
   uint64_t template_bytes = 0;
   uint64_t own_bytes = 0;

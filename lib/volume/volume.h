@@ -135,6 +135,7 @@ class Volume {
   void enter(std::optional<Pass>& pass, Gate& gate, const Right& right);
   void read_range(uint32_t version, uint64_t offset, MutableBytes into);
   void read_runs(const RunList& runs, uint64_t offset, MutableBytes into);
+  void run_plan(const RunList& runs, uint64_t offset, MutableBytes into);
   void write_range(uint64_t offset, Bytes from, const Right& right = kAlways);
   bool try_overwrite(uint64_t offset, Bytes from, RunList& runs);
   bool try_overwrite_split(uint64_t offset, Bytes from, Edge& head, Edge& tail);

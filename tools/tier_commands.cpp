@@ -61,10 +61,12 @@ std::string real_path(const std::string& directory) {
 }
 
 // Copies must not come where anything else keeps its files.
-void check_place(const std::string& path, Backend& directory, const std::string& store) {
+void check_place(const std::string& path, Backend& directory, Store& store) {
+  const std::string of_store = store.backend().describe();
+  const std::string of_segments = store.segments_location();
   for (fs::path above = path;; above = above.parent_path()) {
     std::error_code error;
-    if (fs::equivalent(above, store, error))
+    if (fs::equivalent(above, of_store, error) || fs::equivalent(above, of_segments, error))
       fail(EINVAL, path,
            "is the store itself, or inside it; the tier holds copies of what the store has: choose "
            "a directory on another file system");
@@ -101,7 +103,7 @@ void add_directory(const Context& context, const AddArguments& arguments) {
   if (host.host_id.is_nil())
     fail(EINVAL, path, "this host has no id to know its directories by: make /etc/machine-id");
   const auto directory = open_backend(path, {});
-  check_place(path, *directory, store->backend().describe());
+  check_place(path, *directory, *store);
   const auto identity = load_tier_identity(*directory);
   if (identity && identity->store != store_uuid)
     fail(EINVAL, path, "is in the tier of another store ({}); choose another directory",

@@ -155,6 +155,7 @@ size_t Store::repair_template(const std::string& name, const std::vector<Hash128
 
 // --- where the segments are
 
+std::string Store::segments_location() { return impl_->origin.location(); }
 TemplateStorage Store::templates() { return {*impl_->backend, impl_->origin}; }
 
 std::unique_ptr<Backend> Store::Impl::open_origin(const std::string& location) {

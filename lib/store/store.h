@@ -75,6 +75,8 @@ class Store {
   Tier* tier();
   // What templates are made of.
   TemplateStorage templates();
+  // Where their segments are; empty: in the store.
+  std::string segments_location();
   // Moves the segments to another location, or, if that is the store's own, back into the store.
   OriginMove move_origin(const std::string& location,
                          const std::function<void(uint64_t done, uint64_t segments)>& progress,

@@ -15,10 +15,11 @@ ARROWS = """
 plugin    -> control, store
 tools     -> control, store, transfer
 control   -> store
-store     -> volume, tier
+store     -> volume, tier, boot
 transfer  -> template
 volume    -> map, template, lock
 tier      -> template
+boot      -> template
 map       -> backend
 template  -> backend
 lock      -> backend

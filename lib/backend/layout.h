@@ -15,6 +15,8 @@ inline constexpr std::string_view kVolumes = "volumes";      // UUID/…
 inline constexpr std::string_view kGcLock = "gc.lock";       // imports share it, gc has it alone
 inline constexpr std::string_view kGcClaims = "gc.claims";   // HOST.MODE: that has it so
 inline constexpr std::string_view kServers = "servers";      // HOST.PID: where it listens
+inline constexpr std::string_view kBoot = "boot";            // UUID.N: profile of a template
+inline constexpr std::string_view kPacks = "packs";          // UUID.N: pack of a template
 }  // namespace paths
 
 }  // namespace tplstore

@@ -1,0 +1,58 @@
+// What a window and a prefetch need of a disk: of a volume that is open, or of a template. store/
+// implements it.
+//
+// Thread safety: all methods. Errors: what reading the disk's map throws; ESHUTDOWN or ENOENT when
+// the disk is gone.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+
+#include "base/bytes.h"
+#include "template/cell_cache.h"
+
+namespace tplstore {
+
+// Blocks of a disk that came from one place, once.
+struct CellRun {
+  uint32_t source;  // kFromTemplate, or a frozen version
+  uint64_t first;
+  uint32_t count;
+};
+
+// Where blocks of a run are: cells `block`… of the file are blocks `first`… of the disk.
+struct CellPlace {
+  std::shared_ptr<CellFile> file;
+  CellSource* source;
+  CellFileKey key;
+  uint32_t block;
+  uint32_t count;
+  size_t run;  // its index
+  uint64_t first;
+};
+
+class BootDisk {
+ public:
+  virtual ~BootDisk() = default;
+
+  virtual const std::string& name() const = 0;  // of the volume or the template, for people
+  virtual Uuid volume() const = 0;              // nil: the disk is a template
+  virtual std::optional<Uuid> template_uuid() const = 0;  // that it began with, or is
+  virtual uint64_t size_bytes() const = 0;
+  // Whether it was closed or removed: nothing is to be written for it any more.
+  virtual bool is_gone() const = 0;
+
+  // Calls `body` with the places of what the disk still has of these runs from their source, in the
+  // order of the runs, within one request of the disk: they are good until `body` returns. What
+  // lies past the disk's end, and what would have to be waited for, is left out.
+  virtual void with_cells(std::span<const CellRun> runs,
+                          const std::function<void(std::span<const CellPlace>)>& body) = 0;
+  // Lets go of what the storage has in caches of its own of these.
+  virtual void drop_cached(std::span<const CellRun> runs) = 0;
+};
+
+}  // namespace tplstore

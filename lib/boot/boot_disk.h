@@ -17,24 +17,6 @@
 
 namespace tplstore {
 
-// Blocks of a disk that came from one place, once.
-struct CellRun {
-  uint32_t source;  // kFromTemplate, or a frozen version
-  uint64_t first;
-  uint32_t count;
-};
-
-// Where blocks of a run are: cells `block`… of the file are blocks `first`… of the disk.
-struct CellPlace {
-  std::shared_ptr<CellFile> file;
-  CellSource* source;
-  CellFileKey key;
-  uint32_t block;
-  uint32_t count;
-  size_t run;  // its index
-  uint64_t first;
-};
-
 class BootDisk {
  public:
   virtual ~BootDisk() = default;

@@ -1,4 +1,5 @@
 // Checked pieces: asked for, read backend by backend, looked at, and read elsewhere where need be.
+// And the steps that follow.
 #include "backend/read_plan.h"
 
 namespace tplstore {
@@ -38,6 +39,12 @@ void ReadPlan::run_checked() {
   }
   for (const CheckedPiece& piece : all)
     if (!piece.is_right) piece.check->read_elsewhere(piece.offset, piece.into);
+}
+
+// Nobody waits for others before all that others may wait for is done.
+void ReadPlan::run_steps() {
+  for (const auto& step : steps_) step->use_what_was_read();
+  for (const auto& step : steps_) step->wait_for_others();
 }
 
 }  // namespace tplstore

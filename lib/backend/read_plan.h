@@ -1,7 +1,8 @@
 // What a request has to read: pieces of any objects, of any backends.
 //
 // A piece may be checked: whoever adds it is asked whether it may be read where it is, looks at
-// what was read, and reads it elsewhere when it could not be read or is not right.
+// what was read, and reads it elsewhere when it could not be read or is not right. And there may be
+// steps that follow the reading, for what is read into a memory that others share.
 //
 // Allocates only when it grows past what a usual request needs. Not thread-safe; one per request,
 // on its stack.
@@ -9,6 +10,7 @@
 
 #include <array>
 #include <exception>
+#include <memory>
 #include <optional>
 #include <span>
 #include <vector>
@@ -33,6 +35,16 @@ class ReadCheck {
   ~ReadCheck() = default;
 };
 
+// What a request does with what it has read for more than itself.
+class ReadStep {
+ public:
+  virtual ~ReadStep() = default;
+  // Comes when all pieces have been read.
+  virtual void use_what_was_read() = 0;
+  // Comes after all steps' use.
+  virtual void wait_for_others() = 0;
+};
+
 class ReadPlan {
  public:
   void add(Object& object, uint64_t offset, MutableBytes into) {
@@ -41,10 +53,15 @@ class ReadPlan {
   void add_checked(Object& object, uint64_t offset, MutableBytes into, ReadCheck& check) {
     checked_.add({{&object, offset, into}, &check, false});
   }
+  // When it fails before, the step is gone with the plan.
+  void add_step(std::unique_ptr<ReadStep> step) { steps_.push_back(std::move(step)); }
   // What a request looks up while it plans lasts as long as the plan: it is counted as one that is
-  // in flight, from before the first look.
+  // in flight, from before the first look. Two periods at most.
   void enter(GracePeriod& period) {
-    if (!request_) request_.emplace(period);
+    if (entered_[0] == &period || entered_[1] == &period) return;
+    const size_t which = entered_[0] == nullptr ? 0 : 1;
+    requests_[which].emplace(period);
+    entered_[which] = &period;
   }
   size_t size() const { return plain_.size() + checked_.size(); }
 
@@ -54,10 +71,15 @@ class ReadPlan {
     if (checked_.size() != 0) [[unlikely]]
       run_checked();
     std::span<ReadPiece> rest = plain_.pieces();
-    if (rest.size() == 1) return rest[0].object->read(rest[0].offset, rest[0].into);
-    for_each_owner(rest, [](Backend& owner, std::span<ReadPiece> pieces) {
-      owner.read_batch(pieces).throw_first();
-    });
+    if (rest.size() == 1) {
+      rest[0].object->read(rest[0].offset, rest[0].into);
+    } else {
+      for_each_owner(rest, [](Backend& owner, std::span<ReadPiece> pieces) {
+        owner.read_batch(pieces).throw_first();
+      });
+    }
+    if (!steps_.empty()) [[unlikely]]
+      run_steps();
   }
 
  private:
@@ -120,10 +142,13 @@ class ReadPlan {
     }
   }
   void run_checked();
+  void run_steps();
 
-  std::optional<GracePeriod::Request> request_;  // ends when all else of the plan has
+  std::array<GracePeriod*, 2> entered_{};
+  std::array<std::optional<GracePeriod::Request>, 2> requests_;  // end when all else has
   PieceList<ReadPiece, 16> plain_;
   PieceList<CheckedPiece, 4> checked_;
+  std::vector<std::unique_ptr<ReadStep>> steps_;
 };
 
 }  // namespace tplstore

@@ -32,6 +32,8 @@ class PointerTable {
   }
   // Makes the next put() of this number one that cannot fail.
   void make_room(uint32_t number) { node_of(number); }
+  // By the thread that puts.
+  size_t memory_bytes() const { return sizeof(*this) + nodes_.size() * sizeof(Node); }
 
  private:
   struct Node {

@@ -109,14 +109,17 @@ void BlockSource::free_unused_copies() {
 }
 
 BlockSource::Segment::Segment(BlockSource& source, const Hash128& name, uint32_t block_count)
-    : source_(source), name_(name), block_count_(block_count) {}
-BlockSource::Segment::~Segment() = default;
+    : source_(source),
+      name_(name),
+      block_count_(block_count),
+      // Only who knows how many blocks it should have can tell a sound one.
+      cells_(source.cells_ == nullptr || block_count == 0 ? nullptr
+                                                          : source.cells_->file(key_of_cells())) {}
+BlockSource::Segment::~Segment() { forget_table(); }
 
 void BlockSource::Segment::read(uint64_t offset, MutableBytes into) {
-  if (Object* object = only_object_.load(std::memory_order_acquire))
-    return object->read(offset, into);
   ReadPlan plan;
-  plan_elsewhere(offset, into, plan);
+  plan_read(offset, into, plan);
   plan.run();
 }
 
@@ -170,6 +173,63 @@ bool BlockSource::Segment::is_missing() {
   } catch (const Error& error) {
     return error.code() == ENOENT;
   }
+}
+
+// --- cells
+
+void BlockSource::set_cells(CellCache& cells, const HashSecret& secret) {
+  secret_ = secret;
+  cells_ = &cells;
+}
+
+void BlockSource::forget_tables() {
+  for (const auto& segment : held_segments()) segment->forget_table();
+}
+
+// Nothing where there is none that is sound. It is kept where there is room for it.
+std::shared_ptr<const BlockSource::Segment::Table> BlockSource::Segment::table() {
+  const Lock guard(table_mutex_);
+  if (table_) return table_;
+  std::shared_ptr<const Table> table;
+  try {
+    table = std::make_shared<const Table>(read_table(source_.secret_));
+  } catch (const Error&) {
+  }
+  if (table && table->size() != block_count_) table = nullptr;
+  if (table && source_.cells_->reserve(table->size() * sizeof(Hash128))) table_ = table;
+  return table;
+}
+
+void BlockSource::Segment::forget_table() {
+  const Lock guard(table_mutex_);
+  if (!table_) return;
+  source_.cells_->release(table_->size() * sizeof(Hash128));
+  table_ = nullptr;
+}
+
+bool BlockSource::Segment::are_sound(uint32_t first, Bytes blocks) {
+  const auto hashes = table();
+  if (!hashes) return false;
+  for (uint64_t i = 0; i < blocks.size() / kBlockBytes; ++i) {
+    const Bytes block = blocks.subspan(i * kBlockBytes, kBlockBytes);
+    if (content_hash(block, source_.secret_) != hashes->at(first + i)) return false;
+  }
+  return true;
+}
+
+bool BlockSource::Segment::read_sound(uint32_t block, MutableBytes into) {
+  const uint64_t offset = uint64_t{block} * kBlockBytes;
+  const bool is_known = table() != nullptr;
+  // Another copy than the one that was damaged, if that was what it came from; then the origin.
+  ReadPlan plan;
+  plan_stored(offset, into, plan);
+  plan.run();
+  if (!is_known) return false;
+  if (are_sound(block, into)) return true;
+  read_at_origin(offset, into);
+  if (are_sound(block, into)) return true;
+  fail(EIO, segment_path(name_), "block {} is damaged; mend it with 'tplstore template verify'",
+       block);
 }
 
 // --- copies

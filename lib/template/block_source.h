@@ -11,6 +11,8 @@
 // Where there are none, planning a read of a segment that is open takes no lock, counts nothing and
 // allocates nothing.
 //
+// Where there is a memory of cells (template/cell_cache.h), what is in that is not read at all.
+//
 // No lock is held across I/O but a segment's own, while it is opened at the origin: those who need
 // the same one wait for that, others do not. For a copy that is being opened nobody waits for more
 // than kCopyWait: the origin has it too.
@@ -25,6 +27,7 @@
 #include <list>
 #include <map>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -32,6 +35,7 @@
 #include "backend/read_plan.h"
 #include "base/grace_period.h"
 #include "base/mutex.h"
+#include "template/cell_cache.h"
 #include "template/segment.h"
 #include "template/segment_copies.h"
 
@@ -45,6 +49,11 @@ class BlockSource {
   explicit BlockSource(Backend& origin);
   ~BlockSource();
 
+  // Once, before anything is held. The secret is that of the names; with no cells a segment costs
+  // nothing more.
+  void set_cells(CellCache& cells, const HashSecret& secret);
+  // The tables that segments have read to compare their blocks with are forgotten.
+  void forget_tables();
   // Once: from now on there are copies. The secret is that of the names.
   void set_copies(SegmentCopies& copies, const HashSecret& secret);
   // There may be another copy of this segment than when it was last looked for.
@@ -65,8 +74,9 @@ class BlockSource {
   void keep_unused(std::list<Copy>& copies);
 
   Backend& origin_;
+  CellCache* cells_ = nullptr;
   std::atomic<SegmentCopies*> copies_{nullptr};
-  HashSecret secret_{};   // set before the copies
+  HashSecret secret_{};   // set before the copies and the cells
   GracePeriod requests_;  // those that may use a copy
   Mutex mutex_;
   std::map<Key, std::weak_ptr<Segment>> known_ GUARDED_BY(mutex_);
@@ -76,16 +86,31 @@ class BlockSource {
   std::list<Copy> unused_ GUARDED_BY(unused_mutex_);
 };
 
-class BlockSource::Segment {
+class BlockSource::Segment final : public CellSource {
  public:
   Segment(BlockSource& source, const Hash128& name, uint32_t block_count);
   ~Segment();
 
   // Adds to `plan` what has to be read for the bytes at `offset` of its blocks.
-  void plan_read(uint64_t offset, MutableBytes into, ReadPlan& plan) {
+  void plan_read(uint64_t offset, MutableBytes into, ReadPlan& plan, CellWindow* window = nullptr) {
+    if (cells_) return cells_->plan_read(*this, offset, into, plan, window);
+    plan_stored(offset, into, plan);
+  }
+  void plan_stored(uint64_t offset, MutableBytes into, ReadPlan& plan) override {
     if (Object* object = only_object_.load(std::memory_order_acquire); object != nullptr) [[likely]]
       return plan.add(*object, offset, into);
     plan_elsewhere(offset, into, plan);
+  }
+  bool are_sound(uint32_t first, Bytes blocks) override;
+  bool read_sound(uint32_t block, MutableBytes into) override;
+  // Blocks of the segment that are blocks of a disk's run from `first` on; nothing without cells.
+  std::optional<CellPlace> place(uint32_t block, uint32_t count, size_t run, uint64_t first) {
+    if (!cells_) return {};
+    return CellPlace{cells_, this, key_of_cells(), block, count, run, first};
+  }
+  // What the storage has in caches of its own.
+  void drop_cached() {
+    if (Object* object = origin_object_.load(std::memory_order_acquire)) object->drop_cached();
   }
   void read(uint64_t offset, MutableBytes into);
   // The same, but never of a copy.
@@ -102,6 +127,7 @@ class BlockSource::Segment {
  private:
   friend class BlockSource;
 
+  CellFileKey key_of_cells() const { return CellFileKey::of_segment(name_, block_count_); }
   void plan_elsewhere(uint64_t offset, MutableBytes into, ReadPlan& plan);
   void read_part(Copy& copy, uint64_t offset, MutableBytes into);
   void read_elsewhere(uint64_t offset, MutableBytes into);
@@ -114,6 +140,12 @@ class BlockSource::Segment {
   BlockSource& source_;
   const Hash128 name_;
   const uint32_t block_count_;
+  const std::shared_ptr<CellFile> cells_;  // or none
+  using Table = std::vector<Hash128>;
+  std::shared_ptr<const Table> table();
+  void forget_table();
+  Mutex table_mutex_;  // held while the table is read
+  std::shared_ptr<const Table> table_ GUARDED_BY(table_mutex_);
   std::atomic<Object*> only_object_{nullptr};  // the origin's, where there are no copies
   std::atomic<Object*> origin_object_{nullptr};
   Mutex opening_;

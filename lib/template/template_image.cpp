@@ -21,7 +21,8 @@ std::vector<TemplateRun>::const_iterator TemplateImage::find_run(uint64_t block)
                           [](uint64_t at, const TemplateRun& run) { return at < run.end(); });
 }
 
-void TemplateImage::plan_read(uint64_t offset, MutableBytes into, ReadPlan& plan) const {
+void TemplateImage::plan_read(uint64_t offset, MutableBytes into, ReadPlan& plan,
+                              CellWindow* window) const {
   const uint64_t available = offset < size_bytes() ? size_bytes() - offset : 0;
   const uint64_t end = offset + std::min<uint64_t>(into.size(), available);
   const auto zero = [&](uint64_t from, uint64_t to) {
@@ -39,8 +40,8 @@ void TemplateImage::plan_read(uint64_t offset, MutableBytes into, ReadPlan& plan
     const uint64_t piece_end = std::min(end, run->end() * kBlockBytes);
     const uint64_t in_segment =
         run->segment_block * uint64_t{kBlockBytes} + (position - run->block * kBlockBytes);
-    segments_[run->segment]->plan_read(in_segment,
-                                       into.subspan(position - offset, piece_end - position), plan);
+    segments_[run->segment]->plan_read(
+        in_segment, into.subspan(position - offset, piece_end - position), plan, window);
     position = piece_end;
   }
   if (into.size() > end - offset)
@@ -59,6 +60,18 @@ void TemplateImage::read(uint64_t offset, MutableBytes into) const {
     if (error.code() != ENOENT) throw;
     find_again();
     run();
+  }
+}
+
+void TemplateImage::find_cells(uint64_t first, uint64_t count, size_t run_index,
+                               std::vector<CellPlace>& places) const {
+  const uint64_t end = std::min(first + count, blocks_of(size_bytes()));
+  for (auto run = find_run(first); run != manifest_.runs.end() && run->block < end; ++run) {
+    const uint64_t from = std::max(first, run->block);
+    const auto blocks = static_cast<uint32_t>(std::min(end, run->end()) - from);
+    const auto block = static_cast<uint32_t>(run->segment_block + (from - run->block));
+    if (auto place = segments_[run->segment]->place(block, blocks, run_index, from))
+      places.push_back(std::move(*place));
   }
 }
 

@@ -34,7 +34,10 @@ class TemplateImage {
 
   // For [offset, offset + into.size()), any alignment: zero-fills what is a hole or lies past the
   // end, and has the block source plan the rest.
-  void plan_read(uint64_t offset, MutableBytes into, ReadPlan& plan) const;
+  void plan_read(uint64_t offset, MutableBytes into, ReadPlan& plan,
+                 CellWindow* window = nullptr) const;
+  // Adds the places of those of its blocks that have data; `run` is their index.
+  void find_cells(uint64_t first, uint64_t count, size_t run, std::vector<CellPlace>& places) const;
   // The same and reads them.
   void read(uint64_t offset, MutableBytes into) const;
   // After running a plan has failed with ENOENT, for segments may have been moved meanwhile: one

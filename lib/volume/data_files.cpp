@@ -23,21 +23,30 @@ void DataFiles::set_ancestors(std::vector<Ancestor> ancestors) {
   ancestors_ = std::move(ancestors);
 }
 
-std::string DataFiles::file_of(uint32_t version) const {
+const DataFiles::Ancestor* DataFiles::ancestor_of(uint32_t version) const {
   const auto ancestor = std::find_if(ancestors_.begin(), ancestors_.end(),
                                      [version](const Ancestor& a) { return version <= a.last; });
-  return name_of(ancestor == ancestors_.end() ? folder_ : ancestor->folder, version);
+  return ancestor == ancestors_.end() ? nullptr : &*ancestor;
+}
+
+std::string DataFiles::file_of(uint32_t version) const {
+  const Ancestor* ancestor = ancestor_of(version);
+  return name_of(ancestor == nullptr ? folder_ : ancestor->folder, version);
 }
 
 std::shared_ptr<DataFile> DataFiles::open(uint32_t version, Access access) {
   while (true) {
     std::string name;
+    auto file = std::make_shared<DataFile>();
+    file->version = version;
     {
       const SharedLock guard(mutex_);
       name = file_of(version);
+      const Ancestor* ancestor = ancestor_of(version);
+      file->key =
+          CellFileKey::of_version(ancestor == nullptr ? volume_ : ancestor->volume, version);
     }
-    auto file = std::make_shared<DataFile>();
-    file->version = version;
+    if (cells_ != nullptr) file->cells = cells_->file(file->key);
     try {
       file->object = backend_.open(name, access, Purpose::kData);
     } catch (const Error& error) {
@@ -47,9 +56,9 @@ std::shared_ptr<DataFile> DataFiles::open(uint32_t version, Access access) {
     const Lock guard(mutex_);
     // A copy may have taken its place meanwhile; or somebody else has opened it.
     if (file_of(version) != name) continue;
-    objects_.make_room(version);
+    table_.make_room(version);
     const auto [it, is_new] = files_.try_emplace(version, std::move(file));
-    if (is_new) objects_.put(version, it->second->object.get());
+    if (is_new) table_.put(version, it->second.get());
     return it->second;
   }
 }
@@ -110,7 +119,7 @@ void DataFiles::remove(uint32_t version) {
   }
   {
     const Lock guard(mutex_);
-    objects_.put(version, nullptr);
+    table_.put(version, nullptr);
     files_.erase(version);
   }
   // Readers of other versions may have it open: without its blocks that costs nothing.
@@ -203,7 +212,7 @@ std::vector<std::shared_ptr<DataFile>> DataFiles::end_copies() {
       ++it;
       continue;
     }
-    objects_.put(it->first, nullptr);
+    table_.put(it->first, nullptr);
     replaced.push_back(std::move(it->second));
     it = files_.erase(it);
   }

@@ -24,13 +24,23 @@
 #include "backend/backend.h"
 #include "base/mutex.h"
 #include "base/pointer_table.h"
+#include "template/cell_cache.h"
 
 namespace tplstore {
 
-struct DataFile {
+struct DataFile final : public CellSource {
   uint32_t version;
   std::unique_ptr<Object> object;
+  CellFileKey key{};
+  std::shared_ptr<CellFile> cells;    // or none; what is read of it when the version is frozen
   std::atomic<bool> is_dirty{false};  // written since the last sync began
+
+  void plan_stored(uint64_t offset, MutableBytes into, ReadPlan& plan) override {
+    plan.add(*object, offset, into);
+  }
+  // There is nothing to compare them with.
+  bool are_sound(uint32_t, Bytes) override { return true; }
+  bool read_sound(uint32_t, MutableBytes) override { return false; }
 
   void write(uint64_t offset, Bytes from) {
     object->write(offset, from);
@@ -45,26 +55,28 @@ struct DataFile {
 
 class DataFiles {
  public:
-  DataFiles(Backend& backend, std::string folder) : backend_(backend), folder_(std::move(folder)) {}
+  // Of the volume that has this folder.
+  DataFiles(Backend& backend, const Uuid& volume, std::string folder, CellCache* cells)
+      : backend_(backend), volume_(volume), folder_(std::move(folder)), cells_(cells) {}
 
   static std::string name_of(const std::string& folder, uint32_t version);
   // Makes the file of a version exclusively and grows it to hold a disk of this size.
   static void create(Backend& backend, const std::string& folder, uint32_t version,
                      uint64_t disk_bytes);
 
-  // Versions up to `last`, and past those of the row before, have their files in `folder`.
+  // Versions up to `last`, and past those of the row before, have their files in the folder of this
+  // volume.
   struct Ancestor {
     uint32_t last;
+    Uuid volume;
     std::string folder;
   };
   void set_ancestors(std::vector<Ancestor> ancestors);
 
   // The file of a frozen version or of current, open at least for reading; EIO when it is missing.
-  Object& get(uint32_t version) {
-    if (Object* object = objects_.find(version)) [[likely]]
-      return *object;
-    return *open(version, Access::kRead)->object;
-  }
+  Object& get(uint32_t version) { return *file_of_version(version).object; }
+  // The same, where what is read of it may be in the memory of cells: of frozen versions.
+  DataFile& get_frozen(uint32_t version) { return file_of_version(version); }
 
   // For the owner of the volume. Removes files above `current`, which a crash left behind.
   void remove_above(uint32_t current);
@@ -102,17 +114,26 @@ class DataFiles {
   std::vector<std::shared_ptr<DataFile>> end_copies();
 
  private:
+  DataFile& file_of_version(uint32_t version) {
+    if (DataFile* file = table_.find(version)) [[likely]]
+      return *file;
+    return *open(version, Access::kRead);
+  }
   std::shared_ptr<DataFile> open(uint32_t version, Access access);
+  // Nothing when it is the volume's own.
+  const Ancestor* ancestor_of(uint32_t version) const REQUIRES_SHARED(mutex_);
   std::string file_of(uint32_t version) const REQUIRES_SHARED(mutex_);
   std::vector<uint32_t> own_versions();
   std::string own_name(uint32_t version) const { return name_of(folder_, version); }
 
   Backend& backend_;
+  const Uuid volume_;
   const std::string folder_;
+  CellCache* const cells_;  // or none
   SharedMutex mutex_;
   std::unordered_map<uint32_t, std::shared_ptr<DataFile>> files_ GUARDED_BY(mutex_);
   std::vector<Ancestor> ancestors_ GUARDED_BY(mutex_);
-  PointerTable<Object> objects_;  // of files_; read without the mutex
+  PointerTable<DataFile> table_;  // of files_; read without the mutex
   Mutex written_mutex_;
   std::vector<std::shared_ptr<DataFile>> written_ GUARDED_BY(written_mutex_);
   uint32_t prepared_ GUARDED_BY(written_mutex_) = 0;

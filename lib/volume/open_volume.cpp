@@ -19,7 +19,7 @@ OpenVolume::OpenVolume(const VolumeEnvironment& environment_of, const Uuid& volu
       folder(volume_folder(volume)),
       name(name_of),
       object(fmt::format("volume {}", name)),
-      files(backend, folder),
+      files(backend, uuid, folder, environment.cells),
       write_alignment(backend.write_alignment_bytes()) {}
 
 void OpenVolume::open_template(const VolumeHeader& header) {
@@ -41,7 +41,7 @@ void OpenVolume::open_map(Access access) {
   std::vector<DataFiles::Ancestor> ancestors;
   for (const SourceRow& row :
        map().ask([](const MapState& state) { return state.table().sources; }))
-    ancestors.push_back({row.last, volume_folder(row.volume)});
+    ancestors.push_back({row.last, row.volume, volume_folder(row.volume)});
   files.set_ancestors(std::move(ancestors));
 }
 

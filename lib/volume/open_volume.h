@@ -36,6 +36,8 @@ struct VolumeEnvironment {
   std::function<void()> wake;
   // Ends what takes long.
   std::stop_token stop{};
+  // What is read of templates and frozen versions may be in there; or none.
+  CellCache* cells = nullptr;
 };
 
 std::string volume_folder(const Uuid& volume);
@@ -59,6 +61,11 @@ struct OpenVolume {
   // The lock of a version that readers share; nothing when others have it in another way.
   std::unique_ptr<HeldLock> try_lock(uint32_t version, LockMode mode) {
     return backend.try_lock(readers_name(folder), mode, version);
+  }
+  // Whether a version that a lookup has found is frozen: what is in its cells never changes.
+  bool is_frozen(uint32_t version) const {
+    const uint32_t last = current.load(std::memory_order_acquire);
+    return version < last || last == 0;  // 0: it is open for reading
   }
   // Records current's size in the header, where it is another.
   void record_size();

@@ -9,6 +9,7 @@ namespace tplstore {
 namespace {
 
 constexpr uint64_t kCacheStepBytes = 128 << 10;
+static_assert(kFromTemplate == kSourceUnmapped);
 
 uint64_t first_block(uint64_t offset) { return offset / kBlockBytes; }
 uint64_t block_count(uint64_t offset, uint64_t length) {
@@ -48,35 +49,40 @@ bool Volume::reads_as_hole(const Run& run) const {
 
 // --- reading
 
-void Volume::read(uint32_t version, uint64_t offset, MutableBytes into) {
+void Volume::read(uint32_t version, uint64_t offset, MutableBytes into, ReadFollower* follower) {
   counted(Counter::kReads, Counter::kReadBytes, into.size(),
-          [&] { read_range(version, offset, into); });
+          [&] { read_range(version, offset, into, follower); });
 }
 
-void Volume::read_range(uint32_t version, uint64_t offset, MutableBytes into) {
+void Volume::read_range(uint32_t version, uint64_t offset, MutableBytes into,
+                        ReadFollower* follower) {
   if (into.empty()) return;
   open_.with_map([&](VolumeMap& map) {
     // What current's map leads to is in doubt then.
     if (version == 0) map.check_usable();
     RunList runs;
     map.find(version, {first_block(offset), block_count(offset, into.size())}, runs);
-    read_runs(runs, offset, into);
+    read_runs(runs, offset, into, follower);
   });
 }
 
 // Reads what a lookup has found, in the request that has looked it up.
-void Volume::read_runs(const RunList& runs, uint64_t offset, MutableBytes into) {
+void Volume::read_runs(const RunList& runs, uint64_t offset, MutableBytes into,
+                       ReadFollower* follower) {
   try {
-    run_plan(runs, offset, into);
+    run_plan(runs, offset, into, follower);
   } catch (const Error& error) {
     if (error.code() != ENOENT || !open_.template_image) throw;
     open_.template_image->find_again();
-    run_plan(runs, offset, into);
+    run_plan(runs, offset, into, follower);
   }
 }
 
-void Volume::run_plan(const RunList& runs, uint64_t offset, MutableBytes into) {
+void Volume::run_plan(const RunList& runs, uint64_t offset, MutableBytes into,
+                      ReadFollower* follower) {
   ReadPlan plan;
+  CellWindow* window = nullptr;
+  if (follower != nullptr) window = follower->begin_read(offset, into.size(), plan);
   uint64_t template_bytes = 0;
   uint64_t own_bytes = 0;
   size_t template_pieces = 0;
@@ -89,12 +95,20 @@ void Volume::run_plan(const RunList& runs, uint64_t offset, MutableBytes into) {
       std::memset(part.data(), 0, part.size());
     } else if (run.source == kSourceUnmapped) {
       const size_t before = plan.size();
-      open_.template_image->plan_read(begin, part, plan);
+      if (window != nullptr) follower->touch(*window, kFromTemplate, run.first, run.count);
+      open_.template_image->plan_read(begin, part, plan, window);
       template_pieces += plan.size() - before;
       if (plan.size() > before) template_bytes += part.size();
     } else {
-      plan.add(open_.files.get(run.source), begin, part);
-      own_bytes += part.size();
+      const size_t before = plan.size();
+      DataFile& file = open_.files.get_frozen(run.source);
+      if (file.cells && open_.is_frozen(run.source)) {
+        if (window != nullptr) follower->touch(*window, run.source, run.first, run.count);
+        file.cells->plan_read(file, begin, part, plan, window);
+      } else {
+        plan.add(*file.object, begin, part);
+      }
+      if (plan.size() > before) own_bytes += part.size();
     }
   }
   plan.run();
@@ -107,6 +121,34 @@ void Volume::run_plan(const RunList& runs, uint64_t offset, MutableBytes into) {
     counters.add(Counter::kDataFileReads, plan.size() - template_pieces);
     counters.add(Counter::kDataFileReadBytes, own_bytes);
   }
+}
+
+void Volume::with_cells(std::span<const CellRun> runs,
+                        const std::function<void(std::span<const CellPlace>)>& body) {
+  const uint64_t disk_blocks = blocks_of(size_bytes());
+  open_.with_map([&](VolumeMap& map) {
+    std::vector<CellPlace> places;
+    for (size_t i = 0; i < runs.size(); ++i) {
+      const uint64_t end = std::min(runs[i].first + runs[i].count, disk_blocks);
+      if (runs[i].first >= end) continue;
+      RunList found;
+      map.find(0, {runs[i].first, end - runs[i].first}, found);
+      for (size_t j = 0; j < found.size(); ++j) {
+        const Run& run = found[j];
+        if (run.source != runs[i].source || reads_as_hole(run)) continue;
+        if (run.source == kSourceUnmapped) {
+          const uint64_t stop = std::min(run.first + run.count, open_.template_blocks);
+          open_.template_image->find_cells(run.first, stop - run.first, i, places);
+        } else if (open_.is_frozen(run.source)) {
+          DataFile& file = open_.files.get_frozen(run.source);
+          if (file.cells && run.first + run.count <= UINT32_MAX)
+            places.push_back({file.cells, &file, file.key, static_cast<uint32_t>(run.first),
+                              static_cast<uint32_t>(run.count), i, run.first});
+        }
+      }
+    }
+    body(places);
+  });
 }
 
 void Volume::extents(uint32_t version, uint64_t offset, uint64_t length,

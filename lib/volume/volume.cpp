@@ -45,6 +45,9 @@ void Volume::recover(Reserve draws_on) {
   // for good: it must not go away again after it has been served.
   const uint32_t current = map.current();
   files.remove_above(current);
+  // What was frozen in an earlier life of this process and is not now.
+  if (open_.environment.cells != nullptr)
+    open_.environment.cells->forget_versions(open_.uuid, current);
   if (!map.recovery().was_closed_cleanly) {
     open_.environment.log(fmt::format("{}: was not closed, recovered it", open_.object));
     for (const uint32_t version : map.recovery().replayed_versions) files.settle_existing(version);

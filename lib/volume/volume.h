@@ -25,6 +25,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 
 #include "base/chore.h"
@@ -68,7 +69,12 @@ class Volume {
   SpaceReclaimer& space() { return *space_; }
 
   // --- data; `version` 0 is current, offsets lie within that version's size
-  void read(uint32_t version, uint64_t offset, MutableBytes into);
+  // The follower is one of the writer's, who reads current.
+  void read(uint32_t version, uint64_t offset, MutableBytes into, ReadFollower* follower = nullptr);
+  // Calls `body` with the places of what current still has of these runs from their sources, in
+  // their order. They are good until it returns.
+  void with_cells(std::span<const CellRun> runs,
+                  const std::function<void(std::span<const CellPlace>)>& body);
   void extents(uint32_t version, uint64_t offset, uint64_t length,
                const std::function<bool(const Extent&)>& add);
   // Calls `add` for the ranges within [offset, offset + length) that differ between two versions,
@@ -133,9 +139,11 @@ class Volume {
   void change(bool durable, Operation operation);
   template <typename Pass, typename Gate>
   void enter(std::optional<Pass>& pass, Gate& gate, const Right& right);
-  void read_range(uint32_t version, uint64_t offset, MutableBytes into);
-  void read_runs(const RunList& runs, uint64_t offset, MutableBytes into);
-  void run_plan(const RunList& runs, uint64_t offset, MutableBytes into);
+  void read_range(uint32_t version, uint64_t offset, MutableBytes into,
+                  ReadFollower* follower = nullptr);
+  void read_runs(const RunList& runs, uint64_t offset, MutableBytes into,
+                 ReadFollower* follower = nullptr);
+  void run_plan(const RunList& runs, uint64_t offset, MutableBytes into, ReadFollower* follower);
   void write_range(uint64_t offset, Bytes from, const Right& right = kAlways);
   bool try_overwrite(uint64_t offset, Bytes from, RunList& runs);
   bool try_overwrite_split(uint64_t offset, Bytes from, Edge& head, Edge& tail);

@@ -196,7 +196,8 @@ TEST_CASE("what another host had last is not removed because its header cannot b
     std::memcpy(claim.host_name, "kvm2", 5);
     f.put(claim);
     f.memory->set_content(header_name(f.folder), ByteVector(header.size()));
-    const std::string message = error_message([&] { f.one->remove_volume("vm"); });
+    const std::string message =
+        error_message([&] { f.one->remove_volume("vm", Store::IfDamaged::kRemove); });
     CHECK(message.find("on host kvm2") != std::string::npos);
     CHECK(message.find(claim_name(f.folder, claim.epoch)) != std::string::npos);
     CHECK(f.memory->get("names/vm", 100));
@@ -205,7 +206,7 @@ TEST_CASE("what another host had last is not removed because its header cannot b
   SUBCASE("this host's") {
     f.memory->set_content(header_name(f.folder), ByteVector(header.size()));
   }
-  f.one->remove_volume("vm");
+  f.one->remove_volume("vm", Store::IfDamaged::kRemove);
   CHECK_FALSE(f.memory->get("names/vm", 100));
 }
 

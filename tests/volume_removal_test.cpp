@@ -51,9 +51,31 @@ TEST_CASE("a volume that is open is not removed, whatever its header says") {
     ByteVector bytes(7);
     disk->read(0, bytes);
     CHECK(to_text(bytes) == "flushed");
+    CHECK(error_code([&] { s.two->remove_volume("vm", Store::IfDamaged::kRemove); }) == EBUSY);
+    CHECK(s.memory->get("names/vm", 100));
     // Once nobody has it open it goes.
     disk.reset();
-    s.two->remove_volume("vm");
+    s.two->remove_volume("vm", Store::IfDamaged::kRemove);
+    CHECK_FALSE(s.memory->get("names/vm", 100));
+    CHECK(s.memory->list(s.folder).empty());
+  }
+}
+
+TEST_CASE("a volume whose header cannot be read is removed only when that is said") {
+  for (const auto& [what, damage] : kHeaderDamages) {
+    INFO("header: " << what);
+    TwoServersOfVm s;
+    damage(s);
+    // Without one it is what a creation or a removal has left.
+    if (what != "missing") {
+      CHECK(error_code([&] { s.two->remove_volume("vm"); }) == EIO);
+      CHECK(contains(error_message([&] { s.two->remove_volume("vm"); }), "rm vm --force"));
+      CHECK(s.memory->get("names/vm", 100));
+      CHECK(s.memory->list(s.folder).size() >= 5);
+      s.two->remove_volume("vm", Store::IfDamaged::kRemove);
+    } else {
+      s.two->remove_volume("vm");
+    }
     CHECK_FALSE(s.memory->get("names/vm", 100));
     CHECK(s.memory->list(s.folder).empty());
   }
@@ -284,7 +306,7 @@ TEST_CASE("removing a volume with another fork's header lets go of its own paren
   s.one->remove_volume("vm");
   s.memory->set_content(header_name(volume_folder(other.uuid)),
                         s.memory->content(header_name(volume_folder(fork.uuid))));
-  s.one->remove_volume("other");
+  s.one->remove_volume("other", Store::IfDamaged::kRemove);
   ByteVector bytes(6);
   s.one->open_export("fork", living_peer())->read(0, bytes);
   CHECK(to_text(bytes) == "shared");

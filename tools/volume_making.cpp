@@ -141,15 +141,15 @@ std::vector<std::string> forks_left(Store& store, const VolumeInfo& removed) {
   return forks;
 }
 
-void remove_volume(const Context& context, const std::string& name) {
+void remove_volume(const Context& context, const std::string& name, Store::IfDamaged if_damaged) {
   const auto store = context.open_store();
-  // One that is damaged can be removed as well.
+  // What cannot be shown can perhaps be removed.
   VolumeInfo before;
   try {
     before = store->show_volume(name);
   } catch (const Error&) {
   }
-  retry_while_busy([&] { store->remove_volume(name); });
+  retry_while_busy([&] { store->remove_volume(name, if_damaged); });
   if (const auto parent = parent_name(before)) ask_to_reclaim(*store, *parent);
   const std::vector<std::string> forks = forks_left(*store, before);
   if (!forks.empty())
@@ -171,10 +171,14 @@ void add_volume_making_commands(const Command& group, Context& context) {
   flatten.add_option("NAME", *flattened, "The fork").required();
   add_json_option(flatten, context);
 
-  auto removed = std::make_shared<std::string>();
-  const Command remove = add_command(group, context, "rm", "Remove a volume with all its versions",
-                                     [&context, removed] { remove_volume(context, *removed); });
-  remove.add_option("NAME", *removed, "The volume").required();
+  auto removed = std::make_shared<std::pair<std::string, bool>>();
+  const Command remove = add_command(
+      group, context, "rm", "Remove a volume with all its versions", [&context, removed] {
+        remove_volume(context, removed->first,
+                      removed->second ? Store::IfDamaged::kRemove : Store::IfDamaged::kKeep);
+      });
+  remove.add_option("NAME", removed->first, "The volume").required();
+  remove.add_flag("--force", removed->second, "Also when its header cannot be read");
 }
 
 }  // namespace tplstore::tool

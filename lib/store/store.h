@@ -104,9 +104,11 @@ class Store {
   VolumeInfo show_volume(const std::string& name);  // with its versions
   // Grows only (EINVAL). When this process has it open, new connections see the new size.
   VolumeInfo resize_volume(const std::string& name, uint64_t size_bytes);
-  // EBUSY while a writer has it or a reader reads one of its versions. What forks need of it stays,
-  // without a name, until they are gone.
-  void remove_volume(const std::string& name);
+  // EBUSY while a writer has it or a reader reads one of its versions; EIO when its header is there
+  // and cannot be read, unless it shall go even then. What forks need of it stays, without a name,
+  // until they are gone.
+  enum class IfDamaged { kKeep, kRemove };
+  void remove_volume(const std::string& name, IfDamaged if_damaged = IfDamaged::kKeep);
   // Gives back what can be given back of a volume: of versions and forks that are gone. Waits.
   void reclaim_volume(const std::string& name);
 

@@ -409,7 +409,7 @@ void Store::Impl::release_parent(Uuid uuid) {
   }
 }
 
-void Store::remove_volume(const std::string& name) {
+void Store::remove_volume(const std::string& name, IfDamaged if_damaged) {
   const Uuid uuid = impl_->uuid_of(name);
   Backend& backend = *impl_->backend;
   std::optional<VolumeHeader> header;
@@ -428,8 +428,16 @@ void Store::remove_volume(const std::string& name) {
                  other);
         },
         [](const std::string&, const Error&) {});
-    // There may be nothing that could be read, and then no reason to keep it.
-    header = impl_->header_if_readable(uuid);
+    try {
+      header = read_header(backend, volume_folder(uuid), uuid);
+    } catch (const Error& error) {
+      // Without one it is half a volume, of a creation or a removal. Damage may be mended.
+      if (error.code() != ENOENT && if_damaged == IfDamaged::kKeep)
+        fail(error.code(), fmt::format("volume {}", name),
+             "its header cannot be read, so nobody can tell who needs it; 'tplstore volume rm {} "
+             "--force' removes it even so ({})",
+             name, error.what());
+    }
     has_forks = impl_->has_forks(uuid);
     // Without its name nobody can open the volume any more; what is left is only space.
     backend.remove(volume_name_object(name));

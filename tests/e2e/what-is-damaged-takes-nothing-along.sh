@@ -28,6 +28,21 @@ refuses 'which template it needs' tplstore gc
 cp "$tmp/header" "$vm1/header"
 still_there
 
+echo "A volume whose header cannot be read" >&2
+tplstore volume create damaged --size 4M >/dev/null
+damaged=$store/volumes/$(cat "$store/names/damaged")
+serve
+start_client write "$(uri damaged)"
+dd if=/dev/zero of="$damaged/header" bs=8192 count=1 conv=notrunc status=none
+refuses 'in use' tplstore volume rm damaged
+refuses 'in use' tplstore volume rm damaged --force
+kill_nbdkit
+refuses 'volume rm damaged --force' tplstore volume rm damaged
+[ -e "$damaged/data.1" ] || fail "a volume was removed that cannot be read"
+tplstore volume rm damaged --force
+[ ! -e "$damaged" ] || fail "a damaged volume stays, though it was to go"
+still_there
+
 echo "A volume whose lock is missing" >&2
 mv "$vm1/lock" "$tmp/lock"
 refuses 'in use by vm1' tplstore template rm golden

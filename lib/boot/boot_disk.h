@@ -25,7 +25,7 @@ class BootDisk {
   virtual Uuid volume() const = 0;              // nil: the disk is a template
   virtual std::optional<Uuid> template_uuid() const = 0;  // that it began with, or is
   virtual uint64_t size_bytes() const = 0;
-  // Whether it was closed or removed: nothing is to be written for it any more.
+  // Whether it was closed or removed, so that with_cells() fails.
   virtual bool is_gone() const = 0;
 
   // Calls `body` with the places of what the disk still has of these runs from their source, in the

@@ -115,10 +115,6 @@ uint64_t Pack::memory_bytes() const {
          description_.hashes.size() * sizeof(Hash128);
 }
 
-void Pack::read(uint32_t first, MutableBytes into) const {
-  object_->read(uint64_t{first} * kBlockBytes, into);
-}
-
 bool Pack::is_sound(uint32_t index, Bytes block) const {
   return content_hash(block, secret_) == description_.hashes[index];
 }
@@ -141,7 +137,7 @@ std::unique_ptr<Pack> open_pack(Backend& store, const Uuid& template_uuid, const
 
 bool make_pack(Backend& store, const Uuid& template_uuid, const std::vector<PackPiece>& pieces,
                const HashSecret& secret,
-               const std::function<void(const PackPiece& part, MutableBytes into)>& read) {
+               const std::function<void(size_t piece, uint32_t skip, MutableBytes into)>& read) {
   PackDescription description{template_uuid, pieces, {}};
   uint64_t block_count = 0;
   for (const PackPiece& piece : pieces) block_count += piece.count;
@@ -168,20 +164,17 @@ bool make_pack(Backend& store, const Uuid& template_uuid, const std::vector<Pack
       at += chunk.size();
       chunk.clear();
     };
-    for (const PackPiece& piece : pieces) {
-      for (uint32_t done = 0; done < piece.count;) {
-        PackPiece part = piece;
-        part.first += done;
-        part.count = std::min<uint32_t>(
-            piece.count - done, kChunkBlocks - static_cast<uint32_t>(chunk.size() / kBlockBytes));
+    for (size_t i = 0; i < pieces.size(); ++i) {
+      for (uint32_t done = 0; done < pieces[i].count;) {
         const size_t begin = chunk.size();
-        chunk.resize(begin + size_t{part.count} * kBlockBytes);
+        const uint32_t count = std::min(pieces[i].count - done,
+                                        kChunkBlocks - static_cast<uint32_t>(begin / kBlockBytes));
+        chunk.resize(begin + size_t{count} * kBlockBytes);
         const MutableBytes blocks = MutableBytes(chunk).subspan(begin);
-        read(part, blocks);
-        for (uint32_t i = 0; i < part.count; ++i)
-          description.hashes.push_back(
-              content_hash(blocks.subspan(size_t{i} * kBlockBytes, kBlockBytes), secret));
-        done += part.count;
+        read(i, done, blocks);
+        for (size_t from = 0; from < blocks.size(); from += kBlockBytes)
+          description.hashes.push_back(content_hash(blocks.subspan(from, kBlockBytes), secret));
+        done += count;
         if (chunk.size() == size_t{kChunkBlocks} * kBlockBytes) write_chunk();
       }
     }

@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "backend/read_plan.h"
 #include "boot/profile_store.h"
 
 namespace tplstore {
@@ -79,7 +80,9 @@ class Pack {
   uint64_t object_bytes() const { return object_bytes_; }
   uint64_t memory_bytes() const;
   // Blocks from `first` on.
-  void read(uint32_t first, MutableBytes into) const;
+  void plan_read(uint32_t first, MutableBytes into, ReadPlan& plan) const {
+    plan.add(*object_, uint64_t{first} * kBlockBytes, into);
+  }
   bool is_sound(uint32_t index, Bytes block) const;
 
  private:
@@ -94,10 +97,10 @@ class Pack {
 std::unique_ptr<Pack> open_pack(Backend& store, const Uuid& template_uuid, const HashSecret& secret,
                                 bool* is_damaged = nullptr);
 
-// Makes the pack of these pieces, durably, and removes those before it. `read` gives blocks of a
-// piece, checked. False when another one came first.
+// Makes the pack of these pieces, durably, and removes those before it. `read` gives the blocks of
+// a piece from `skip` on, checked. False when another one came first.
 bool make_pack(Backend& store, const Uuid& template_uuid, const std::vector<PackPiece>& pieces,
                const HashSecret& secret,
-               const std::function<void(const PackPiece& part, MutableBytes into)>& read);
+               const std::function<void(size_t piece, uint32_t skip, MutableBytes into)>& read);
 
 }  // namespace tplstore

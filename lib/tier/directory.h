@@ -28,7 +28,7 @@
 
 #include "base/mutex.h"
 #include "template/segment_copies.h"
-#include "tier/alarm.h"
+#include "base/alarm.h"
 #include "tier/fill_queue.h"
 #include "tier/gate.h"
 #include "tier/inventory.h"

@@ -2,11 +2,10 @@
 #include "tier/tier.h"
 
 #include <sys/stat.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include <chrono>
 
+#include "base/io_priority.h"
 #include "template/segment.h"
 
 namespace tplstore {
@@ -14,12 +13,6 @@ namespace {
 
 constexpr int64_t kWatchNs = 1'000'000'000;
 constexpr int64_t kWaitMaxNs = 3'600'000'000'000;
-
-// Of this thread; where that cannot be had it is as urgent as others.
-void make_io_idle() {
-  constexpr int kOfThread = 1, kIdleClass = 3, kClassShift = 13;
-  (void)syscall(SYS_ioprio_set, kOfThread, 0, kIdleClass << kClassShift);
-}
 
 // Whether a file is another one than it was.
 std::string trace_of(const std::filesystem::path& file) {
@@ -101,7 +94,7 @@ void Tier::keep(const std::shared_ptr<TierDirectory>& directory) {
   std::promise<void> promise;
   auto ended = promise.get_future();
   std::thread thread([directory, promise = std::move(promise)]() mutable {
-    make_io_idle();
+    make_thread_io_idle();
     for (int64_t wait_ns = 0;;) {
       if (!directory->alarm().wait(std::min(wait_ns, kWaitMaxNs))) break;
       try {

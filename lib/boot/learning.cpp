@@ -1,0 +1,218 @@
+// Which profile a boot belongs to, and what has become of its runs in the disk's map.
+#include "boot/learning.h"
+
+#include <algorithm>
+
+#include "base/units.h"
+
+namespace tplstore {
+namespace {
+
+constexpr uint64_t kOwnPart = 20;
+constexpr int kTriesMax = 4;
+constexpr size_t kRunsAtOnce = 1024;
+constexpr uint32_t kCellsAtOnce = 256;
+
+bool is_own(std::span<const ProfileRun> runs) {
+  return count_own_blocks(runs) * kOwnPart >= std::max<uint64_t>(1, count_blocks(runs));
+}
+
+// Visits the places of runs, a few runs at a time; their `run` is the index among all.
+template <typename Visit>
+void visit_places(BootDisk& disk, std::span<const ProfileRun> runs, Visit visit) {
+  for (size_t begin = 0; begin < runs.size(); begin += kRunsAtOnce) {
+    std::vector<CellRun> some;
+    for (size_t i = begin; i < std::min(begin + kRunsAtOnce, runs.size()); ++i)
+      some.push_back({runs[i].source, runs[i].first, runs[i].count});
+    disk.with_cells(some, [&](std::span<const CellPlace> places) {
+      for (const CellPlace& place : places) visit(begin + place.run, place);
+    });
+  }
+}
+
+// Runs that end behind the disk, and versions' runs most of which the disk has otherwise by now.
+void drop_dead_runs(Profile& profile, BootDisk& disk) {
+  std::vector<uint64_t> mapped(profile.runs.size());
+  visit_places(disk, profile.runs,
+               [&](size_t run, const CellPlace& place) { mapped.at(run) += place.count; });
+  const uint64_t block_count = blocks_of(disk.size_bytes());
+  size_t index = 0;
+  std::erase_if(profile.runs, [&](const ProfileRun& run) {
+    const uint64_t blocks = mapped[index++];
+    return run.end() > block_count || (run.source != kFromTemplate && 2 * blocks < run.count);
+  });
+}
+
+// Whether the volume is there still: its removal takes the header before the rest.
+bool has_header(Backend& store, const NumberedObject& profile) {
+  return std::ranges::binary_search(store.list(profile.folder), "header");
+}
+
+// Cells of segments, each once, in the profile's order; and what the disk calls them.
+struct Pieces {
+  std::vector<PackPiece> pieces;
+  std::vector<CellRun> runs;
+};
+using Cell = std::pair<Hash128, uint32_t>;
+
+Pieces pieces_of(BootDisk& disk, std::span<const ProfileRun> runs) {
+  Pieces found;
+  std::set<Cell> seen;
+  visit_places(disk, runs, [&](size_t, const CellPlace& place) {
+    if (place.key.kind != CellFileKey::Kind::kSegment) return;
+    bool is_open = false;
+    for (uint32_t i = 0; i < place.count; ++i) {
+      if (!seen.emplace(place.key.segment, place.block + i).second ||
+          seen.size() > kPackBlocksMax) {
+        is_open = false;
+        continue;
+      }
+      if (!is_open) {
+        found.pieces.push_back({place.key.segment, place.key.number, place.block + i, 0, 0});
+        found.runs.push_back({kFromTemplate, place.first + i, 0});
+        is_open = true;
+      }
+      ++found.pieces.back().count;
+      ++found.runs.back().count;
+    }
+  });
+  return found;
+}
+
+bool has_most(const PackDescription& pack, const std::vector<PackPiece>& pieces) {
+  std::set<Cell> there;
+  for (const PackPiece& piece : pack.pieces)
+    for (uint32_t i = 0; i < piece.count; ++i) there.emplace(piece.segment, piece.first + i);
+  uint64_t blocks = 0, missing = 0;
+  for (const PackPiece& piece : pieces)
+    for (uint32_t i = 0; i < piece.count; ++i, ++blocks)
+      missing += there.contains({piece.segment, piece.first + i}) ? 0 : 1;
+  return 8 * missing <= blocks;
+}
+
+// Blocks of a run that the disk has in one place, verified.
+void read_cells(BootDisk& disk, const CellRun& run, MutableBytes into, CellMemory& memory) {
+  uint64_t read_blocks = 0;
+  disk.with_cells({&run, 1}, [&](std::span<const CellPlace> places) {
+    for (const CellPlace& place : places) {
+      const MutableBytes blocks = into.subspan((place.first - run.first) * kBlockBytes,
+                                               uint64_t{place.count} * kBlockBytes);
+      {
+        ReadPlan plan;
+        plan.enter(memory.requests());
+        place.file->plan_read(*place.source, uint64_t{place.block} * kBlockBytes, blocks, plan,
+                              nullptr);
+        plan.run();
+      }
+      for (uint32_t i = 0; i < place.count; ++i) {
+        const MutableBytes block = blocks.subspan(size_t{i} * kBlockBytes, kBlockBytes);
+        if (!place.source->are_sound(place.block + i, block))
+          place.source->read_sound(place.block + i, block);
+      }
+      read_blocks += place.count;
+    }
+  });
+  if (read_blocks != run.count) fail(ESTALE, disk.name(), "has changed while it was read");
+}
+
+}  // namespace
+
+FoundProfile find_profile(Backend& store, BootDisk& disk) {
+  FoundProfile found;
+  if (!disk.volume().is_nil()) {
+    found.owner = disk.volume();
+    found.stored = load_profile(store, volume_profile(found.owner), found.owner);
+    if (!found.stored.profile.runs.empty() || !disk.template_uuid()) return found;
+  }
+  found.is_of_template = true;
+  found.owner = disk.template_uuid().value_or(Uuid{});
+  found.stored = load_profile(store, template_profile(found.owner), found.owner);
+  return found;
+}
+
+std::optional<FoundProfile> learn_boot(Backend& store, BootDisk& disk,
+                                       std::span<const ProfileRun> boot, uint64_t blocks_max) {
+  if (boot.empty() || disk.volume().is_nil()) return std::nullopt;
+  const NumberedObject own_object = volume_profile(disk.volume());
+  for (int tries = 0; tries < kTriesMax; ++tries) {
+    FoundProfile found{false, disk.volume(), load_profile(store, own_object, disk.volume())};
+    Profile& profile = found.stored.profile;
+    if (!profile.runs.empty()) {
+      if (!disk.is_gone()) drop_dead_runs(profile, disk);
+      if (!is_own(profile.runs)) profile.runs.clear();  // it is as its template is again
+    }
+    std::vector<ProfileRun> runs(boot.begin(), boot.end());
+    if (profile.runs.empty() && !is_own(boot)) {
+      if (!disk.template_uuid()) return std::nullopt;
+      own_object.remove_all(store);
+      found = {true, *disk.template_uuid(), {}};
+      found.stored = load_profile(store, template_profile(found.owner), found.owner);
+      std::erase_if(runs, [](const ProfileRun& run) { return run.source != kFromTemplate; });
+    }
+    profile.owner = found.owner;
+    profile.size_bytes =
+        found.is_of_template ? std::max(profile.size_bytes, disk.size_bytes()) : disk.size_bytes();
+    if (!merge_boot(profile, runs, blocks_max, now_unix_ns())) return std::nullopt;
+    if (!found.is_of_template && !has_header(store, own_object)) return std::nullopt;
+    const NumberedObject object = found.is_of_template ? template_profile(found.owner) : own_object;
+    if (!put_profile(store, object, found.stored.number, profile)) continue;
+    if (!found.is_of_template && !has_header(store, own_object)) {
+      own_object.remove_all(store);
+      return std::nullopt;
+    }
+    ++found.stored.number;
+    return found;
+  }
+  return std::nullopt;  // others have learnt enough
+}
+
+std::set<CellFileKey> files_of(BootDisk& disk, std::span<const ProfileRun> runs) {
+  std::set<CellFileKey> keys;
+  visit_places(disk, runs, [&](size_t, const CellPlace& place) { keys.insert(place.key); });
+  return keys;
+}
+
+bool make_pack_of(Backend& store, BootDisk& disk, const Profile& profile, const HashSecret& secret,
+                  CellMemory& memory) {
+  const Pieces found = pieces_of(disk, profile.runs);
+  const auto pack = open_pack(store, profile.owner, secret);
+  if (pack && has_most(pack->description(), found.pieces)) return false;
+  return make_pack(store, profile.owner, found.pieces, secret,
+                   [&](size_t piece, uint32_t skip, MutableBytes into) {
+                     CellRun run = found.runs[piece];
+                     run.first += skip;
+                     run.count = static_cast<uint32_t>(into.size() / kBlockBytes);
+                     read_cells(disk, run, into, memory);
+                   });
+}
+
+CachedRuns count_cached(BootDisk& disk, std::span<const ProfileRun> runs, CellMemory& memory) {
+  CachedRuns counted;
+  ByteVector buffer(uint64_t{kCellsAtOnce} * kBlockBytes);
+  visit_places(disk, runs, [&](size_t, const CellPlace& place) {
+    const auto is_cached = [&](uint32_t first, uint32_t count) {
+      ReadPlan plan;
+      plan.enter(memory.requests());
+      place.file->plan_read(*place.source, uint64_t{first} * kBlockBytes,
+                            MutableBytes(buffer).first(uint64_t{count} * kBlockBytes), plan,
+                            nullptr);
+      return plan.size() == 0;
+    };
+    for (uint32_t done = 0; done < place.count;) {
+      const uint32_t first = place.block + done;
+      const uint32_t count = std::min(place.count - done, kCellsAtOnce);
+      uint64_t cached = 0;
+      if (is_cached(first, count)) {
+        cached = count;
+      } else {
+        for (uint32_t i = 0; i < count; ++i) cached += is_cached(first + i, 1) ? 1 : 0;
+      }
+      counted.bytes += uint64_t{count} * kBlockBytes;
+      counted.cached_bytes += cached * kBlockBytes;
+      done += count;
+    }
+  });
+  return counted;
+}
+
+}  // namespace tplstore

@@ -1,0 +1,49 @@
+// What is learnt from a boot that has ended: the profile of the template or of the volume, and the
+// pack of a template.
+//
+// Thread safety: functions of what they are given; a boot that another host learns at the same time
+// is not lost. Errors: the backend's and the disk's.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <set>
+#include <vector>
+
+#include "boot/boot_disk.h"
+#include "boot/cell_memory.h"
+#include "boot/pack.h"
+#include "boot/profile_store.h"
+
+namespace tplstore {
+
+// The profile that a disk's boots are read by: the volume's own, or its template's.
+struct FoundProfile {
+  bool is_of_template = false;
+  Uuid owner;
+  StoredProfile stored;  // without runs: there is none
+};
+FoundProfile find_profile(Backend& store, BootDisk& disk);
+
+// Takes a boot's runs into the profile that they belong to, which is the volume's when at least a
+// twentieth did not come from the template. The profile as it is then; nothing when the boot does
+// not count.
+std::optional<FoundProfile> learn_boot(Backend& store, BootDisk& disk,
+                                       std::span<const ProfileRun> boot, uint64_t blocks_max);
+
+// The files that have cells of these runs.
+std::set<CellFileKey> files_of(BootDisk& disk, std::span<const ProfileRun> runs);
+
+// Makes the pack of a template's profile, unless there is one that has seven eighths of it; whether
+// it did. The cells are read through the memory.
+bool make_pack_of(Backend& store, BootDisk& disk, const Profile& profile, const HashSecret& secret,
+                  CellMemory& memory);
+
+// How many bytes of these runs the disk has from their sources, and how many of them are in memory.
+struct CachedRuns {
+  uint64_t bytes = 0;
+  uint64_t cached_bytes = 0;
+};
+CachedRuns count_cached(BootDisk& disk, std::span<const ProfileRun> runs, CellMemory& memory);
+
+}  // namespace tplstore

@@ -1,0 +1,82 @@
+// Reads what a profile has into the memory, ahead of the guest that will ask for it.
+//
+// 4 MiB of the profile at a time, in its order; what these are is sorted by place, neighbours with
+// gaps of up to 256 KiB between them are one request, of at most 1 MiB, and at most 4 requests are
+// read at once. Cells are claimed right before they are read, so a guest that misses another one
+// reads for itself. Where there is a pack its blocks come first.
+//
+// Everything is verified before it enters; what cannot be read, or is not what it should be, is
+// left to who asks for it.
+//
+// Thread safety: one thread. Errors: what BootDisk::with_cells() throws; std::bad_alloc.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "boot/boot_disk.h"
+#include "boot/cell_memory.h"
+#include "boot/pack.h"
+#include "boot/profile.h"
+
+namespace tplstore {
+
+// What requests are read into; counted against the memory's cap.
+class PrefetchBuffer {
+ public:
+  // Smaller where there is not much room; nothing where there is none.
+  static std::optional<PrefetchBuffer> make(CellMemory& memory);
+  MutableBytes bytes() const { return {bytes_.get(), size_}; }
+
+ private:
+  using Memory = std::unique_ptr<std::byte[], decltype(&std::free)>;
+  PrefetchBuffer(CellMemory::Beside beside, Memory bytes, size_t size)
+      : beside_(std::move(beside)), bytes_(std::move(bytes)), size_(size) {}
+
+  CellMemory::Beside beside_;
+  Memory bytes_;
+  size_t size_;
+};
+
+class Prefetch {
+ public:
+  static constexpr size_t kRequestsMax = 4;
+
+  // `pack` may be nothing.
+  Prefetch(CellMemory& memory, std::shared_ptr<const Profile> profile,
+           std::shared_ptr<const Pack> pack);
+
+  // Reads the next few requests in the name of a window; false when there is nothing left.
+  bool step(BootDisk& disk, CellMemory::Window& window, MutableBytes buffer);
+
+  uint64_t requests() const { return requests_; }          // that were read
+  uint64_t taken_bytes() const { return taken_bytes_; }    // that have entered
+  uint64_t passed_bytes() const { return passed_bytes_; }  // of the profile, taken or not
+
+ private:
+  struct Flight;
+
+  void step_pack(CellMemory::Window& window, MutableBytes buffer);
+  bool plan_batch(BootDisk& disk, uint64_t request_blocks);
+  void read(std::vector<CellPlace> places, CellMemory::Window& window, MutableBytes buffer);
+  void take_in(Flight& flight);
+
+  CellMemory& memory_;
+  const std::shared_ptr<const Profile> profile_;
+  std::shared_ptr<const Pack> pack_;
+  uint32_t pack_at_ = 0;                      // its next block
+  size_t piece_ = 0;                          // which is in this piece,
+  uint32_t piece_at_ = 0;                     // at this block
+  size_t run_ = 0;                            // the next of the profile,
+  uint32_t run_at_ = 0;                       // from this block on
+  std::deque<std::vector<CellRun>> planned_;  // requests of this batch
+  uint64_t requests_ = 0;
+  uint64_t taken_bytes_ = 0;
+  uint64_t passed_bytes_ = 0;
+};
+
+}  // namespace tplstore

@@ -24,6 +24,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <optional>
 #include <string>
 #include <unordered_set>
 
@@ -43,10 +44,21 @@ namespace {
 constexpr rlim_t kDescriptorsWanted = 65536;
 constexpr uint32_t kGraceSecondsMax = 86400;
 constexpr uint32_t kKeepSecondsMax = 10 * 365 * 86400;
+constexpr uint32_t kBootSecondsMax = 86400;
+constexpr uint64_t kBootCacheBytes = uint64_t{256} << 20;
+// From this size on the boot cache's memory is of huge pages, where nothing else is said.
+constexpr uint64_t kHugePagesFromBytes = uint64_t{64} << 20;
+
+StoreOptions default_options() {
+  StoreOptions options;
+  options.boot.cap_bytes = kBootCacheBytes;
+  return options;
+}
 
 struct Server {
   std::string location;
-  StoreOptions options;
+  StoreOptions options = default_options();
+  std::optional<bool> has_huge_pages;
   bool is_shared = false;  // somebody has said that hosts may have the store
   std::unique_ptr<Store> store;
   std::unique_ptr<ControlServer> control;
@@ -127,6 +139,12 @@ std::chrono::seconds parse_seconds(const std::string& name, std::string_view tex
   return std::chrono::seconds(seconds);
 }
 
+bool parse_switch(const std::string& name, std::string_view text, std::string_view on,
+                  std::string_view off) {
+  if (text != on && text != off) fail(EINVAL, name, "'{}' is neither '{}' nor '{}'", text, on, off);
+  return text == on;
+}
+
 int on_config(const char* key, const char* value) noexcept {
   return guard_void([&] {
     const std::string name = key;
@@ -150,6 +168,20 @@ int on_config(const char* key, const char* value) noexcept {
       configured().options.tier_fill_bytes_per_second = parse_size("tier-fill", value);
     } else if (name == "tier-keep") {
       configured().options.tier_keep = parse_seconds(name, value, kKeepSecondsMax);
+    } else if (name == "boot-cache") {
+      configured().options.boot.cap_bytes = parse_size(name, value);
+    } else if (name == "boot-cache-hugepages") {
+      configured().has_huge_pages = parse_switch(name, value, "on", "off");
+    } else if (name == "boot-quiet") {
+      configured().options.boot.quiet = parse_seconds(name, value, kBootSecondsMax);
+    } else if (name == "boot-time") {
+      configured().options.boot.time = parse_seconds(name, value, kBootSecondsMax);
+    } else if (name == "boot-bytes") {
+      configured().options.boot.bytes = parse_size(name, value);
+    } else if (name == "prefetch") {
+      configured().options.boot.prefetch = parse_switch(name, value, "on", "off");
+    } else if (name == "packs") {
+      configured().options.boot.packs = parse_switch(name, value, "auto", "off");
     } else if (name == "shared") {
       if (std::string_view(value) != "refuse-foreign")
         fail(EINVAL, name, "'{}' is not 'refuse-foreign'", value);
@@ -157,7 +189,8 @@ int on_config(const char* key, const char* value) noexcept {
     } else {
       fail(EINVAL, name,
            "is not a parameter of tplstore; there are store, io, map-cache, same-vm, "
-           "reconnect-grace, shared, tier-state, tier-fill and tier-keep");
+           "reconnect-grace, shared, tier-state, tier-fill, tier-keep, boot-cache, "
+           "boot-cache-hugepages, boot-quiet, boot-time, boot-bytes, prefetch and packs");
     }
   });
 }
@@ -184,6 +217,8 @@ int on_get_ready() noexcept {
   return guard_void([] {
     Server& ready = configured();
     ready.options.has_tier = true;
+    BootOptions& boot = ready.options.boot;
+    boot.huge_pages = ready.has_huge_pages.value_or(boot.cap_bytes >= kHugePagesFromBytes);
     const char* tier_state = std::getenv("TPLSTORE_TIER_STATE");
     if (ready.options.tier_state.empty() && tier_state != nullptr && *tier_state != '\0')
       ready.options.tier_state = absolute_location(tier_state);

@@ -33,6 +33,7 @@ std::string families_text() {
   };
   for (const Metric& metric : store_metrics()) add(metric);
   for (const TierMetric& metric : tier_metrics()) add(metric.metric);
+  for (const BootCacheMetric& metric : boot_cache_metrics()) add(metric.metric);
   for (const VolumeMetric& metric : volume_metrics()) add(metric.metric);
   return text;
 }
@@ -49,6 +50,7 @@ TEST_CASE("the man page lists all metrics, and no others") {
   std::set<std::string> names;
   for (const Metric& metric : store_metrics()) names.insert(metric.family);
   for (const TierMetric& metric : tier_metrics()) names.insert(metric.metric.family);
+  for (const BootCacheMetric& metric : boot_cache_metrics()) names.insert(metric.metric.family);
   for (const VolumeMetric& metric : volume_metrics())
     if (metric.metric.family != nullptr) names.insert(metric.metric.family);
   CHECK(count == names.size());
@@ -89,7 +91,13 @@ TEST_CASE("every metric has a place of its own in what a server tells") {
   stats.map_cache_max_bytes = 103;
   CHECK(stats_json(stats)["tier"].dump() == R"({"enabled":false})");
   stats.tier = {true, 201, 202, 203, 204, 205, 206, 207, 208, 209, 210, 211};
+  stats.boot_cache = {true, 301, 302, 303, 304, 305, 306, 307, 308, 309, 310, 311, 312, 313, 314,
+                      315};
   const nlohmann::json told = stats_json(stats);
+  CHECK(told["boot_cache"].dump() ==
+        R"({"cap":301,"enabled":true,"evictions":310,"fill_bytes":308,"fills":307,"hits":305,)"
+        R"("misses":306,"peak":303,"prefetch_bytes":314,"prefetch_used":315,"refused":311,)"
+        R"("slots":304,"used":302,"verify_failures":312,"waits":309,"windows_open":313})");
   CHECK(told["tier"].dump() ==
         R"({"bytes":202,"bytes_out_of_place":203,"damaged":209,"enabled":true,"errors":208,)"
         R"("fill_bytes":207,"fills":206,"origin_read_bytes":211,"origin_reads":210,)"

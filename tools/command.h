@@ -89,6 +89,7 @@ void add_volume_commands(const Command& app, Context& context);
 void add_version_commands(const Command& app, Context& context);
 void add_lock_commands(const Command& app, Context& context);
 void add_tier_commands(const Command& app, Context& context);
+void add_boot_commands(const Command& app, Context& context);
 
 // And those that have a file within a group.
 void add_volume_making_commands(const Command& group, Context& context);    // create, flatten, rm

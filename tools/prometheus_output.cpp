@@ -50,6 +50,8 @@ std::string prometheus_text(const json& stats) {
   for (const Metric& metric : store_metrics()) add_metric(families, metric, stats, "kind", {});
   for (const TierMetric& metric : tier_metrics())
     add_metric(families, metric.metric, stats, "kind", {});
+  for (const BootCacheMetric& metric : boot_cache_metrics())
+    add_metric(families, metric.metric, stats, "kind", {});
   for (const json& volume : stats["volumes"])
     for (const VolumeMetric& metric : volume_metrics())
       add_metric(families, metric.metric, volume, "op",

@@ -70,6 +70,7 @@ void collect_garbage(const Context& context) {
   const auto store = context.open_store();
   const uint64_t before = store->space().volume_bytes;
   const uint64_t removed_volumes = store->remove_orphans();
+  store->remove_boot_orphans();
   json result = gc_json(gc(store->templates(), [&] { store->template_users(); }));
   if (const std::string left = store->leave_former_origins(); !left.empty())
     print_error(fmt::format(

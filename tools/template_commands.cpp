@@ -236,6 +236,7 @@ void add_template_commands(const Command& app, Context& context) {
         const auto store = context.open_store();
         remove_template(store->templates(), *removed,
                         [&] { return store->template_users()[*removed]; });
+        store->remove_boot_orphans();
       });
   remove.add_option("NAME", *removed, "The template").required();
 

@@ -180,11 +180,32 @@ struct TierStats {
   uint64_t origin_read_bytes = 0;
 };
 
+// Of the boot cache; cells are blocks of 4 KiB.
+struct BootCacheStats {
+  bool is_used = false;
+  uint64_t cap_bytes = 0;
+  uint64_t used_bytes = 0;
+  uint64_t peak_bytes = 0;
+  uint64_t slots = 0;  // cells that are in memory
+  uint64_t hits = 0;   // cells that were read from memory
+  uint64_t misses = 0;
+  uint64_t fills = 0;  // cells that were taken in
+  uint64_t fill_bytes = 0;
+  uint64_t waits = 0;  // reads that waited for another one's
+  uint64_t evictions = 0;
+  uint64_t refused = 0;  // cells for which there was no room
+  uint64_t verify_failures = 0;
+  uint64_t windows_open = 0;
+  uint64_t prefetch_bytes = 0;
+  uint64_t prefetch_used_bytes = 0;  // of these, what somebody has read
+};
+
 struct StoreStats {
   std::vector<VolumeStats> volumes;
   uint64_t map_cache_bytes = 0;      // sum of the maps' memory_bytes
   uint64_t map_cache_max_bytes = 0;  // the cap
   TierStats tier;
+  BootCacheStats boot_cache;
 };
 
 }  // namespace tplstore

@@ -224,6 +224,51 @@ json warm_json(const Tier::WarmResult& result) {
   };
 }
 
+json boot_window_json(const BootWindow& window) {
+  return {
+      {"volume", window.volume},
+      {"opened", format_time(window.opened_ns)},
+      {"reason", window.reason ? json(name_of(*window.reason)) : json(nullptr)},
+      {"ended", window.reason ? json(format_time(window.ended_ns)) : json(nullptr)},
+      {"blocks", window.blocks},
+      {"bytes", window.bytes()},
+      {"read_bytes", window.read_bytes},
+      {"streamed_bytes", window.streamed_bytes},
+      {"first_touch_hits", window.use.first_touch_hits},
+      {"hits", window.use.hits},
+      {"misses", window.use.misses},
+      {"prefetched", window.use.prefetched},
+      {"prefetched_unused", window.use.prefetched_unused},
+      {"seconds", static_cast<double>(window.duration_ms) / 1000},
+  };
+}
+
+json boot_json(const BootStatus& status) {
+  json profile = nullptr;
+  if (status.profile)
+    profile = {{"generation", status.profile->generation},
+               {"boots", status.profile->boots},
+               {"blocks", status.profile->blocks},
+               {"bytes", status.profile->blocks * kBlockBytes},
+               {"created", format_time(status.profile->created_ns)},
+               {"updated", format_time(status.profile->updated_ns)},
+               {"own_bytes", status.profile->own_blocks * kBlockBytes}};
+  json windows = json::array();
+  for (const BootWindow& window : status.windows) windows.push_back(boot_window_json(window));
+  return {
+      {"name", status.name},
+      {"kind", status.is_template ? "template" : "volume"},
+      {"profile", std::move(profile)},
+      {"pack", {{"state", name_of(status.pack)}, {"bytes", status.pack_bytes}}},
+      {"cached_bytes", status.cached_bytes},
+      {"windows", std::move(windows)},
+  };
+}
+
+json boot_warm_json(const BootWarm& warm) {
+  return {{"wanted_bytes", warm.wanted_bytes}, {"cached_bytes", warm.cached_bytes}};
+}
+
 json changes_json(const std::vector<ChangedRange>& changes) {
   json ranges = json::array();
   uint64_t data_bytes = 0, zero_bytes = 0;
@@ -244,11 +289,15 @@ json versions_json(const std::vector<VersionInfo>& infos) {
 json stats_json(const StoreStats& stats) {
   json whole = {{"servers", json::array()},
                 {"volumes", json::array()},
-                {"cache", {{"enabled", false}}},
+                {"cache", {{"enabled", stats.boot_cache.is_used}}},
+                {"boot_cache", {{"enabled", stats.boot_cache.is_used}}},
                 {"tier", {{"enabled", stats.tier.is_used}}}};
   if (stats.tier.is_used)
     for (const TierMetric& metric : tier_metrics())
       whole[metric.metric.pointer()] = stats.tier.*metric.value;
+  if (stats.boot_cache.is_used)
+    for (const BootCacheMetric& metric : boot_cache_metrics())
+      whole[metric.metric.pointer()] = stats.boot_cache.*metric.value;
   for (const VolumeStats& volume : stats.volumes)
     whole["volumes"].push_back(volume_stats_json(volume));
   for (const VolumeMetric& metric : volume_metrics()) {
@@ -268,10 +317,11 @@ json merge_stats(const std::vector<json>& answers) {
   std::map<std::string, json> volumes;
   for (const json& answer : answers) {
     if (!answer.is_object()) continue;
-    for (const char* part : {"cache", "tier", "map", "log"})
+    for (const char* part : {"cache", "boot_cache", "tier", "map", "log"})
       if (answer.contains(part)) add_up(merged[part], answer[part], json::json_pointer() / part);
-    if (answer.value("/tier/enabled"_json_pointer, json()) == true)
-      merged["tier"]["enabled"] = true;
+    for (const char* part : {"cache", "boot_cache", "tier"})
+      if (answer.value(json::json_pointer(fmt::format("/{}/enabled", part)), json()) == true)
+        merged[part]["enabled"] = true;
     if (answer.contains("servers") && answer["servers"].is_array())
       for (const json& server : answer["servers"]) merged["servers"].push_back(server);
     if (!answer.contains("volumes") || !answer["volumes"].is_array()) continue;

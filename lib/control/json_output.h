@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "base/volume_types.h"
+#include "boot/boot.h"
 #include "template/template_catalog.h"
 #include "tier/tier.h"
 
@@ -34,6 +35,11 @@ nlohmann::json space_json(const StoreSpace& space);
 nlohmann::json tier_json(const TierStatus& status);
 nlohmann::json tier_directory_json(const TierDirectoryStatus& status);
 nlohmann::json warm_json(const Tier::WarmResult& result);
+
+// How a volume or a template boots, and one boot.
+nlohmann::json boot_json(const BootStatus& status);
+nlohmann::json boot_window_json(const BootWindow& window);
+nlohmann::json boot_warm_json(const BootWarm& warm);
 
 // "servers" is empty: who answers adds itself.
 nlohmann::json stats_json(const StoreStats& stats);

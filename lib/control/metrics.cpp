@@ -133,8 +133,57 @@ constexpr TierMetric kTierMetrics[] = {
      &TierStats::origin_read_bytes},
 };
 
+constexpr BootCacheMetric kBootCacheMetrics[] = {
+    {{"/boot_cache/cap", Kind::kGauge, "tplstore_boot_cache_cap_bytes",
+      "What the boot cache may take"},
+     &BootCacheStats::cap_bytes},
+    {{"/boot_cache/used", Kind::kGauge, "tplstore_boot_cache_used_bytes",
+      "What the boot cache takes"},
+     &BootCacheStats::used_bytes},
+    {{"/boot_cache/peak", Kind::kGauge, "tplstore_boot_cache_peak_bytes",
+      "The most that the boot cache has taken"},
+     &BootCacheStats::peak_bytes},
+    {{"/boot_cache/slots", Kind::kGauge, "tplstore_boot_cache_slots",
+      "Blocks that are in the boot cache"},
+     &BootCacheStats::slots},
+    {{"/boot_cache/hits", Kind::kCounter, "tplstore_boot_cache_hits_total",
+      "Blocks that were read from the boot cache"},
+     &BootCacheStats::hits},
+    {{"/boot_cache/misses", Kind::kCounter, "tplstore_boot_cache_misses_total",
+      "Blocks that were not in it when they were read"},
+     &BootCacheStats::misses},
+    {{"/boot_cache/fills", Kind::kCounter, "tplstore_boot_cache_fills_total",
+      "Blocks that were taken into the boot cache"},
+     &BootCacheStats::fills},
+    {{"/boot_cache/fill_bytes", Kind::kCounter, "tplstore_boot_cache_fill_bytes_total",
+      "Bytes that were taken into the boot cache"},
+     &BootCacheStats::fill_bytes},
+    {{"/boot_cache/waits", Kind::kCounter, "tplstore_boot_cache_waits_total",
+      "Reads that waited for another one of the same block"},
+     &BootCacheStats::waits},
+    {{"/boot_cache/evictions", Kind::kCounter, "tplstore_boot_cache_evictions_total",
+      "Blocks that made room for others"},
+     &BootCacheStats::evictions},
+    {{"/boot_cache/refused", Kind::kCounter, "tplstore_boot_cache_refused_total",
+      "Blocks for which there was no room"},
+     &BootCacheStats::refused},
+    {{"/boot_cache/verify_failures", Kind::kCounter, "tplstore_boot_cache_verify_failures_total",
+      "Blocks that were damaged where they were read, and read elsewhere"},
+     &BootCacheStats::verify_failures},
+    {{"/boot_cache/windows_open", Kind::kGauge, "tplstore_boot_cache_windows_open",
+      "Volumes whose VMs are booting"},
+     &BootCacheStats::windows_open},
+    {{"/boot_cache/prefetch_bytes", Kind::kCounter, "tplstore_boot_cache_prefetch_bytes_total",
+      "Bytes that were read ahead of booting VMs"},
+     &BootCacheStats::prefetch_bytes},
+    {{"/boot_cache/prefetch_used", Kind::kCounter, "tplstore_boot_cache_prefetch_used_bytes_total",
+      "Bytes of these that a VM has read"},
+     &BootCacheStats::prefetch_used_bytes},
+};
+
 }  // namespace
 
+std::span<const BootCacheMetric> boot_cache_metrics() { return kBootCacheMetrics; }
 std::span<const TierMetric> tier_metrics() { return kTierMetrics; }
 std::span<const VolumeMetric> volume_metrics() { return kVolumeMetrics; }
 std::span<const Metric> store_metrics() { return kStoreMetrics; }

@@ -45,6 +45,13 @@ struct TierMetric {
 };
 std::span<const TierMetric> tier_metrics();
 
+// Of the boot cache, likewise.
+struct BootCacheMetric {
+  Metric metric;
+  uint64_t BootCacheStats::*value;
+};
+std::span<const BootCacheMetric> boot_cache_metrics();
+
 // Whether the object around them has the sum of this metric of all volumes, under the same path.
 bool is_summed(const VolumeMetric& metric);
 

@@ -174,6 +174,48 @@ const Shape& warm_shape() {
   return shape;
 }
 
+const Shape& boot_window_shape() {
+  static const Shape shape = Shape::object({{"volume", Shape::name()},
+                                            {"opened", Shape::time()},
+                                            {"reason", Shape::text().or_null()},
+                                            {"ended", Shape::time().or_null()},
+                                            {"blocks", Shape::number()},
+                                            {"bytes", Shape::number()},
+                                            {"read_bytes", Shape::number()},
+                                            {"streamed_bytes", Shape::number()},
+                                            {"first_touch_hits", Shape::number()},
+                                            {"hits", Shape::number()},
+                                            {"misses", Shape::number()},
+                                            {"prefetched", Shape::number()},
+                                            {"prefetched_unused", Shape::number()}});
+  return shape;
+}
+
+const Shape& boots_shape() {
+  static const Shape profile = Shape::object({{"generation", Shape::number()},
+                                              {"boots", Shape::number()},
+                                              {"blocks", Shape::number()},
+                                              {"bytes", Shape::number()},
+                                              {"created", Shape::time()},
+                                              {"updated", Shape::time()},
+                                              {"own_bytes", Shape::number()}});
+  static const Shape pack = Shape::object({{"state", Shape::text()}, {"bytes", Shape::number()}});
+  static const Shape boot = Shape::object({{"name", Shape::name()},
+                                           {"kind", Shape::text()},
+                                           {"profile", profile.or_null()},
+                                           {"pack", pack},
+                                           {"cached_bytes", Shape::number()},
+                                           {"windows", Shape::list_of(boot_window_shape())}});
+  static const Shape shape = Shape::object({{"boots", Shape::list_of(boot)}});
+  return shape;
+}
+
+const Shape& boot_warm_shape() {
+  static const Shape shape =
+      Shape::object({{"wanted_bytes", Shape::number()}, {"cached_bytes", Shape::number()}});
+  return shape;
+}
+
 const Shape& nothing_shape() {
   static const Shape shape = Shape::object({});
   return shape;
@@ -249,6 +291,28 @@ json warm(const Call& call) {
       call.text("template"), [&](uint64_t done_bytes, uint64_t) { call.progress(done_bytes); }));
 }
 
+json show_boots(const Call& call) {
+  const std::string name = call.text("name");
+  json boots = json::array();
+  if (!name.empty()) {
+    boots.push_back(boot_json(call.store.show_boot(name)));
+  } else {
+    for (const BootStatus& status : call.store.show_boots()) boots.push_back(boot_json(status));
+  }
+  return {{"boots", std::move(boots)}};
+}
+
+json warm_boot(const Call& call) {
+  return boot_warm_json(call.store.warm_boot(
+      call.text("name"), [&](uint64_t done_bytes, uint64_t) { call.progress(done_bytes); },
+      [] { return false; }));
+}
+
+json forget_boot(const Call& call) {
+  call.store.forget_boot(call.text("name"));
+  return json::object();
+}
+
 json reclaim(const Call& call) {
   call.store.reclaim();
   return self();
@@ -290,6 +354,17 @@ const std::vector<Operation>& operations() {
       // This host's, as this server sees it.
       {"tier-list", kServer, tier_shape, list_tier},
       {"template-warm", kServer, warm_shape, warm, {{"template", Kind::kText}}, Patience::kEndless},
+      // How a volume or a template boots; without a name, all do.
+      {"boot-show", kServer, boots_shape, show_boots, {{"name", Kind::kOptionalText}}},
+      {"boot-warm",
+       kServer,
+       boot_warm_shape,
+       warm_boot,
+       {{"name", Kind::kText}},
+       Patience::kEndless},
+      {"boot-forget", kServer, nothing_shape, forget_boot, {{"name", Kind::kText}}},
+      {"boot-done", kVolume, boot_window_shape,
+       [](const Call& c) { return boot_window_json(c.store.end_boot(c.volume)); }},
       // Gives back the space of versions that are gone, of all volumes.
       {"reclaim", kServer, server_shape, reclaim, {}, Patience::kEndless},
       {"volume-show", kVolume, volume_with_versions_shape,

@@ -62,13 +62,28 @@ std::unique_ptr<Store> Store::open(const std::string& location, const StoreOptio
 
 Store::Store(std::unique_ptr<Backend> backend, const StoreOptions& options)
     : impl_(std::make_unique<Impl>(std::move(backend), options)) {
-  const StoreIdentity identity = load_identity(*impl_->backend);  // says what is wrong with it
   try {
     impl_->origin.check();
   } catch (const Error& error) {
     impl_->options.log(error.what());  // whoever needs no template can go on
   }
-  if (options.has_tier) impl_->make_tier(identity);
+  if (options.has_tier) impl_->make_tier();
+}
+
+Store::Impl::Impl(std::unique_ptr<Backend> backend_of, const StoreOptions& options_of)
+    : backend(std::move(backend_of)),
+      options(options_of),
+      identity(load_identity(*backend)),  // says what is wrong with it
+      boot(make_boot()),
+      registry(environment(), options_of.reconnect_grace) {
+  if (boot) blocks.set_cells(boot->memory(), identity.secret);
+}
+
+std::unique_ptr<Boot> Store::Impl::make_boot() {
+  if (options.boot.cap_bytes == 0) return nullptr;
+  BootOptions boot_options = options.boot;
+  boot_options.log = options.log;
+  return std::make_unique<Boot>(std::move(boot_options), *backend, identity.secret);
 }
 
 Store::~Store() {
@@ -78,12 +93,14 @@ Store::~Store() {
   }
   impl_->upkeep_changed.notify_all();
   if (impl_->upkeep.joinable()) impl_->upkeep.join();
+  if (impl_->boot) impl_->boot->stop();
   if (impl_->tier) impl_->tier->stop();
 }
 
 void Store::start() {
   if (impl_->tier) impl_->tier->start();
   impl_->use_copies();
+  if (impl_->boot) impl_->boot->start();
   impl_->upkeep = std::thread([this] { impl_->run_upkeep(); });
 }
 
@@ -97,7 +114,7 @@ Tier* Store::tier() { return impl_->tier.get(); }
 
 // --- the tier
 
-void Store::Impl::make_tier(const StoreIdentity& identity) {
+void Store::Impl::make_tier() {
   TierOptions tier_options;
   tier_options.store = backend.get();
   tier_options.origin = &origin;
@@ -123,7 +140,7 @@ void Store::Impl::make_tier(const StoreIdentity& identity) {
 // As long as this host has no tier, reading costs nothing more.
 void Store::Impl::use_copies() {
   if (has_copies || !tier || !tier->has_table()) return;
-  blocks.set_copies(*tier, load_identity(*backend).secret);
+  blocks.set_copies(*tier, identity.secret);
   has_copies = true;
 }
 
@@ -151,6 +168,69 @@ size_t Store::repair_template(const std::string& name, const std::vector<Hash128
     ++mended;
   }
   return mended;
+}
+
+// --- the boot cache
+
+BootStatus Store::show_boot(const std::string& name) {
+  const auto disk = impl_->boot_disks.named(name);
+  return impl_->boot ? impl_->boot->show(*disk) : Boot::show_stored(*impl_->backend, *disk);
+}
+
+std::vector<BootStatus> Store::show_boots() {
+  std::vector<BootStatus> boots;
+  const auto add = [&](const auto& make_disk) {
+    try {
+      const std::shared_ptr<BootDisk> disk = make_disk();
+      boots.push_back(impl_->boot ? impl_->boot->show(*disk)
+                                  : Boot::show_stored(*impl_->backend, *disk));
+    } catch (const Error& error) {
+      if (error.code() != ENOENT) impl_->options.log(error.what());  // it is just being removed
+    }
+  };
+  for (const TemplateInfo& info : list_templates(*impl_->backend))
+    if (!info.uuid.is_nil()) add([&] { return impl_->boot_disks.of_template(info.name); });
+  impl_->for_each_name(
+      [&](const std::string& name, const Uuid& uuid) {
+        add([&] { return impl_->boot_disks.of_volume(name, uuid); });
+      },
+      [&](const std::string&, const Error& error) { impl_->options.log(error.what()); });
+  return boots;
+}
+
+BootWindow Store::end_boot(const std::string& volume) {
+  const Uuid uuid = impl_->uuid_of(volume);
+  std::optional<BootWindow> ended;
+  if (impl_->boot) ended = impl_->boot->done(uuid);
+  if (!ended) fail(EINVAL, fmt::format("volume {}", volume), "is not booting");
+  return *ended;
+}
+
+BootWarm Store::warm_boot(const std::string& name,
+                          const std::function<void(uint64_t done_bytes, uint64_t bytes)>& progress,
+                          const std::function<bool()>& interrupted) {
+  const auto disk = impl_->boot_disks.named(name);
+  if (!impl_->boot)
+    fail(EINVAL, name, "there is no boot cache: boot-cache is 0, or no server runs");
+  return impl_->boot->warm(*disk, progress, interrupted);
+}
+
+void Store::forget_boot(const std::string& name) {
+  const auto disk = impl_->boot_disks.named(name);
+  if (impl_->boot)
+    impl_->boot->forget(*disk);
+  else
+    Boot::forget_stored(*impl_->backend, *disk);
+}
+
+uint64_t Store::remove_boot_orphans() {
+  std::set<Uuid> templates;
+  for (const TemplateInfo& info : list_templates(*impl_->backend)) {
+    // Whose a profile is that belongs to one that cannot be read, nobody knows.
+    if (info.uuid.is_nil()) return 0;
+    templates.insert(info.uuid);
+  }
+  return Boot::remove_orphans(*impl_->backend, templates);
 }
 
 // --- where the segments are
@@ -201,6 +281,11 @@ void Store::Impl::run_upkeep() {
     upkeep_of_all.attempt(say, [this] {
       use_copies();
       blocks.free_unused_copies();
+      if (boot) {
+        const bool is_booting = boot->stats().windows_open > 0;
+        if (was_booting && !is_booting) blocks.forget_tables();
+        was_booting = is_booting;
+      }
       const bool evicts = node_memory_bytes() > options.map_cache_bytes;
       for (const auto& attachment : registry.all_open()) attachment->volume().maintain(evicts);
       if (evicts)
@@ -300,7 +385,11 @@ std::unique_ptr<Disk> Store::open_export(std::string_view export_name, const Pee
       fail(EBUSY, fmt::format("volume {}", name.name), "was removed and made again; try again");
     // Whoever gave it may not have come to that yet, and what the VM flushes would have none.
     impl_->sync_names();
-    return std::make_unique<CurrentDisk>(std::move(attachment), vm.is_multi);
+    // One that stands by goes on where another host's boot has ended.
+    std::unique_ptr<ReadFollower> follower;
+    if (impl_->boot && attachment->right().has())
+      follower = impl_->boot->follow(impl_->boot_disks.of_volume(name.name, uuid));
+    return std::make_unique<CurrentDisk>(std::move(attachment), vm.is_multi, std::move(follower));
   }
   if (name.kind == ExportName::Kind::kCurrentReader) {
     const uint64_t size_bytes = disk_size(read_header(*impl_->backend, volume_folder(uuid), uuid));
@@ -335,6 +424,26 @@ StoreStats Store::stats() {
   stats.map_cache_bytes = node_memory_bytes();
   stats.map_cache_max_bytes = impl_->options.map_cache_bytes;
   if (impl_->tier) stats.tier = impl_->tier->stats();
+  if (impl_->boot) {
+    const BootStats boot = impl_->boot->stats();
+    const CellMemoryStats& memory = boot.memory;
+    stats.boot_cache = {true,
+                        memory.cap,
+                        memory.used,
+                        memory.peak,
+                        memory.slots,
+                        memory.hits,
+                        memory.misses,
+                        memory.fills,
+                        memory.fill_bytes,
+                        memory.waits,
+                        memory.evictions,
+                        memory.refused,
+                        memory.verify_failures,
+                        boot.windows_open,
+                        memory.prefetch_bytes,
+                        memory.prefetch_used};
+  }
   return stats;
 }
 

@@ -20,6 +20,7 @@
 #include "backend/backend.h"
 #include "base/disk.h"
 #include "base/volume_types.h"
+#include "boot/boot.h"
 #include "template/move_origin.h"
 #include "tier/tier.h"
 
@@ -43,6 +44,8 @@ struct StoreOptions {
   std::string tier_state = {};
   uint64_t tier_fill_bytes_per_second = uint64_t{100} << 20;
   std::chrono::seconds tier_keep = std::chrono::hours(24);
+  // What booting VMs read is kept in memory, if the cap is not 0.
+  BootOptions boot = {.cap_bytes = 0};
 };
 
 struct ExportInfo {
@@ -163,6 +166,21 @@ class Store {
   // Mends segments of a template that are damaged or missing, those of which the tier has a sound
   // copy; how many these are. Errors as warm_template().
   size_t repair_template(const std::string& name, const std::vector<Hash128>& segments);
+
+  // --- the boot cache; a volume or a template is named, as "template/NAME" where there are both
+  BootStatus show_boot(const std::string& name);
+  // Of all volumes and templates.
+  std::vector<BootStatus> show_boots();
+  // Ends the window of a volume; EINVAL when none is open.
+  BootWindow end_boot(const std::string& volume);
+  // Reads what it boots with into memory. EINVAL without a boot cache; see Boot::warm().
+  BootWarm warm_boot(const std::string& name,
+                     const std::function<void(uint64_t done_bytes, uint64_t bytes)>& progress,
+                     const std::function<bool()>& interrupted);
+  // What is known of how it boots, and what is in memory for that, goes.
+  void forget_boot(const std::string& name);
+  // Removes what is known of templates that are gone.
+  uint64_t remove_boot_orphans();
 
   StoreStats stats();
   StoreSpace space();

@@ -11,6 +11,8 @@
 #include <thread>
 
 #include "base/chore.h"
+#include "boot/boot.h"
+#include "store/boot_disks.h"
 #include "store/store.h"
 #include "store/volume_disk.h"
 #include "store/volume_registry.h"
@@ -30,10 +32,7 @@ void check_volume_size(const std::string& object, uint64_t size_bytes);
 void give_back(Volume& volume);
 
 struct Store::Impl {
-  Impl(std::unique_ptr<Backend> backend_of, const StoreOptions& options_of)
-      : backend(std::move(backend_of)),
-        options(options_of),
-        registry(environment(), options_of.reconnect_grace) {}
+  Impl(std::unique_ptr<Backend> backend_of, const StoreOptions& options_of);
 
   std::shared_ptr<TemplateImage> open_template(const std::string& name);
   Uuid uuid_of(const std::string& volume);
@@ -77,23 +76,31 @@ struct Store::Impl {
   uint64_t allocated_below(Backend& in, const std::string& folder);
   uint64_t allocated_at(Backend& in, const std::string& name);
   std::unique_ptr<Backend> open_origin(const std::string& location);
-  void make_tier(const StoreIdentity& identity);
+  std::unique_ptr<Boot> make_boot();
+  void make_tier();
   void use_copies();
   void wake();
   void run_upkeep();
 
   const std::unique_ptr<Backend> backend;
   const StoreOptions options;
+  const StoreIdentity identity;
+  std::unique_ptr<Boot> boot;  // or none
   Origin origin{*backend, [this](const std::string& location) { return open_origin(location); }};
   std::unique_ptr<Tier> tier;  // or none
   BlockSource blocks{origin};
-  bool has_copies = false;  // the block source knows of the tier; upkeep's
+  bool has_copies = false;   // the block source knows of the tier; upkeep's
+  bool was_booting = false;  // likewise
   std::mutex templates_mutex;
   std::map<std::string, std::weak_ptr<TemplateImage>> templates;
   std::mutex foreign_mutex;
   std::set<std::string> foreign;  // what was named
   std::stop_source stop;
   VolumeRegistry registry;
+  BootDisks boot_disks{*backend,
+                       registry,
+                       {[this](const std::string& name) { return open_template(name); },
+                        [this](const std::string& name) { return uuid_of(name); }}};
 
   std::mutex upkeep_mutex;
   std::condition_variable upkeep_changed;

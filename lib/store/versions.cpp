@@ -124,6 +124,11 @@ VolumeInfo Store::fork_volume(const std::string& name, const std::string& parent
       fail(EINVAL, object, "{} bytes are less than the {} of {}@{}", size_bytes, base.size_bytes,
            parent, base.number);
     volume.forks().create(version, uuid);
+    try {
+      Boot::copy_for_fork(backend, impl_->uuid_of(parent), uuid);
+    } catch (const Error& error) {
+      impl_->options.log(error.what());  // it learns anew how it boots
+    }
     if (impl_->publish(name, uuid)) return;
     impl_->remove_unneeded(uuid, name);
     volume.forks().drop_dead();

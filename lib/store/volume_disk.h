@@ -15,10 +15,12 @@ namespace tplstore {
 // to be handed to.
 class CurrentDisk final : public Disk {
  public:
-  CurrentDisk(std::unique_ptr<VolumeRegistry::Attachment> attachment, bool allows_multi_conn)
+  CurrentDisk(std::unique_ptr<VolumeRegistry::Attachment> attachment, bool allows_multi_conn,
+              std::unique_ptr<ReadFollower> follower = nullptr)
       : attachment_(std::move(attachment)),
         volume_(attachment_->volume()),
-        allows_multi_conn_(allows_multi_conn) {}
+        allows_multi_conn_(allows_multi_conn),
+        follower_(std::move(follower)) {}
 
   uint64_t size_bytes() const override { return volume_.size_bytes(); }
   bool is_writable() const override { return true; }
@@ -27,7 +29,7 @@ class CurrentDisk final : public Disk {
   // for what becomes of that.
   void read(uint64_t offset, MutableBytes into) override {
     right().check_read();
-    volume_.read(0, offset, into);
+    volume_.read(0, offset, into, follower_.get());
   }
   void extents(uint64_t offset, uint64_t length,
                const std::function<bool(const Extent&)>& add) override {
@@ -64,6 +66,7 @@ class CurrentDisk final : public Disk {
   const std::unique_ptr<VolumeRegistry::Attachment> attachment_;
   Volume& volume_;
   const bool allows_multi_conn_;
+  const std::unique_ptr<ReadFollower> follower_;  // or none
 };
 
 // A frozen version that cannot be removed as long as this is there.

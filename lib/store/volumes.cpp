@@ -32,8 +32,9 @@ Peer tool_peer() {
 }
 
 VolumeEnvironment Store::Impl::environment() {
-  return {*backend, [this](const std::string& name) { return open_template(name); }, options.log,
-          [this] { wake(); }, stop.get_token()};
+  return {*backend,         [this](const std::string& name) { return open_template(name); },
+          options.log,      [this] { wake(); },
+          stop.get_token(), boot ? &boot->memory() : nullptr};
 }
 
 // --- names and folders

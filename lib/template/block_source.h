@@ -108,8 +108,7 @@ class BlockSource::Segment final : public CellSource {
     if (!cells_) return {};
     return CellPlace{cells_, this, key_of_cells(), block, count, run, first};
   }
-  // What the storage has in caches of its own.
-  void drop_cached() {
+  void drop_cached() override {
     if (Object* object = origin_object_.load(std::memory_order_acquire)) object->drop_cached();
   }
   void read(uint64_t offset, MutableBytes into);

@@ -32,6 +32,8 @@ class CellSource {
   // Reads one block from where it is sound; EIO when it is damaged wherever it is. False when
   // nobody can tell: then it is what there is.
   virtual bool read_sound(uint32_t block, MutableBytes into) = 0;
+  // Lets go of what the storage has in caches of its own.
+  virtual void drop_cached() {}
 
  protected:
   ~CellSource() = default;

@@ -41,6 +41,7 @@ struct DataFile final : public CellSource {
   // There is nothing to compare them with.
   bool are_sound(uint32_t, Bytes) override { return true; }
   bool read_sound(uint32_t, MutableBytes) override { return false; }
+  void drop_cached() override { object->drop_cached(); }
 
   void write(uint64_t offset, Bytes from) {
     object->write(offset, from);

@@ -1,0 +1,376 @@
+"""The rows of boot_storm.sh. See there."""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+
+MIB = 1 << 20
+BLOCK = 4096
+
+
+def wait_for(condition, what, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            sys.exit(f"{what} takes too long")
+        time.sleep(0.005)
+
+
+def answers(path):
+    probe = socket.socket(socket.AF_UNIX)
+    try:
+        probe.connect(path)
+        return True
+    except OSError:
+        return False
+    finally:
+        probe.close()
+
+
+class Side:
+    """A way to serve the disks of some VMs. make() prepares new disks, serve() starts what serves
+    them, within the limits, and gives their URIs."""
+
+    def __init__(self, bench):
+        self.bench = bench
+        self.processes = []
+        self.sockets = 0
+
+    def start(self, command, path, slow=True):
+        """Starts a server of the socket `path`."""
+        if os.path.exists(path):
+            os.unlink(path)
+        log = open(f"{self.bench.directory}/server.log", "ab")
+        limit = f"echo $$ >{self.bench.group}/cgroup.procs; " if slow else ""
+        process = subprocess.Popen(["sh", "-c", limit + 'exec "$@"', "sh"] + command, stdout=log,
+                                   stderr=log, stdin=subprocess.DEVNULL)
+        self.processes.append(process)
+        wait_for(lambda: process.poll() is not None or answers(path), "a server's start")
+        if process.poll() is not None:
+            sys.exit(open(f"{self.bench.directory}/server.log").read())
+        return path
+
+    def stop(self):
+        for process in self.processes:
+            process.send_signal(signal.SIGTERM)
+        for process in self.processes:
+            process.wait()
+        self.processes = []
+
+    def cpu_seconds(self):
+        total = 0
+        for process in self.processes:
+            with open(f"/proc/{process.pid}/stat") as stat:
+                fields = stat.read().rsplit(")", 1)[1].split()
+            total += int(fields[11]) + int(fields[12])
+        return total / os.sysconf("SC_CLK_TCK")
+
+
+class Tplstore(Side):
+    def __init__(self, bench, *options, store="store", slow=True):
+        super().__init__(bench)
+        self.options = options
+        self.store = f"{bench.directory}/{store}"
+        self.slow = slow
+
+    def run(self, *command):
+        result = subprocess.run([self.bench.tplstore, "-s", self.store] + list(command),
+                                capture_output=True, text=True)
+        if result.returncode != 0:
+            sys.exit(f"tplstore {' '.join(command)}: {result.stderr}")
+        return result.stdout
+
+    def make(self, count):
+        for volume in json.loads(self.run("volume", "list", "--json")):
+            self.run("volume", "rm", volume["name"])
+        for i in range(count):
+            self.run("volume", "create", f"vm{i}", "--template", "golden")
+
+    def serve(self, count):
+        path = f"{self.bench.directory}/tplstore.sock"
+        self.start(["nbdkit", "-f", "-U", path, self.bench.plugin, self.store] +
+                   list(self.options), path, self.slow)
+        return [f"nbd+unix:///vm{i}?socket={path}" for i in range(count)]
+
+    def stats(self):
+        return json.loads(self.run("stats", "--json"))
+
+    def forget(self):
+        for folder in ("boot", "packs"):
+            shutil.rmtree(f"{self.store}/{folder}", ignore_errors=True)
+
+    def learn(self, pack):
+        """Lets it see boots until it knows how the template boots, and has a pack of that."""
+        self.forget()
+        learner = Tplstore(self.bench, "boot-quiet=1",
+                           *[option for option in self.options if option.startswith("packs=")],
+                           store=os.path.basename(self.store))
+        for boot in range(5):
+            learner.make(1)
+            uris = learner.serve(1)
+            self.bench.drop_caches()
+            self.bench.replay(uris)
+            wait_for(lambda: any(boot["profile"] and boot["profile"]["boots"] > 0
+                                 and all(window["reason"] for window in boot["windows"])
+                                 for boot in json.loads(learner.run("boot", "show", "--json"))
+                                 if boot["kind"] == "template"), "learning")
+            learner.stop()
+            packs = f"{self.store}/packs"
+            if not pack or (os.path.isdir(packs) and os.listdir(packs)):
+                return
+        sys.exit("no pack was made in five boots")
+
+
+class Overlays(Side):
+    """qcow2 overlays of one image, each served by a qemu-nbd."""
+
+    def __init__(self, bench, cache):
+        super().__init__(bench)
+        self.cache = cache
+
+    def make(self, count):
+        for i in range(count):
+            path = f"{self.bench.directory}/overlay{i}.qcow2"
+            if os.path.exists(path):
+                os.unlink(path)
+            subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b",
+                            self.bench.image, path], check=True)
+
+    def serve(self, count):
+        uris = []
+        for i in range(count):
+            path = f"{self.bench.directory}/overlay{i}.sock"
+            self.start(["qemu-nbd", "-t", "-e", "8", "-f", "qcow2", f"--cache={self.cache}",
+                        "--aio=io_uring", "-k", path, f"{self.bench.directory}/overlay{i}.qcow2"],
+                       path)
+            uris.append(f"nbd+unix:///?socket={path}")
+        return uris
+
+
+class Nbdkit(Side):
+    """Plugins of nbdkit's own, with one disk for all."""
+
+    def __init__(self, bench, *arguments, slow=True, copies=False):
+        super().__init__(bench)
+        self.arguments = arguments
+        self.slow = slow
+        self.copies = copies  # as many disks as VMs
+
+    def make(self, count):
+        shutil.copyfile(self.bench.image, f"{self.bench.directory}/copy.raw")
+
+    def serve(self, count):
+        uris = []
+        for i in range(count if self.copies else 1):
+            path = f"{self.bench.directory}/nbdkit{i}.sock"
+            self.start(["nbdkit", "-f", "-U", path] + list(self.arguments), path, self.slow)
+            uris.append(f"nbd+unix:///?socket={path}")
+        return uris if self.copies else uris * count
+
+
+class Bench:
+    def __init__(self, arguments):
+        self.__dict__.update(vars(arguments))
+        self.rows = []
+        self.missed = False
+        self.image = f"{self.directory}/image.raw"
+        subprocess.run(["cp", "--sparse=always", arguments.image, self.image], check=True)
+        first = Tplstore(self)
+        subprocess.run([self.tplstore, "init", first.store], check=True, stdout=subprocess.DEVNULL)
+        first.run("template", "import", "golden", self.image)
+        info = json.loads(first.run("template", "list", "--json"))[0]
+        self.segments = info["segments"]
+        self.trace_reads = sum(line.startswith("R") for line in open(self.trace))
+
+    def drop_caches(self):
+        subprocess.run(["sync"], check=True)
+        with open("/proc/sys/vm/drop_caches", "w") as drop:
+            drop.write("3")
+
+    def device_reads(self):
+        with open(f"{self.group}/blkio.throttle.io_serviced") as counts:
+            for line in counts:
+                if line.startswith(f"{self.device} Read"):
+                    return int(line.split()[2])
+        return 0
+
+    def replay(self, uris, *options):
+        result = subprocess.run([self.replay_trace, *options, self.trace] + uris,
+                                capture_output=True, text=True)
+        if result.returncode != 0:
+            sys.exit(result.stderr)
+        return json.loads(result.stdout)["seconds"]
+
+    def cold(self, side, count, look=None):
+        """One cold boot of so many VMs at once: seconds, device reads, and what `look` sees."""
+        side.make(count)
+        self.drop_caches()
+        uris = side.serve(count)
+        self.drop_caches()
+        before = self.device_reads()
+        seconds = self.replay(uris)
+        reads = self.device_reads() - before
+        seen = look(side) if look else None
+        side.stop()
+        return seconds, reads, seen
+
+    def compare(self, measures):
+        """Runs of each alternate; the medians of all that each gives."""
+        results = [[] for _ in measures]
+        for _ in range(self.runs):
+            for result, measure in zip(results, measures):
+                result.append(measure())
+        medians = []
+        for result in results:
+            columns = list(zip(*result))
+            medians.append([statistics.median(column) if column[0] is not None else None
+                            for column in columns])
+        return medians
+
+    def wanted(self, name):
+        return not self.case or re.search(self.case, name)
+
+    def row(self, name, against, value, relation, required):
+        ok = value <= required if relation == "<=" else value >= required
+        self.missed |= not ok
+        self.rows.append({"case": name, "against": against, "value": value,
+                          "required": f"{relation}{required}", "ok": ok})
+        print(f"{name:44} {against:40} {value:9.3f} {relation + str(required):>9}  "
+              f"{'ok' if ok else 'MISSED'}", flush=True)
+
+    # --- rows
+
+    def first_boots(self):
+        if self.wanted("1 VM, first boot, buffered"):
+            ours, without = Tplstore(self), Tplstore(self, "boot-cache=0")
+
+            def first(side):
+                side.forget()
+                return self.cold(side, 1)
+
+            a, b = self.compare([lambda: first(ours), lambda: first(without)])
+            print(f"  {a[0]:.2f} s, {a[1]:.0f} reads; without {b[0]:.2f} s, {b[1]:.0f}")
+            self.row("1 VM, first boot, buffered", "boot-cache=0, time", a[0] / b[0], "<=", 1.05)
+            self.row("1 VM, first boot, buffered", "boot-cache=0, reads", a[1] / b[1], "<=", 1.05)
+        if self.wanted("first boot, direct"):
+            ours = Tplstore(self, "io=direct")
+            overlays = Overlays(self, "none")
+
+            def first_direct(count):
+                ours.forget()
+                return self.cold(ours, count)
+
+            one, one_qcow2, many, many_qcow2 = self.compare([
+                lambda: first_direct(1), lambda: self.cold(overlays, 1),
+                lambda: first_direct(16), lambda: self.cold(overlays, 16)])
+            print(f"  1: {one[0]:.2f} s, {one[1]:.0f} reads (qcow2 {one_qcow2[0]:.2f} s); "
+                  f"16: {many[0]:.2f} s, {many[1]:.0f} reads (qcow2 {many_qcow2[0]:.2f} s)")
+            allowed = self.trace_reads + 2 * self.segments
+            self.row("1 VM, first boot, direct", "reads of the trace + 2 a segment",
+                     one[1] / allowed, "<=", 1)
+            self.row("1 VM, first boot, direct", "qcow2, cache=none, time", one[0] / one_qcow2[0],
+                     "<=", 1.1)
+            self.row("16 VMs, first boot, direct", "reads of 1", many[1] / one[1], "<=", 1.1)
+            self.row("16 VMs, first boot, direct", "qcow2, cache=none, speed",
+                     many_qcow2[0] / many[0], ">=", 12)
+
+    def known_boots(self):
+        for pack, io in ((False, "buffered"), (False, "direct"), (True, "buffered"),
+                         (True, "direct")):
+            name = f"1 VM, {'pack' if pack else 'profile'}, {io}"
+            if not self.wanted(name):
+                continue
+            ours = Tplstore(self, f"io={io}", "packs=auto" if pack else "packs=off")
+            ours.learn(pack)
+            file = Nbdkit(self, "file", f"{self.directory}/copy.raw")
+            overlay = Overlays(self, "none")
+            a, b, c = self.compare([lambda: self.cold(ours, 1), lambda: self.cold(file, 1),
+                                    lambda: self.cold(overlay, 1)])
+            print(f"  {a[0]:.2f} s, {a[1]:.0f} reads; file {b[0]:.2f} s, {b[1]:.0f}; "
+                  f"qcow2 {c[0]:.2f} s, {c[1]:.0f}")
+            self.row(name, "nbdkit file", b[0] / a[0], ">=", 5 if pack else 3)
+            self.row(name, "qcow2, cache=none", c[0] / a[0], ">=", 7 if pack else 3)
+
+    def storms(self):
+        if not self.wanted("VMs at once, pack, direct"):
+            return
+        ours = Tplstore(self, "io=direct")
+        ours.learn(True)
+        overlays = Overlays(self, "none")
+
+        def filled(side):
+            return side.stats()["boot_cache"]["fill_bytes"]
+
+        one, many, most, qcow2 = self.compare([
+            lambda: self.cold(ours, 1, filled), lambda: self.cold(ours, 16, filled),
+            lambda: self.cold(ours, 64, filled), lambda: self.cold(overlays, 16)])
+        print(f"  1: {one[0]:.2f} s, {one[1]:.0f} reads; 16: {many[0]:.2f} s, {many[1]:.0f}; "
+              f"64: {most[0]:.2f} s, {most[1]:.0f}; 16 qcow2 {qcow2[0]:.2f} s, {qcow2[1]:.0f}")
+        self.row("16 VMs at once, pack, direct", "16 qcow2, cache=none", qcow2[0] / many[0], ">=",
+                 50)
+        boot_set = next(boot["profile"]["bytes"] for boot in json.loads(
+            ours.run("boot", "show", "--json")) if boot["kind"] == "template")
+        self.row("16 VMs at once, pack, direct", "bytes read, of the boot set",
+                 many[2] / boot_set, "<=", 1.02)
+        self.row("16 VMs at once, pack, direct", "reads for each further VM",
+                 (many[1] - one[1]) / 15, "<=", 8)
+        self.row("64 VMs at once, pack, direct", "reads for each further VM",
+                 (most[1] - one[1]) / 63, "<=", 8)
+
+    def warm_boots(self):
+        for io in ("buffered", "direct"):
+            name = f"64 VMs, warm, reads only, {io}"
+            if self.wanted(name):
+                ours = Tplstore(self, f"io={io}", slow=False)
+                memory = Nbdkit(self, "memory", "2G", slow=False)
+                self.warm(name, "nbdkit memory", ours, memory, 64, 0.9, "--reads")
+            name = f"16 VMs, warm, whole trace, {io}"
+            if self.wanted(name):
+                ours = Tplstore(self, f"io={io}", slow=False)
+                cow = Nbdkit(self, "--filter=cow", "file", f"{self.directory}/copy.raw",
+                             slow=False, copies=True)
+                self.warm(name, "nbdkit --filter=cow file", ours, cow, 16, 0.9)
+
+    def warm(self, name, against, ours, peer, count, required, *options):
+        def measure(side):
+            side.make(count)
+            uris = side.serve(count)
+            self.replay(uris[:1], "--reads")
+            begin = side.cpu_seconds()
+            seconds = self.replay(uris, *options)
+            used = side.cpu_seconds() - begin
+            side.stop()
+            return seconds, used, None
+
+        a, b = self.compare([lambda: measure(ours), lambda: measure(peer)])
+        print(f"  {a[0]:.2f} s, {a[1]:.2f} s of processor; {against} {b[0]:.2f} s, {b[1]:.2f} s")
+        self.row(name, against, b[0] / a[0], ">=", required)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    for name in ("tplstore", "plugin", "replay-trace", "trace", "image", "group", "device",
+                 "directory", "json"):
+        parser.add_argument("--" + name, required=True)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--case")
+    bench = Bench(parser.parse_args())
+    bench.first_boots()
+    bench.known_boots()
+    bench.storms()
+    bench.warm_boots()
+    with open(bench.json, "w") as file:
+        json.dump(bench.rows, file, indent=1)
+    print(f"Written to {bench.json}")
+    sys.exit(bench.missed)
+
+
+main()

@@ -1,0 +1,147 @@
+// Replays what a guest asked of its disk, over NBD, for many guests at once:
+//
+//   replay_trace [--reads] [--depth N] TRACE URI...
+//
+// A line of TRACE is "R OFFSET LENGTH", "W OFFSET LENGTH", "T OFFSET LENGTH" (trim), "Z OFFSET
+// LENGTH" (zero) or "F" (flush). Each URI gets a thread and a connection of its own, and sends all
+// of it in order, without pauses, N requests at a time (1). With --reads it sends the reads only.
+// What is written is the offset, again and again. Prints one line of JSON: how long all of it took
+// from before the first connection, and the slowest and the fastest of them.
+#include <fmt/format.h>
+#include <libnbd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <cstring>
+#include <fstream>
+#include <latch>
+#include <sstream>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace {
+
+struct Request {
+  char kind;
+  uint64_t offset;
+  uint64_t length;
+};
+
+[[noreturn]] void die(const std::string& what) {
+  fmt::print(stderr, "replay_trace: {}\n", what);
+  std::_Exit(1);
+}
+
+std::vector<Request> read_trace(const char* path, bool reads_only) {
+  std::ifstream file(path);
+  std::vector<Request> trace;
+  for (std::string line; std::getline(file, line);) {
+    std::istringstream words(line);
+    Request request{};
+    words >> request.kind >> request.offset >> request.length;
+    if (std::strchr("RWTZF", request.kind) == nullptr) die("not a trace: " + line);
+    if (!reads_only || request.kind == 'R') trace.push_back(request);
+  }
+  if (trace.empty()) die(fmt::format("{}: no requests", path));
+  return trace;
+}
+
+void replay(const std::vector<Request>& trace, const char* uri, size_t depth) {
+  nbd_handle* nbd = nbd_create();
+  const auto check = [&](int64_t result) {
+    if (result == -1) die(fmt::format("{}: {}", uri, nbd_get_error()));
+    return result;
+  };
+  check(nbd_connect_uri(nbd, uri));
+  uint64_t longest = 0;
+  for (const Request& request : trace) longest = std::max(longest, request.length);
+  std::vector<std::vector<char>> buffers(depth, std::vector<char>(longest));
+  std::vector<int64_t> cookies(depth, 0);
+  size_t next = 0;
+  const auto await = [&](size_t slot) {
+    while (cookies[slot] != 0) {
+      if (check(nbd_aio_command_completed(nbd, cookies[slot])) == 1)
+        cookies[slot] = 0;
+      else
+        check(nbd_poll(nbd, -1));
+    }
+  };
+  for (const Request& request : trace) {
+    // A guest waits for what it has under way before it flushes.
+    if (request.kind == 'F')
+      for (size_t slot = 0; slot < depth; ++slot) await(slot);
+    const size_t slot = next++ % depth;
+    await(slot);
+    char* data = buffers[slot].data();
+    if (request.kind == 'W')
+      for (uint64_t at = 0; at + 8 <= request.length; at += 512) {
+        const uint64_t word = request.offset + at;
+        std::memcpy(data + at, &word, sizeof(word));
+      }
+    switch (request.kind) {
+      case 'R':
+        cookies[slot] =
+            check(nbd_aio_pread(nbd, data, request.length, request.offset, NBD_NULL_COMPLETION, 0));
+        break;
+      case 'W':
+        cookies[slot] = check(
+            nbd_aio_pwrite(nbd, data, request.length, request.offset, NBD_NULL_COMPLETION, 0));
+        break;
+      case 'T':
+        cookies[slot] =
+            check(nbd_aio_trim(nbd, request.length, request.offset, NBD_NULL_COMPLETION, 0));
+        break;
+      case 'Z':
+        cookies[slot] =
+            check(nbd_aio_zero(nbd, request.length, request.offset, NBD_NULL_COMPLETION, 0));
+        break;
+      default:
+        cookies[slot] = check(nbd_aio_flush(nbd, NBD_NULL_COMPLETION, 0));
+    }
+  }
+  for (size_t slot = 0; slot < depth; ++slot) await(slot);
+  nbd_shutdown(nbd, 0);
+  nbd_close(nbd);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  bool reads_only = false;
+  size_t depth = 1;
+  int first = 1;
+  for (; first < argc && argv[first][0] == '-'; ++first) {
+    if (std::strcmp(argv[first], "--reads") == 0) {
+      reads_only = true;
+    } else if (std::strcmp(argv[first], "--depth") == 0 && first + 1 < argc) {
+      depth = std::max<size_t>(1, std::strtoul(argv[++first], nullptr, 10));
+    } else {
+      die(fmt::format("{} is no option", argv[first]));
+    }
+  }
+  if (argc - first < 2) die("usage: replay_trace [--reads] [--depth N] TRACE URI...");
+  const std::vector<Request> trace = read_trace(argv[first], reads_only);
+  const int clients = argc - first - 1;
+  std::vector<double> seconds(static_cast<size_t>(clients));
+  std::latch ready(clients + 1);
+  using Clock = std::chrono::steady_clock;
+  Clock::time_point begin;
+  {
+    std::vector<std::jthread> threads;
+    for (int i = 0; i < clients; ++i)
+      threads.emplace_back([&, i] {
+        ready.arrive_and_wait();
+        replay(trace, argv[first + 1 + i], depth);
+        seconds[static_cast<size_t>(i)] =
+            std::chrono::duration<double>(Clock::now() - begin).count();
+      });
+    begin = Clock::now();
+    ready.arrive_and_wait();
+  }
+  const auto [fastest, slowest] = std::ranges::minmax(seconds);
+  fmt::print("{{\"seconds\": {:.4f}, \"fastest\": {:.4f}, \"requests\": {}}}\n", slowest, fastest,
+             trace.size() * static_cast<size_t>(clients));
+}

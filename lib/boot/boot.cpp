@@ -81,7 +81,6 @@ class Boot::Service {
     const std::unique_ptr<CellMemory::Window> cells;
     const int64_t opened_ns = now_unix_ns();
     std::atomic<bool> is_over{false};
-    std::atomic<bool> is_learnt_from{false};
     // The upkeep's: what of the record is counted.
     std::vector<CellMemory::Beside> besides{};
     uint64_t counted_bytes = 0;
@@ -104,6 +103,13 @@ class Boot::Service {
         return head.load(std::memory_order_relaxed) == block + 1;
       });
     }
+  };
+
+  // What goes when no request can use it any more.
+  struct Ended {
+    std::shared_ptr<OpenWindow> boot;
+    bool is_learnt_from = false;
+    std::unique_ptr<CellMemory::Window> cells;  // of who was no boot
   };
 
   class Follower;
@@ -136,6 +142,7 @@ class Boot::Service {
     std::vector<CellMemory::Beside> besides;
     std::unique_ptr<Prefetch> prefetch;
     std::vector<std::shared_ptr<OpenWindow>> windows;
+    bool is_of_template = false;
     int64_t begun_ms = 0;
     int64_t used_ms = 0;  // when somebody had found something in memory, the last time
     uint64_t hits = 0;
@@ -180,10 +187,10 @@ class Boot::Service {
   Mutex mutex_;
   std::map<Uuid, std::shared_ptr<Followed>> followed_ GUARDED_BY(mutex_);
   std::deque<BootWindow> reports_ GUARDED_BY(mutex_);
-  std::deque<std::shared_ptr<OpenWindow>> ended_ GUARDED_BY(mutex_);       // to learn from
+  std::deque<Ended> ended_ GUARDED_BY(mutex_);
   std::vector<std::shared_ptr<OpenWindow>> confirmed_ GUARDED_BY(mutex_);  // to read ahead for
   std::vector<std::weak_ptr<Followed>> headless_ GUARDED_BY(mutex_);
-  std::map<Uuid, Took> took_ GUARDED_BY(mutex_);  // reading a profile, the last time
+  std::map<Uuid, Took> took_ GUARDED_BY(mutex_);  // reading a template's profile, the last time
 
   // Of the thread that reads ahead.
   std::map<Uuid, Reading> readings_;
@@ -339,14 +346,13 @@ std::optional<BootWindow> Boot::Service::end(Followed& followed, WindowEnd reaso
   BootWindow report = report_of(*window, now_ms);
   report.reason = reason;
   report.ended_ns = now_unix_ns();
-  ended_.push_back(window);  // which lets go of it when no request uses it
+  ended_.push_back({window, reason != WindowEnd::kUnconfirmed, nullptr});
   followed.owned.reset();
   followed.open.store(nullptr);
   window->is_over.store(true);
   learn_alarm_.ring();
   if (reason == WindowEnd::kUnconfirmed) return std::nullopt;
   followed.ended_ms.store(now_ms);
-  window->is_learnt_from.store(true);
   reports_.push_back(report);
   if (reports_.size() > kReportsMax) reports_.pop_front();
   return report;
@@ -408,15 +414,22 @@ void Boot::Service::keep(OpenWindow& window) {
 
 void Boot::Service::learn_all() {
   while (true) {
-    std::shared_ptr<OpenWindow> window;
+    Ended ended;
     {
       const Lock guard(mutex_);
       if (ended_.empty()) return;
-      window = std::move(ended_.front());
+      ended = std::move(ended_.front());
       ended_.pop_front();
     }
-    memory_.requests().wait_for_requests();
-    if (window->is_learnt_from.load()) attempt([&] { learn(*window); });
+    // A request may hang where its storage does.
+    while (!memory_.requests().wait_for_requests_until(std::chrono::steady_clock::now() +
+                                                       std::chrono::seconds(1))) {
+      if (!learn_alarm_.is_stopped()) continue;
+      const Lock guard(mutex_);
+      ended_.push_front(std::move(ended));
+      return;
+    }
+    if (ended.boot && ended.is_learnt_from) attempt([&] { learn(*ended.boot); });
   }
 }
 
@@ -435,7 +448,8 @@ void Boot::Service::learn(OpenWindow& window) {
   std::shared_ptr<BootDisk> living;  // that has the template's cells
   {
     const Lock guard(mutex_);
-    took = took_[learnt->owner];
+    const auto known = took_.find(learnt->owner);
+    if (known != took_.end()) took = known->second;
     for (const auto& [volume, followed] : followed_) {
       if (volume == disk.volume()) headless_.push_back(followed);
       if (!living || volume == disk.volume())
@@ -446,7 +460,8 @@ void Boot::Service::learn(OpenWindow& window) {
   if (living && learnt->is_of_template && options_.packs &&
       learnt->stored.profile.steady_boots >= kSteadyBoots &&
       (took.ms > kSlowMs || took.requests > kSlowRequests))
-    make_pack_of(store_, *living, learnt->stored.profile, secret_, memory_);
+    make_pack_of(store_, *living, learnt->stored.profile, secret_, memory_,
+                 [this] { return learn_alarm_.is_stopped(); });
 }
 
 // --- reading ahead
@@ -517,6 +532,7 @@ void Boot::Service::begin_reading(const std::shared_ptr<OpenWindow>& window) {
   }
   reading.prefetch = std::make_unique<Prefetch>(memory_, reading.profile, std::move(pack));
   reading.windows.push_back(window);
+  reading.is_of_template = found.is_of_template;
   reading.begun_ms = reading.used_ms = options_.clock_ms();
   readings_.emplace(found.owner, std::move(reading));
 }
@@ -551,7 +567,8 @@ bool Boot::Service::step(const Uuid& owner, Reading& reading) {
   }
   const Prefetch& done = *reading.prefetch;
   const Lock guard(mutex_);
-  if (done.requests() > 0) took_[owner] = {now_ms - reading.begun_ms, done.requests()};
+  if (done.requests() > 0 && reading.is_of_template)
+    took_[owner] = {now_ms - reading.begun_ms, done.requests()};
   return false;
 }
 
@@ -571,7 +588,12 @@ BootWarm Boot::Service::warm(BootDisk& disk,
   if (options_.packs && found.is_of_template) pack = open_pack(store_, found.owner, secret_);
   const uint64_t refused_before = memory_.stats().refused;
   const uint64_t wanted_bytes = count_blocks(profile->runs) * kBlockBytes;
-  const std::unique_ptr<CellMemory::Window> window = memory_.open_window();
+  std::unique_ptr<CellMemory::Window> window = memory_.open_window();
+  const auto let_go = [&] {
+    const Lock guard(mutex_);
+    ended_.push_back({nullptr, false, std::move(window)});
+    learn_alarm_.ring();
+  };
   try {
     Prefetch prefetch(memory_, profile, std::move(pack));
     while (prefetch.step(disk, *window, buffer->bytes())) {
@@ -580,10 +602,10 @@ BootWarm Boot::Service::warm(BootDisk& disk,
       if (interrupted()) fail(EINTR, disk.name(), "interrupted; what is in memory stays there");
     }
   } catch (...) {
-    memory_.requests().wait_for_requests();
+    let_go();
     throw;
   }
-  memory_.requests().wait_for_requests();
+  let_go();
   BootWarm result{wanted_bytes, wanted_bytes};
   if (memory_.stats().refused != refused_before) {
     const CachedRuns counted = count_cached(disk, profile->runs, memory_);

@@ -10,36 +10,49 @@ namespace {
 
 constexpr uint64_t kOwnPart = 20;
 constexpr int kTriesMax = 4;
-constexpr size_t kRunsAtOnce = 1024;
+constexpr uint64_t kBlocksAtOnce = 1 << 16;
 constexpr uint32_t kCellsAtOnce = 256;
 
 bool is_own(std::span<const ProfileRun> runs) {
   return count_own_blocks(runs) * kOwnPart >= std::max<uint64_t>(1, count_blocks(runs));
 }
 
-// Visits the places of runs, a few runs at a time; their `run` is the index among all.
+// Visits the places of runs, some of them at a time; their `run` is the index among all.
 template <typename Visit>
 void visit_places(BootDisk& disk, std::span<const ProfileRun> runs, Visit visit) {
-  for (size_t begin = 0; begin < runs.size(); begin += kRunsAtOnce) {
-    std::vector<CellRun> some;
-    for (size_t i = begin; i < std::min(begin + kRunsAtOnce, runs.size()); ++i)
-      some.push_back({runs[i].source, runs[i].first, runs[i].count});
+  std::vector<CellRun> some;
+  std::vector<size_t> indices;
+  uint64_t blocks = 0;
+  const auto visit_some = [&] {
     disk.with_cells(some, [&](std::span<const CellPlace> places) {
-      for (const CellPlace& place : places) visit(begin + place.run, place);
+      for (const CellPlace& place : places) visit(indices.at(place.run), place);
     });
-  }
+    some.clear();
+    indices.clear();
+    blocks = 0;
+  };
+  for (size_t i = 0; i < runs.size(); ++i)
+    for (uint32_t done = 0; done < runs[i].count;) {
+      const auto count =
+          static_cast<uint32_t>(std::min<uint64_t>(runs[i].count - done, kBlocksAtOnce - blocks));
+      some.push_back({runs[i].source, runs[i].first + done, count});
+      indices.push_back(i);
+      done += count;
+      blocks += count;
+      if (blocks == kBlocksAtOnce) visit_some();
+    }
+  if (!some.empty()) visit_some();
 }
 
-// Runs that end behind the disk, and versions' runs most of which the disk has otherwise by now.
+// Versions' runs most of which the disk has otherwise by now.
 void drop_dead_runs(Profile& profile, BootDisk& disk) {
   std::vector<uint64_t> mapped(profile.runs.size());
   visit_places(disk, profile.runs,
                [&](size_t run, const CellPlace& place) { mapped.at(run) += place.count; });
-  const uint64_t block_count = blocks_of(disk.size_bytes());
   size_t index = 0;
   std::erase_if(profile.runs, [&](const ProfileRun& run) {
     const uint64_t blocks = mapped[index++];
-    return run.end() > block_count || (run.source != kFromTemplate && 2 * blocks < run.count);
+    return run.source != kFromTemplate && 2 * blocks < run.count;
   });
 }
 
@@ -133,11 +146,15 @@ FoundProfile find_profile(Backend& store, BootDisk& disk) {
 std::optional<FoundProfile> learn_boot(Backend& store, BootDisk& disk,
                                        std::span<const ProfileRun> boot, uint64_t blocks_max) {
   if (boot.empty() || disk.volume().is_nil()) return std::nullopt;
+  uint64_t size_bytes = disk.size_bytes();
+  for (const ProfileRun& run : boot) size_bytes = std::max(size_bytes, run.end() * kBlockBytes);
   const NumberedObject own_object = volume_profile(disk.volume());
   for (int tries = 0; tries < kTriesMax; ++tries) {
     FoundProfile found{false, disk.volume(), load_profile(store, own_object, disk.volume())};
     Profile& profile = found.stored.profile;
     if (!profile.runs.empty()) {
+      std::erase_if(profile.runs,
+                    [&](const ProfileRun& run) { return run.end() > blocks_of(size_bytes); });
       if (!disk.is_gone()) drop_dead_runs(profile, disk);
       if (!is_own(profile.runs)) profile.runs.clear();  // it is as its template is again
     }
@@ -151,7 +168,7 @@ std::optional<FoundProfile> learn_boot(Backend& store, BootDisk& disk,
     }
     profile.owner = found.owner;
     profile.size_bytes =
-        found.is_of_template ? std::max(profile.size_bytes, disk.size_bytes()) : disk.size_bytes();
+        found.is_of_template ? std::max(profile.size_bytes, size_bytes) : size_bytes;
     if (!merge_boot(profile, runs, blocks_max, now_unix_ns())) return std::nullopt;
     if (!found.is_of_template && !has_header(store, own_object)) return std::nullopt;
     const NumberedObject object = found.is_of_template ? template_profile(found.owner) : own_object;
@@ -173,12 +190,13 @@ std::set<CellFileKey> files_of(BootDisk& disk, std::span<const ProfileRun> runs)
 }
 
 bool make_pack_of(Backend& store, BootDisk& disk, const Profile& profile, const HashSecret& secret,
-                  CellMemory& memory) {
+                  CellMemory& memory, const std::function<bool()>& interrupted) {
   const Pieces found = pieces_of(disk, profile.runs);
   const auto pack = open_pack(store, profile.owner, secret);
   if (pack && has_most(pack->description(), found.pieces)) return false;
   return make_pack(store, profile.owner, found.pieces, secret,
                    [&](size_t piece, uint32_t skip, MutableBytes into) {
+                     if (interrupted()) fail(EINTR, disk.name(), "its pack is not made now");
                      CellRun run = found.runs[piece];
                      run.first += skip;
                      run.count = static_cast<uint32_t>(into.size() / kBlockBytes);

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <set>
 #include <vector>
@@ -35,9 +36,9 @@ std::optional<FoundProfile> learn_boot(Backend& store, BootDisk& disk,
 std::set<CellFileKey> files_of(BootDisk& disk, std::span<const ProfileRun> runs);
 
 // Makes the pack of a template's profile, unless there is one that has seven eighths of it; whether
-// it did. The cells are read through the memory.
+// it did. The cells are read through the memory. EINTR when `interrupted` says so.
 bool make_pack_of(Backend& store, BootDisk& disk, const Profile& profile, const HashSecret& secret,
-                  CellMemory& memory);
+                  CellMemory& memory, const std::function<bool()>& interrupted);
 
 // How many bytes of these runs the disk has from their sources, and how many of them are in memory.
 struct CachedRuns {

@@ -141,6 +141,8 @@ TEST_CASE("the last connection that goes ends the window") {
   CHECK(status.windows[0].reason == WindowEnd::kClosed);
   disk->go();
   host.wait(0);
+  CHECK(host.boot->show(*disk).cached_bytes == 0);
+  host.boot->forget(*disk);
   // It is learnt from, though the disk is gone.
   CHECK(host.boot->show_stored(host.store, *host.template_disk()).profile->blocks == 2);
 }

@@ -157,6 +157,7 @@ class Boot::Service {
   void confirm(Followed& followed, OpenWindow& window);
   std::optional<BootWindow> end(Followed& followed, WindowEnd reason) REQUIRES(mutex_);
   void say(const std::optional<BootWindow>& report) const;
+  static std::vector<CellFileKey> files_of_open(BootDisk& disk, const FoundProfile& found);
   static BootWindow report_of(const OpenWindow& window, int64_t now_ms);
 
   int64_t upkeep();
@@ -616,13 +617,23 @@ BootWarm Boot::Service::warm(BootDisk& disk,
 
 // --- what is asked for
 
+// The files that have what is in the profile; of a disk that is not open nobody can tell.
+std::vector<CellFileKey> Boot::Service::files_of_open(BootDisk& disk, const FoundProfile& found) {
+  if (disk.is_gone()) return {};
+  try {
+    const std::set<CellFileKey> files = files_of(disk, found.stored.profile.runs);
+    return {files.begin(), files.end()};
+  } catch (const Error& error) {
+    if (error.code() != ESHUTDOWN && error.code() != ENOENT) throw;
+    return {};
+  }
+}
+
 BootStatus Boot::Service::show(BootDisk& disk) {
   BootStatus status = show_stored(store_, disk);
   const FoundProfile found = find_profile(store_, disk);
-  if (!found.stored.profile.runs.empty()) {
-    const std::set<CellFileKey> files = files_of(disk, found.stored.profile.runs);
-    status.cached_bytes = memory_.cached_bytes(std::vector(files.begin(), files.end()));
-  }
+  const std::vector<CellFileKey> files = files_of_open(disk, found);
+  status.cached_bytes = memory_.cached_bytes(files);
   const Lock guard(mutex_);
   const auto is_of_it = [&](const BootWindow& window) {
     return status.is_template ? window.template_uuid == disk.template_uuid()
@@ -641,14 +652,13 @@ BootStatus Boot::Service::show(BootDisk& disk) {
 }
 
 void Boot::Service::forget(BootDisk& disk) {
-  FoundProfile found = find_profile(store_, disk);
+  std::vector<CellFileKey> files = files_of_open(disk, find_profile(store_, disk));
   forget_stored(store_, disk);
-  std::set<CellFileKey> files = files_of(disk, found.stored.profile.runs);
   // Of a volume only what it does not share with its template's others.
   if (!disk.volume().is_nil())
     std::erase_if(files,
                   [](const CellFileKey& key) { return key.kind == CellFileKey::Kind::kSegment; });
-  memory_.forget(std::vector(files.begin(), files.end()));
+  memory_.forget(files);
 }
 
 BootStats Boot::Service::stats() {

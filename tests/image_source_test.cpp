@@ -835,15 +835,16 @@ TEST_CASE("a qemu-nbd that is killed while it reads is an error, and none is lef
   if (!can_run()) return;
   const Folder folder;
   write_file(folder / "disk.raw", example_disk());
+  REQUIRE(convert(folder / "disk.raw", "qcow2 -c", folder / "image"));
   {
     const auto source =
-        ImageSource::open(folder / "disk.raw", {.requests_in_flight = 2, .request_bytes = 65536});
+        ImageSource::open(folder / "image", {.requests_in_flight = 2, .request_bytes = 65536});
     const auto servers = find_servers();
     REQUIRE(servers.size() == 1);
     const Thrown lost =
         thrown_by([&] { source->read_data([&](uint64_t, Bytes) { kill(servers[0], SIGKILL); }); });
     CHECK(lost.code != 0);
-    CHECK(mentions(lost, "disk.raw"));
+    CHECK(mentions(lost, "image"));
   }
   CHECK(find_servers().empty());
 }
@@ -852,9 +853,10 @@ TEST_CASE("a server that does not answer is an error, and does not hold up the e
   if (!can_run()) return;
   const Folder folder;
   write_file(folder / "disk.raw", example_disk());
+  REQUIRE(convert(folder / "disk.raw", "qcow2 -c", folder / "image"));
   {
     const auto source = ImageSource::open(
-        folder / "disk.raw",
+        folder / "image",
         {.requests_in_flight = 2, .request_bytes = 65536, .stall_seconds_max = 1});
     const auto servers = find_servers();
     REQUIRE(servers.size() == 1);
@@ -862,6 +864,25 @@ TEST_CASE("a server that does not answer is an error, and does not hold up the e
     CHECK(thrown_by([&] { source->read_data([](uint64_t, Bytes) {}); }).code == ETIMEDOUT);
   }
   CHECK(find_servers().empty());
+}
+
+TEST_CASE("a file that is cut while it is read is an error") {
+  if (!can_run()) return;
+  const Folder folder;
+  write_file(folder / "disk.raw", example_disk());
+  REQUIRE(convert(folder / "disk.raw", "qcow2", folder / "image"));
+  for (const std::string name : {"disk.raw", "image"}) {
+    CAPTURE(name);
+    const auto source =
+        ImageSource::open(folder / name, {.requests_in_flight = 1, .request_bytes = 65536});
+    const Thrown thrown = thrown_by([&] {
+      source->read_data([&](uint64_t offset, Bytes) {
+        if (offset == 0) std::filesystem::resize_file(folder / name, 512 << 10);
+      });
+    });
+    CHECK(thrown.code == EIO);
+    CHECK(mentions(thrown, "was cut while it was being read"));
+  }
 }
 
 TEST_CASE("an interruption is heeded at once, before and during the reading") {

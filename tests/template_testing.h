@@ -136,7 +136,10 @@ inline std::shared_ptr<TemplateImage> open_image(Backend& backend, const std::st
 
 inline Hash128 publish_segment(SegmentBuilder& builder, Backend& backend) {
   BlockSource blocks(backend);
-  return builder.publish(backend, blocks);
+  const Hash128 name = builder.name();
+  if (builder.publish(backend, blocks) == SegmentBuilder::Outcome::kOtherBytes)
+    fail_other_bytes(name);
+  return name;
 }
 
 // The identity of a store, of any format; false when there is one.

@@ -309,6 +309,7 @@ void list_directories(const Context& context, bool checks) {
     directories = answers.empty() ? tier_json(store->tier()->look())["directories"]
                                   : merged_directories(answers);
   }
+  for (json& directory : directories) directory["layouts"] = table->layouts;
   context.print(directories, directories_text);
   uint64_t damaged = 0;
   for (const json& directory : directories) damaged += directory["damaged"].get<uint64_t>();

@@ -105,25 +105,32 @@ ImportJournal::ImportJournal(Backend& backend, const std::string& template_name,
   encoder.put(ImportJournalFailure{});  // it has not failed yet
   object_->write(0, encoder.bytes());   // within one sector, so there is no half of it
   object_->sync();
+  durable_to_ = tail_;
   backend_.sync_folder("imports");
 }
 
 void ImportJournal::add(const Hash128& segment) {
-  if (known_.insert(segment).second) pending_.push_back(segment);
+  const Lock lock(mutex_);
+  if (!known_.insert(segment).second) return;
+  ImportJournalRecord record{kJournalMagic, segment, 0};
+  record.checksum = record_checksum(record, tail_);
+  object_->write(tail_, bytes_of(record));
+  tail_ += sizeof record;
+}
+
+uint64_t ImportJournal::tail() {
+  const Lock lock(mutex_);
+  return tail_;
 }
 
 void ImportJournal::commit() {
-  if (pending_.empty()) return;
-  Encoder encoder;
-  for (const Hash128& segment : pending_) {
-    ImportJournalRecord record{kJournalMagic, segment, 0};
-    record.checksum = record_checksum(record, tail_ + encoder.size());
-    encoder.put(record);
-  }
-  object_->write(tail_, encoder.bytes());
+  const uint64_t needed = tail();
+  // Whoever waits here finds it done by then, or does it for all that came meanwhile.
+  const Lock lock(sync_mutex_);
+  if (durable_to_ >= needed) return;
+  const uint64_t end = tail();
   object_->sync();
-  tail_ += encoder.size();
-  pending_.clear();
+  durable_to_ = end;
 }
 
 void ImportJournal::tell_failure(std::string_view why) noexcept {

@@ -8,13 +8,13 @@
 //   | header, 224 bytes | why it failed, 288 bytes | record | record | ...     32 bytes each
 //
 // Records are appended and synced before the segment they name is published, so no segment of an
-// interrupted import is ever without its record. Every record carries its own checksum: what a
-// crash left half-written is skipped.
+// interrupted import is ever without its record. Other imports see them when they are appended.
+// Every record carries its own checksum: what a crash left half-written is skipped.
 //
 // While its lock is held the import is running; else it has failed, and may have said why.
 //
-// Thread safety: none; one import's. Holding an ImportJournal is holding its lock, so that a name
-// is imported once at a time.
+// Thread safety: add() and commit() of an ImportJournal; else none, one import's. Holding an
+// ImportJournal is holding its lock, so that a name is imported once at a time.
 #pragma once
 
 #include <cstddef>
@@ -28,6 +28,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "base/mutex.h"
 
 namespace tplstore {
 
@@ -105,9 +106,8 @@ class ImportJournal {
   // EBUSY when this name is being imported.
   ImportJournal(Backend& backend, const std::string& template_name, uint64_t image_bytes);
 
-  // Remembers a segment for the next commit().
   void add(const Hash128& segment);
-  // Makes everything added durable.
+  // Makes everything that was added before the call durable; several threads share a sync.
   void commit();
   // For people, and for as long as it is not continued. Does not throw.
   void tell_failure(std::string_view why) noexcept;
@@ -115,13 +115,17 @@ class ImportJournal {
   void remove();
 
  private:
+  uint64_t tail() EXCLUDES(mutex_);
+
   Backend& backend_;
   const std::string path_;
   std::unique_ptr<HeldLock> lock_;
   std::unique_ptr<Object> object_;
-  std::set<Hash128> known_;
-  std::vector<Hash128> pending_;
-  uint64_t tail_ = kJournalRecordsOffset;
+  Mutex mutex_;
+  std::set<Hash128> known_ GUARDED_BY(mutex_);
+  uint64_t tail_ GUARDED_BY(mutex_) = kJournalRecordsOffset;
+  Mutex sync_mutex_;
+  uint64_t durable_to_ GUARDED_BY(sync_mutex_) = 0;
 };
 
 }  // namespace tplstore

@@ -92,7 +92,7 @@ Hash128 SegmentBuilder::name() const {
   return content_hash(table_bytes(hashes_), secret_);
 }
 
-Hash128 SegmentBuilder::publish(Backend& backend, BlockSource& blocks) {
+SegmentBuilder::Outcome SegmentBuilder::publish(Backend& backend, BlockSource& blocks) {
   SegmentTrailer trailer{};
   trailer.magic = kSegmentMagic;
   trailer.format = kSegmentFormat;
@@ -108,14 +108,14 @@ Hash128 SegmentBuilder::publish(Backend& backend, BlockSource& blocks) {
   ensure(content_.size() == segment_object_bytes(trailer.block_count),
          "a segment is as long as its block count says");
 
-  const std::string path = segment_path(trailer.table_hash);
+  Outcome outcome = Outcome::kNew;
   try {
-    if (!backend.put_new(path, content_)) {
-      if (!has_content(blocks, trailer.table_hash, trailer.block_count, content_))
-        fail(EIO, path,
-             "exists with other bytes than those that would get this name: it is damaged, or two "
-             "contents have the same hash; run 'tplstore template verify', and if it is damaged {}",
-             kRepairSegment);
+    if (!backend.put_new(segment_path(trailer.table_hash), content_)) {
+      if (!has_content(blocks, trailer.table_hash, trailer.block_count, content_)) {
+        content_.resize(data_bytes);
+        return Outcome::kOtherBytes;
+      }
+      outcome = Outcome::kThere;
       // Whoever put it may not have made its name durable yet; what we publish relies on it.
       backend.sync_folder(segment_folder(trailer.table_hash));
     }
@@ -125,7 +125,14 @@ Hash128 SegmentBuilder::publish(Backend& backend, BlockSource& blocks) {
   }
   content_.clear();
   hashes_.clear();
-  return trailer.table_hash;
+  return outcome;
+}
+
+void fail_other_bytes(const Hash128& name) {
+  fail(EIO, segment_path(name),
+       "exists with other bytes than those that would get this name: it is damaged, or two "
+       "contents have the same hash; run 'tplstore template verify', and if it is damaged {}",
+       kRepairSegment);
 }
 
 void mend_segment(Backend& backend, const Hash128& name, Bytes sound) {

@@ -71,6 +71,8 @@ class SegmentBuilder {
   bool empty() const { return hashes_.empty(); }
   bool full() const { return hashes_.size() == kSegmentBlocksMax; }
   Bytes block(uint32_t index) const;
+  // All of them. They stay there until something is added after they were published.
+  Bytes blocks() const { return content_; }
   const Hash128& hash(uint32_t index) const { return hashes_.at(index); }
 
   // Takes a copy of one block; not when full. `hash` is its content_hash with the secret. Its
@@ -78,15 +80,23 @@ class SegmentBuilder {
   uint32_t add(Bytes block, const Hash128& hash);
   // The name it would be published under now; not when empty.
   Hash128 name() const;
-  // Publishes what was collected, durably, and is empty afterwards. When the name exists with the
-  // same bytes, that one serves; EIO when its bytes differ.
-  Hash128 publish(Backend& backend, BlockSource& blocks);
+  enum class Outcome {
+    kNew,
+    kThere,       // the name exists with the same bytes, and that one serves
+    kOtherBytes,  // the name exists with other bytes; nothing was done, and the builder keeps its
+                  // blocks
+  };
+  // Publishes what was collected, durably, and is empty afterwards.
+  Outcome publish(Backend& backend, BlockSource& blocks);
 
  private:
   HashSecret secret_;
   std::vector<Hash128> hashes_;
   ByteVector content_;  // the blocks; table and trailer are added by publish
 };
+
+// When nothing else can be done about kOtherBytes: EIO.
+[[noreturn]] void fail_other_bytes(const Hash128& name);
 
 // Makes a segment that is damaged or missing what it should be, durably: `sound`, all of its
 // object. Others may read it meanwhile; whoever calls this sees to it that nobody removes it.

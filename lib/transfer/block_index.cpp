@@ -2,7 +2,10 @@
 // belongs, so a larger table is filled without hashing anything again.
 #include "transfer/block_index.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
+#include <new>
 
 #include "template/block_source.h"
 #include "template/store_identity.h"
@@ -16,16 +19,33 @@ static_assert(kSegmentBlocksMax == 1u << kBlockBits);
 constexpr uint32_t kSegmentsMax = (1u << (32 - kBlockBits)) - 1;
 constexpr uint64_t kCapacityMin = 1024;
 
-constexpr uint64_t capacity_for(uint64_t block_count) {
-  return std::max(kCapacityMin, block_count + block_count / 4 + 1);
+}  // namespace
+
+template <typename T>
+BlockIndex::Pages<T>::Pages(uint64_t count) : count_(count) {
+  if (count == 0) return;
+  void* memory = mmap(nullptr, count * sizeof(T), PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) throw std::bad_alloc();
+  items_ = static_cast<T*>(memory);
 }
 
-}  // namespace
+template <typename T>
+BlockIndex::Pages<T>::~Pages() {
+  if (items_ != nullptr) munmap(items_, count_ * sizeof(T));
+}
+
+template <typename T>
+void BlockIndex::Pages<T>::forget_before(uint64_t i) {
+  (void)madvise(items_, round_down(i * sizeof(T), kBlockBytes), MADV_DONTNEED);
+}
+
+template class BlockIndex::Pages<uint64_t>;
+template class BlockIndex::Pages<uint32_t>;
 
 uint64_t BlockIndex::load(const TemplateStorage& storage, BlockSource& blocks) {
   const HashSecret secret = load_identity(storage.store).secret;
   const std::vector<Hash128> names = list_segments(storage.segments);
-  reserve(used_ + names.size() * kSegmentBlocksMax);
   uint64_t unreadable = 0;
   TableCache cache(storage.segments, secret, names);
   cache.read([&](const Hash128& name, const TableCache::Table& table) { add_stored(name, table); });
@@ -72,18 +92,21 @@ void BlockIndex::place(uint64_t key, uint32_t packed) {
   locations_[slot] = packed;
 }
 
-void BlockIndex::rebuild(uint64_t capacity) {
-  std::vector<uint64_t> old_keys(capacity);
-  std::vector<uint32_t> old_locations(capacity);
-  old_keys.swap(keys_);
-  old_locations.swap(locations_);
-  for (uint64_t i = 0; i < old_locations.size(); ++i) {
-    if (old_locations[i] != 0) place(old_keys[i], old_locations[i]);
+// In rising order of the keys, but for a few at the end.
+void BlockIndex::grow() {
+  constexpr uint64_t kStep = 1 << 20;
+  const uint64_t capacity = std::max(kCapacityMin, keys_.size() / 5 * 6);
+  Pages<uint64_t> keys(capacity);
+  Pages<uint32_t> locations(capacity);
+  std::swap(keys, keys_);
+  std::swap(locations, locations_);
+  for (uint64_t i = 0; i < locations.size(); ++i) {
+    if (i % kStep == 0) {
+      keys.forget_before(i);
+      locations.forget_before(i);
+    }
+    if (locations[i] != 0) place(keys[i], locations[i]);
   }
-}
-
-void BlockIndex::reserve(uint64_t block_count) {
-  if (capacity_for(block_count) > keys_.size()) rebuild(capacity_for(block_count));
 }
 
 void BlockIndex::insert(const Hash128& hash, BlockLocation location) {
@@ -94,14 +117,14 @@ void BlockIndex::insert(const Hash128& hash, BlockLocation location) {
     locations_[known.slots[kCandidatesMax - 1]] = packed;
     return;
   }
-  if ((used_ + 1) * 5 > keys_.size() * 4) rebuild(std::max(kCapacityMin, keys_.size() * 3 / 2));
+  if ((used_ + 1) * 25 > keys_.size() * 23) grow();
   place(hash.low, packed);
   ++used_;
 }
 
 BlockIndex::Slots BlockIndex::find_slots(uint64_t key) const {
   Slots found;
-  if (keys_.empty()) return found;
+  if (keys_.size() == 0) return found;
   uint64_t slot = home(key);
   while (locations_[slot] != 0 && found.count < kCandidatesMax) {
     if (keys_[slot] == key) found.slots[found.count++] = slot;
@@ -121,7 +144,7 @@ BlockIndex::Candidates BlockIndex::find(const Hash128& hash) const {
 }
 
 uint64_t BlockIndex::memory_bytes() const {
-  return keys_.capacity() * sizeof(uint64_t) + locations_.capacity() * sizeof(uint32_t) +
+  return keys_.size() * (sizeof(uint64_t) + sizeof(uint32_t)) +
          segments_.capacity() * sizeof(SegmentEntry) + names_.size() * 48;
 }
 

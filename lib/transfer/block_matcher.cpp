@@ -1,7 +1,9 @@
-// Sorts what the index names by segment and block, reads it in long pieces, and compares.
+// Sorts what the index names by segment and block, reads it in long pieces, and compares; these two
+// in a thread for each batch.
 #include "transfer/block_matcher.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace tplstore {
 namespace {
@@ -13,6 +15,12 @@ bool is_before(const BlockLocation& a, const BlockLocation& b) {
 }  // namespace
 
 bool BlockMatcher::plan_read(BlockLocation location, MutableBytes into, ReadPlan& plan) {
+  if (on_their_way_ != nullptr) {
+    if (const Bytes block = on_their_way_->find(location); !block.empty()) {
+      std::ranges::copy(block, into.begin());
+      return true;
+    }
+  }
   const auto& entry = index_.segment(location.segment);
   if (entry.block_count == 0) return false;
   if (location.segment >= held_.size()) held_.resize(index_.segment_count());
@@ -40,72 +48,98 @@ bool BlockMatcher::has_bytes(BlockLocation location, Bytes block) {
   return std::memcmp(there.data(), block.data(), kBlockBytes) == 0;
 }
 
-void BlockMatcher::match(std::span<Wanted> wanted, std::optional<BlockLocation> previous,
-                         uint32_t built) {
-  std::vector<BlockIndex::Candidates> candidates(wanted.size());
-  comparisons_.clear();
-  for (uint32_t i = 0; i < wanted.size(); ++i) {
-    wanted[i].match.reset();
-    candidates[i] = index_.find(wanted[i].hash);
+void BlockMatcher::choose_places(Batch& batch) {
+  for (uint32_t i = 0; i < batch.wanted.size(); ++i) {
+    Wanted& block = batch.wanted[i];
+    block.match.reset();
+    batch.candidates.push_back(index_.find(block.hash));
     std::optional<BlockLocation> choice;
-    for (const BlockLocation& location : candidates[i].all()) {
-      if (location.segment == built) continue;
-      const bool continues = previous && location.segment == previous->segment &&
-                             location.block == previous->block + 1;
+    for (const BlockLocation& location : batch.candidates[i].all()) {
+      if (location.segment == batch.built) continue;
+      const bool continues = previous_ && location.segment == previous_->segment &&
+                             location.block == previous_->block + 1;
       if (!choice || continues) choice = location;
       if (continues) break;
     }
-    if (choice) comparisons_.push_back({*choice, i});
-    previous = choice;
-  }
-  compare(wanted, comparisons_);
-
-  // Equal hashes with different bytes, or an unreadable place: the other places, one by one.
-  for (const Comparison& done : comparisons_) {
-    Wanted& block = wanted[done.wanted];
-    for (const BlockLocation& location : candidates[done.wanted].all()) {
-      if (block.match) break;
-      if (location.segment != built && location != done.location &&
-          has_bytes(location, block.block))
-        block.match = location;
-    }
+    if (choice) batch.comparisons.push_back({*choice, i, 0});
+    previous_ = choice;
   }
 }
 
-void BlockMatcher::compare(std::span<Wanted> wanted, std::vector<Comparison>& comparisons) {
-  std::sort(comparisons.begin(), comparisons.end(), [](const Comparison& a, const Comparison& b) {
-    return is_before(a.location, b.location);
-  });
-  buffer_.resize(std::max<size_t>(buffer_.size(), comparisons.size() * kBlockBytes));
-  ReadPlan plan;
-  // The bytes of comparison i go to slot slots[i] of the buffer; equal places share one.
-  std::vector<uint32_t> slots(comparisons.size());
+// Equal places share a slot of the buffer.
+void BlockMatcher::plan_reads(Batch& batch) {
+  auto& comparisons = batch.comparisons;
+  std::ranges::sort(comparisons, is_before, &Comparison::location);
+  if (!buffers_.empty()) {
+    batch.buffer = std::move(buffers_.back());
+    buffers_.pop_back();
+  }
+  batch.buffer.resize(std::max<size_t>(batch.buffer.size(), comparisons.size() * kBlockBytes));
   uint32_t used = 0;
   for (size_t i = 0; i < comparisons.size(); ++i) {
     const BlockLocation& location = comparisons[i].location;
     if (i > 0 && comparisons[i - 1].location == location) {
-      slots[i] = slots[i - 1];
+      comparisons[i].slot = comparisons[i - 1].slot;
       continue;
     }
-    slots[i] = used++;
+    comparisons[i].slot = used++;
     const MutableBytes into =
-        MutableBytes(buffer_).subspan(slots[i] * uint64_t{kBlockBytes}, kBlockBytes);
+        MutableBytes(batch.buffer)
+            .subspan(comparisons[i].slot * uint64_t{kBlockBytes}, kBlockBytes);
     // Wanted blocks are never zero.
-    if (!plan_read(location, into, plan)) std::fill(into.begin(), into.end(), std::byte{0});
+    if (!plan_read(location, into, batch.plan)) std::ranges::fill(into, std::byte{0});
   }
-  bool is_read = true;
+}
+
+// In a thread of its own.
+void BlockMatcher::compare(Batch& batch) {
   try {
-    plan.run();
+    batch.plan.run();
+    batch.is_read = true;
   } catch (const Error&) {
-    is_read = false;
+    return;
   }
-  for (size_t i = 0; i < comparisons.size(); ++i) {
-    Wanted& block = wanted[comparisons[i].wanted];
-    const std::byte* there = buffer_.data() + slots[i] * uint64_t{kBlockBytes};
-    const bool equal = is_read ? std::memcmp(there, block.block.data(), kBlockBytes) == 0
-                               : has_bytes(comparisons[i].location, block.block);
-    if (equal) block.match = comparisons[i].location;
+  for (const Comparison& comparison : batch.comparisons) {
+    Wanted& block = batch.wanted[comparison.wanted];
+    const std::byte* there = batch.buffer.data() + comparison.slot * uint64_t{kBlockBytes};
+    if (std::memcmp(there, block.block.data(), kBlockBytes) == 0) block.match = comparison.location;
   }
+}
+
+std::unique_ptr<BlockMatcher::Batch> BlockMatcher::begin(std::vector<Wanted> wanted,
+                                                         uint32_t built) {
+  auto batch = std::make_unique<Batch>();
+  batch->wanted = std::move(wanted);
+  batch->built = built;
+  choose_places(*batch);
+  if (batch->comparisons.empty()) return batch;
+  plan_reads(*batch);
+  batch->comparing = std::async(std::launch::async, [&on = *batch] { compare(on); });
+  return batch;
+}
+
+std::vector<BlockMatcher::Wanted> BlockMatcher::end(std::unique_ptr<Batch> batch) {
+  if (batch->comparing.valid()) batch->comparing.get();
+  // Equal hashes with different bytes, or a place that could not be read: the other places, one by
+  // one.
+  for (const Comparison& done : batch->comparisons) {
+    Wanted& block = batch->wanted[done.wanted];
+    for (const BlockLocation& location : batch->candidates[done.wanted].all()) {
+      if (block.match) break;
+      if (location.segment != batch->built && (location != done.location || !batch->is_read) &&
+          has_bytes(location, block.block))
+        block.match = location;
+    }
+  }
+  if (!batch->buffer.empty()) buffers_.push_back(std::move(batch->buffer));
+  return std::move(batch->wanted);
+}
+
+void BlockMatcher::match(std::span<Wanted> wanted, std::optional<BlockLocation> previous,
+                         uint32_t built) {
+  const auto sequence = std::exchange(previous_, previous);
+  std::ranges::move(end(begin({wanted.begin(), wanted.end()}, built)), wanted.begin());
+  previous_ = sequence;
 }
 
 }  // namespace tplstore

@@ -28,6 +28,7 @@ bool is_known_format(std::string_view name) {
 }
 // More images than this, each the backing file of the one before, are taken for a circle.
 constexpr unsigned kBackingDepthMax = 64;
+constexpr size_t kExtentsMax = 1 << 20;
 constexpr int kImageDescriptor = 3;  // in qemu-img
 constexpr std::string_view kFetchAgain =
     "fetch the image again, or if it is whole after all, rewrite it with 'qemu-img convert'";
@@ -99,6 +100,39 @@ class ObjectSplitter {
   bool is_escaped_ = false;
 };
 
+// Where a disk's data is in the image's file, as `qemu-img map` tells it.
+class ExtentList {
+ public:
+  ExtentList(uint64_t disk_bytes, uint64_t file_bytes)
+      : disk_bytes_(disk_bytes), file_bytes_(file_bytes) {}
+
+  void add(const json& extent) {
+    const FileExtent part{number_at(extent, "start"), number_at(extent, "length"),
+                          number_at(extent, "offset")};
+    const bool is_next = part.disk_offset == end_ && part.length <= disk_bytes_ - end_;
+    const bool is_zero = flag_at(extent, "zero");
+    const bool is_in_file = number_at(extent, "depth") == 0 && flag_at(extent, "data") &&
+                            extent.contains("offset") && part.file_offset <= file_bytes_ &&
+                            part.length <= file_bytes_ - part.file_offset;
+    is_all_ = is_all_ && is_next && (is_zero || (is_in_file && parts_.size() < kExtentsMax));
+    if (!is_all_) return;
+    end_ += part.length;
+    if (!is_zero) parts_.push_back(part);
+  }
+  // Nothing when some of it is elsewhere or not as it is, or there is too much to tell.
+  std::optional<std::vector<FileExtent>> take() {
+    if (!is_all_ || end_ != disk_bytes_) return {};
+    return std::move(parts_);
+  }
+
+ private:
+  const uint64_t disk_bytes_;
+  const uint64_t file_bytes_;
+  std::vector<FileExtent> parts_;
+  uint64_t end_ = 0;
+  bool is_all_ = true;
+};
+
 class Checker {
  public:
   Checker(const ImageFile& file, const ImageCheckOptions& options)
@@ -125,11 +159,11 @@ class Checker {
            size_bytes);
     check_disk_size(source_, size_bytes);
     if (format_ != "raw") {
-      if (!has_other_files_) check_host_offsets();
+      if (!has_other_files_) check_host_offsets(size_bytes);
       check_structure();
       check_tail();
     }
-    return {path_, format_, size_bytes};
+    return {path_, format_, size_bytes, std::move(extents_)};
   }
 
  private:
@@ -256,12 +290,14 @@ class Checker {
     }
   }
 
-  void check_host_offsets() {
+  void check_host_offsets(uint64_t size_bytes) {
+    ExtentList extents(size_bytes, file_.size_bytes());
     ObjectSplitter splitter;
     uint64_t needed_bytes = 0;
     const auto result = qemu_img({"map", "--output=json"}, [&](std::string_view text) {
       splitter.feed(text, [&](const std::string& object) {
         const json extent = parse_output(source_, object);
+        extents.add(extent);
         if (number_at(extent, "depth") == 0 && flag_at(extent, "data") && extent.contains("offset"))
           needed_bytes =
               std::max(needed_bytes, number_at(extent, "offset") + number_at(extent, "length"));
@@ -271,6 +307,7 @@ class Checker {
       fail(EINVAL, source_, "qemu-img cannot read its map, it is damaged or cut short ({}); {}",
            first_line(result.errors), kFetchAgain);
     if (needed_bytes > file_.size_bytes()) refuse_cut(needed_bytes);
+    extents_ = extents.take();
   }
 
   void check_structure() const {
@@ -310,6 +347,7 @@ class Checker {
   const ImageFile& file_;
   std::string format_;
   bool has_other_files_ = false;
+  std::optional<std::vector<FileExtent>> extents_;
 };
 
 }  // namespace

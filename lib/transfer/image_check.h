@@ -23,8 +23,11 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
+#include <vector>
 
+#include "transfer/file_reader.h"
 #include "transfer/image_file.h"
 
 namespace tplstore {
@@ -39,6 +42,9 @@ struct ImageFacts {
   std::string path;  // absolute
   std::string format;
   uint64_t size_bytes;  // of the disk that it holds
+  // Where the disk's data stands in the file as it is, in ascending order; the rest are zeroes.
+  // Nothing when some of it does not, or in too many parts.
+  std::optional<std::vector<FileExtent>> extents;
 };
 
 ImageFacts check_image_file(const ImageFile& file, const ImageCheckOptions& options);

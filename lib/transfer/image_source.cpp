@@ -1,4 +1,7 @@
-// How the pipeline works: a ring of slots, each with a buffer. Requests are sent in ascending
+// What stands in a file as it is, is read from there (transfer/file_reader.h); the rest is asked of
+// an NBD server.
+//
+// How that pipeline works: a ring of slots, each with a buffer. Requests are sent in ascending
 // order, one per free slot, and are handed to the consumer in the same order when the oldest has
 // been answered; so at most `requests_in_flight` are on the way, and answers may come in any
 // order. Everything happens on the caller's thread, inside nbd_poll.
@@ -14,6 +17,7 @@
 #include <vector>
 
 #include "base/units.h"
+#include "transfer/file_reader.h"
 #include "transfer/image_check.h"
 #include "transfer/partition_check.h"
 #include "transfer/qemu_nbd.h"
@@ -153,12 +157,14 @@ class NbdSource : public ImageSource {
   std::string description() const override { return description_; }
 
   void read_data(const std::function<void(uint64_t, Bytes)>& consume) override {
-    slots_.resize(std::max(options_.requests_in_flight, 1u));
+    if (file_ && !options_.allow_backing && (facts_.format == "raw" || facts_.extents))
+      return read_file(consume);
+    slots_.resize(std::max(options_.requests_in_flight, 1u) + kPiecesKept);
     for (Slot& slot : slots_) slot.buffer.resize(request_bytes_);
     uint64_t sent = 0, taken = 0;
     std::optional<Range> range = next_range();
     while (range || taken < sent) {
-      while (range && sent - taken < slots_.size()) {
+      while (range && sent - taken < slots_.size() - kPiecesKept) {
         send(slots_[sent % slots_.size()], *range);
         ++sent;
         if (range->begin == range->end) range = next_range();
@@ -213,13 +219,17 @@ class NbdSource : public ImageSource {
     check_no_reference(*file_, facts_.format);
   }
 
+  void check_interrupted() const {
+    if (options_.interrupted && options_.interrupted()) fail(EINTR, source_, "interrupted");
+  }
+
   // Lets the connection work until `is_ready`. What counts is how much of the disk the server has
   // told of while it was waited for, not when it last sent anything: else it could hold us up for
   // ever with a byte now and then.
   template <typename F>
   void wait_for(const F& is_ready) {
     while (!is_ready()) {
-      if (options_.interrupted && options_.interrupted()) fail(EINTR, source_, "interrupted");
+      check_interrupted();
       const auto begin = std::chrono::steady_clock::now();
       const int events = nbd_poll(nbd_.get(), kPollMilliseconds);
       if (events < 0 || nbd_aio_is_dead(nbd_.get()) == 1) {
@@ -237,6 +247,36 @@ class NbdSource : public ImageSource {
         fail(ETIMEDOUT, source_,
              "the server that reads it is too slow, or does not answer: {} of the disk in {} s",
              format_size(answered_bytes_), options_.stall_seconds_max);
+    }
+  }
+
+  // By ourselves, without the way through the server: it keeps the file locked for us, as qemu does
+  // it.
+  void read_file(const std::function<void(uint64_t, Bytes)>& consume) {
+    NextExtent extents = data_of_file(size_bytes_);
+    if (facts_.extents) {
+      extents = [all = std::move(*facts_.extents),
+                 i = size_t{0}](int) mutable -> std::optional<FileExtent> {
+        if (i == all.size()) return {};
+        return all[i++];
+      };
+    }
+    FileReader& reader =
+        reader_.emplace(file_->descriptor(), source_, size_bytes_, std::move(extents),
+                        std::max(options_.requests_in_flight, 1u), kPiecesKept, request_bytes_);
+    for (;;) {
+      const auto deadline =
+          std::chrono::steady_clock::now() + std::chrono::seconds(options_.stall_seconds_max);
+      while (!reader.wait(kPollInterval)) {
+        check_interrupted();
+        if (std::chrono::steady_clock::now() > deadline)
+          fail(ETIMEDOUT, source_, "its storage does not answer for {} s",
+               options_.stall_seconds_max);
+      }
+      check_interrupted();
+      const auto piece = reader.next();
+      if (!piece) return;
+      consume(piece->offset, piece->data);
     }
   }
 
@@ -405,6 +445,7 @@ class NbdSource : public ImageSource {
   const std::string source_;
   const ImageSourceOptions options_;
   std::unique_ptr<ImageFile> file_;  // unless it is an export
+  std::optional<FileReader> reader_;
   ImageFacts facts_;
   bool is_plain_ = false;  // a disk as it is, without a format around it
   std::string description_;

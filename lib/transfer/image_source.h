@@ -5,9 +5,12 @@
 // export) whose partition table reaches past its end is refused as cut short too. A disk's size
 // must be a multiple of 512 bytes.
 //
-// Reading asks the server which parts are data (base:allocation), skips the rest, and keeps
-// several requests in flight. A server that dies, that answers a request with less than all of it,
-// or that answers too slowly, is an Error; nothing waits for ever.
+// A plain disk, and an image all of whose data stands in its file as it is (no compression), is
+// read from the open file that was checked; the qemu-nbd is there all the same, for it has the
+// image locked as qemu does that. Else reading asks the server which parts are data
+// (base:allocation), skips the rest, and keeps several requests in flight. A server that dies, that
+// answers a request with less than all of it, or that answers too slowly, is an Error; nothing
+// waits for ever.
 //
 // Thread safety: none; one import's.
 // Errors: Error with the source as object.
@@ -45,7 +48,9 @@ class ImageSource {
   virtual std::string description() const = 0;
 
   // Hands over the disk's data in ascending order, in pieces of whole blocks (the disk's last one
-  // may be shorter); what is left out reads as zeroes. Once.
+  // may be shorter), of which so many stay where they are when more are handed over, and as long as
+  // this lives; what is left out reads as zeroes. Once.
+  static constexpr size_t kPiecesKept = 8;
   virtual void read_data(const std::function<void(uint64_t offset, Bytes data)>& consume) = 0;
 };
 

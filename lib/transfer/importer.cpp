@@ -3,6 +3,8 @@
 #include "transfer/importer.h"
 
 #include <algorithm>
+#include <deque>
+#include <map>
 #include <optional>
 #include <set>
 #include <string_view>
@@ -18,6 +20,7 @@
 #include "template/store_identity.h"
 #include "transfer/block_index.h"
 #include "transfer/block_matcher.h"
+#include "transfer/segment_writer.h"
 
 namespace tplstore {
 namespace {
@@ -36,7 +39,8 @@ class Import {
         identity_(load_identity(backend_)),
         others_(backend_, name),
         blocks_(segments_),
-        matcher_(blocks_, index_),
+        writer_(segments_, blocks_, identity_.secret, options.segments_at_once_max),
+        matcher_(blocks_, index_, &writer_),
         builder_(identity_.secret) {
     check_name("template", name_);
     gc_lock_ = hold_gc_lock(backend_, LockMode::kShared, name_);
@@ -79,14 +83,20 @@ class Import {
     manifest_.source = printable(source_->description()).substr(0, kSourceTextBytesMax);
     report_progress(0);
     ContentIdHasher content_id(manifest_.size_bytes);
-    source_->read_data([&](uint64_t offset, Bytes data) {
-      content_id.add(offset, data);
-      add_data(offset, data);
-      check_interrupted();
-      report_progress(offset + data.size());
-    });
+    try {
+      source_->read_data([&](uint64_t offset, Bytes data) {
+        content_id.add(offset, data);
+        add_data(offset, data);
+      });
+    } catch (...) {
+      // What was read is there for the next import.
+      while (!pending_.empty()) store_oldest();
+      throw;
+    }
+    while (!pending_.empty()) store_oldest();
     remove_what_others_stored();
     if (!builder_.empty()) publish_segment();
+    end_segments();
     manifest_.content_id = content_id.finish();
     publish_manifest();
     report_progress(manifest_.size_bytes);
@@ -117,38 +127,50 @@ class Import {
       ByteVector last(kBlockBytes);
       std::copy(data.begin() + static_cast<ptrdiff_t>(whole), data.end(), last.begin());
       add_blocks(offset / kBlockBytes, data.first(whole));
-      add_blocks((offset + whole) / kBlockBytes, last);
+      const Bytes block(last);
+      add_blocks((offset + whole) / kBlockBytes, block, std::move(last));
     } else {
       add_blocks(offset / kBlockBytes, data);
     }
   }
 
-  void add_blocks(uint64_t first_block, Bytes data) {
-    wanted_.clear();
-    wanted_blocks_.clear();
+  // Begins to look for them among what is stored, and stores what was not found of earlier ones.
+  void add_blocks(uint64_t first_block, Bytes data, ByteVector own = {}) {
+    Pending& pending = pending_.emplace_back();
+    pending.own = std::move(own);
+    pending.end_bytes = first_block * kBlockBytes + data.size();
+    pending.building = building_;
+    std::vector<BlockMatcher::Wanted> wanted;
     for (uint64_t i = 0; i < data.size() / kBlockBytes; ++i) {
       const Bytes block = data.subspan(i * kBlockBytes, kBlockBytes);
       if (is_zero(block)) continue;
-      wanted_.push_back({content_hash(block, identity_.secret), block, std::nullopt});
-      wanted_blocks_.push_back(first_block + i);
+      wanted.push_back({content_hash(block, identity_.secret), block, std::nullopt});
+      pending.blocks.push_back(first_block + i);
     }
-    const uint32_t published_before = building_;
-    matcher_.match(wanted_, previous_, building_);
-    for (size_t i = 0; i < wanted_.size(); ++i) {
-      if (!wanted_[i].match) find_just_stored(wanted_[i], published_before);
-      if (wanted_[i].match) {
+    pending.batch = matcher_.begin(std::move(wanted), building_);
+    if (pending_.size() > ImageSource::kPiecesKept) store_oldest();
+  }
+
+  void store_oldest() {
+    Pending pending = std::move(pending_.front());
+    pending_.pop_front();
+    std::vector<BlockMatcher::Wanted> wanted = matcher_.end(std::move(pending.batch));
+    for (size_t i = 0; i < wanted.size(); ++i) {
+      if (!wanted[i].match) find_just_stored(wanted[i], pending.building);
+      if (wanted[i].match) {
         result_.referenced_bytes += kBlockBytes;
       } else {
-        store(wanted_[i]);
+        store(wanted[i]);
       }
-      previous_ = wanted_[i].match;
       // Numbered only now: what is stored below may end the segment.
-      manifest_.append_block(wanted_blocks_[i], reference(wanted_[i].match->segment),
-                             wanted_[i].match->block);
+      manifest_.append_block(pending.blocks[i], reference(wanted[i].match->segment),
+                             wanted[i].match->block);
       if (builder_.full()) remove_what_others_stored();
       if (builder_.full()) publish_segment();
     }
     check_object_bytes(manifest_, options_.manifest_bytes_max);
+    check_interrupted();
+    report_progress(std::min(pending.end_bytes, manifest_.size_bytes));
   }
 
   // The same content among the blocks that were stored since the matcher looked.
@@ -233,24 +255,25 @@ class Import {
     const auto moved = [&](BlockLocation location) {
       return location.segment == building_ ? *built[location.block].match : location;
     };
-    if (previous_) previous_ = moved(*previous_);
-    rewrite_since_building(moved);
+    rewrite_manifest(before_building_, moved);
     builder_ = std::move(rest);
     building_ = rest_number;
   }
 
-  // The manifest from where the segment was begun that is being built, each block where `moved`
-  // says.
+  struct Extent {
+    size_t runs = 0, segments = 0;
+  };
+
+  // The manifest from there on, each block where `moved` says.
   template <typename Moved>
-  void rewrite_since_building(const Moved& moved) {
-    const auto& [run_count, segment_count] = before_building_;
-    const std::vector<TemplateRun> runs(manifest_.runs.begin() + static_cast<ptrdiff_t>(run_count),
+  void rewrite_manifest(const Extent& from, const Moved& moved) {
+    const std::vector<TemplateRun> runs(manifest_.runs.begin() + static_cast<ptrdiff_t>(from.runs),
                                         manifest_.runs.end());
     const std::vector<uint32_t> numbers = numbers_;
-    manifest_.runs.resize(run_count);
-    for (; numbers_.size() > segment_count; numbers_.pop_back())
+    manifest_.runs.resize(from.runs);
+    for (; numbers_.size() > from.segments; numbers_.pop_back())
       referenced_[numbers_.back()] = kNotReferenced;
-    manifest_.segments.resize(segment_count);
+    manifest_.segments.resize(from.segments);
     for (const TemplateRun& run : runs) {
       for (uint32_t i = 0; i < run.count; ++i) {
         const BlockLocation now = moved({numbers[run.segment], run.segment_block + i});
@@ -262,14 +285,34 @@ class Import {
   void publish_segment() {
     const uint32_t block_count = builder_.block_count();
     const Hash128 name = builder_.name();
-    journal_->add(name);
-    journal_->commit();
-    builder_.publish(segments_, blocks_);
+    builder_ = writer_.write(*journal_, building_, std::move(builder_));
     ManifestSegment& entry = manifest_.segments[reference(building_)];
     entry.name = name;
     entry.block_count = block_count;
     index_.name_segment(building_, name, block_count);
     building_ = index_.begin_segment();
+  }
+
+  // Waits for all that were published, and takes over what became of them.
+  void end_segments() {
+    std::map<uint32_t, SegmentWriter::Written> rotated;
+    for (const SegmentWriter::Written& written : writer_.finish()) {
+      if (!written.is_new) {
+        result_.stored_bytes -= written.block_count * uint64_t{kBlockBytes};
+        result_.referenced_bytes += written.block_count * uint64_t{kBlockBytes};
+      }
+      if (written.rotations == 0) continue;
+      index_.name_segment(written.number, written.name, written.block_count);
+      rotated.emplace(written.number, written);
+    }
+    if (rotated.empty()) return;
+    rewrite_manifest({}, [&](BlockLocation location) {
+      if (const auto found = rotated.find(location.segment); found != rotated.end()) {
+        const uint32_t count = found->second.block_count;
+        location.block = (location.block + count - found->second.rotations) % count;
+      }
+      return location;
+    });
   }
 
   void publish_manifest() {
@@ -296,20 +339,25 @@ class Import {
 
   BlockSource blocks_;
   BlockIndex index_;
+  SegmentWriter writer_;
   BlockMatcher matcher_;
   SegmentBuilder builder_;
   uint32_t building_ = 0;  // the index's number of the segment in the builder
-  std::optional<BlockLocation> previous_;
-  std::vector<BlockMatcher::Wanted> wanted_;
-  std::vector<uint64_t> wanted_blocks_;
+
+  // What was read and is being looked for.
+  struct Pending {
+    ByteVector own;  // bytes of its that are not the source's
+    std::vector<uint64_t> blocks;
+    uint64_t end_bytes;
+    uint32_t building;  // the number of the segment in the builder when it was begun
+    std::unique_ptr<BlockMatcher::Batch> batch;
+  };
+  std::deque<Pending> pending_;
 
   Manifest manifest_;
   std::vector<uint32_t> referenced_;  // index's number → manifest's
   std::vector<uint32_t> numbers_;     // and back
-  struct Extent {
-    size_t runs, segments;
-  };
-  Extent before_building_ = {};  // of the manifest, when the segment was begun that is being built
+  Extent before_building_;  // of the manifest, when the segment was begun that is being built
   std::set<std::string> folders_;  // of segments that others have published
   ImportResult result_;
 };

@@ -7,9 +7,11 @@
 //   journal → for every segment: its record in the journal → the segment
 //           → the folders of referenced segments → the manifest → no journal
 //
-// The manifest comes last and whole, so there is never half a template. An import that was
-// interrupted, at any moment and in any way, has left a journal and whole segments; importing the
-// name again finds their blocks in the store and goes on from there. `remove_template` drops them.
+// Several segments are on this way at once (transfer/segment_writer.h), all at its end before the
+// manifest. The manifest comes last and whole, so there is never half a template. An import that
+// was interrupted, at any moment and in any way, has left a journal and whole segments; importing
+// the name again finds their blocks in the store and goes on from there. `remove_template` drops
+// them.
 //
 // Imports that run at the same time look into each other's journals before they store a segment:
 // what another one has published meanwhile is taken out of it and referred to. So of an image that
@@ -18,9 +20,9 @@
 // What the content id (template/content_id.h) is made of is hashed in threads beside all that.
 //
 // Memory: the index of the store's blocks (transfer/block_index.h), 8 MiB of requests, 4 MiB of
-// segment, up to 36 MiB that are being hashed, 16 bytes per run, and 40 per 4 MiB with data. An
-// image of so many runs that their list has more than kManifestBytesMax is refused when it has come
-// to that (EFBIG).
+// segment and 32 MiB of those that are being published, up to 36 MiB that are being hashed, 16
+// bytes per run, and 40 per 4 MiB with data. An image of so many runs that their list has more than
+// kManifestBytesMax is refused when it has come to that (EFBIG).
 //
 // Thread safety: all functions; the same name in two imports at once is refused.
 #pragma once
@@ -42,8 +44,10 @@ struct ImportOptions {
   bool allow_backing = false;                   // images that refer to other files
   uint64_t size_bytes_max = kTemplateBytesMax;  // of the disk: EFBIG for a larger one
   std::function<void(uint64_t done_bytes, uint64_t total_bytes)> progress = {};
-  std::function<bool()> interrupted = {};           // Error(EINTR) soon after it says true
-  uint64_t manifest_bytes_max = kManifestBytesMax;  // less for tests only
+  std::function<bool()> interrupted = {};  // Error(EINTR) soon after it says true
+  // Other values for tests only.
+  uint64_t manifest_bytes_max = kManifestBytesMax;
+  size_t segments_at_once_max = 8;
 };
 
 struct ImportResult {

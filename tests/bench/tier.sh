@@ -28,7 +28,7 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-requires root loop fio jq qemu-img mkfs.ext4
+requires root loop fio jq qemu-img mkfs.ext4 python-libnbd
 mkdir -p "$(dirname "$json")"
 
 missed=0
@@ -44,6 +44,13 @@ row() {
 }
 wanted() {
     [[ $1 =~ $only ]]
+}
+finish() {
+    printf '%s\n' "${results[@]}" | jq -s --arg kernel "$(uname -r)" --argjson size_mib "$size_mib" \
+        --argjson runs "$runs" --arg time "$(date -u +%FT%TZ)" \
+        '{time: $time, kernel: $kernel, size_mib: $size_mib, runs: $runs, cases: .}' >"$json"
+    echo "Written to $json"
+    exit $missed
 }
 median() {
     printf '%s\n' "$@" | sort -n | sed -n "$((($# + 1) / 2))p"
@@ -143,9 +150,13 @@ group=/sys/fs/cgroup/blkio/tplstore-bench-$$
 mkdir "$group" 2>/dev/null || skip "no cgroup that limits reads here"
 on_exit rmdir "$group"
 mkdir "$tmp/ram"
-mount -t tmpfs -o size=$((6 * size_mib))M none "$tmp/ram" || skip "cannot mount here"
+mount -t tmpfs -o size=$((8 * size_mib + 4096))M none "$tmp/ram" || skip "cannot mount here"
 on_exit umount -l "$tmp/ram"
 
+# device_of NAME: of the file system at $tmp/NAME.
+device_of() {
+    echo "/sys/class/block/$(basename "$(findmnt -no SOURCE "$tmp/$1")")"
+}
 # make_disk NAME MIB: a small file system at $tmp/NAME that a server in the group reads slowly.
 make_disk() {
     truncate -s "$2M" "$tmp/ram/$1.img"
@@ -153,14 +164,75 @@ make_disk() {
     mkdir "$tmp/$1"
     mount -o loop "$tmp/ram/$1.img" "$tmp/$1"
     on_exit umount -l "$tmp/$1"
-    local device
-    device=$(cat "/sys/class/block/$(basename "$(findmnt -no SOURCE "$tmp/$1")")/dev")
-    echo "$device $reads_per_second" >"$group/blkio.throttle.read_iops_device"
+    echo "$(cat "$(device_of "$1")/dev") $reads_per_second" >"$group/blkio.throttle.read_iops_device"
 }
 limit() {
     echo "${nbdkit_pid[$1]}" >"$group/cgroup.procs"
 }
 
+# --- a boot, from cold
+
+guest=${XDG_CACHE_HOME:-$HOME/.cache}/tplstore/guest
+if wanted "cold first boot of 1 VM" && ! command -v qemu-system-x86_64 >/dev/null; then
+    echo "cold first boot of 1 VM: skipped, there is no qemu-system-x86_64" >&2
+elif wanted "cold first boot of 1 VM"; then
+    # shellcheck source=SCRIPTDIR/../../examples/guest.sh
+    . "$checkout/examples/guest.sh"
+    on_exit guest_kill
+    "$checkout/examples/make-guest.sh" "$guest"
+    # What a guest reads while it boots.
+    start_nbdkit recorded --filter=log --filter=cow file "$guest/disk.raw" logfile="$tmp/boot.log"
+    guest_start "$(uri "" recorded)" "$tmp/guest.log" -kernel "$guest/vmlinuz" \
+        -initrd "$guest/initrd" -append "console=ttyS0 root=/dev/vda rw quiet panic=-1"
+    guest_expect "GUEST up" 240
+    guest_kill
+    stop_nbdkit recorded
+    sed -n 's/.* Read .*offset=\(0x[0-9a-f]*\) count=\(0x[0-9a-f]*\) .*/\1 \2/p' "$tmp/boot.log" \
+        >"$tmp/boot.trace"
+    make_disk boot-file 2048
+    cp --sparse=always "$guest/disk.raw" "$tmp/boot-file/disk.raw"
+    start_nbdkit boot-file file "$tmp/boot-file/disk.raw"
+    make_disk boot-store 2048
+    tplstore init "$tmp/boot-store/store" >/dev/null
+    tplstore -s "$tmp/boot-store/store" template import guest "$guest/disk.raw" >/dev/null
+    tplstore -s "$tmp/boot-store/store" volume create vm1 --template guest >/dev/null
+    start_nbdkit boot-store "$TPLSTORE_PLUGIN" "$tmp/boot-store/store"
+    # boot SERVER EXPORT: reads of the device, and seconds to stderr.
+    boot() {
+        limit "$1"
+        sync
+        echo 3 >/proc/sys/vm/drop_caches
+        local before began=${EPOCHREALTIME/./}
+        before=$(awk '{ print $1 }' "$(device_of "$1")/stat")
+        $python - "$(uri "$2" "$1")" "$tmp/boot.trace" <<'END'
+import nbd, sys
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+for line in open(sys.argv[2]):
+    offset, count = (int(word, 16) for word in line.split())
+    h.pread(count, offset)
+END
+        echo $(($(awk '{ print $1 }' "$(device_of "$1")/stat") - before))
+        echo "$1: $(jq -n "($(date +%s%6N) - $began) / 1000000") s" >&2
+    }
+    boot_ours() { boot boot-store vm1; }
+    boot_file() { boot boot-file ""; }
+    alternate boot_ours boot_file
+    segments=$(find "$tmp/boot-store/store/segments" -type f | wc -l)
+    echo "$(wc -l <"$tmp/boot.trace") reads of the guest; of the device $ours of ours," \
+        "$theirs of nbdkit file; $segments segments" >&2
+    row "cold first boot of 1 VM, device reads" "nbdkit file, and 1 a segment" \
+        "$(jq -n "$ours / ($theirs + $segments)")" "<=" 1.0
+    stop_nbdkit boot-file
+    stop_nbdkit boot-store
+fi
+
+if ! wanted "copies in 4 equal directories" && ! wanted "16 VMs, 4 directories" &&
+    ! wanted "16 VMs, 3 of 4 directories" && ! wanted "p99 while copies are moved"; then
+    finish
+fi
+make_disk origin $((size_mib * 5 / 4))
+tplstore template move-origin "$tmp/origin/segments" >/dev/null
 tplstore template import golden "$image" >/dev/null
 # The limits are for the servers only, so all is filled before.
 for ((i = 1; i <= 4; i++)); do
@@ -257,8 +329,4 @@ if wanted "16 VMs, 3 of 4 directories"; then
 fi
 stop_nbdkit four
 
-printf '%s\n' "${results[@]}" | jq -s --arg kernel "$(uname -r)" --argjson size_mib "$size_mib" \
-    --argjson runs "$runs" --arg time "$(date -u +%FT%TZ)" \
-    '{time: $time, kernel: $kernel, size_mib: $size_mib, runs: $runs, cases: .}' >"$json"
-echo "Written to $json"
-exit $missed
+finish

@@ -124,6 +124,25 @@ TEST_CASE("a boot begins with a read of the first block that another read follow
   CHECK(host.boot->show(*disk).windows.size() == 2);
 }
 
+TEST_CASE(
+    "a boot begins, too, where two of the first reads of its profile come, but not with one") {
+  Host host;
+  boot_once(host, "vm1");
+  const auto disk = host.disk("vm2");
+  const auto follower = host.boot->follow(disk);
+  host.wait(0);
+  const auto heads =
+      load_profile(host.store, template_profile(host.origin.uuid), host.origin.uuid).profile.runs;
+  REQUIRE(heads.size() > 17);
+  for (int i = 0; i < 3; ++i) disk->read(*follower, heads[2].first, 1);
+  for (int i = 0; i < 5; ++i) disk->read(*follower, heads[17].first, 1);
+  host.now_ms += 3'000;
+  disk->read(*follower, heads[3].first, 1);
+  CHECK(host.boot->stats().windows_open == 0);
+  disk->read(*follower, heads[4].first, 1);
+  CHECK(host.boot->stats().windows_open == 1);
+}
+
 TEST_CASE("the last connection that goes ends the window") {
   Host host;
   const auto disk = host.disk("vm1");
@@ -322,6 +341,65 @@ TEST_CASE(
   CHECK(host.store.list("packs").size() == 1);
   CHECK(Boot::remove_orphans(host.store, {}) == 2);
   CHECK(host.store.list("boot").empty());
+}
+
+TEST_CASE("reading ahead stops when nobody comes, at its share, and when the boot is over") {
+  Host learnt;
+  {
+    const auto disk = learnt.disk("vm1");
+    const auto follower = learnt.boot->follow(disk);
+    disk->read(*follower, 0, 200);
+    for (uint64_t i = 29; i > 0; --i) disk->read(*follower, i * 256, 200);
+  }
+  learnt.wait(0);
+  // 24 MB, at most 4 MiB at a time.
+  const auto prefetched_of = [&](Host& host, const std::shared_ptr<TestDisk>& disk) {
+    const auto follower = host.boot->follow(disk);
+    disk->read(*follower, 0, 1);
+    disk->read(*follower, 1, 1);
+    host.boot->tend();
+    return host.boot->memory().stats().prefetch_bytes;
+  };
+  Host all(learnt, uint64_t{64} << 20);
+  CHECK(prefetched_of(all, all.disk("vm1")) > 22 << 20);
+
+  Host slow(learnt, uint64_t{64} << 20);
+  const auto waiting = slow.disk("vm1");
+  waiting->on_with_cells = [&] { slow.now_ms += 6'000; };
+  const uint64_t unused_bytes = prefetched_of(slow, waiting);
+  CHECK(unused_bytes > 4 << 20);
+  CHECK(unused_bytes < 20 << 20);
+
+  Host small(learnt, uint64_t{16} << 20);
+  const auto other = small.disk("vm2");
+  const auto other_follower = small.boot->follow(other);
+  other->read(*other_follower, 8000, 1);
+  other->read(*other_follower, 0, 1);
+  other->read(*other_follower, 8001, 1);
+  const uint64_t share_bytes = prefetched_of(small, small.disk("vm1"));
+  CHECK(share_bytes <= 12 << 20);
+
+  Host over(learnt, uint64_t{64} << 20);
+  const auto ending = over.disk("vm1");
+  int calls = 0;
+  ending->on_with_cells = [&] {
+    if (++calls == 4) over.boot->done(ending->volume());
+  };
+  CHECK(prefetched_of(over, ending) < 12 << 20);
+}
+
+TEST_CASE("a boot that has half of the memory goes on and takes in no more") {
+  Host host(uint64_t{4} << 20);
+  const auto disk = host.disk("vm1");
+  const auto follower = host.boot->follow(disk);
+  for (uint64_t block = 0; block < 4000; block += 80) {
+    disk->read(*follower, block, 16);
+    host.wait(100);
+  }
+  CHECK(host.boot->memory().stats().fill_bytes < 3 << 20);
+  const auto window = host.boot->done(disk->volume());
+  REQUIRE(window);
+  CHECK(window->blocks == 50 * 16);
 }
 
 TEST_CASE("threads: guests that boot, come and go, while their boots are learnt and read ahead") {

@@ -112,6 +112,7 @@ class TestDisk final : public BootDisk {
   void with_cells(std::span<const CellRun> runs,
                   const std::function<void(std::span<const CellPlace>)>& body) override {
     if (is_gone_) fail(ESHUTDOWN, name_, "is gone");
+    on_with_cells();
     const std::lock_guard guard(mutex_);
     std::vector<CellPlace> places;
     for (size_t i = 0; i < runs.size(); ++i)
@@ -163,6 +164,7 @@ class TestDisk final : public BootDisk {
   }
 
   std::atomic<uint64_t> dropped_blocks{0};
+  std::function<void()> on_with_cells = [] {};
 
  private:
   uint32_t source_of(uint64_t block) const {

@@ -21,7 +21,8 @@ namespace tplstore {
 namespace {
 
 constexpr int64_t kPauseMs = 10'000;  // between two windows of a volume
-constexpr size_t kHeads = 16;         // runs of a profile that tell that a boot begins
+constexpr size_t kHeads = 16;         // runs of a profile that tell that a boot begins,
+constexpr int64_t kHeadsMs = 2'000;   // when two of them are read within this time
 constexpr size_t kReportsMax = 512;
 constexpr size_t kShownWindows = 16;
 constexpr int64_t kUpkeepNs = 100'000'000;  // while a window is open
@@ -90,9 +91,11 @@ class Boot::Service {
   struct Followed {
     std::atomic<OpenWindow*> open{nullptr};
     std::atomic<int64_t> ended_ms{INT64_MIN / 2};  // the last window
-    // Where its profile begins: the bits of these blocks, and the blocks.
+    // Where its profile begins: the bits of these blocks, and the blocks + 1.
     std::atomic<uint64_t> head_bits{0};
     std::array<std::atomic<uint64_t>, kHeads> heads{};
+    std::atomic<uint64_t> last_head{0};  // that was read
+    std::atomic<int64_t> last_head_ms{INT64_MIN / 2};
     // The service's, under its mutex:
     std::shared_ptr<BootDisk> disk;
     std::shared_ptr<OpenWindow> owned;
@@ -236,7 +239,13 @@ class Boot::Service::Follower final : public ReadFollower {
   bool begin_window(uint64_t block) noexcept {
     const int64_t now_ms = service_.options_.clock_ms();
     if (now_ms - followed_->ended_ms.load(std::memory_order_relaxed) < kPauseMs) return false;
-    if (block != 0 && !followed_->is_head(block)) return false;
+    if (block != 0) {
+      // One of them alone may be anything.
+      if (!followed_->is_head(block)) return false;
+      const bool is_another = followed_->last_head.exchange(block) != block;
+      const int64_t before_ms = followed_->last_head_ms.exchange(now_ms);
+      if (!is_another || now_ms - before_ms > kHeadsMs) return false;
+    }
     try {
       return service_.open(*followed_, block != 0);
     } catch (const std::exception&) {

@@ -2,11 +2,11 @@
 // that boot.
 //
 // The writer of a volume has a follower for each of its connections. A read of the first block, or
-// of what the profile begins with, opens a window (boot/window.h); while it is open, what is read
-// is recorded, taken into the memory, and read ahead as the profile has it (boot/prefetch.h). When
-// it has ended, what was recorded is merged into the profile of the template, or of the volume when
-// at least a twentieth did not come from the template; and a pack is made of a template's profile
-// that has become steady and takes long to read.
+// two of what the profile begins with, opens a window (boot/window.h); while it is open, what is
+// read is recorded, taken into the memory, and read ahead as the profile has it (boot/prefetch.h).
+// When it has ended, what was recorded is merged into the profile of the template, or of the volume
+// when at least a twentieth did not come from the template; and a pack is made of a template's
+// profile that has become steady and takes long to read.
 //
 // Threads: one ends windows and keeps the memory, one learns, one reads ahead; reads of guests wait
 // for none of them. Without start() there are none, and tend() does what is due.

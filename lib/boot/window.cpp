@@ -107,14 +107,14 @@ void Window::touch(uint32_t source, uint64_t first, uint64_t count, int64_t now_
 }
 
 std::optional<WindowEnd> Window::find_end(int64_t now_ms) const {
-  const bool is_quiet = now_ms - touched_ms_.load(std::memory_order_relaxed) >= limits_.quiet_ms;
   if (!is_confirmed()) {
-    if (is_quiet) return WindowEnd::kUnconfirmed;
+    if (now_ms - opened_ms_ >= limits_.quiet_ms) return WindowEnd::kUnconfirmed;
     return std::nullopt;
   }
   if (blocks() * kBlockBytes >= limits_.bytes || is_full()) return WindowEnd::kBytes;
   if (now_ms - opened_ms_ >= limits_.time_ms) return WindowEnd::kTime;
-  if (is_quiet) return WindowEnd::kQuiet;
+  if (now_ms - touched_ms_.load(std::memory_order_relaxed) >= limits_.quiet_ms)
+    return WindowEnd::kQuiet;
   return std::nullopt;
 }
 

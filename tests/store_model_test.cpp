@@ -98,7 +98,9 @@ struct ModelVolume {
 
 class Model {
  public:
-  explicit Model(Random& random) : random_(random) {
+  // With a boot cache of so many bytes, or none.
+  explicit Model(Random& random, uint64_t boot_cache_bytes = 0)
+      : random_(random), boot_cache_bytes_(boot_cache_bytes) {
     backend_ = memory_store();
     backend_->set_recording(false);
     make_template();
@@ -106,6 +108,7 @@ class Model {
   }
 
   void step() {
+    if (store_->boot() != nullptr && random_.chance(3)) step_of_boot_cache();
     if (volumes_named() == 0 || (volumes_named() < 3 && random_.chance(60))) create_volume();
     ModelVolume& volume = pick_volume();
     switch (random_.below(64)) {
@@ -179,6 +182,8 @@ class Model {
     check_space();
   }
 
+  bool has_hit() const { return boot_hits_ > 0; }
+
   void close() {
     for (auto& volume : volumes_) {
       volume->disk.reset();
@@ -209,8 +214,63 @@ class Model {
   }
 
   void open_store() {
-    store_ =
-        std::make_unique<Store>(std::make_unique<ForwardingBackend>(*backend_), StoreOptions{});
+    StoreOptions options;
+    options.boot.cap_bytes = boot_cache_bytes_;
+    options.boot.clock_ms = [this] { return clock_ms_; };
+    store_ = std::make_unique<Store>(std::make_unique<ForwardingBackend>(*backend_), options);
+  }
+
+  // Reads that begin as a boot does, all that its threads do, and what an operator may.
+  void step_of_boot_cache() {
+    Boot& boot = *store_->boot();
+    clock_ms_ += static_cast<int64_t>(random_.below(3000));
+    ModelVolume* volume = volumes_named() == 0 ? nullptr : &pick_volume();
+    switch (random_.below(8)) {
+      case 0:
+      case 1:
+        boot.tend();
+        return check_boot_cache();
+      case 2:
+        if (volume != nullptr && volume->disk) boot.done(volume->uuid);
+        return;
+      case 3:
+        if (volume != nullptr && volume->disk && random_.chance(4)) try_warm(*volume);
+        return;
+      case 4:
+        if (volume != nullptr && random_.chance(20)) store_->forget_boot(volume->name);
+        return;
+      case 5:
+        if (volume != nullptr && volume->disk) read_with_errors(*volume);
+        return;
+      default:
+        if (volume != nullptr && volume->disk) check_content(*volume->disk, volume->content);
+    }
+  }
+  void try_warm(ModelVolume& volume) {
+    try {
+      store_->warm_boot(
+          volume.name, [](uint64_t, uint64_t) {}, [] { return false; });
+    } catch (const Error& error) {
+      // There is no profile yet, or not even room to read it.
+      REQUIRE((error.code() == ENOENT || error.code() == ENOMEM));
+    }
+  }
+  void read_with_errors(ModelVolume& volume) {
+    backend_->fail_reads(random_.chance(2) ? "segments/" : "volumes/", EIO);
+    try {
+      check_content(*volume.disk, volume.content);
+    } catch (const Error& error) {
+      REQUIRE(error.code() == EIO);
+    }
+    backend_->fail_reads("segments/", 0);
+    backend_->fail_reads("volumes/", 0);
+  }
+  void check_boot_cache() {
+    const BootCacheStats stats = store_->stats().boot_cache;
+    REQUIRE(stats.used_bytes <= stats.cap_bytes);
+    REQUIRE(stats.peak_bytes <= stats.cap_bytes);
+    REQUIRE(stats.slots * kBlockBytes <= stats.used_bytes);
+    boot_hits_ += stats.hits;
   }
 
   size_t volumes_named() const {
@@ -847,6 +907,9 @@ class Model {
   }
 
   Random& random_;
+  const uint64_t boot_cache_bytes_;
+  int64_t clock_ms_ = 0;
+  uint64_t boot_hits_ = 0;
   std::unique_ptr<MemoryBackend> backend_;
   std::unique_ptr<Store> store_;
   Content template_;
@@ -869,6 +932,22 @@ TEST_CASE("volumes, versions and forks are what the model says, and take the spa
     model.check_all();
     model.close();
   }
+  MESSAGE(done << " operations");
+}
+
+TEST_CASE("they are so too where a boot cache keeps what is read") {
+  Random random(test_seed());
+  const uint64_t operations = test_operations(kIsSanitized ? 20'000 : 200'000);
+  uint64_t done = 0;
+  bool has_hit = false;
+  while (done < operations) {
+    Model model(random, (16 + (uint64_t{1} << random.below(13))) * kBlockBytes);
+    for (unsigned i = 0; i < 4000 && done < operations; ++i, ++done) model.step();
+    model.check_all();
+    has_hit |= model.has_hit();
+    model.close();
+  }
+  CHECK(has_hit);
   MESSAGE(done << " operations");
 }
 

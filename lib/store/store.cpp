@@ -172,6 +172,8 @@ size_t Store::repair_template(const std::string& name, const std::vector<Hash128
 
 // --- the boot cache
 
+Boot* Store::boot() { return impl_->boot.get(); }
+
 BootStatus Store::show_boot(const std::string& name) {
   const auto disk = impl_->boot_disks.named(name);
   return impl_->boot ? impl_->boot->show(*disk) : Boot::show_stored(*impl_->backend, *disk);

@@ -167,7 +167,9 @@ class Store {
   // copy; how many these are. Errors as warm_template().
   size_t repair_template(const std::string& name, const std::vector<Hash128>& segments);
 
-  // --- the boot cache; a volume or a template is named, as "template/NAME" where there are both
+  // --- the boot cache; nothing without one
+  Boot* boot();
+  // A volume or a template is named, as "template/NAME" where there are both
   BootStatus show_boot(const std::string& name);
   // Of all volumes and templates.
   std::vector<BootStatus> show_boots();

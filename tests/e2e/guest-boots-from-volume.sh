@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # A guest boots from a volume through qemu's NBD driver; a version taken while it runs has what the
-# guest had written before and nothing of what it wrote after; its plug can be pulled.
+# guest had written before and nothing of what it wrote after; its plug can be pulled. What it boots
+# with is kept for the next boot.
 . "$(dirname "$0")/../functions.sh"
-requires qemu-system-x86_64 mmdebstrap e2fsck debugfs nbdcopy
+requires qemu-system-x86_64 mmdebstrap e2fsck debugfs nbdcopy jq
 # shellcheck source=SCRIPTDIR/../../examples/guest.sh
 . "$checkout/examples/guest.sh"
 
@@ -42,8 +43,18 @@ equals "the volume's marker" "$(marker vm1)" after
 boot second after
 guest_say poweroff
 guest_wait 120
+equals "boots seen to their end" "$(tplstore boot show golden --json | jq .profile.boots)" 1
 tplstore version rollback vm1 1
+
+# Backups and the like are no boots, and take nothing from them.
+nbdcopy "$(uri vm1@current)" "$tmp/copy.raw"
+nbdcopy "$(uri template/golden)" "$tmp/copy.raw"
 boot third before
+equals "what is booting" "$(tplstore boot show vm1 --json | jq '.windows[-1].reason')" null
+tplstore boot done vm1 --json >"$tmp/boot.json"
 guest_say poweroff
 guest_wait 120
+# All that the boots before have read is in memory.
+jq -e '.reason == "done" and .bytes > 10000000 and .first_touch_hits > 0.9 * .blocks' \
+    "$tmp/boot.json" >/dev/null || fail "the third boot: $(cat "$tmp/boot.json")"
 stop_nbdkit

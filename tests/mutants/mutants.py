@@ -32,6 +32,8 @@ SLOTS = ("superblock_test",)
 REGISTRY = ("volume_registry_test",)
 COPIES = ("segment_copies_test",)
 DIRECTORY = ("tier_directory_test",)
+CELLS = ("cell_memory_test",)
+BOOT_STORE = ("boot_store_test",)
 
 MUTANTS = [
     # --- the order of a commit
@@ -899,6 +901,42 @@ MUTANTS = [
            "A tier that is made while a server runs is not used.",
            "lib/template/block_source.cpp", "for (const auto& segment : held_segments()) segment->see_copies();", "{}",
            ("tier_test",)),
+    # --- the memory of the boot cache
+    Mutant("cells-forget-nothing",
+           "What a version had whose freezing was lost is shown when it is frozen anew.",
+           "lib/volume/volume.cpp",
+           "    open_.environment.cells->forget_versions(open_.uuid, current);",
+           "    open_.environment.cells->forget_versions(open_.uuid, current + 9);", BOOT_STORE),
+    Mutant("cells-of-current",
+           "What a VM is writing is kept.",
+           "lib/volume/open_volume.h",
+           "    return version < last || last == 0;  // 0: it is open for reading",
+           "    return version <= last || last == 0;", ("store_model_test",)),
+    Mutant("cells-are-not-verified",
+           "Damage enters the memory.",
+           "lib/boot/cell_memory.cpp",
+           "  if (source_.are_sound(first32, blocks)) return true;",
+           "  if (first32 < UINT32_MAX) return true;", CELLS + BOOT_STORE),
+    Mutant("cells-are-evicted-from-open-windows",
+           "One boot takes the memory of another one.",
+           "lib/boot/slot_state.h",
+           "    if (life != SlotLife::kThere || windows != 0) return {};\n    if (was_used)",
+           "    if (life != SlotLife::kThere) return {};\n    if (was_used)", CELLS),
+    Mutant("cells-are-read-twice",
+           "Who misses what is being read reads it too.",
+           "lib/boot/cell_memory.cpp",
+           "    if (is_coming(seen)) {\n      awaited_",
+           "    if (is_coming(seen) && seen == 0) {\n      awaited_", CELLS),
+    Mutant("cells-go-past-the-cap",
+           "More is kept than may be.",
+           "lib/boot/cell_memory.cpp",
+           "  if (bytes > cap_ - used_) {",
+           "  if (bytes > 2 * cap_ - used_) {", CELLS),
+    Mutant("cells-of-a-failed-read-are-there",
+           "What somebody could not read is shown to others.",
+           "lib/boot/cell_memory.cpp",
+           "      entry.store(kAbsent);\n      entry.notify_all();",
+           "      entry.store(slot + 1);\n      entry.notify_all();", CELLS),
 ]
 
 EQUIVALENT = [

@@ -1,11 +1,12 @@
 // Replays what a guest asked of its disk, over NBD, for many guests at once:
 //
-//   replay_trace [--reads] [--depth N] TRACE URI...
+//   replay_trace [--reads] [--depth N] [--hold] TRACE URI...
 //
 // A line of TRACE is "R OFFSET LENGTH", "W OFFSET LENGTH", "T OFFSET LENGTH" (trim), "Z OFFSET
 // LENGTH" (zero) or "F" (flush). Each URI gets a thread and a connection of its own, and sends all
 // of it in order, without pauses, N requests at a time (1). With --reads it sends the reads only.
-// What is written is the offset, again and again. Prints one line of JSON: how long all of it took
+// What is written is the offset, again and again. With --hold the connections stay until the
+// standard input ends. Prints one line of JSON: how long all of it took
 // from before the first connection, and the slowest and the fastest of them.
 #include <fmt/format.h>
 #include <libnbd.h>
@@ -49,7 +50,7 @@ std::vector<Request> read_trace(const char* path, bool reads_only) {
   return trace;
 }
 
-void replay(const std::vector<Request>& trace, const char* uri, size_t depth) {
+nbd_handle* replay(const std::vector<Request>& trace, const char* uri, size_t depth) {
   nbd_handle* nbd = nbd_create();
   const auto check = [&](int64_t result) {
     if (result == -1) die(fmt::format("{}: {}", uri, nbd_get_error()));
@@ -103,19 +104,21 @@ void replay(const std::vector<Request>& trace, const char* uri, size_t depth) {
     }
   }
   for (size_t slot = 0; slot < depth; ++slot) await(slot);
-  nbd_shutdown(nbd, 0);
-  nbd_close(nbd);
+  return nbd;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   bool reads_only = false;
+  bool holds = false;
   size_t depth = 1;
   int first = 1;
   for (; first < argc && argv[first][0] == '-'; ++first) {
     if (std::strcmp(argv[first], "--reads") == 0) {
       reads_only = true;
+    } else if (std::strcmp(argv[first], "--hold") == 0) {
+      holds = true;
     } else if (std::strcmp(argv[first], "--depth") == 0 && first + 1 < argc) {
       depth = std::max<size_t>(1, std::strtoul(argv[++first], nullptr, 10));
     } else {
@@ -125,6 +128,7 @@ int main(int argc, char** argv) {
   if (argc - first < 2) die("usage: replay_trace [--reads] [--depth N] TRACE URI...");
   const std::vector<Request> trace = read_trace(argv[first], reads_only);
   const int clients = argc - first - 1;
+  std::vector<nbd_handle*> handles(static_cast<size_t>(clients));
   std::vector<double> seconds(static_cast<size_t>(clients));
   std::latch ready(clients + 1);
   using Clock = std::chrono::steady_clock;
@@ -134,7 +138,7 @@ int main(int argc, char** argv) {
     for (int i = 0; i < clients; ++i)
       threads.emplace_back([&, i] {
         ready.arrive_and_wait();
-        replay(trace, argv[first + 1 + i], depth);
+        handles[static_cast<size_t>(i)] = replay(trace, argv[first + 1 + i], depth);
         seconds[static_cast<size_t>(i)] =
             std::chrono::duration<double>(Clock::now() - begin).count();
       });
@@ -144,4 +148,11 @@ int main(int argc, char** argv) {
   const auto [fastest, slowest] = std::ranges::minmax(seconds);
   fmt::print("{{\"seconds\": {:.4f}, \"fastest\": {:.4f}, \"requests\": {}}}\n", slowest, fastest,
              trace.size() * static_cast<size_t>(clients));
+  std::fflush(stdout);
+  while (holds && std::getchar() != EOF) {
+  }
+  for (nbd_handle* nbd : handles) {
+    nbd_shutdown(nbd, 0);
+    nbd_close(nbd);
+  }
 }

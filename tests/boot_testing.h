@@ -26,6 +26,13 @@ inline ByteVector cell_of(uint32_t source, uint64_t block) {
   return bytes;
 }
 
+inline bool is_cell(Bytes bytes, uint32_t source, uint64_t block) {
+  return std::memcmp(bytes.data(), &block, sizeof block) == 0 &&
+         std::memcmp(bytes.data() + 8, &source, sizeof source) == 0 &&
+         bytes[12] == static_cast<std::byte>(block % 251 + 1) &&
+         std::memcmp(bytes.data() + 12, bytes.data() + 13, kBlockBytes - 13) == 0;
+}
+
 // One segment, or one data file: cell i is block first + i of the disk.
 class TestFile final : public CellSource {
  public:
@@ -47,8 +54,8 @@ class TestFile final : public CellSource {
   }
   bool are_sound(uint32_t first, Bytes blocks) override {
     for (uint32_t i = 0; i < blocks.size() / kBlockBytes; ++i)
-      if (!std::ranges::equal(blocks.subspan(uint64_t{i} * kBlockBytes, kBlockBytes),
-                              cell_of(source_, first_ + first + i)))
+      if (!is_cell(blocks.subspan(uint64_t{i} * kBlockBytes, kBlockBytes), source_,
+                   first_ + first + i))
         return false;
     return true;
   }
@@ -158,9 +165,11 @@ class TestDisk final : public BootDisk {
       }
       plan.run();
     }
+    uint32_t right = 0;
     for (uint32_t i = 0; i < count; ++i)
-      REQUIRE(std::ranges::equal(Bytes(into).subspan(uint64_t{i} * kBlockBytes, kBlockBytes),
-                                 cell_of(source_of(first + i), first + i)));
+      right += is_cell(Bytes(into).subspan(uint64_t{i} * kBlockBytes, kBlockBytes),
+                       source_of(first + i), first + i);
+    REQUIRE(right == count);
   }
 
   std::atomic<uint64_t> dropped_blocks{0};

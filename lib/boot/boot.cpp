@@ -446,11 +446,13 @@ void Boot::Service::learn_all() {
 void Boot::Service::learn(OpenWindow& window) {
   BootDisk& disk = *window.disk;
   const std::vector<ProfileRun> boot = runs_of_boot(window.record.record(), disk.size_bytes());
-  attempt([&] {
-    std::vector<CellRun> runs;
-    for (const ProfileRun& run : boot) runs.push_back({run.source, run.first, run.count});
-    if (!runs.empty() && !disk.is_gone()) disk.drop_cached(runs);
-  });
+  // What is not in the memory stays in the caches of the storage.
+  if (window.cells->is_filling() && window.cells->use().cells >= window.record.blocks())
+    attempt([&] {
+      std::vector<CellRun> runs;
+      for (const ProfileRun& run : boot) runs.push_back({run.source, run.first, run.count});
+      if (!runs.empty() && !disk.is_gone()) disk.drop_cached(runs);
+    });
   if (2 * window.record.streamed_bytes() > window.record.read_bytes()) return;
   const auto learnt = learn_boot(store_, disk, boot, options_.bytes / kBlockBytes);
   if (!learnt) return;
@@ -462,8 +464,9 @@ void Boot::Service::learn(OpenWindow& window) {
     if (known != took_.end()) took = known->second;
     for (const auto& [volume, followed] : followed_) {
       if (volume == disk.volume()) headless_.push_back(followed);
-      if (!living || volume == disk.volume())
-        if (followed->disk->template_uuid() == disk.template_uuid()) living = followed->disk;
+      if (followed->disk && followed->disk->template_uuid() == disk.template_uuid() &&
+          (!living || volume == disk.volume()))
+        living = followed->disk;
     }
   }
   read_alarm_.ring();

@@ -8,6 +8,7 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <unistd.h>
 
 #define NBDKIT_API_VERSION 2
 #include <arpa/inet.h>
@@ -88,18 +89,28 @@ int wire_errno(int code) {
   }
 }
 
+// A server that leaves its store tells nobody: what a client has asked for it asks the next one,
+// when this process has ended.
+void keep_silent_if_leaving() {
+  if (server == nullptr || !server->store || !server->store->is_leaving()) return;
+  while (true) pause();
+}
+
 // Runs a callback's body; `failure` is what the callback returns when it throws.
 template <typename Body, typename Result>
 Result guard(Result failure, Body body) noexcept {
   try {
     return body();
   } catch (const Error& error) {
+    keep_silent_if_leaving();
     nbdkit_error("%s", error.what());
     nbdkit_set_error(wire_errno(error.code()));
   } catch (const std::bad_alloc&) {
+    keep_silent_if_leaving();
     nbdkit_error("out of memory");
     nbdkit_set_error(ENOMEM);
   } catch (const std::exception& error) {
+    keep_silent_if_leaving();
     nbdkit_error("%s", printable(error.what()).c_str());
     nbdkit_set_error(EIO);
   }
@@ -242,6 +253,8 @@ int on_after_fork() noexcept {
     // Only now is this the user who serves.
     server->control = std::make_unique<ControlServer>(
         *server->store, control::run_directory(/*makes=*/true), server->options.log);
+    // Not by nbdkit's own way, on which it answers ESHUTDOWN: that is an I/O error in the guests.
+    server->control->when_left([] { _exit(0); });
     server->control->start();
   });
 }
@@ -249,6 +262,7 @@ int on_after_fork() noexcept {
 void on_cleanup() noexcept {
   guard_void([] {
     if (server == nullptr) return;
+    keep_silent_if_leaving();
     // What is under way for a control request must not hold up the end.
     if (server->store) server->store->stop();
     if (server->control) server->control->stop();

@@ -12,6 +12,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <filesystem>
+#include <future>
 #include <mutex>
 #include <optional>
 #include <thread>
@@ -440,6 +441,25 @@ TEST_CASE("a slow operation holds up nobody else, and stop() waits for it") {
   slow.join();
   stopping.join();
   CHECK(created["number"] == 1);
+}
+
+TEST_CASE("a server that is told to stop has left its store when it answers, and then ends") {
+  Served s;
+  s.server.reset();
+  s.store->create_volume("vm1", 1 << 20, "");
+  std::promise<void> ended;
+  s.server.emplace(*s.store, s.directory, [](const std::string&) {});
+  s.server->when_left([&] { ended.set_value(); });
+  s.server->start();
+  const auto disk = s.store->open_export("vm1", kVm);
+  const std::vector<json> stopped = s.client().ask_all({{"op", "server-stop"}}, Patience::kEndless);
+  CHECK(s.store->has_left());
+  REQUIRE(stopped.size() == 1);
+  CHECK(stopped[0]["pid"] == ::getpid());
+  CHECK(stopped[0]["closed_volumes"] == 1);
+  CHECK(stopped[0]["unclean_volumes"].empty());
+  ended.get_future().wait();
+  s.server->stop();
 }
 
 TEST_CASE("an operation that takes long is waited for, if the client says so") {

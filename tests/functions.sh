@@ -170,6 +170,15 @@ stop_nbdkit() {
     [ $status = 0 ] || fail "the server $name ended with status $status"
 }
 
+# stop_server [NAME]: likewise, but its clients are told nothing.
+stop_server() {
+    local name=${1-server} status=0
+    tplstore server stop >"$tmp/stop.out" || fail "the server cannot be stopped"
+    wait "${nbdkit_pid[$name]}" || status=$?
+    unset "nbdkit_pid[$name]"
+    [ $status = 0 ] || fail "the server $name ended with status $status"
+}
+
 has_closed_store() {
     has_ended "$1" ||
         # ThreadSanitizer has a thread of its own beside the main one.

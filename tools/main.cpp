@@ -68,6 +68,7 @@ int run(std::vector<std::string> arguments) {
   app.footer("The manual page tplstore(1) has it all.");
   tplstore::tool::add_store_commands(commands, context);
   tplstore::tool::add_serve_command(commands, context);
+  tplstore::tool::add_server_commands(commands, context);
   tplstore::tool::add_template_commands(commands, context);
   tplstore::tool::add_volume_commands(commands, context);
   tplstore::tool::add_version_commands(commands, context);

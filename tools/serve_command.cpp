@@ -86,6 +86,15 @@ void clear_socket(const std::string& path) {
   if (::unlink(path.c_str()) != 0) fail_errno(errno, path, "removing a stale socket");
 }
 
+// Whether whoever started this process has opened the sockets, as systemd and the like do: nbdkit,
+// which this process becomes, takes them over then.
+bool has_sockets() {
+  const char* const pid = std::getenv("LISTEN_PID");
+  const char* const count = std::getenv("LISTEN_FDS");
+  return pid != nullptr && count != nullptr && pid == std::to_string(::getpid()) &&
+         std::string_view(count) != "0";
+}
+
 bool is_in_path(const std::string& program) {
   std::istringstream path(std::getenv("PATH") ? std::getenv("PATH") : "/usr/bin:/bin");
   for (std::string folder; std::getline(path, folder, ':');)
@@ -115,14 +124,23 @@ void serve(const Context& context, const ServeArguments& arguments) {
 
   std::vector<std::string> words = {"nbdkit", "--foreground"};
   std::string uri;
-  if (arguments.port != 0) {
+  const std::initializer_list<const char*> kListening = {"-U",      "--unix", "-p",      "--port",
+                                                         "--vsock", "-s",     "--single"};
+  if (has_sockets()) {
+    if (arguments.port != 0 || !arguments.socket.empty() || has_any(options, kListening))
+      fail(EINVAL, "serve",
+           "it was started with sockets that are open (LISTEN_FDS), and listens on no other: leave "
+           "out what says where to listen");
+    print_error(
+        fmt::format("tplstore: serving {} on the sockets it was given\n", printable(store)));
+  } else if (arguments.port != 0) {
     words.insert(words.end(), {"--port", std::to_string(arguments.port)});
     // NBD without TLS lets everybody write: only this host, unless an address is given.
     if (!has_any(options, {"-i", "--ipaddr", "--vsock"})) {
       words.insert(words.end(), {"--ipaddr", "127.0.0.1"});
       uri = fmt::format("nbd://127.0.0.1:{}/VOLUME", arguments.port);
     }
-  } else if (!has_any(options, {"-U", "--unix", "-p", "--port", "--vsock", "-s", "--single"})) {
+  } else if (!has_any(options, kListening)) {
     const std::string socket = arguments.socket.empty()
                                    ? store + "/nbd.sock"
                                    : std::filesystem::absolute(arguments.socket).string();

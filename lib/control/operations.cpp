@@ -216,6 +216,12 @@ const Shape& boot_warm_shape() {
   return shape;
 }
 
+const Shape& left_shape() {
+  static const Shape shape = server_shape().with(
+      {{"closed_volumes", Shape::number()}, {"unclean_volumes", Shape::list_of(Shape::text())}});
+  return shape;
+}
+
 const Shape& nothing_shape() {
   static const Shape shape = Shape::object({});
   return shape;
@@ -313,6 +319,14 @@ json forget_boot(const Call& call) {
   return json::object();
 }
 
+json leave(const Call& call) {
+  const Left left = call.store.leave();
+  json result = self();
+  result["closed_volumes"] = left.closed;
+  result["unclean_volumes"] = left.unclean;
+  return result;
+}
+
 json reclaim(const Call& call) {
   call.store.reclaim();
   return self();
@@ -351,6 +365,8 @@ const std::vector<Operation>& operations() {
   static const std::vector<Operation> table = {
       {"ping", kServer, server_shape, [](const Call&) { return self(); }},
       {"stats", kServer, stats_shape, stats},
+      // The server ends behind its answer, without a word to those that are connected.
+      {"server-stop", kServer, left_shape, leave, {}, Patience::kEndless},
       // This host's, as this server sees it.
       {"tier-list", kServer, tier_shape, list_tier},
       {"template-warm", kServer, warm_shape, warm, {{"template", Kind::kText}}, Patience::kEndless},

@@ -100,12 +100,12 @@ std::string answer_control_request(Store& store, std::string_view request) noexc
 
 namespace {
 
-// Its answer needs nothing of the store, so it is given without waiting for an operation to end.
-bool is_ping(std::string_view request) {
-  constexpr size_t kPingBytesMax = 256;
-  if (request.size() > kPingBytesMax) return false;
+// Of those that the server itself must know.
+bool is_request(std::string_view request, const char* operation) {
+  constexpr size_t kBytesMax = 256;
+  if (request.size() > kBytesMax) return false;
   const json parsed = json::parse(request, nullptr, /*allow_exceptions=*/false);
-  return parsed.is_object() && parsed.contains("op") && parsed["op"] == "ping";
+  return parsed.is_object() && parsed.contains("op") && parsed["op"] == operation;
 }
 
 }  // namespace
@@ -214,6 +214,7 @@ struct ControlServer::Impl {
     std::string answer;
     size_t sent_bytes = 0;
     bool is_done = false;
+    bool may_leave = false;  // it has asked for the server's end
   };
   using State = Connection::State;
 
@@ -221,6 +222,7 @@ struct ControlServer::Impl {
   std::string directory;
   std::function<void(const std::string&)> log;
   ControlLimits limits;
+  std::function<void()> left = [] {};
 
   FileDescriptor listener;
   FileDescriptor stop_event;
@@ -230,6 +232,7 @@ struct ControlServer::Impl {
   std::thread thread;
 
   // Of the thread alone.
+  bool has_left = false;                       // the store, and who asked for that has been told
   std::map<uint64_t, Connection> connections;  // by age
   uint64_t last_id = 0;
   control::Clock::time_point accept_at{};
@@ -297,9 +300,12 @@ void ControlServer::Impl::receive(uint64_t id, Connection& connection) {
                                                     "it is longer than 64 KiB")));
   } else if (end == std::string_view::npos) {
     return;
-  } else if (is_ping(connection.request)) {
+  } else if (is_request(connection.request, "ping")) {
+    // Its answer needs nothing of the store, so it is given without waiting for an operation to
+    // end.
     begin_answer(connection, answer_control_request(store, connection.request));
   } else {
+    connection.may_leave = is_request(connection.request, "server-stop");
     operations->begin(id, std::move(connection.request));
     connection.state = State::kOperation;
     connection.deadline = control::Clock::time_point::max();
@@ -346,6 +352,7 @@ void ControlServer::Impl::close_connections() {
   std::erase_if(connections, [&](auto& entry) {
     const Connection& connection = entry.second;
     if (!connection.is_done && now < connection.deadline) return false;
+    has_left = has_left || (connection.may_leave && store.has_left());
     ::shutdown(connection.socket.get(), SHUT_RDWR);
     return true;
   });
@@ -425,7 +432,7 @@ void ControlServer::Impl::say(const char* what, const std::exception& error) con
 
 void ControlServer::Impl::run() {
   pollfd stop = {stop_event.get(), POLLIN, 0};
-  while (::poll(&stop, 1, 0) == 0) {
+  while (::poll(&stop, 1, 0) == 0 && !has_left) {
     try {
       run_once();
     } catch (const std::exception& error) {
@@ -436,6 +443,7 @@ void ControlServer::Impl::run() {
       close_connections();
     }
   }
+  if (has_left) left();
   try {
     finish();
   } catch (const std::exception& error) {
@@ -484,8 +492,12 @@ void ControlServer::stop() {
   impl.announcement.reset();
   signal_event(impl.stop_event);
   impl.thread.join();
-  impl_ = std::make_unique<Impl>(impl.store, impl.directory, impl.log, impl.limits);
+  auto next = std::make_unique<Impl>(impl.store, impl.directory, impl.log, impl.limits);
+  next->left = std::move(impl.left);
+  impl_ = std::move(next);
 }
+
+void ControlServer::when_left(std::function<void()> left) { impl_->left = std::move(left); }
 
 std::string ControlServer::socket_path() const {
   return impl_->thread.joinable() ? impl_->announcement->place().path() : "";

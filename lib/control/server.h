@@ -45,6 +45,9 @@ class ControlServer {
   void start();
   // Removes the socket and ends all connections. Does nothing when it is not running.
   void stop();
+  // To be called before it starts: what is done, by the server's thread, when the store has left
+  // at a request, which was answered (Store::leave()). Nothing is answered after that.
+  void when_left(std::function<void()> left);
 
   // The socket's; empty while it is not running.
   std::string socket_path() const;

@@ -87,14 +87,18 @@ std::unique_ptr<Boot> Store::Impl::make_boot() {
 }
 
 Store::~Store() {
-  {
-    const std::lock_guard guard(impl_->upkeep_mutex);
-    impl_->upkeep_ends = true;
-  }
-  impl_->upkeep_changed.notify_all();
-  if (impl_->upkeep.joinable()) impl_->upkeep.join();
+  impl_->end_upkeep();
   if (impl_->boot) impl_->boot->stop();
   if (impl_->tier) impl_->tier->stop();
+}
+
+void Store::Impl::end_upkeep() {
+  {
+    const std::lock_guard guard(upkeep_mutex);
+    upkeep_ends = true;
+  }
+  upkeep_changed.notify_all();
+  if (upkeep.joinable()) upkeep.join();
 }
 
 void Store::start() {
@@ -108,6 +112,29 @@ void Store::stop() {
   impl_->stop.request_stop();
   impl_->registry.keep_records();
 }
+
+Left Store::leave() {
+  if (impl_->is_leaving.exchange(true)) fail(EALREADY, backend().describe(), "its server is being stopped already");
+  struct AtTheEnd {
+    ~AtTheEnd() { has_left = true; }
+    std::atomic<bool>& has_left;
+  } const at_the_end{impl_->has_left};
+  stop();
+  impl_->end_upkeep();
+  // The most of what must be written is so while the VMs go on: they wait for the rest only.
+  for (const auto& attachment : impl_->registry.all_open()) {
+    Volume& volume = attachment->volume();
+    try {
+      volume.checkpoint();
+    } catch (const Error&) {
+      // Closing it says so.
+    }
+  }
+  return impl_->registry.leave();
+}
+
+bool Store::is_leaving() const { return impl_->is_leaving; }
+bool Store::has_left() const { return impl_->has_left; }
 
 Backend& Store::backend() { return *impl_->backend; }
 Tier* Store::tier() { return impl_->tier.get(); }

@@ -53,6 +53,12 @@ struct ExportInfo {
   std::string description;
 };
 
+// What became of the volumes that were open when a program left.
+struct Left {
+  uint64_t closed = 0;
+  std::vector<std::string> unclean;  // to be recovered by the next opening; the log says why
+};
+
 class Store {
  public:
   // Makes an empty store at a location (backend/open_backend.h) where there is nothing yet (EEXIST,
@@ -72,6 +78,15 @@ class Store {
   // The program is ending: what takes long ends early, with ESHUTDOWN (flattening) or with the rest
   // left for the next time (giving back space). Volumes stay those of the VMs that are connected.
   void stop();
+  // The same, for a program that is to end without a word to its connections, which go on at the
+  // next one: all that was answered is made durable and what is open is closed, under the Disks,
+  // which are still there and from some moment on have ESHUTDOWN for what they are asked. From its
+  // beginning is_leaving() holds: no error that a Disk, or opening one, throws then may be told.
+  // When it has ended, even by an error, has_left() holds, and all that is left to do is _exit().
+  // EALREADY when it was called before.
+  Left leave();
+  bool is_leaving() const;
+  bool has_left() const;
 
   Backend& backend();
   // Nothing without `has_tier`.

@@ -2,6 +2,7 @@
 // Thread safety: as Store.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <map>
 #include <mutex>
@@ -81,6 +82,7 @@ struct Store::Impl {
   void use_copies();
   void wake();
   void run_upkeep();
+  void end_upkeep();
 
   const std::unique_ptr<Backend> backend;
   const StoreOptions options;
@@ -96,6 +98,8 @@ struct Store::Impl {
   std::mutex foreign_mutex;
   std::set<std::string> foreign;  // what was named
   std::stop_source stop;
+  std::atomic<bool> is_leaving = false;
+  std::atomic<bool> has_left = false;
   VolumeRegistry registry;
   BootDisks boot_disks{*backend,
                        registry,

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <thread>
 #include <utility>
 
 #include "base/host.h"
@@ -19,6 +20,9 @@ constexpr std::chrono::seconds kClosingWaitMax{30};
 constexpr std::chrono::milliseconds kLookAgain{20};
 // How long a connection waits for what others have begun to change.
 constexpr std::chrono::seconds kChangesWaitMax{10};
+// How long a program that ends waits for what is under way.
+constexpr std::chrono::seconds kLeaveWaitMax{30};
+constexpr size_t kClosersMax = 8;
 
 std::chrono::milliseconds milliseconds_of(std::chrono::steady_clock::duration duration) {
   return std::chrono::duration_cast<std::chrono::milliseconds>(duration);
@@ -100,6 +104,10 @@ void VolumeRegistry::begin_ownership(Entry& entry, const Attachment& attachment)
 // Who is out is so before it is seen what of theirs is on its way.
 void VolumeRegistry::give_rights(Entry& entry) noexcept {
   using Right = Volume::Right::State;
+  if (leaves_) {
+    for (Attachment* attachment : entry.attached) attachment->right_.state = Right::kLost;
+    return changed_.notify_all();
+  }
   const LockState state = entry.volume->writer_lock().state();
   size_t losers = 0;
   const auto give = [&](uint64_t ticket, Right right) {
@@ -149,6 +157,7 @@ std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::attach(const Uuid& u
   auto now = Clock::now();
   const auto start = now;
   std::optional<uint64_t> found;
+  fail_if_leaving(name);
   for (auto it = entries_.find(uuid); it != entries_.end();
        it = entries_.find(uuid), now = Clock::now()) {
     Entry& entry = it->second;
@@ -174,6 +183,7 @@ std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::attach(const Uuid& u
       fail(EBUSY, fmt::format("volume {}", name), "is still being opened or closed; try again");
     }
     changed_.wait_for(mutex_, kLookAgain);
+    fail_if_leaving(name);
   }
   entries_.try_emplace(uuid);
   guard.unlock();
@@ -259,11 +269,13 @@ std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::attach_for_upkeep(
     const Uuid& uuid, const std::string& name, const Peer& peer) {
   const auto start = Clock::now();
   Lock guard(mutex_);
+  fail_if_leaving(name);
   for (auto it = entries_.find(uuid); it != entries_.end(); it = entries_.find(uuid)) {
     if (it->second.state == State::kOpen) return add(uuid, it->second);
     if (Clock::now() - start >= kClosingWaitMax)
       fail(EBUSY, fmt::format("volume {}", name), "is still being opened or closed; try again");
     changed_.wait_for(mutex_, kLookAgain);
+    fail_if_leaving(name);
   }
   entries_.try_emplace(uuid);
   guard.unlock();
@@ -310,7 +322,7 @@ void VolumeRegistry::end(const Uuid& uuid) {
 std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::find_open(const Uuid& uuid) {
   const Lock guard(mutex_);
   const auto it = entries_.find(uuid);
-  if (it == entries_.end() || it->second.state != State::kOpen) return nullptr;
+  if (leaves_ || it == entries_.end() || it->second.state != State::kOpen) return nullptr;
   return add(uuid, it->second);
 }
 
@@ -318,8 +330,13 @@ std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::find_open(const Uuid
 // last that keeps it so.
 void VolumeRegistry::detach(Attachment& attachment) noexcept {
   Lock guard(mutex_);
-  LockLeave leave{.ticket = std::exchange(attachment.ticket_, 0)};
   Entry& entry = entries_.at(attachment.uuid());
+  if (leaves_) {
+    // Its VM may come back; leave() closes the volume.
+    std::erase(entry.attached, &attachment);
+    return changed_.notify_all();
+  }
+  LockLeave leave{.ticket = std::exchange(attachment.ticket_, 0)};
   const std::shared_ptr<Volume> volume = attachment.volume_;
   const uint64_t writes = volume->writes();
   leave.has_written = entry.is_alone || writes != entry.writes_before;
@@ -341,13 +358,80 @@ void VolumeRegistry::detach(Attachment& attachment) noexcept {
   }
   std::erase(entry.attached, &attachment);
   give_rights(entry);
-  if (!entry.attached.empty()) return;
+  if (leaves_ || !entry.attached.empty()) return;
   entry.state = State::kClosing;
   entry.volume.reset();
   guard.unlock();
   attachment.volume_.reset();
   volume->close(keeps_record ? std::nullopt : std::optional(leave));
   end(attachment.uuid());
+}
+
+void VolumeRegistry::fail_if_leaving(const std::string& name) const {
+  if (leaves_) fail(ESHUTDOWN, fmt::format("volume {}", name), "this server is about to end");
+}
+
+Left VolumeRegistry::leave() {
+  keep_records();
+  const auto deadline = Clock::now() + kLeaveWaitMax;
+  // Whoever is letting a connection in or out, hands the volume over, or works on it for the store.
+  const auto is_at_work = [](const Entry& entry) {
+    return entry.state != State::kOpen || entry.is_handing_over ||
+           std::ranges::any_of(entry.attached, [](const Attachment* attachment) {
+             return attachment->ticket_ == 0 || attachment->is_alone_;
+           });
+  };
+  struct Leaving {
+    std::shared_ptr<Volume> volume;
+    bool is_clean = false;
+  };
+  std::vector<Leaving> leaving;
+  Left left;
+  {
+    const Lock guard(mutex_);
+    leaves_ = true;
+    for (auto& [uuid, entry] : entries_)
+      if (entry.state == State::kOpen) give_rights(entry);
+    while (Clock::now() < deadline &&
+           std::ranges::any_of(entries_, is_at_work, &decltype(entries_)::value_type::second))
+      changed_.wait_for(mutex_, kLookAgain);
+    for (auto& [uuid, entry] : entries_) {
+      if (is_at_work(entry)) {
+        left.unclean.push_back(entry.volume ? entry.volume->name() : uuid.text());
+      } else {
+        leaving.push_back({entry.volume});
+        entry.state = State::kClosing;
+      }
+    }
+  }
+  std::atomic<size_t> next{0};
+  const auto close = [&]() noexcept {
+    for (size_t i = next++; i < leaving.size(); i = next++) {
+      Volume& volume = *leaving[i].volume;
+      const bool is_anybodys = volume.writer_lock().state().is_anybodys();
+      leaving[i].is_clean = volume.wait_for_changes(deadline) &&
+                            volume.close(is_anybodys ? std::nullopt : std::optional(LockLeave{}));
+    }
+  };
+  {
+    std::vector<std::jthread> closers;
+    try {
+      while (closers.size() + 1 < std::min(kClosersMax, leaving.size()))
+        closers.emplace_back(close);
+    } catch (const std::exception&) {
+      // One is enough.
+    }
+    close();
+  }
+  for (const Leaving& one : leaving) {
+    if (one.is_clean) ++left.closed;
+    if (!one.is_clean) left.unclean.push_back(one.volume->name());
+  }
+  for (const std::string& name : left.unclean)
+    environment_.log(fmt::format(
+        "volume {}: could not be closed before the server's end, the next opening recovers it",
+        name));
+  return left;
 }
 
 std::shared_ptr<Volume> VolumeRegistry::reader(const Uuid& uuid, const std::string& name,

@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "base/mutex.h"
+#include "store/store.h"
 #include "volume/volume.h"
 
 namespace tplstore {
@@ -90,6 +91,11 @@ class VolumeRegistry {
   std::optional<LockStep> change_lock(const Uuid& uuid, LockEvent event, const Peer& peer);
   // The program ends: what VMs are connected to stays theirs when it is closed from now on.
   void keep_records() { keeps_records_ = true; }
+  // Likewise, and now, under the connections: none of them gets anything any more but ESHUTDOWN,
+  // nor does who comes. Waits until what the store itself does, and what is being changed, has
+  // ended, and closes what is open; volumes where that takes too long, or fails, are left as by a
+  // crash. To be called once.
+  Left leave() EXCLUDES(mutex_);
 
  private:
   enum class State { kOpening, kOpen, kClosing };
@@ -140,6 +146,7 @@ class VolumeRegistry {
   bool hand_over(Entry& entry, Clock::duration waited) REQUIRES(mutex_);
   void wait_for_changes(const Attachment& attachment) EXCLUDES(mutex_);
   void detach(Attachment& attachment) noexcept EXCLUDES(mutex_);
+  void fail_if_leaving(const std::string& name) const REQUIRES(mutex_);
   void end(const Uuid& uuid) EXCLUDES(mutex_);
   std::chrono::milliseconds absent(const Uuid& uuid, uint64_t epoch) EXCLUDES(deaths_mutex_);
 
@@ -149,6 +156,7 @@ class VolumeRegistry {
   Mutex mutex_;  // not held while volumes are opened or closed
   ConditionVariable changed_;
   std::map<Uuid, Entry> entries_ GUARDED_BY(mutex_);
+  bool leaves_ GUARDED_BY(mutex_) = false;
   Mutex deaths_mutex_;
   std::map<Uuid, Death> deaths_ GUARDED_BY(deaths_mutex_);
   Mutex readers_mutex_;

@@ -69,9 +69,9 @@ struct OpenVolume {
   }
   // Records current's size in the header, where it is another.
   void record_size();
-  // Does `work`, or the log says what failed, and why.
+  // Does `work`, or the log says what failed, and why; whether it was done.
   template <typename Work>
-  void attempt(const char* failure, Work work) noexcept;
+  bool attempt(const char* failure, Work work) noexcept;
 
   const VolumeEnvironment environment;
   Backend& backend;
@@ -119,11 +119,13 @@ auto OpenVolume::with_map(Body body) {
 }
 
 template <typename Work>
-void OpenVolume::attempt(const char* failure, Work work) noexcept {
+bool OpenVolume::attempt(const char* failure, Work work) noexcept {
   try {
     work();
+    return true;
   } catch (const std::exception& error) {
     log_failure(failure, error.what());
+    return false;
   }
 }
 

@@ -96,20 +96,23 @@ std::unique_ptr<Volume> Volume::open_for_reading(const VolumeEnvironment& enviro
   return volume;
 }
 
-void Volume::close(const std::optional<LockLeave>& last) noexcept {
-  if (!open_.lock) return;
+bool Volume::close(const std::optional<LockLeave>& last) noexcept {
+  if (!open_.lock) return true;
   // What takes longer, or fails, goes on when the volume is opened again.
   open_.attempt("not all space could be given back", [this] { space_->run(kCloseReclaimBudget); });
-  open_.attempt("could not be closed cleanly, the next opening recovers it", [this] {
-    open_.map().close();
-    open_.attempt("the next version's file could not be removed",
-                  [this] { open_.files.remove_prepared(); });
-  });
-  open_.attempt("its header says that it is in use, which the next opening corrects", [&] {
-    open_.record_size();
-    if (last) open_.lock->apply(*last);
-  });
+  const bool is_closed =
+      open_.attempt("could not be closed cleanly, the next opening recovers it", [this] {
+        open_.map().close();
+        open_.attempt("the next version's file could not be removed",
+                      [this] { open_.files.remove_prepared(); });
+      });
+  const bool is_recorded =
+      open_.attempt("its header says that it is in use, which the next opening corrects", [&] {
+        open_.record_size();
+        if (last) open_.lock->apply(*last);
+      });
   open_.lock.reset();
+  return is_closed && is_recorded;
 }
 
 void Volume::resize(uint64_t size_bytes) {

@@ -15,7 +15,8 @@
 // What else belongs to it: its versions (volume/versions.h), its forks (volume/forks.h), and how it
 // gives space back in the background (volume/space.h).
 //
-// Thread safety: all data calls and upkeep; open and close while nothing else runs.
+// Thread safety: all data calls and upkeep; open, and close, but for what that says, while nothing
+// else runs.
 // Errors: EIO for all that concerns current, once something has failed so that nobody can tell what
 // is durable (a sync, say), until the volume is opened again; ENOSPC; EROFS; std::bad_alloc.
 #pragma once
@@ -58,8 +59,8 @@ class Volume {
   bool has_failed() const { return open_.map().has_failed(); }
   // Commits, writes a checkpoint, has the header say that `last` has left, and frees the lock;
   // without one the header goes on saying who has the volume. What fails is logged and leaves the
-  // volume as after a crash.
-  void close(const std::optional<LockLeave>& last = LockLeave{}) noexcept;
+  // volume as after a crash; whether nothing did. Reads and flushes may go on meanwhile.
+  bool close(const std::optional<LockLeave>& last = LockLeave{}) noexcept;
 
   const std::string& name() const { return open_.name; }
   uint64_t size_bytes() const { return open_.size_bytes.load(std::memory_order_relaxed); }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A guest boots from a volume through qemu's NBD driver; a version taken while it runs has what the
-# guest had written before and nothing of what it wrote after; its plug can be pulled. What it boots
-# with is kept for the next boot.
+# guest had written before and nothing of what it wrote after; its plug can be pulled, and its server
+# be exchanged while it writes. What it boots with is kept for the next boot.
 . "$(dirname "$0")/../functions.sh"
 requires qemu-system-x86_64 mmdebstrap e2fsck debugfs nbdcopy jq
 # shellcheck source=SCRIPTDIR/../../examples/guest.sh
@@ -15,9 +15,10 @@ tplstore template import golden "$guest/disk.raw"
 tplstore volume create vm1 --template golden
 serve
 
+# boot LOG MARKER [DRIVE]
 boot() {
-    guest_start "$(uri vm1)" "$tmp/$1.log" -kernel "$guest/vmlinuz" -initrd "$guest/initrd" \
-        -append "console=ttyS0 root=/dev/vda rw quiet panic=-1"
+    guest_start "${3-$(uri vm1)}" "$tmp/$1.log" -kernel "$guest/vmlinuz" -initrd "$guest/initrd" \
+        -append "console=ttyS0 root=/dev/vda rw quiet panic=-1 no_timer_check"
     guest_expect "GUEST up, marker: $2" 240
 }
 
@@ -57,4 +58,19 @@ guest_wait 120
 # All that the boots before have read is in memory.
 jq -e '.reason == "done" and .bytes > 10000000 and .first_touch_hits > 0.9 * .blocks' \
     "$tmp/boot.json" >/dev/null || fail "the third boot: $(cat "$tmp/boot.json")"
+
+# Its server is stopped and started while it writes: it notices nothing.
+nbd='"driver":"nbd",,"server.type":"unix",,"server.path":"'$tmp/server.socket'"'
+boot fourth before 'json:{"driver":"raw",,"file":{'"$nbd"',,"export":"vm1",,"reconnect-delay":60}}'
+guest_say "run while dd if=/dev/zero of=/stream bs=64k count=64 conv=fsync 2>/dev/null; do :; done; echo GUEST failed"
+for turn in 1 2 3; do
+    stop_server
+    serve
+    guest_say "write turn$turn"
+    guest_expect "GUEST wrote turn$turn" 60
+done
+guest_kill
+! grep -i -E "I/O error|EXT4-fs error|GUEST failed" "$tmp/fourth.log" || fail "the guest has noticed"
+await 10 is_free vm1 || fail "vm1 stays open behind the guest"
+equals "the volume's marker" "$(marker vm1)" turn3
 stop_nbdkit

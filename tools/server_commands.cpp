@@ -1,0 +1,64 @@
+// server stop: what a store's servers are told as a whole.
+#include <algorithm>
+#include <cerrno>
+#include <thread>
+
+#include "command.h"
+#include "control/servers.h"
+#include "table.h"
+
+namespace tplstore::tool {
+namespace {
+
+using nlohmann::json;
+
+// A process ends in no time, but its memory may have to be given back.
+constexpr std::chrono::seconds kEndWaitMax{60};
+constexpr std::chrono::milliseconds kLookAgain{10};
+
+std::string stopped_text(const json& servers) {
+  std::string text;
+  for (const json& server : servers)
+    text += fmt::format("server {}: stopped, {} volumes closed\n", plain(server["pid"]),
+                        plain(server["closed_volumes"]));
+  return text.empty() ? "no server of this store runs here\n" : text;
+}
+
+void stop_servers(const Context& context) {
+  const auto store = context.open_store();
+  Backend& backend = store->backend();
+  const std::string directory = control::run_directory(/*makes=*/false);
+  const auto before = control::find_servers(backend, directory);
+  const json stopped =
+      ControlClient(backend, directory).ask_all({{"op", "server-stop"}}, Patience::kEndless);
+  const auto deadline = std::chrono::steady_clock::now() + kEndWaitMax;
+  for (const control::ServerPlace& server : before) {
+    const auto is_there = [&] {
+      return std::ranges::any_of(control::find_servers(backend, directory),
+                                 [&](const auto& other) { return other.object == server.object; });
+    };
+    while (is_there()) {
+      if (std::chrono::steady_clock::now() >= deadline)
+        fail(ETIMEDOUT, server.describe(), "it has closed its volumes, and does not end");
+      std::this_thread::sleep_for(kLookAgain);
+    }
+  }
+  context.print(stopped, stopped_text);
+  for (const json& server : stopped)
+    for (const json& volume : server["unclean_volumes"])
+      fail(EIO, "volume " + plain(volume),
+           "could not be closed, the server's log says why; its next opening recovers it");
+}
+
+}  // namespace
+
+void add_server_commands(const Command& app, Context& context) {
+  const Command group = add_group(app, context, "server", "The servers of the store");
+  const Command stop = add_command(
+      group, context, "stop",
+      "End them as soon as all that was answered is durable, and tell their clients nothing",
+      [&context] { stop_servers(context); });
+  add_json_option(stop, context);
+}
+
+}  // namespace tplstore::tool

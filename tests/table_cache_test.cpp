@@ -3,9 +3,14 @@
 
 #include <doctest/doctest.h>
 
+#include <chrono>
+#include <cstdlib>
+
+#include "backend/dir/dir_backend.h"
 #include "forwarding_backend.h"
 #include "memory/memory_backend.h"
 #include "template_testing.h"
+#include "temporary_directory.h"
 #include "transfer/block_index.h"
 
 using namespace tplstore;
@@ -130,6 +135,49 @@ TEST_CASE("a table that is damaged, cut or of another store is passed over") {
   BlockIndex index;
   CHECK(index.load(other, blocks) == 0);
   CHECK(index.segment_count() == 33);
+}
+
+// TPLSTORE_OPERATIONS: how many segments; says how long what took.
+TEST_CASE("very many segments cost an import a listing and a read of few objects") {
+  const char* many = std::getenv("TPLSTORE_OPERATIONS");
+  const uint64_t count = many == nullptr ? 300 : std::stoull(many);
+  const TemporaryDirectory folder;
+  DirBackend backend(folder.path(), false, {});
+  put_identity(backend, kTestSecret);
+  std::mt19937_64 random(5);
+  for (uint64_t i = 0; i < count; ++i) {
+    // As they are after publishing; not synced, which takes most of the time.
+    MemoryBackend memory;
+    SegmentBuilder builder(kTestSecret);
+    ByteVector block(kBlockBytes);
+    const uint64_t number = random();
+    std::memcpy(block.data(), &number, sizeof number);
+    builder.add(block, hash_of(block));
+    const std::string path = segment_path(publish_segment(builder, memory));
+    backend.create(path, 0, Purpose::kData)->write(0, memory.content(path));
+  }
+  const auto timed = [&](const std::string& what, const auto& step) {
+    if (many != nullptr) run("sync; echo 3 >/proc/sys/vm/drop_caches");
+    const auto begin = std::chrono::steady_clock::now();
+    step();
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
+    if (many != nullptr) MESSAGE(what << ": " << seconds.count() << " s");
+  };
+  const auto load = [&](BlockIndex& index) {
+    BlockSource blocks(backend);
+    CHECK(index.load(backend, blocks) == 0);
+    CHECK(index.segment_count() == count);
+    CHECK(index.block_count() == count);
+  };
+  BlockIndex first, again;
+  timed("the first import's start", [&] { load(first); });
+  timed("listing", [&] { CHECK(list_segments(backend).size() == count); });
+  timed("reading the tables", [&] {
+    for (const std::string& name : backend.list("tables")) backend.get("tables/" + name, 1 << 30);
+  });
+  timed("another import's start", [&] { load(again); });
+  if (many != nullptr)
+    MESSAGE(again.memory_bytes() << " bytes of index for " << count << " segments of a block");
 }
 
 TEST_CASE("where nothing can be written, an import does without") {

@@ -45,7 +45,7 @@ row() {
 wanted() {
     [[ $1 =~ $only ]]
 }
-finish() {
+end_with_results() {
     printf '%s\n' "${results[@]}" | jq -s --arg kernel "$(uname -r)" --argjson size_mib "$size_mib" \
         --argjson runs "$runs" --arg time "$(date -u +%FT%TZ)" \
         '{time: $time, kernel: $kernel, size_mib: $size_mib, runs: $runs, cases: .}' >"$json"
@@ -114,6 +114,35 @@ if wanted "import of what is there"; then
     again=$ours
     alternate import_raw copy_raw
     row "import of what is there" "the first import" "$(ratio "$ours" "$again")" ">=" 2.0
+fi
+if wanted "resumed after kill -9 at 90 %"; then
+    import_killed() {
+        rm -rf "$tmp/imported"
+        tplstore init "$tmp/imported" >/dev/null
+        start_nbdkit source --filter=log file "$image" logfile="$tmp/source.log"
+        : >"$tmp/source.log"
+        "$TPLSTORE" -s "$tmp/imported" template import golden "$(uri "" source)" >/dev/null 2>&1 &
+        local importer=$!
+        $python - "$importer" "$tmp/source.log" $((size_mib * 1048576 * 9 / 10)) <<'END'
+import os, re, signal, sys, time
+log = open(sys.argv[2])
+text = ""
+while True:
+    text = text[-4096:] + log.read()
+    read = [int(offset, 16) for offset in re.findall(r" Read id=\d+ offset=(0x[0-9a-f]+) ", text)]
+    if max(read, default=0) >= int(sys.argv[3]):
+        break
+    time.sleep(0.002)
+os.kill(int(sys.argv[1]), signal.SIGKILL)
+END
+        wait "$importer" 2>/dev/null || true
+        kill_nbdkit source
+        tplstore -s "$tmp/imported" template import golden "$image" --json |
+            jq ".stored_bytes / ($size_mib * 1048576)"
+    }
+    stored=()
+    for ((run = 0; run < runs; run++)); do stored+=("$(import_killed)"); done
+    row "resumed after kill -9 at 90 %" "all of it, stored again" "$(median "${stored[@]}")" "<=" 0.15
 fi
 rm -rf "$tmp/imported" "$tmp/copy.raw" "$tmp/image.qcow2"
 
@@ -229,7 +258,7 @@ fi
 
 if ! wanted "copies in 4 equal directories" && ! wanted "16 VMs, 4 directories" &&
     ! wanted "16 VMs, 3 of 4 directories" && ! wanted "p99 while copies are moved"; then
-    finish
+    end_with_results
 fi
 make_disk origin $((size_mib * 5 / 4))
 tplstore template move-origin "$tmp/origin/segments" >/dev/null
@@ -329,4 +358,4 @@ if wanted "16 VMs, 3 of 4 directories"; then
 fi
 stop_nbdkit four
 
-finish
+end_with_results

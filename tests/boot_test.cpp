@@ -186,6 +186,7 @@ TEST_CASE("what one boot has read the next one finds in memory, read ahead or th
   // Another process, or the next day: by the profile, in requests of its making.
   Host later(host);
   const BootWindow third = boot_once(later, "vm3");
+  CHECK(later.origin.asked() <= 8);  // for what came before the profile: it has the hashes
   CHECK(third.use.prefetched >= first.blocks - 8);
   CHECK(third.use.misses <= 8);
   CHECK(third.use.prefetched_unused == 0);

@@ -53,6 +53,7 @@ class TestFile final : public CellSource {
     plan.add(*object_, offset, into);
   }
   bool are_sound(uint32_t first, Bytes blocks) override {
+    ++asked;
     for (uint32_t i = 0; i < blocks.size() / kBlockBytes; ++i)
       if (!is_cell(blocks.subspan(uint64_t{i} * kBlockBytes, kBlockBytes), source_,
                    first_ + first + i))
@@ -64,6 +65,7 @@ class TestFile final : public CellSource {
   }
 
   std::atomic<uint64_t> planned_bytes{0};
+  std::atomic<uint64_t> asked{0};  // whether blocks are sound
 
  private:
   const uint32_t source_;
@@ -86,6 +88,12 @@ struct TestTemplate {
   uint64_t planned_bytes() const {
     uint64_t sum = 0;
     for (const auto& file : files) sum += file->planned_bytes;
+    return sum;
+  }
+
+  uint64_t asked() const {
+    uint64_t sum = 0;
+    for (const auto& file : files) sum += file->asked;
     return sum;
   }
 

@@ -32,7 +32,7 @@ struct Reader {
   // How many bytes each step has read.
   std::vector<uint64_t> read_all() {
     std::vector<uint64_t> steps;
-    Prefetch prefetch(memory, profile, nullptr);
+    Prefetch prefetch(memory, profile, nullptr, kTestSecret);
     uint64_t before = origin.planned_bytes();
     while (prefetch.step(*disk, *window, buffer->bytes())) {
       steps.push_back(origin.planned_bytes() - before);
@@ -90,6 +90,31 @@ TEST_CASE("no more than four requests of 1 MiB at once, and what is there is not
   for (const uint64_t bytes : reader.read_all()) CHECK(bytes == 0);
   CHECK(reader.requests == 0);
   for (const ProfileRun& run : reader.profile->runs) reader.check(run.first, run.count);
+}
+
+TEST_CASE("the profile's hashes are as good as the segments', and a wrong one does no harm") {
+  Reader reader({{10, 10}, {3000, 10}});
+  auto hashed = std::make_shared<Profile>(*reader.profile);
+  for (uint32_t i = 0; i < 20; ++i)
+    hashed->hashes.push_back(hash_of(cell_of(kFromTemplate, i < 10 ? 10 + i : 2990 + i)));
+  reader.profile = hashed;
+  const std::string name = TestTemplate::segment_name(0);
+  ByteVector content = reader.store.content(name);
+  content[15 * kBlockBytes + 7] ^= std::byte{1};
+  reader.store.set_content(name, content);
+  reader.read_all();
+  CHECK(reader.taken_bytes == 19 * kBlockBytes);
+  CHECK(reader.origin.files[2]->asked == 0);
+
+  Reader wrong({{3000, 10}});
+  hashed->runs.erase(hashed->runs.begin());
+  hashed->hashes.resize(10);
+  hashed->hashes[3].low ^= 1;
+  wrong.profile = hashed;
+  wrong.read_all();
+  CHECK(wrong.taken_bytes == 10 * kBlockBytes);
+  CHECK(wrong.origin.files[2]->asked == 1);
+  wrong.check(3000, 10);
 }
 
 TEST_CASE("what is damaged or cannot be read does not enter, and nothing else is lost") {

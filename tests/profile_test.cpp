@@ -139,6 +139,25 @@ TEST_CASE("random boots: each block at most once, and all that was touched is th
   }
 }
 
+TEST_CASE("hashes stay with their blocks, whatever becomes of the runs") {
+  Profile before = new_profile();
+  before.runs = {run_at(100, 3), run_at(7, 2, 5), run_at(50, 2)};
+  before.hashes = {{1, 100}, {1, 101}, {1, 102}, {1, 50}, {}};
+  Profile after = new_profile();
+  after.runs = {run_at(50, 3), run_at(9, 1, 5), run_at(99, 3)};
+  take_hashes(after, before);
+  CHECK(after.hashes == std::vector<Hash128>{{1, 50}, {}, {}, {}, {1, 100}, {1, 101}});
+  const Profile again = decode_profile(encode_profile(after), "p");
+  CHECK(again.hashes == after.hashes);
+  const ProfileHashes hashes(again);
+  CHECK(hashes.find(100) == Hash128{1, 100});
+  CHECK(hashes.find(102) == Hash128{});
+  CHECK(hashes.find(9) == Hash128{});
+  ByteVector bytes = encode_profile(before);
+  bytes.resize(bytes.size() - sizeof(Hash128));
+  CHECK(thrown_by([&] { decode_profile(bytes, "p"); }).code == EIO);
+}
+
 TEST_CASE("whatever is damaged, decoding refuses it or gives runs within the disk") {
   const uint64_t seed = test_seed();
   std::mt19937_64 random(seed);
@@ -146,6 +165,7 @@ TEST_CASE("whatever is damaged, decoding refuses it or gives runs within the dis
   for (int i = 0; i < 20; ++i)
     profile.runs.push_back(
         run_at(static_cast<uint64_t>(i) * 100, static_cast<uint32_t>(1 + random() % 50)));
+  take_hashes(profile, profile);
   const ByteVector sound = encode_profile(profile);
   uint64_t decoded = 0;
   for (uint64_t i = 0; i < test_operations(20'000); ++i) {

@@ -33,7 +33,9 @@ constexpr int64_t kSlowMs = 500;  // reading a profile, where a pack helps
 constexpr uint64_t kSlowRequests = 64;
 constexpr uint32_t kSteadyBoots = 2;
 
-uint64_t memory_of(const Profile& profile) { return profile.runs.size() * sizeof(ProfileRun); }
+uint64_t memory_of(const Profile& profile) {
+  return profile.runs.size() * 2 * sizeof(ProfileRun) + profile.hashes.size() * sizeof(Hash128);
+}
 
 // Which of 64 bits stands for a block.
 uint64_t head_bit(uint64_t block) { return uint64_t{1} << ((block * 0x9e3779b97f4a7c15) >> 58); }
@@ -454,7 +456,8 @@ void Boot::Service::learn(OpenWindow& window) {
       if (!runs.empty() && !disk.is_gone()) disk.drop_cached(runs);
     });
   if (2 * window.record.streamed_bytes() > window.record.read_bytes()) return;
-  const auto learnt = learn_boot(store_, disk, boot, options_.bytes / kBlockBytes);
+  const auto learnt =
+      learn_boot(store_, disk, boot, options_.bytes / kBlockBytes, memory_, secret_);
   if (!learnt) return;
   Took took;
   std::shared_ptr<BootDisk> living;  // that has the template's cells
@@ -543,7 +546,7 @@ void Boot::Service::begin_reading(const std::shared_ptr<OpenWindow>& window) {
     if (held) reading.besides.push_back(std::move(*held));
     if (!held) pack.reset();
   }
-  reading.prefetch = std::make_unique<Prefetch>(memory_, reading.profile, std::move(pack));
+  reading.prefetch = std::make_unique<Prefetch>(memory_, reading.profile, std::move(pack), secret_);
   reading.windows.push_back(window);
   reading.is_of_template = found.is_of_template;
   reading.begun_ms = reading.used_ms = options_.clock_ms();
@@ -608,7 +611,7 @@ BootWarm Boot::Service::warm(BootDisk& disk,
     learn_alarm_.ring();
   };
   try {
-    Prefetch prefetch(memory_, profile, std::move(pack));
+    Prefetch prefetch(memory_, profile, std::move(pack), secret_);
     while (prefetch.step(disk, *window, buffer->bytes())) {
       progress(std::max(prefetch.passed_bytes(), std::min(prefetch.taken_bytes(), wanted_bytes)),
                wanted_bytes);

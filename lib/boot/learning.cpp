@@ -56,6 +56,34 @@ void drop_dead_runs(Profile& profile, BootDisk& disk) {
   });
 }
 
+// Makes the hashes that are not known, of what can be read in memory; those who took it in there
+// have verified it.
+void add_hashes(Profile& profile, BootDisk& disk, CellMemory& memory, const HashSecret& secret) {
+  if (profile.hashes.empty() || disk.is_gone()) return;
+  std::vector<size_t> begins;  // of each run's hashes
+  size_t hash = 0;
+  for (const ProfileRun& run : profile.runs) {
+    begins.push_back(hash);
+    hash += run.source == kFromTemplate ? run.count : 0;
+  }
+  ByteVector block(kBlockBytes);
+  visit_places(disk, profile.runs, [&](size_t index, const CellPlace& place) {
+    const ProfileRun& run = profile.runs[index];
+    if (run.source != kFromTemplate) return;
+    for (uint32_t i = 0; i < place.count; ++i) {
+      Hash128& wanted = profile.hashes.at(begins[index] + (place.first + i - run.first));
+      if (wanted != Hash128{}) continue;
+      std::ranges::fill(block, std::byte{0});
+      ReadPlan plan;
+      plan.enter(memory.requests());
+      place.file->plan_read(*place.source, uint64_t{place.block + i} * kBlockBytes, block, plan,
+                            nullptr);
+      // One that somebody is taking in is left as it was. No segment has blocks of zeroes.
+      if (plan.size() == 0 && !is_zero(block)) wanted = content_hash(block, secret);
+    }
+  });
+}
+
 // Whether the volume is there still: its removal takes the header before the rest.
 bool has_header(Backend& store, const NumberedObject& profile) {
   return std::ranges::binary_search(store.list(profile.folder), "header");
@@ -144,7 +172,8 @@ FoundProfile find_profile(Backend& store, BootDisk& disk) {
 }
 
 std::optional<FoundProfile> learn_boot(Backend& store, BootDisk& disk,
-                                       std::span<const ProfileRun> boot, uint64_t blocks_max) {
+                                       std::span<const ProfileRun> boot, uint64_t blocks_max,
+                                       CellMemory& memory, const HashSecret& secret) {
   if (boot.empty() || disk.volume().is_nil()) return std::nullopt;
   uint64_t size_bytes = disk.size_bytes();
   for (const ProfileRun& run : boot) size_bytes = std::max(size_bytes, run.end() * kBlockBytes);
@@ -152,6 +181,7 @@ std::optional<FoundProfile> learn_boot(Backend& store, BootDisk& disk,
   for (int tries = 0; tries < kTriesMax; ++tries) {
     FoundProfile found{false, disk.volume(), load_profile(store, own_object, disk.volume())};
     Profile& profile = found.stored.profile;
+    Profile before = profile;
     if (!profile.runs.empty()) {
       std::erase_if(profile.runs,
                     [&](const ProfileRun& run) { return run.end() > blocks_of(size_bytes); });
@@ -164,12 +194,19 @@ std::optional<FoundProfile> learn_boot(Backend& store, BootDisk& disk,
       own_object.remove_all(store);
       found = {true, *disk.template_uuid(), {}};
       found.stored = load_profile(store, template_profile(found.owner), found.owner);
+      before = profile;
       std::erase_if(runs, [](const ProfileRun& run) { return run.source != kFromTemplate; });
     }
     profile.owner = found.owner;
     profile.size_bytes =
         found.is_of_template ? std::max(profile.size_bytes, size_bytes) : size_bytes;
     if (!merge_boot(profile, runs, blocks_max, now_unix_ns())) return std::nullopt;
+    take_hashes(profile, before);
+    try {
+      add_hashes(profile, disk, memory, secret);
+    } catch (const Error&) {
+      // The disk has been closed: they are not known.
+    }
     if (!found.is_of_template && !has_header(store, own_object)) return std::nullopt;
     const NumberedObject object = found.is_of_template ? template_profile(found.owner) : own_object;
     if (!put_profile(store, object, found.stored.number, profile)) continue;

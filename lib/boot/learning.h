@@ -29,8 +29,10 @@ FoundProfile find_profile(Backend& store, BootDisk& disk);
 // Takes a boot's runs into the profile that they belong to, which is the volume's when at least a
 // twentieth did not come from the template. The profile as it is then; nothing when the boot does
 // not count.
+// Hashes are made of what is in the memory.
 std::optional<FoundProfile> learn_boot(Backend& store, BootDisk& disk,
-                                       std::span<const ProfileRun> boot, uint64_t blocks_max);
+                                       std::span<const ProfileRun> boot, uint64_t blocks_max,
+                                       CellMemory& memory, const HashSecret& secret);
 
 // The files that have cells of these runs.
 std::set<CellFileKey> files_of(BootDisk& disk, std::span<const ProfileRun> runs);

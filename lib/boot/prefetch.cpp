@@ -75,12 +75,20 @@ struct Prefetch::Flight {
   CellSource* source;
   uint64_t begin;  // of the file, in blocks
   MutableBytes bytes;
-  std::vector<CellMemory::Claim> claims;
+  struct Wanted {
+    const CellPlace* place;
+    CellMemory::Claim claim;
+  };
+  std::vector<Wanted> wanted;
 };
 
 Prefetch::Prefetch(CellMemory& memory, std::shared_ptr<const Profile> profile,
-                   std::shared_ptr<const Pack> pack)
-    : memory_(memory), profile_(std::move(profile)), pack_(std::move(pack)) {}
+                   std::shared_ptr<const Pack> pack, const HashSecret& secret)
+    : memory_(memory),
+      profile_(std::move(profile)),
+      hashes_(*profile_),
+      secret_(secret),
+      pack_(std::move(pack)) {}
 
 bool Prefetch::step(BootDisk& disk, CellMemory::Window& window, MutableBytes buffer) {
   if (pack_ != nullptr) {
@@ -142,9 +150,9 @@ void Prefetch::read(std::vector<CellPlace> places, CellMemory::Window& window,
       if (claim.parts().empty()) continue;
       flight.begin = std::min(flight.begin, claim.parts().front().first);
       end = std::max(end, claim.parts().back().first + claim.parts().back().count());
-      flight.claims.push_back(std::move(claim));
+      flight.wanted.push_back({&places[i], std::move(claim)});
     }
-    if (flight.claims.empty()) continue;
+    if (flight.wanted.empty()) continue;
     flight.bytes =
         buffer.subspan(flights.size() * request_bytes, (end - flight.begin) * kBlockBytes);
     flights.push_back(std::move(flight));
@@ -170,17 +178,17 @@ void Prefetch::read(std::vector<CellPlace> places, CellMemory::Window& window,
     } catch (const Error&) {
       // Who needs it will read it, or be told why not.
     }
-    flight.claims.clear();
+    flight.wanted.clear();
   }
 }
 
 void Prefetch::take_in(Flight& flight) {
-  for (CellMemory::Claim& claim : flight.claims) {
+  for (auto& [place, claim] : flight.wanted) {
     for (const CellMemory::Claim::Part& part : claim.parts()) {
       const auto take = [&](uint64_t first, uint64_t count) {
         const Bytes bytes =
             flight.bytes.subspan((first - flight.begin) * kBlockBytes, count * kBlockBytes);
-        if (!flight.source->are_sound(static_cast<uint32_t>(first), bytes)) return false;
+        if (!are_sound(flight, *place, first, bytes)) return false;
         std::memcpy(part.memory.data() + (first - part.first) * kBlockBytes, bytes.data(),
                     bytes.size());
         claim.publish(first, count);
@@ -191,6 +199,18 @@ void Prefetch::take_in(Flight& flight) {
       for (uint64_t i = 0; i < part.count(); ++i) take(part.first + i, 1);
     }
   }
+}
+
+// By the profile's hashes, where it has them and they agree; else by whoever stores the cells.
+bool Prefetch::are_sound(const Flight& flight, const CellPlace& place, uint64_t first,
+                         Bytes blocks) const {
+  bool all_are = place.key.kind == CellFileKey::Kind::kSegment;
+  for (uint64_t i = 0; all_are && i < blocks.size() / kBlockBytes; ++i) {
+    const Hash128 wanted = hashes_.find(place.first + (first - place.block) + i);
+    all_are = wanted != Hash128{} &&
+              wanted == content_hash(blocks.subspan(i * kBlockBytes, kBlockBytes), secret_);
+  }
+  return all_are || flight.source->are_sound(static_cast<uint32_t>(first), blocks);
 }
 
 void Prefetch::step_pack(CellMemory::Window& window, MutableBytes buffer) {

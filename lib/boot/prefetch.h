@@ -46,9 +46,9 @@ class Prefetch {
  public:
   static constexpr size_t kRequestsMax = 4;
 
-  // `pack` may be nothing.
+  // `pack` may be nothing. The secret is that of the profile's hashes.
   Prefetch(CellMemory& memory, std::shared_ptr<const Profile> profile,
-           std::shared_ptr<const Pack> pack);
+           std::shared_ptr<const Pack> pack, const HashSecret& secret);
 
   // Reads the next few requests in the name of a window; false when there is nothing left.
   bool step(BootDisk& disk, CellMemory::Window& window, MutableBytes buffer);
@@ -64,9 +64,12 @@ class Prefetch {
   bool plan_batch(BootDisk& disk, uint64_t request_blocks);
   void read(std::vector<CellPlace> places, CellMemory::Window& window, MutableBytes buffer);
   void take_in(Flight& flight);
+  bool are_sound(const Flight& flight, const CellPlace& place, uint64_t first, Bytes blocks) const;
 
   CellMemory& memory_;
   const std::shared_ptr<const Profile> profile_;
+  const ProfileHashes hashes_;
+  const HashSecret secret_;
   std::shared_ptr<const Pack> pack_;
   uint32_t pack_at_ = 0;                      // its next block
   size_t piece_ = 0;                          // which is in this piece,

@@ -80,6 +80,9 @@ std::optional<std::string> find_fault(const Profile& profile) {
       return fmt::format("a run with weight {}", run.weight);
   }
   if (RunIndex(profile.runs).has_overlap()) return "runs that overlap";
+  if (!profile.hashes.empty() &&
+      profile.hashes.size() != count_blocks(profile.runs) - count_own_blocks(profile.runs))
+    return fmt::format("{} hashes", profile.hashes.size());
   return std::nullopt;
 }
 
@@ -132,9 +135,11 @@ ByteVector encode_profile(const Profile& profile) {
   header.updated_ns = profile.updated_ns;
   header.boots = profile.boots;
   header.steady_boots = profile.steady_boots;
+  header.hash_count = static_cast<uint32_t>(profile.hashes.size());
   Encoder encoder;
   encoder.put(header);
   encoder.put_bytes(std::as_bytes(std::span(profile.runs)));
+  encoder.put_bytes(std::as_bytes(std::span(profile.hashes)));
   const uint64_t sum = object_checksum(encoder.bytes());
   std::memcpy(encoder.bytes().data() + kChecksumOffset, &sum, sizeof sum);
   return std::move(encoder.bytes());
@@ -149,6 +154,7 @@ Profile decode_profile(Bytes bytes, const std::string& object) {
     fail(EINVAL, object, "has format {}, this program reads format {}: use a newer tplstore",
          header.format, kProfileFormat);
   const Bytes runs = decoder.take_bytes(uint64_t{header.run_count} * sizeof(ProfileRun));
+  const Bytes hashes = decoder.take_bytes(uint64_t{header.hash_count} * sizeof(Hash128));
   if (!decoder.empty()) fail(EIO, object, "damaged: more behind its runs");
   Profile profile{header.owner,
                   header.size_bytes,
@@ -156,11 +162,42 @@ Profile decode_profile(Bytes bytes, const std::string& object) {
                   header.updated_ns,
                   header.boots,
                   header.steady_boots,
+                  {},
                   {}};
   profile.runs.resize(header.run_count);
   if (!runs.empty()) std::memcpy(profile.runs.data(), runs.data(), runs.size());
+  profile.hashes.resize(header.hash_count);
+  if (!hashes.empty()) std::memcpy(profile.hashes.data(), hashes.data(), hashes.size());
   if (const auto fault = find_fault(profile)) fail(EIO, object, "damaged: {}", *fault);
   return profile;
+}
+
+ProfileHashes::ProfileHashes(const Profile& profile) : profile_(profile) {
+  if (profile.hashes.empty()) return;
+  size_t hash = 0;
+  for (const ProfileRun& run : profile.runs) {
+    if (run.source != kFromTemplate) continue;
+    stretches_.push_back({run.first, run.end(), hash});
+    hash += run.count;
+  }
+  std::ranges::sort(stretches_, {}, &Stretch::first);
+}
+
+Hash128 ProfileHashes::find(uint64_t block) const {
+  auto next = std::ranges::upper_bound(stretches_, block, {}, &Stretch::first);
+  if (next == stretches_.begin() || block >= (--next)->end) return {};
+  return profile_.hashes[next->hash + (block - next->first)];
+}
+
+void take_hashes(Profile& profile, const Profile& before) {
+  std::vector<Hash128> hashes;
+  if (count_blocks(profile.runs) <= kProfileHashesMax) {
+    const ProfileHashes known(before);
+    for (const ProfileRun& run : profile.runs)
+      for (uint32_t i = 0; run.source == kFromTemplate && i < run.count; ++i)
+        hashes.push_back(known.find(run.first + i));
+  }
+  profile.hashes = std::move(hashes);
 }
 
 std::vector<ProfileRun> runs_of_boot(std::span<const ProfileRun> touches, uint64_t size_bytes) {

@@ -9,6 +9,9 @@
 // just before. A boot counts only if it touched at least half of the profile's first quarter, so
 // that neither a backup nor a rescue system washes it out.
 //
+// It may have the hashes of the template's blocks, so that what is read ahead can be verified
+// without the tables of segments.
+//
 // Pure functions and plain data. Errors: EIO when bytes are damaged, EINVAL when they were written
 // by a newer format.
 #pragma once
@@ -39,7 +42,8 @@ struct ProfileHeader {
   int64_t updated_ns;
   uint32_t boots;         // that were merged
   uint32_t steady_boots;  // of these, the last ones that changed next to nothing
-  uint8_t reserved[24];
+  uint32_t hash_count;    // 0, or one for each block from the template
+  uint8_t reserved[20];
   uint64_t checksum;  // of all before it (as the seed) and all behind it, to the object's end
 };
 static_assert(sizeof(ProfileHeader) == 96);
@@ -51,7 +55,8 @@ static_assert(offsetof(ProfileHeader, created_ns) == 40);
 static_assert(offsetof(ProfileHeader, updated_ns) == 48);
 static_assert(offsetof(ProfileHeader, boots) == 56);
 static_assert(offsetof(ProfileHeader, steady_boots) == 60);
-static_assert(offsetof(ProfileHeader, reserved) == 64);
+static_assert(offsetof(ProfileHeader, hash_count) == 64);
+static_assert(offsetof(ProfileHeader, reserved) == 68);
 static_assert(offsetof(ProfileHeader, checksum) == 88);
 
 struct ProfileRun {
@@ -69,8 +74,11 @@ static_assert(sizeof(ProfileRun) == 24);
 static_assert(offsetof(ProfileRun, source) == 8 && offsetof(ProfileRun, count) == 12);
 static_assert(offsetof(ProfileRun, touched_ms) == 16 && offsetof(ProfileRun, weight) == 20);
 
-inline constexpr uint64_t kProfileBytesMax =
-    sizeof(ProfileHeader) + uint64_t{kProfileRunsMax} * sizeof(ProfileRun);
+// More blocks than these have no hashes.
+inline constexpr uint32_t kProfileHashesMax = uint32_t{1} << 19;
+inline constexpr uint64_t kProfileBytesMax = sizeof(ProfileHeader) +
+                                             uint64_t{kProfileRunsMax} * sizeof(ProfileRun) +
+                                             uint64_t{kProfileHashesMax} * sizeof(Hash128);
 
 struct Profile {
   Uuid owner;
@@ -80,6 +88,9 @@ struct Profile {
   uint32_t boots = 0;
   uint32_t steady_boots = 0;
   std::vector<ProfileRun> runs;  // no block of a source twice
+  // Of the runs' blocks that are the template's, in order, under the store's secret; zero: unknown.
+  // Or none.
+  std::vector<Hash128> hashes = {};
 };
 
 uint64_t count_blocks(std::span<const ProfileRun> runs);
@@ -89,6 +100,25 @@ uint64_t count_own_blocks(std::span<const ProfileRun> runs);
 // Asserts that it is sound.
 ByteVector encode_profile(const Profile& profile);
 Profile decode_profile(Bytes bytes, const std::string& object);
+
+// The hashes of a profile by blocks of the template.
+class ProfileHashes {
+ public:
+  explicit ProfileHashes(const Profile& profile);
+  // Zero where it is not known.
+  Hash128 find(uint64_t block) const;
+
+ private:
+  struct Stretch {
+    uint64_t first;
+    uint64_t end;
+    size_t hash;  // of the first block
+  };
+  const Profile& profile_;
+  std::vector<Stretch> stretches_;  // rising
+};
+// Has a place for the hash of each block that is the template's, and keeps those of `before`.
+void take_hashes(Profile& profile, const Profile& before);
 
 // What a boot touched, in that order, as runs of weight 1: those that continue each other are
 // joined, and what lies past the disk's end is left out.

@@ -22,6 +22,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <exception>
+#include <functional>
 #include <memory>
 #include <new>
 #include <optional>
@@ -100,6 +101,10 @@ class Object {
   // the range is all from `offset` to the end. What is written or punched during the call may be
   // seen or not.
   virtual std::optional<DataRange> find_data(uint64_t offset) = 0;
+
+  // Its content never changes, and may be moved: where it is not under its name any more when it
+  // has to be opened again, `find` opens what has its content now. Comes before it is used.
+  virtual void set_finder(std::function<std::unique_ptr<Object>()> find) { (void)find; }
 
  private:
   Backend& owner_;

@@ -127,38 +127,14 @@ Object& BlockSource::Segment::open_at_origin() {
   if (Object* object = origin_object_.load(std::memory_order_acquire)) return *object;
   const Lock guard(opening_);
   if (!opened_) {
-    opened_ = open_segment(source_.origin_, name_, block_count_);
+    const auto open = [this] { return open_segment(source_.origin_, name_, block_count_); };
+    opened_ = open();
+    opened_->set_finder(open);
     origin_object_.store(opened_.get(), std::memory_order_release);
     if (source_.copies_.load() == nullptr)
       only_object_.store(opened_.get(), std::memory_order_release);
   }
   return *opened_;
-}
-
-void BlockSource::Segment::read_at_origin(uint64_t offset, MutableBytes into) {
-  try {
-    open_at_origin().read(offset, into);
-  } catch (const Error& error) {
-    if (error.code() != ENOENT) throw;
-    find_again();
-    open_at_origin().read(offset, into);
-  }
-}
-
-void BlockSource::Segment::find_again() {
-  const Lock guard(opening_);
-  if (!opened_) return;
-  try {
-    opened_->size_bytes();
-    return;
-  } catch (const Error&) {  // its descriptor was closed, and its name leads nowhere now
-  }
-  auto found = open_segment(source_.origin_, name_, block_count_);
-  former_.push_back(std::move(opened_));
-  opened_ = std::move(found);
-  origin_object_.store(opened_.get(), std::memory_order_release);
-  if (source_.copies_.load() == nullptr)
-    only_object_.store(opened_.get(), std::memory_order_release);
 }
 
 void BlockSource::Segment::see_copies() {

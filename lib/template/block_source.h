@@ -113,10 +113,7 @@ class BlockSource::Segment final : public CellSource {
   }
   void read(uint64_t offset, MutableBytes into);
   // The same, but never of a copy.
-  void read_at_origin(uint64_t offset, MutableBytes into);
-  // After a read that failed with ENOENT, for it may have been moved: opens it where it is now, if
-  // it is not there any more where it was. EIO when it is nowhere.
-  void find_again();
+  void read_at_origin(uint64_t offset, MutableBytes into) { open_at_origin().read(offset, into); }
   // The origin's; see template/segment.h.
   std::vector<Hash128> read_table(const HashSecret& secret) {
     return read_segment_table(open_at_origin(), name_, secret);
@@ -149,7 +146,6 @@ class BlockSource::Segment final : public CellSource {
   std::atomic<Object*> origin_object_{nullptr};
   Mutex opening_;
   std::unique_ptr<Object> opened_ GUARDED_BY(opening_);
-  std::list<std::unique_ptr<Object>> former_ GUARDED_BY(opening_);  // requests may still have them
 
   // Read by requests that have entered requests_.
   std::atomic<Copy*> copy_{nullptr};

@@ -2,7 +2,6 @@
 #include "template/template_image.h"
 
 #include <algorithm>
-#include <cerrno>
 
 namespace tplstore {
 
@@ -49,18 +48,9 @@ void TemplateImage::plan_read(uint64_t offset, MutableBytes into, ReadPlan& plan
 }
 
 void TemplateImage::read(uint64_t offset, MutableBytes into) const {
-  const auto run = [&] {
-    ReadPlan plan;
-    plan_read(offset, into, plan);
-    plan.run();
-  };
-  try {
-    run();
-  } catch (const Error& error) {
-    if (error.code() != ENOENT) throw;
-    find_again();
-    run();
-  }
+  ReadPlan plan;
+  plan_read(offset, into, plan);
+  plan.run();
 }
 
 void TemplateImage::find_cells(uint64_t first, uint64_t count, size_t run_index,
@@ -73,10 +63,6 @@ void TemplateImage::find_cells(uint64_t first, uint64_t count, size_t run_index,
     if (auto place = segments_[run->segment]->place(block, blocks, run_index, from))
       places.push_back(std::move(*place));
   }
-}
-
-void TemplateImage::find_again() const {
-  for (const auto& segment : segments_) segment->find_again();
 }
 
 TemplateImage::Run TemplateImage::run_at(uint64_t block, uint64_t count) const {

@@ -40,9 +40,6 @@ class TemplateImage {
   void find_cells(uint64_t first, uint64_t count, size_t run, std::vector<CellPlace>& places) const;
   // The same and reads them.
   void read(uint64_t offset, MutableBytes into) const;
-  // After running a plan has failed with ENOENT, for segments may have been moved meanwhile: one
-  // that is made then finds them.
-  void find_again() const;
 
   // The longest run from `block` (at most `count` blocks) that is all data or all hole.
   struct Run {

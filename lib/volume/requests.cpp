@@ -69,17 +69,6 @@ void Volume::read_range(uint32_t version, uint64_t offset, MutableBytes into,
 // Reads what a lookup has found, in the request that has looked it up.
 void Volume::read_runs(const RunList& runs, uint64_t offset, MutableBytes into,
                        ReadFollower* follower) {
-  try {
-    run_plan(runs, offset, into, follower);
-  } catch (const Error& error) {
-    if (error.code() != ENOENT || !open_.template_image) throw;
-    open_.template_image->find_again();
-    run_plan(runs, offset, into, follower);
-  }
-}
-
-void Volume::run_plan(const RunList& runs, uint64_t offset, MutableBytes into,
-                      ReadFollower* follower) {
   ReadPlan plan;
   CellWindow* window = nullptr;
   if (follower != nullptr) window = follower->begin_read(offset, into.size(), plan);

@@ -144,7 +144,6 @@ class Volume {
                   ReadFollower* follower = nullptr);
   void read_runs(const RunList& runs, uint64_t offset, MutableBytes into,
                  ReadFollower* follower = nullptr);
-  void run_plan(const RunList& runs, uint64_t offset, MutableBytes into, ReadFollower* follower);
   void write_range(uint64_t offset, Bytes from, const Right& right = kAlways);
   bool try_overwrite(uint64_t offset, Bytes from, RunList& runs);
   bool try_overwrite_split(uint64_t offset, Bytes from, Edge& head, Edge& tail);

@@ -192,18 +192,30 @@ void DirObject::open_file_again() {
   // What is not a file by now must not hold up whoever opens it.
   const int flags = (access_ == Access::kWrite ? O_RDWR : O_RDONLY) | O_NONBLOCK | O_NOCTTY;
   FileDescriptor fd = storage_.open(name_, flags);
-  if (!fd) fail_here(errno, "opening it again");
   struct stat now;
-  if (fstat(fd.get(), &now) != 0) fail_here(errno, "opening it again");
-  if (now.st_dev != device_ || now.st_ino != inode_) {
-    fail(ENOENT, storage_.describe(name_), "the file was removed and another has its name");
-  }
-  if (!set_flags(fd.get(), is_direct_ ? O_DIRECT : 0)) {
+  if (fd ? fstat(fd.get(), &now) != 0 : errno != ENOENT || !find_)
     fail_here(errno, "opening it again");
-  }
+  const bool is_same = fd && now.st_dev == device_ && now.st_ino == inode_;
+  if (!is_same && !find_)
+    fail(ENOENT, storage_.describe(name_), "the file was removed and another has its name");
+  if (!is_same) fd = find_elsewhere();
+  // What is elsewhere may be where O_DIRECT is not: whole blocks can be read nevertheless.
+  if (!set_flags(fd.get(), is_direct_ ? O_DIRECT : 0) && is_same)
+    fail_here(errno, "opening it again");
   // It is used, so that it is not closed before it is marked as open.
   storage_.cache.add(*this);
   fd_ = fd.release();
+}
+
+FileDescriptor DirObject::find_elsewhere() {
+  const std::unique_ptr<Object> found = find_();
+  auto* const file = dynamic_cast<DirObject*>(found.get());
+  if (file == nullptr) fail(ENOENT, storage_.describe(name_), "is not in a directory any more");
+  const Use use(*file);
+  FileDescriptor fd =
+      storage_.open_with_room([&] { return FileDescriptor(fcntl(use.fd(), F_DUPFD_CLOEXEC, 0)); });
+  if (!fd) fail_here(errno, "opening it again");
+  return fd;
 }
 
 void DirObject::fail_here(int code, std::string_view action) const {

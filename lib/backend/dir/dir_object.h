@@ -3,7 +3,8 @@
 //
 // A DirObject exists as long as its owner wants; its descriptor is closed when more are open than
 // the cap allows and it has been idle, and opened again by the next use. Then it must be the same
-// file: an object whose name was removed or replaced meanwhile answers ENOENT.
+// file, or one that its finder gives: an object whose name was removed or replaced meanwhile
+// answers ENOENT.
 //
 // Using a descriptor counts its users with one atomic addition; only taking one in and closing one
 // take the cache's mutex. A file is opened again without it: who needs that object waits, nobody
@@ -127,6 +128,9 @@ class alignas(64) DirObject final : public Object {
   uint64_t size_bytes() override;
   uint64_t allocated_bytes() override;
   std::optional<DataRange> find_data(uint64_t offset) override;
+  void set_finder(std::function<std::unique_ptr<Object>()> find) override {
+    find_ = std::move(find);
+  }
 
   // The parts of read() and write(), for batches. The bytes that a piece needs of a bounce buffer;
   // what is to be run, or nothing when it was a write that had to be alone, and is done; and its
@@ -147,6 +151,7 @@ class alignas(64) DirObject final : public Object {
   void end_use() noexcept;
   void open_again();
   void open_file_again();
+  FileDescriptor find_elsewhere();
   void ensure_sound() const;
   void ensure_writable() const;
   void check(const IoOp& op);
@@ -177,6 +182,7 @@ class alignas(64) DirObject final : public Object {
   const std::string name_;
   const dev_t device_;
   const ino_t inode_;
+  std::function<std::unique_ptr<Object>()> find_;
   Mutex size_mutex_;  // one change of size at a time
   Mutex sync_mutex_;  // one sync at a time, for the kernel tells a failure to one of them only
 };

@@ -190,8 +190,41 @@ TEST_CASE("a damaged or missing segment is mended, and only what is wrong is wri
     if (damage.content) memory.put_new(path, *damage.content);
     int writes = 0;
     backend.on_write = [&](const std::string&) { ++writes; };
-    mend_segment(backend, name, sound);
+    mend_segment(backend, name, sound, kTestSecret);
     CHECK(memory.content(path) == sound);
     CHECK(writes == damage.writes);
   }
+}
+
+TEST_CASE("a block is given up when a sector of it is zeroes") {
+  ByteVector block = block_of(1);
+  CHECK_FALSE(is_given_up(block));
+  std::ranges::fill(MutableBytes(block).subspan(7 * 512 + 1, 511), std::byte{0});
+  CHECK_FALSE(is_given_up(block));
+  block[7 * 512] = std::byte{0};
+  CHECK(is_given_up(block));
+  CHECK(is_given_up(ByteVector(kBlockBytes)));
+}
+
+TEST_CASE("what was given up of what a segment is mended with is not given up of it") {
+  MemoryBackend memory;
+  const Hash128 name = publish(memory, numbers_up_to(20));
+  const std::string path = segment_path(name);
+  const ByteVector whole = memory.content(path);
+  const auto without = [&](std::initializer_list<uint64_t> blocks) {
+    ByteVector content = whole;
+    for (const uint64_t block : blocks)
+      std::ranges::fill(MutableBytes(content).subspan(block * kBlockBytes, kBlockBytes),
+                        std::byte{0});
+    return content;
+  };
+  memory.set_content(path, without({2, 5}));
+  mend_segment(memory, name, without({2, 3, 19}), kTestSecret);
+  CHECK(memory.content(path) == without({2}));
+  // Damage is given up rather than kept.
+  ByteVector damaged = without({});
+  damaged[3 * kBlockBytes] ^= std::byte{1};
+  memory.set_content(path, damaged);
+  mend_segment(memory, name, without({3, 4}), kTestSecret);
+  CHECK(memory.content(path) == without({3}));
 }

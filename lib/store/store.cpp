@@ -187,11 +187,12 @@ size_t Store::repair_template(const std::string& name, const std::vector<Hash128
   // Nobody takes the segments for garbage meanwhile.
   const HeldManifest held = hold_manifest(*impl_->backend, name);
   const auto gc_lock = impl_->share_gc_lock();
+  const HashSecret secret = load_identity(*impl_->backend).secret;
   size_t mended = 0;
   for (const Hash128& segment : segments) {
-    const auto sound = impl_->tier->sound_copy(segment);
+    auto sound = impl_->tier->sound_copy(segment);
     if (!sound) continue;
-    mend_segment(impl_->origin, segment, *sound);
+    mend_segment(impl_->origin, segment, std::move(*sound), secret);
     ++mended;
   }
   return mended;

@@ -49,8 +49,7 @@ class Copying {
     const Bytes blocks =
         Bytes(*there).first(segment_table_offset(static_cast<uint32_t>(table.size())));
     std::vector<uint32_t> damaged = find_damaged_blocks(blocks, 0, table, secret_);
-    // What was given up is zeroes.
-    std::erase_if(damaged, [&](uint32_t block) { return is_zero(block_of(blocks, block)); });
+    std::erase_if(damaged, [&](uint32_t block) { return is_given_up(block_of(blocks, block)); });
     if (!damaged.empty())
       fail(
           EIO, path,

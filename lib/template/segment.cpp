@@ -135,7 +135,32 @@ void fail_other_bytes(const Hash128& name) {
        kRepairSegment);
 }
 
-void mend_segment(Backend& backend, const Hash128& name, Bytes sound) {
+namespace {
+
+// Those of the blocks of `sound` that do not have their hash are taken from the segment, where they
+// have it.
+void keep_sound_blocks(Object& segment, const Hash128& name, MutableBytes sound,
+                       const HashSecret& secret) {
+  const uint32_t block_count = segment_block_count(sound.size()).value_or(0);
+  const uint64_t data_bytes = segment_table_offset(block_count);
+  const auto table = decode_segment_table(sound.subspan(data_bytes), block_count, name, secret);
+  ByteVector there(kBlockBytes);
+  for (const uint32_t block : find_damaged_blocks(sound.first(data_bytes), 0, table, secret)) {
+    const uint64_t offset = uint64_t{block} * kBlockBytes;
+    try {
+      segment.read(offset, there);
+    } catch (const Error&) {  // it is given up here too
+      continue;
+    }
+    if (content_hash(there, secret) == table[block])
+      std::ranges::copy(there, sound.subspan(offset).begin());
+  }
+}
+
+}  // namespace
+
+void mend_segment(Backend& backend, const Hash128& name, ByteVector sound,
+                  const HashSecret& secret) {
   const std::string path = segment_path(name);
   std::unique_ptr<Object> object;
   try {
@@ -143,6 +168,7 @@ void mend_segment(Backend& backend, const Hash128& name, Bytes sound) {
   } catch (const Error& error) {
     if (error.code() != ENOENT) throw;
   }
+  if (object) keep_sound_blocks(*object, name, sound, secret);
   if (!object || object->size_bytes() != sound.size() || backend.write_alignment_bytes() != 1) {
     object.reset();
     if (backend.remove(path)) backend.sync_folder(segment_folder(name));
@@ -153,7 +179,7 @@ void mend_segment(Backend& backend, const Hash128& name, Bytes sound) {
   ByteVector there(kBlockBytes);
   for (uint64_t offset = 0; offset < sound.size(); offset += kBlockBytes) {
     const Bytes piece =
-        sound.subspan(offset, std::min<uint64_t>(kBlockBytes, sound.size() - offset));
+        Bytes(sound).subspan(offset, std::min<uint64_t>(kBlockBytes, sound.size() - offset));
     const MutableBytes into = MutableBytes(there).first(piece.size());
     bool is_sound = false;
     try {
@@ -235,6 +261,12 @@ std::vector<uint32_t> find_damaged_blocks(Bytes blocks, uint32_t first,
     if (content_hash(blocks.first(kBlockBytes), secret) != table.at(block))
       damaged.push_back(block);
   return damaged;
+}
+
+bool is_given_up(Bytes block) {
+  for (; !block.empty(); block = block.subspan(kSectorBytes))
+    if (is_zero(block.first(kSectorBytes))) return true;
+  return false;
 }
 
 }  // namespace tplstore

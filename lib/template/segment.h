@@ -99,8 +99,10 @@ class SegmentBuilder {
 [[noreturn]] void fail_other_bytes(const Hash128& name);
 
 // Makes a segment that is damaged or missing what it should be, durably: `sound`, all of its
-// object. Others may read it meanwhile; whoever calls this sees to it that nobody removes it.
-void mend_segment(Backend& backend, const Hash128& name, Bytes sound);
+// object, but for blocks that were given up there and not here. Others may read it meanwhile;
+// whoever calls this sees to it that nobody removes it.
+void mend_segment(Backend& backend, const Hash128& name, ByteVector sound,
+                  const HashSecret& secret);
 
 // How many blocks a segment has whose object has so many bytes; nothing when none has.
 std::optional<uint32_t> segment_block_count(uint64_t object_bytes);
@@ -119,5 +121,9 @@ std::unique_ptr<Object> open_segment(Backend& backend, const Hash128& name, uint
 std::vector<uint32_t> find_damaged_blocks(Bytes blocks, uint32_t first,
                                           const std::vector<Hash128>& table,
                                           const HashSecret& secret);
+// Whether a block that does not have its hash was given up: it is zeroes, or was being made so,
+// sector by sector, when the host crashed. Damage of that kind means nothing where nobody refers to
+// the block.
+bool is_given_up(Bytes block);
 
 }  // namespace tplstore

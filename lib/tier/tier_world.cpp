@@ -90,7 +90,7 @@ void check_segment(Bytes segment, const Hash128& name, const HashSecret& secret)
   const uint64_t data_bytes = segment_table_offset(*block_count);
   const auto table = decode_segment_table(segment.subspan(data_bytes), *block_count, name, secret);
   for (const uint32_t block : find_damaged_blocks(segment.first(data_bytes), 0, table, secret))
-    if (!is_zero(segment.subspan(uint64_t{block} * kBlockBytes, kBlockBytes)))
+    if (!is_given_up(segment.subspan(uint64_t{block} * kBlockBytes, kBlockBytes)))
       fail(EIO, segment_path(name), "damaged: block {} does not have its hash", block);
 }
 

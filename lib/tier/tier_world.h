@@ -85,8 +85,8 @@ class TierWorld {
   bool has_left_ GUARDED_BY(mutex_) = false;
 };
 
-// Throws EIO unless the bytes are those of a segment of this name; a block may be zeroes instead of
-// what its hash says, since the space of blocks that nothing refers to is given back.
+// Throws EIO unless the bytes are those of a segment of this name; a block may be given up instead
+// of having what its hash says, since the space of blocks that nothing refers to is given back.
 void check_segment(Bytes segment, const Hash128& name, const HashSecret& secret);
 
 }  // namespace tplstore

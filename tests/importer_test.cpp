@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "forwarding_backend.h"
+#include "import_testing.h"
 #include "memory/memory_backend.h"
 #include "template/import_journal.h"
 #include "template/template_image.h"
@@ -21,41 +22,11 @@ using namespace tplstore::testing;
 
 namespace {
 
-// A disk in memory as an image; it can fail on the way.
-class MemorySource : public ImageSource {
- public:
-  explicit MemorySource(ByteVector disk, uint64_t fail_at = UINT64_MAX)
-      : disk_(std::move(disk)), fail_at_(fail_at) {}
-  uint64_t size_bytes() const override { return disk_.size(); }
-  std::string description() const override { return "memory\n"; }
-  void read_data(const std::function<void(uint64_t, Bytes)>& consume) override {
-    constexpr uint64_t kPieceBytes = 128 * kBlockBytes;
-    for (uint64_t at = 0; at < disk_.size(); at += kPieceBytes) {
-      if (at >= fail_at_) fail(EIO, "memory", "failed on the way");
-      const Bytes piece = Bytes(disk_).subspan(at, std::min(kPieceBytes, disk_.size() - at));
-      if (!is_zero(piece)) consume(at, piece);
-    }
-  }
-
- private:
-  const ByteVector disk_;
-  const uint64_t fail_at_;
-};
-
-ImportResult import_disk(Backend& backend, const std::string& name, const ByteVector& disk,
-                         const ImportOptions& options = {}) {
-  return import_from(
-      backend, name, [&] { return std::make_unique<MemorySource>(disk); }, options);
-}
-
 // What a test of who comes first wants: a segment is there before anything else happens.
 const ImportOptions kOneByOne{.segments_at_once_max = 0};
 
 ByteVector read_template(Backend& backend, const std::string& name) {
-  const auto image = open_image(backend, name);
-  ByteVector disk(image->size_bytes());
-  image->read(0, disk);
-  return disk;
+  return read_whole(*open_image(backend, name));
 }
 
 // Of all segments; each must have a sound table.

@@ -4,6 +4,7 @@
 #include <doctest/doctest.h>
 
 #include "forwarding_backend.h"
+#include "import_testing.h"
 #include "memory/memory_backend.h"
 #include "template/move_origin.h"
 #include "template/template_catalog.h"
@@ -14,19 +15,6 @@ using namespace tplstore;
 using namespace tplstore::testing;
 
 namespace {
-
-class MemorySource : public ImageSource {
- public:
-  explicit MemorySource(ByteVector disk) : disk_(std::move(disk)) {}
-  uint64_t size_bytes() const override { return disk_.size(); }
-  std::string description() const override { return "memory"; }
-  void read_data(const std::function<void(uint64_t, Bytes)>& consume) override {
-    consume(0, disk_);
-  }
-
- private:
-  const ByteVector disk_;
-};
 
 // What can be had at which location; "" is the store.
 struct World {
@@ -68,10 +56,7 @@ struct Process {
   TemplateStorage templates() { return {*store, origin}; }
   ByteVector read(const std::string& name) {
     BlockSource blocks(origin);
-    const auto image = TemplateImage::open(*store, blocks, name);
-    ByteVector disk(image->size_bytes());
-    image->read(0, disk);
-    return disk;
+    return read_whole(*TemplateImage::open(*store, blocks, name));
   }
   OriginMove move_to(const std::string& location) { return move_origin(*store, location, move); }
 

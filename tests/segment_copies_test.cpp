@@ -4,12 +4,11 @@
 #include <doctest/doctest.h>
 
 #include <atomic>
-#include <condition_variable>
 #include <functional>
-#include <mutex>
 #include <random>
 #include <thread>
 
+#include "barrier.h"
 #include "forwarding_backend.h"
 #include "memory/memory_backend.h"
 #include "store_testing.h"
@@ -235,30 +234,16 @@ TEST_CASE("a copy of another length than the segment is none") {
 TEST_CASE("nobody waits for a copy that takes long to be opened") {
   Fixture f;
   f.copies.put(f.memory, f.name);
-  std::mutex mutex;
-  std::condition_variable changed;
-  bool is_opening = false, may_go_on = false;
-  f.copies.while_opening = [&] {
-    std::unique_lock guard(mutex);
-    is_opening = true;
-    changed.notify_all();
-    changed.wait(guard, [&] { return may_go_on; });
-  };
+  Barrier barrier;
+  f.copies.while_opening = [&] { barrier.hold(); };
   std::atomic<bool> was_right = false;
   std::thread first([&] { was_right = f.reads_right(); });
-  {
-    std::unique_lock guard(mutex);
-    changed.wait(guard, [&] { return is_opening; });
-  }
+  barrier.await(1);
   for (int i = 0; i < 100; ++i) CHECK(f.reads_right(0, 4096));
   CHECK(f.origin_reads == 100);
   // What is told meanwhile counts.
   f.blocks.look_again(f.name);
-  {
-    const std::lock_guard guard(mutex);
-    may_go_on = true;
-  }
-  changed.notify_all();
+  barrier.open();
   first.join();
   CHECK(was_right);
   CHECK(f.copies.opened == 1);
@@ -269,33 +254,21 @@ TEST_CASE("nobody waits for a copy that takes long to be opened") {
 TEST_CASE("a copy that is left lasts as long as the requests that read from it") {
   Fixture f;
   f.copies.put(f.memory, f.name);
-  std::mutex mutex;
-  std::condition_variable changed;
-  bool is_reading = false, may_go_on = false;
+  Barrier barrier;
+  std::atomic<bool> is_reading = false;
   CHECK(f.reads_right());
   f.copies.backend.on_read = [&](const std::string&) {
-    std::unique_lock guard(mutex);
-    if (is_reading) return;
-    is_reading = true;
-    changed.notify_all();
-    changed.wait(guard, [&] { return may_go_on; });
+    if (!is_reading.exchange(true)) barrier.hold();
   };
   std::atomic<bool> was_right = false;
   std::thread slow([&] { was_right = f.reads_right(); });
-  {
-    std::unique_lock guard(mutex);
-    changed.wait(guard, [&] { return is_reading; });
-  }
+  barrier.await(1);
   f.copies.change();
   CHECK(f.reads_right());
   CHECK(f.copies.alive == 2);
   f.blocks.free_unused_copies();
   CHECK(f.copies.alive == 2);
-  {
-    const std::lock_guard guard(mutex);
-    may_go_on = true;
-  }
-  changed.notify_all();
+  barrier.open();
   slow.join();
   CHECK(was_right);
   f.blocks.free_unused_copies();

@@ -2,9 +2,12 @@
 
 #include <condition_variable>
 #include <mutex>
+#include <random>
 #include <thread>
 
+#include "barrier.h"
 #include "template/import_journal.h"
+#include "template/template_catalog.h"
 #include "tier/directory.h"
 #include "tier_testing.h"
 
@@ -375,6 +378,31 @@ TEST_CASE("a directory that hangs holds up what is in it, and nothing that comes
   CHECK(f.reads(0));
 }
 
+TEST_CASE("a directory that hangs while it is opened is said to fail, until it answers") {
+  Fixture f;
+  Barrier barrier;
+  f.options.open_directory = [&](const std::string& path) {
+    barrier.hold();
+    return f.open(path);
+  };
+  f.make();
+  std::thread keeper([&] { f.directory->tend(); });
+  barrier.await(1);
+  f.directory->watch();
+  CHECK(f.state() == State::kAbsent);
+  CHECK(f.log.empty());
+  f.now_ns += TierGate::kHangNs + 1;
+  for (int i = 0; i < 3; ++i) f.directory->watch();
+  CHECK(f.state() == State::kFailing);
+  CHECK(f.directory->status().last_error.find("has not answered for 5 s") != std::string::npos);
+  CHECK(f.directory->status().errors == 1);
+  CHECK(f.log.size() == 1);
+  barrier.open();
+  keeper.join();
+  CHECK(f.state() == State::kOk);
+  CHECK(f.log.size() == 2);
+}
+
 TEST_CASE("a read that takes long puts a directory off") {
   Fixture f;
   f.fill(0);
@@ -433,6 +461,53 @@ TEST_CASE("a copy with any byte changed is read by nobody, and removed") {
   f.fill(0);
   CHECK(f.reads(0));
   CHECK(f.directory->read_whole(f.name(0)) == sound);
+}
+
+TEST_CASE(
+    "whatever a copy says of itself, with a checksum that is right, it serves nothing wrong") {
+  const uint64_t seed = std::random_device{}();
+  MESSAGE("seed ", seed);
+  std::mt19937_64 random(seed);
+  Fixture f(2);
+  f.tend();
+  const ByteVector sound = f.content_of(f.name(0)), other = f.content_of(f.name(1));
+  const auto bytes_at = [](ByteVector& content, uint64_t from_end, size_t count) {
+    return MutableBytes(content).subspan(content.size() - from_end, count);
+  };
+  for (int round = 0; round < 4000; ++round) {
+    ByteVector content = random() % 8 == 0 ? other : sound;
+    // Other lengths, also such as a segment of more or fewer blocks has; then parts of it anew.
+    if (random() % 3 == 0) content.resize(segment_object_bytes(1 + random() % 4));
+    if (random() % 8 == 0) content.resize(random() % (2 * sound.size()));
+    const bool has_trailer = content.size() >= sizeof(SegmentTrailer);
+    for (uint64_t changes = random() % 4; changes > 0 && !content.empty(); --changes) {
+      const uint64_t end =
+          random() % 4 == 0 ? content.size() : std::min<size_t>(content.size(), 80);
+      content[content.size() - 1 - random() % end] = static_cast<std::byte>(random());
+    }
+    if (has_trailer && random() % 4 != 0) {
+      SegmentTrailer trailer;
+      const MutableBytes at = bytes_at(content, sizeof trailer, sizeof trailer);
+      std::memcpy(&trailer, at.data(), sizeof trailer);
+      if (random() % 2 == 0) trailer.magic = kSegmentMagic;
+      if (random() % 2 == 0) trailer.format = static_cast<uint32_t>(random() % 3);
+      if (random() % 2 == 0)
+        trailer.block_count = static_cast<uint32_t>(random() >> (random() % 64));
+      if (random() % 2 == 0) trailer.table_hash = f.name(random() % 2);
+      trailer.checksum = checksum(bytes_of(trailer).first(offsetof(SegmentTrailer, checksum)));
+      std::memcpy(at.data(), &trailer, sizeof trailer);
+    }
+    f.put_copy("/ssd", f.name(0), content);
+    if (const auto copy = f.directory->open(f.name(0), 0)) {
+      CHECK(copy->table().size() == 2);
+      CHECK(copy->table() == std::vector<Hash128>{hash_of(block_of(1)), hash_of(block_of(2))});
+      if (read_copy(*copy, f.options.identity.secret))
+        CHECK(std::ranges::equal(Bytes(content).first(kBlockBytes), block_of(1)));
+    }
+    if (const auto whole = f.directory->read_whole(f.name(0))) CHECK(whole->size() == sound.size());
+    f.tend();
+  }
+  CHECK(f.directory->status().damaged > 1000);
 }
 
 TEST_CASE("a damaged copy that cannot be removed is not read again") {
@@ -541,6 +616,24 @@ TEST_CASE("a full directory asks the origin for nothing, and says that it is ful
   CHECK(f.directory->status().fills == 3);
 }
 
+TEST_CASE("what other processes have put there takes room, before long") {
+  Fixture f(40);
+  f.table.directories[0].weight_bytes = 20 * kCopyBytes;
+  f.directory->set_table(f.shared_table());
+  f.fill(0);
+  for (size_t i = 1; i < 19; ++i) f.put_copy("/ssd", f.name(i), f.content_of(f.name(i)));
+  f.now_ns += TierDirectory::kStockNs;
+  for (size_t i = 19; i < 30; ++i) f.fill(i);
+  CHECK(f.has(19));
+  CHECK_FALSE(f.has(20));
+  CHECK(f.directory->status().bytes == 20 * kCopyBytes);
+  // And so it is for who has just come, and only warms.
+  f.make();
+  CHECK(f.directory->try_to_open());
+  CHECK(f.directory->fill({f.name(20), 2}, [&] { return f.content_of(f.name(20)); }) ==
+        TierDirectory::Fill::kNoRoom);
+}
+
 TEST_CASE("a part of the file system stays free") {
   Fixture f(40);
   f.disk().memory->set_capacity_bytes(20 * 16384);
@@ -578,6 +671,20 @@ TEST_CASE("a directory of kind local gets all segments of all templates, asked f
   f.now_ns += f.options.sweep_ns;
   f.tend();
   CHECK(f.directory->status().segments == 14);
+}
+
+TEST_CASE("a directory of kind local gets a new template soon, asked for or not") {
+  Fixture f(3, TierEntry::Kind::kLocal);
+  f.tend();
+  CHECK(f.directory->status().segments == 3);
+  make_template(f.store, "b", {101, 102, 103, 104}, 4 * kBlockBytes, 2);
+  f.now_ns += TierDirectory::kRetryNs;
+  f.tend();
+  CHECK(f.directory->status().segments == 5);
+  remove_template(f.store, "a", [] { return std::vector<std::string>(); });
+  f.now_ns += TierDirectory::kRetryNs;
+  f.tend();
+  CHECK(f.directory->status().segments == 2);
 }
 
 TEST_CASE("no space and read-only are no failures, and are tried again") {

@@ -43,6 +43,13 @@ std::string hex_of(uint64_t position) { return fmt::format("{:016x}", position);
 // A segment at a position.
 Hash128 segment_at(uint64_t position) { return {position, 1}; }
 
+// With a checksum that is right.
+std::string text_of(json table) {
+  table.erase("checksum");
+  table["checksum"] = fmt::format("{:016x}", checksum(as_bytes(table.dump())));
+  return table.dump();
+}
+
 struct Folder {
   TemporaryDirectory directory;
   std::string path = directory.path() + "/state";
@@ -298,9 +305,7 @@ TEST_CASE("a table that says what cannot be is refused, though its checksum is r
   const auto refusal_of_changed = [&](const std::function<void(json&)>& change) {
     json changed = good;
     change(changed);
-    changed.erase("checksum");
-    changed["checksum"] = fmt::format("{:016x}", checksum(as_bytes(changed.dump())));
-    return folder.refusal(changed.dump());
+    return folder.refusal(text_of(changed));
   };
   CHECK_EQ(refusal_of_changed([](json&) {}), "");
   const json all = json::array({json::array({"0000000000000000", "ffffffffffffffff"})});
@@ -352,6 +357,59 @@ TEST_CASE("a table that says what cannot be is refused, though its checksum is r
             t["directories"].push_back(another);
           }
         }).find("too many") != std::string::npos);
+}
+
+TEST_CASE("whatever values a table has, it is refused, or one that has a place for all") {
+  const Folder folder;
+  folder.change([](TierTable& table) { table = full_table(); });
+  const json good = json::parse(folder.text());
+  std::vector<std::string> keys;
+  std::vector<json> values = {json(),
+                              true,
+                              0,
+                              -1,
+                              1.5,
+                              UINT64_MAX,
+                              INT64_MIN,
+                              "",
+                              "\u0000",
+                              "leaving",
+                              "ssd",
+                              "ok",
+                              hex_of(0),
+                              hex_of(UINT64_MAX),
+                              json::array(),
+                              json::object(),
+                              std::string(5000, '/')};
+  const json flat = good.flatten();
+  for (const auto& [key, value] : flat.items()) {
+    keys.push_back(key);
+    values.push_back(value);
+  }
+  Random random(test_seed());
+  uint64_t accepted = 0;
+  for (uint64_t i = test_operations(2000); i > 0; --i) {
+    json changed = good;
+    for (uint64_t changes = 1 + random.below(3); changes > 0; --changes) {
+      json::json_pointer key(keys[random.below(keys.size())]);
+      if (random.chance(5) && !key.parent_pointer().empty()) key = key.parent_pointer();
+      try {
+        changed.at(key) = values[random.below(values.size())];
+      } catch (const json::exception&) {  // what it was in is something else by now
+      }
+    }
+    if (!folder.refusal(text_of(changed)).empty()) continue;
+    ++accepted;
+    const TierTable table = *folder.load();
+    for (const uint64_t position : {uint64_t{0}, random.below(UINT64_MAX), UINT64_MAX}) {
+      const auto places = table.places_of(segment_at(position));
+      CHECK_FALSE(places.empty());
+      for (const Uuid& place : places) CHECK_NE(table.find(place), nullptr);
+    }
+    folder.change([](TierTable&) {});
+    CHECK_EQ(folder.load()->directories.size(), table.directories.size());
+  }
+  CHECK_GT(accepted, 0);
 }
 
 TEST_CASE("what is no table, or one of absurd size, is refused in a line") {

@@ -6,12 +6,16 @@
 #include <fstream>
 #include <mutex>
 #include <random>
+#include <set>
 #include <thread>
 
 #include "backend/open_backend.h"
+#include "barrier.h"
 #include "base/host.h"
 #include "control/operations.h"
+#include "import_testing.h"
 #include "store/store.h"
+#include "template/template_catalog.h"
 #include "template/template_image.h"
 #include "temporary_directory.h"
 #include "tier_testing.h"
@@ -90,32 +94,6 @@ struct Fixture : TierFixture {
     for (const auto& directory : tier->status().directories) sum += directory.bytes_out_of_place;
     return sum;
   }
-};
-
-// Threads that are held up where they are, and let go.
-class Barrier {
- public:
-  void hold() {
-    std::unique_lock guard(mutex_);
-    ++inside_;
-    changed_.notify_all();
-    changed_.wait(guard, [&] { return is_open_; });
-  }
-  void await(int count) {
-    std::unique_lock guard(mutex_);
-    changed_.wait(guard, [&] { return inside_ >= count; });
-  }
-  void open() {
-    const std::lock_guard guard(mutex_);
-    is_open_ = true;
-    changed_.notify_all();
-  }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  int inside_ = 0;
-  bool is_open_ = false;
 };
 
 }  // namespace
@@ -392,6 +370,87 @@ TEST_CASE("a full tier does not churn") {
   for (const auto& directory : f.tier->status().directories) written += directory.fill_bytes;
   CHECK(written > room / 2);
   CHECK(written <= room + room / 5);
+}
+
+TEST_CASE("an hour of starts: fills keep to their rate, and what was read lately stays") {
+  // 100 have room. Ten are started all the time; 140 in turn, and other 140 from half-time on.
+  constexpr uint64_t kAlways = 10, kOthers = 140, kFit = 100;
+  constexpr int64_t kHour = 3600 * kSecond, kKeep = 600 * kSecond;
+  Fixture f({"/a", "/b"}, kAlways + 2 * kOthers);
+  for (TierEntry& entry : f.table.directories) entry.weight_bytes = kFit / 2 * kCopyBytes;
+  f.options.keep_ns = kKeep;
+  f.options.fill_bytes_per_second = kCopyBytes;
+  f.make();
+  std::map<Hash128, int64_t> read_ns;
+  uint64_t written = 0, given_up = 0;
+  std::set<Hash128> before;
+  const int64_t start_ns = f.now_ns;
+  for (uint64_t step = 0; f.now_ns < start_ns + kHour; ++step) {
+    const uint64_t first_other = kAlways + (f.now_ns < start_ns + kHour / 2 ? 0 : kOthers);
+    for (const uint64_t i : {step % kAlways, first_other + step * 3 % kOthers}) {
+      ByteVector block(kBlockBytes);
+      f.image->read(2 * i * kBlockBytes, block);
+      CHECK(block == block_of(2 * i + 1));
+      read_ns[f.segments[i].name] = f.now_ns;
+    }
+    f.tier->tend();
+    std::set<Hash128> there;
+    for (const std::string path : {"/a", "/b"})
+      for (const Hash128& name : list_segments(*f.disks[path].memory)) there.insert(name);
+    for (const Hash128& name : before) {
+      if (there.contains(name)) continue;
+      ++given_up;
+      CHECK(f.now_ns - read_ns[name] >= kKeep);
+    }
+    before = there;
+    written = f.tier->stats().fill_bytes;
+    CHECK(written <= (static_cast<uint64_t>((f.now_ns - start_ns) / kSecond) + 2) * kCopyBytes);
+    CHECK(f.tier->stats().bytes <= kFit * kCopyBytes);
+    f.now_ns += kSecond / 2;
+  }
+  MESSAGE((written / kCopyBytes) << " copies made, " << given_up << " given up");
+  // What is started all the time is not given up; of the others each comes once.
+  for (uint64_t i = 0; i < kAlways; ++i) CHECK(before.contains(f.segments[i].name));
+  CHECK(given_up > kFit / 2);
+  CHECK(written <= 2 * kFit * kCopyBytes);
+}
+
+TEST_CASE("what was made to collide is told apart, with copies of the one left in the tier") {
+  const auto [first, second] = colliding_blocks(kPublicSecret);
+  for (const bool is_reversed : {false, true}) {
+    CAPTURE(is_reversed);
+    Fixture f({"/a", "/b"});
+    const auto read = [&](const std::string& name) {
+      return read_whole(*TemplateImage::open(f.store, *f.blocks, name));
+    };
+    const auto warm = [&](const std::string& name) {
+      const Manifest manifest = *load_manifest(f.store, name);
+      for (const ManifestSegment& segment : manifest.segments)
+        CHECK(f.tier->warm({{segment.name, segment.block_count}}, kNoProgress).missing.empty());
+    };
+    const ByteVector& one = is_reversed ? second : first;
+    const ByteVector& other = is_reversed ? first : second;
+    import_disk(f.store, "one", one);
+    warm("one");
+    CHECK(read("one") == one);
+    remove_template(f.store, "one", [] { return std::vector<std::string>(); });
+    gc(f.store);
+    const auto copies = f.copies();
+    import_disk(f.store, "other", other);
+    CHECK(read("other") == other);
+    warm("other");
+    f.origin_reads = 0;
+    CHECK(read("other") == other);
+    CHECK(f.origin_reads == 0);
+    CHECK(f.copies() == copies + 1);
+    // And back, with both copies there.
+    import_disk(f.store, "one", one);
+    CHECK(read("one") == one);
+    CHECK(read("other") == other);
+    CHECK(f.tier->check(kNoProgress).damaged == 0);
+    f.tier->sweep();
+    CHECK(read("one") == one);
+  }
 }
 
 TEST_CASE("copies that come when segments are open already are used") {

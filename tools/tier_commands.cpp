@@ -62,16 +62,9 @@ std::string real_path(const std::string& directory) {
 
 // Copies must not come where anything else keeps its files.
 void check_place(const std::string& path, Backend& directory, Store& store) {
-  const std::string of_store = store.backend().describe();
-  const std::string of_segments = store.segments_location();
-  for (fs::path above = path;; above = above.parent_path()) {
-    std::error_code error;
-    if (fs::equivalent(above, of_store, error) || fs::equivalent(above, of_segments, error))
-      fail(EINVAL, path,
-           "is the store itself, or inside it; the tier holds copies of what the store has: choose "
-           "a directory on another file system");
-    if (above == above.root_path()) break;
-  }
+  check_apart(path, store.backend().describe());
+  if (const std::string segments = store.segments_location(); !segments.empty())
+    check_apart(path, segments);
   if (load_tier_identity(directory)) return;
   for (const std::string& name : directory.list(""))
     if (name == kIdentityObject || name == "segments" || name == "tplstore-origin")

@@ -165,8 +165,8 @@ struct VolumeStats {
 };
 
 // What this process does with the copies of segments that its host has, in all directories.
-struct TierStats {
-  bool is_used = false;
+// What is in directories of the tier, and what they have done since the process began.
+struct TierCounters {
   uint64_t segments = 0;
   uint64_t bytes = 0;
   uint64_t bytes_out_of_place = 0;
@@ -175,7 +175,24 @@ struct TierStats {
   uint64_t fills = 0;
   uint64_t fill_bytes = 0;
   uint64_t errors = 0;
-  uint64_t damaged = 0;
+  uint64_t damaged = 0;  // copies that were found to be
+
+  TierCounters& operator+=(const TierCounters& other) {
+    segments += other.segments;
+    bytes += other.bytes;
+    bytes_out_of_place += other.bytes_out_of_place;
+    reads += other.reads;
+    read_bytes += other.read_bytes;
+    fills += other.fills;
+    fill_bytes += other.fill_bytes;
+    errors += other.errors;
+    damaged += other.damaged;
+    return *this;
+  }
+};
+
+struct TierStats : TierCounters {
+  bool is_used = false;
   uint64_t origin_reads = 0;  // since no copy could be read
   uint64_t origin_read_bytes = 0;
 };

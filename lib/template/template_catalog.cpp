@@ -3,7 +3,6 @@
 #include "template/template_catalog.h"
 
 #include <algorithm>
-#include <bitset>
 #include <map>
 #include <set>
 
@@ -13,16 +12,11 @@
 #include "template/import_journal.h"
 #include "template/manifest.h"
 #include "template/segment.h"
+#include "template/segment_needs.h"
 #include "template/store_identity.h"
 
 namespace tplstore {
 namespace {
-
-std::vector<std::string> list_names(Backend& backend, const std::string& folder) {
-  std::vector<std::string> names = backend.list(folder);
-  std::erase_if(names, [](const std::string& name) { return !is_valid_name(name); });
-  return names;
-}
 
 TemplateInfo describe(const std::string& name, const Manifest& manifest) {
   TemplateInfo info;
@@ -76,49 +70,11 @@ void sync_folder_if_there(Backend& backend, const std::string& folder) {
   }
 }
 
-// Which blocks of a segment, and whether all of it.
-struct Need {
-  uint32_t block_count = 0;  // of the segment, as manifests say
-  std::bitset<kSegmentBlocksMax> blocks;
-  bool is_of_import = false;
-};
-using Needs = std::map<Hash128, Need>;
-
-void add_needs(Needs& needs, const Manifest& manifest) {
-  std::vector<Need*> of_segments;
-  for (const ManifestSegment& segment : manifest.segments) {
-    of_segments.push_back(&needs[segment.name]);
-    of_segments.back()->block_count = segment.block_count;
-  }
-  for (const TemplateRun& run : manifest.runs)
-    for (uint32_t i = 0; i < run.count; ++i)
-      of_segments[run.segment]->blocks.set(run.segment_block + i);
-}
-
-// Everything that is still needed, or an Error: with one root unknown nothing may be removed.
-Needs find_needs(Backend& backend) {
-  Needs needs;
-  for (const std::string& name : list_names(backend, "templates")) {
-    try {
-      if (const auto manifest = load_manifest(backend, name)) add_needs(needs, *manifest);
-    } catch (const Error& error) {
-      fail(error.code(), manifest_path(name),
-           "no space is freed while this cannot be read, since what it uses is unknown ({})",
-           error.what());
-    }
-  }
-  for (const std::string& name : list_names(backend, "imports")) {
-    if (const auto journal = load_journal(backend, name))
-      for (const Hash128& segment : journal->segments) needs[segment].is_of_import = true;
-  }
-  return needs;
-}
-
 // Shorter runs of blocks stay: to punch them costs more than they are worth.
 constexpr uint32_t kGivenUpBlocksMin = 16;
 
 // The runs of blocks of a segment that are given up, if only they are needed.
-std::vector<std::pair<uint32_t, uint32_t>> given_up_runs(const Need& need) {
+std::vector<std::pair<uint32_t, uint32_t>> given_up_runs(const SegmentNeed& need) {
   std::vector<std::pair<uint32_t, uint32_t>> runs;
   // An import takes what it finds, until it ends; and no import makes a segment for nothing.
   if (need.is_of_import || need.blocks.none()) return runs;
@@ -132,7 +88,7 @@ std::vector<std::pair<uint32_t, uint32_t>> given_up_runs(const Need& need) {
 
 // Gives back the space of blocks that nothing needs; how much that was. Whoever reads other blocks
 // of the segment meanwhile reads on.
-uint64_t give_up_blocks(Backend& segments, const Hash128& name, const Need& need) {
+uint64_t give_up_blocks(Backend& segments, const Hash128& name, const SegmentNeed& need) {
   const auto runs = given_up_runs(need);
   if (runs.empty()) return 0;
   const auto segment = segments.open(segment_path(name), Access::kWrite, Purpose::kData);
@@ -147,7 +103,7 @@ uint64_t give_up_blocks(Backend& segments, const Hash128& name, const Need& need
     segment->punch(offset, end_offset - offset);
     is_punched = true;
   }
-  // After a crash a block is all there or all zeroes, whichever the last `gc` left.
+  // After a crash a block, or sector of one, is there or zeroes.
   if (is_punched) segment->sync();
   const uint64_t after = segment->allocated_bytes();
   return before - std::min(before, after);
@@ -165,7 +121,7 @@ GcResult collect(const TemplateStorage& storage) {
   // whose removal was undone by a crash needs its segments.
   sync_folder_if_there(backend, "templates");
   if (is_stale) backend.sync_folder("imports");
-  const Needs needs = find_needs(backend);
+  const SegmentNeeds needs = find_needs(backend);
 
   GcResult result;
   std::set<std::string> folders;
@@ -310,7 +266,7 @@ class Verification {
     std::shared_ptr<BlockSource::Segment> segment;
     std::bitset<kSegmentBlocksMax> is_of_disk;
     std::set<uint32_t> damaged;
-    std::set<uint32_t> given_up;  // zeroes, and not of this disk
+    std::set<uint32_t> given_up;  // and not of this disk
     std::string unreadable;       // why
   };
   static constexpr size_t kTablesMax = 64;
@@ -323,10 +279,10 @@ class Verification {
       try {
         check.segment->read(first * uint64_t{kBlockBytes}, into);
         for (const uint32_t block : find_damaged_blocks(into, first, table_of(segment), secret_)) {
-          const bool is_given_up =
+          const bool is_unneeded =
               !check.is_of_disk[block] &&
-              is_zero(into.subspan((block - first) * uint64_t{kBlockBytes}, kBlockBytes));
-          (is_given_up ? check.given_up : check.damaged).insert(block);
+              is_given_up(into.subspan((block - first) * uint64_t{kBlockBytes}, kBlockBytes));
+          (is_unneeded ? check.given_up : check.damaged).insert(block);
         }
       } catch (const Error& error) {
         check.unreadable = error.what();
@@ -350,7 +306,7 @@ class Verification {
   void find_missed_blocks() {
     const auto has_some = [](const Check& check) { return !check.given_up.empty(); };
     if (std::none_of(checks_.begin(), checks_.end(), has_some)) return;
-    Needs needs;
+    SegmentNeeds needs;
     for (const std::string& name : list_names(backend_, "templates")) {
       try {
         if (const auto manifest = load_manifest(backend_, name)) add_needs(needs, *manifest);

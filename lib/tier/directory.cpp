@@ -18,6 +18,10 @@ constexpr const char* kProbe = "tplstore-probe";
 // begins at once, so this is when each of that began.
 thread_local int64_t begun_ns = 0;
 
+std::string unanswered(const std::string& path) {
+  return fmt::format("{}: has not answered for {} s", path, TierGate::kHangNs / 1'000'000'000);
+}
+
 std::string text_of(const std::exception_ptr& error, int& code) {
   try {
     std::rethrow_exception(error);
@@ -177,6 +181,7 @@ bool TierDirectory::try_to_open() {
     const Lock guard(mutex_);
     if (mount_) return true;
     if (is_closed_ || world_->now_ns() < next_try_ns_) return false;
+    opening_since_ns_ = world_->now_ns();
     was_failing = problem_ == Problem::kFailing;
   }
   Problem problem = Problem::kNone;
@@ -194,6 +199,7 @@ bool TierDirectory::try_to_open() {
   }
   {
     const Lock guard(mutex_);
+    opening_since_ns_.reset();
     if (is_closed_) return false;
     problem_ = problem;
     next_try_ns_ = world_->now_ns() + kRetryNs;
@@ -202,6 +208,7 @@ bool TierDirectory::try_to_open() {
   say(why);
   if (problem != Problem::kNone) return false;
   has_stock_ = false;
+  stock_ns_ = INT64_MIN;
   world_->changed();
   return true;
 }
@@ -242,13 +249,20 @@ void TierDirectory::take_off(const std::shared_ptr<Mount>& mount, Problem proble
 void TierDirectory::watch() {
   std::shared_ptr<Mount> mount;
   std::string why;
+  bool hangs_in_opening;
   {
     const Lock guard(mutex_);
     mount = mount_;
     why = last_error_;
+    hangs_in_opening = opening_since_ns_ && problem_ != Problem::kFailing &&
+                       world_->now_ns() - *opening_since_ns_ > TierGate::kHangNs;
+    if (hangs_in_opening) problem_ = Problem::kFailing;
+  }
+  if (hangs_in_opening) {
+    errors_.fetch_add(1, std::memory_order_relaxed);
+    say(unanswered(entry(*table()).path));
   }
   if (!mount) return;
-  const std::string where = mount->backend->describe();
   switch (mount->gate.look(world_->now_ns())) {
     case TierGate::Off::kNot:
     case TierGate::Off::kClosed:  // somebody is at it
@@ -256,7 +270,7 @@ void TierDirectory::watch() {
     case TierGate::Off::kErrors:
       return take_off(mount, Problem::kFailing, why);
     default:
-      why = fmt::format("{}: has not answered for {} s", where, TierGate::kHangNs / 1'000'000'000);
+      why = unanswered(mount->backend->describe());
       errors_.fetch_add(1, std::memory_order_relaxed);
       {
         const Lock guard(mutex_);

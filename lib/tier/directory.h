@@ -27,6 +27,7 @@
 #include <vector>
 
 #include "base/mutex.h"
+#include "base/volume_types.h"
 #include "template/segment_copies.h"
 #include "base/alarm.h"
 #include "tier/fill_queue.h"
@@ -37,21 +38,12 @@
 
 namespace tplstore {
 
-struct TierDirectoryStatus {
+struct TierDirectoryStatus : TierCounters {
   enum class State { kOk, kAbsent, kFull, kReadOnly, kFailing, kLeaving };
   TierEntry entry;
   State state = State::kAbsent;
   double share = 0;
   std::vector<PositionRange> ranges;
-  uint64_t segments = 0;
-  uint64_t bytes = 0;
-  uint64_t bytes_out_of_place = 0;
-  uint64_t reads = 0;
-  uint64_t read_bytes = 0;
-  uint64_t fills = 0;
-  uint64_t fill_bytes = 0;
-  uint64_t errors = 0;
-  uint64_t damaged = 0;  // copies that were found to be
   std::string last_error;
 };
 
@@ -59,6 +51,8 @@ class TierDirectory : public std::enable_shared_from_this<TierDirectory> {
  public:
   static constexpr int64_t kRetryNs = 10'000'000'000;  // until what failed is tried again
   static constexpr int64_t kLookNs = 1'000'000'000;    // between two looks at its path
+  // Other processes put copies here too: while it is filled it is looked so often what there is.
+  static constexpr int64_t kStockNs = 10'000'000'000;
 
   // The table has an entry of this uuid, and so do those that replace it.
   TierDirectory(std::shared_ptr<TierWorld> world, const Uuid& uuid,
@@ -156,6 +150,7 @@ class TierDirectory : public std::enable_shared_from_this<TierDirectory> {
   Fill put(Mount& mount, const Hash128& name, Bytes content);
   void remove_copy(Mount& mount, const Hash128& name);
   std::vector<Hash128> take_stock(Mount& mount);
+  bool has_news_of_templates();
   uint64_t sweep(Mount& mount);
   void try_to_sweep(Mount& mount);
   void remove_damaged(Mount& mount);
@@ -172,8 +167,9 @@ class TierDirectory : public std::enable_shared_from_this<TierDirectory> {
   std::atomic<uint64_t> reads_{0}, read_bytes_{0}, fills_{0}, fill_bytes_{0}, errors_{0},
       damaged_{0};
   std::atomic<bool> has_damaged_{false}, is_full_{false}, is_read_only_{false};
-  std::atomic<bool> has_stock_{
-      false};  // false: look at what is here, for others may have changed it
+  // False: look at what is here, for others may have changed it.
+  std::atomic<bool> has_stock_{false};
+  std::atomic<int64_t> stock_ns_{INT64_MIN};  // when that was last known
 
   mutable Mutex mutex_;
   std::shared_ptr<const TierTable> table_ GUARDED_BY(mutex_);
@@ -181,6 +177,7 @@ class TierDirectory : public std::enable_shared_from_this<TierDirectory> {
   std::vector<std::shared_ptr<Mount>> old_mounts_ GUARDED_BY(mutex_);  // let_go() ends them
   Problem problem_ GUARDED_BY(mutex_) = Problem::kNone;
   int64_t next_try_ns_ GUARDED_BY(mutex_) = INT64_MIN;
+  std::optional<int64_t> opening_since_ns_ GUARDED_BY(mutex_);
   bool is_closed_ GUARDED_BY(mutex_) = false;
   std::string last_error_ GUARDED_BY(mutex_);
   std::string said_ GUARDED_BY(mutex_);
@@ -188,6 +185,8 @@ class TierDirectory : public std::enable_shared_from_this<TierDirectory> {
   // tend()'s
   int64_t next_look_ns_ = INT64_MIN;
   int64_t next_sweep_ns_ = INT64_MIN;
+  int64_t next_news_ns_ = INT64_MIN;
+  std::vector<std::string> templates_;  // as they were when that was last looked at
   std::string said_of_sweep_;
   std::string said_of_origin_;
   std::vector<WantedSegment> eager_;  // of kind local; the last one is the next

@@ -64,6 +64,10 @@ TierDirectory::Fill TierDirectory::fill(const WantedSegment& wanted,
       take_off(mount, Problem::kAbsent, why);
       return Fill::kFailed;
     }
+    // What others have put here takes room too.
+    if (const int64_t stock_ns = stock_ns_;
+        stock_ns == INT64_MIN || world_->now_ns() - stock_ns >= kStockNs)
+      take_stock(*mount);
     const uint64_t bytes =
         wanted.block_count == 0 ? kSegmentBytesMax : segment_object_bytes(wanted.block_count);
     const CopyInventory::Room room(inventory_, bytes);

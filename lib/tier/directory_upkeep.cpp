@@ -4,39 +4,14 @@
 #include <iterator>
 #include <map>
 
-#include "backend/layout.h"
-#include "base/names.h"
-#include "template/import_journal.h"
-#include "template/manifest.h"
 #include "template/segment.h"
+#include "template/segment_needs.h"
 #include "tier/directory.h"
 
 namespace tplstore {
 namespace {
 
 constexpr int64_t kFirstSweepNs = 60'000'000'000;  // after it was opened: machines start meanwhile
-
-// What templates and unfinished imports need, and how many blocks each has: 0 where only an import
-// knows. Whoever has listed copies before finds here each of them that is needed: an import has a
-// segment's name in its journal before there is a copy, and in the manifest before the journal
-// goes.
-std::map<Hash128, uint32_t> find_needed_segments(Backend& store) {
-  std::map<Hash128, uint32_t> needed;
-  for (const std::string& name : store.list(std::string(paths::kImports))) {
-    if (!is_valid_name(name)) continue;
-    const auto journal = load_journal(store, name);
-    if (!journal) continue;
-    for (const Hash128& segment : journal->segments) needed.try_emplace(segment, 0);
-  }
-  for (const std::string& name : store.list(std::string(paths::kTemplates))) {
-    if (!is_valid_name(name)) continue;
-    const auto manifest = load_manifest(store, name);
-    if (!manifest) continue;
-    for (const ManifestSegment& segment : manifest->segments)
-      needed[segment.name] = segment.block_count;
-  }
-  return needed;
-}
 
 }  // namespace
 
@@ -67,7 +42,7 @@ int64_t TierDirectory::tend() {
       next_sweep_ns_ = now_ns + (is_local ? 0 : std::min(kFirstSweepNs, world_->options.sweep_ns));
     }
     if (has_damaged_.exchange(false)) remove_damaged(*mount);
-    if (now_ns >= next_sweep_ns_) {
+    if (has_news_of_templates() || now_ns >= next_sweep_ns_) {
       next_sweep_ns_ = now_ns + world_->options.sweep_ns;
       try_to_sweep(*mount);
     }
@@ -93,9 +68,26 @@ void TierDirectory::remove_damaged(Mount& mount) {
 
 // --- sweeping
 
+// Whether it is to have everything, and there are other templates than a while ago.
+bool TierDirectory::has_news_of_templates() {
+  const int64_t now_ns = world_->now_ns();
+  if (entry(*table()).kind != TierEntry::Kind::kLocal || now_ns < next_news_ns_) return false;
+  next_news_ns_ = now_ns + kRetryNs;
+  const TierWorld::Visit visit(*world_);
+  if (!visit) return false;
+  try {
+    auto templates = list_names(*world_->options.store, "templates");
+    templates_.swap(templates);
+    return templates_ != templates;
+  } catch (const Error&) {  // a sweep says so
+    return false;
+  }
+}
+
 // The copies that are there, in the inventory too.
 std::vector<Hash128> TierDirectory::take_stock(Mount& mount) {
   const std::vector<Hash128> known = inventory_.names();
+  const int64_t now_ns = world_->now_ns();
   std::vector<Hash128> found =
       perform(mount, [](Backend& backend) { return list_segments(backend); });
   std::vector<Hash128> gone;
@@ -113,17 +105,18 @@ std::vector<Hash128> TierDirectory::take_stock(Mount& mount) {
       if (error.code() != ENOENT && error.code() != EISDIR && error.code() != ELOOP) throw;
     }
   }
+  stock_ns_ = now_ns;
   return found;
 }
 
 uint64_t TierDirectory::sweep(Mount& mount) {
-  // In this order: see find_needed_segments().
+  // In this order: see find_needs().
   const std::vector<Hash128> found = take_stock(mount);
-  std::map<Hash128, uint32_t> needed;
+  SegmentNeeds needed;
   {
     const TierWorld::Visit visit(*world_);
     if (!visit) fail(ESHUTDOWN, mount.backend->describe(), "the tier is ending");
-    needed = find_needed_segments(*world_->options.store);
+    needed = find_needs(*world_->options.store);
   }
   const auto table = this->table();
   uint64_t removed = 0;
@@ -134,8 +127,9 @@ uint64_t TierDirectory::sweep(Mount& mount) {
   }
   if (entry(*table).kind == TierEntry::Kind::kLocal) {
     eager_.clear();
-    for (const auto& [name, block_count] : needed)
-      if (block_count != 0 && !inventory_.find(name)) eager_.push_back({name, block_count});
+    for (const auto& [name, need] : needed)
+      if (need.block_count != 0 && !inventory_.find(name))
+        eager_.push_back({name, need.block_count});
   }
   return removed;
 }

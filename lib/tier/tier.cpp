@@ -234,17 +234,7 @@ TierStats Tier::stats() const {
   stats.is_used = status.has_table;
   stats.origin_reads = status.origin_reads;
   stats.origin_read_bytes = status.origin_read_bytes;
-  for (const TierDirectoryStatus& directory : status.directories) {
-    stats.segments += directory.segments;
-    stats.bytes += directory.bytes;
-    stats.bytes_out_of_place += directory.bytes_out_of_place;
-    stats.reads += directory.reads;
-    stats.read_bytes += directory.read_bytes;
-    stats.fills += directory.fills;
-    stats.fill_bytes += directory.fill_bytes;
-    stats.errors += directory.errors;
-    stats.damaged += directory.damaged;
-  }
+  for (const TierDirectoryStatus& directory : status.directories) stats += directory;
   return stats;
 }
 

@@ -3,18 +3,20 @@
 . "$(dirname "$0")/../functions.sh"
 requires python-libnbd python3 nbdcopy jq
 
+# A sanitizer has found what there is in fewer.
+volumes=$([ -z "$TPLSTORE_PRELOAD" ] && echo 64 || echo 20)
 make_image "$tmp/image.raw" 16
 new_store
 tplstore template import golden "$tmp/image.raw"
-for number in {0..63}; do
+for ((number = 0; number < volumes; ++number)); do
     tplstore volume create "vm$number" --template golden >/dev/null
 done
 serve
 
 load() {
-    $python - "$(uri '@EXPORT@')" "$tmp/image.raw" "$1" <<'END'
+    $python - "$(uri '@EXPORT@')" "$tmp/image.raw" "$1" "$volumes" <<'END'
 import nbd, random, sys
-VOLUMES, BLOCK = 64, 4096
+VOLUMES, BLOCK = int(sys.argv[4]), 4096
 image = open(sys.argv[2], "rb").read()
 blocks = len(image) // BLOCK
 clients = []
@@ -54,4 +56,4 @@ stop_nbdkit
 serve
 load check
 stop_nbdkit
-equals "volumes" "$(tplstore volume list --json | jq length)" 64
+equals "volumes" "$(tplstore volume list --json | jq length)" "$volumes"

@@ -237,6 +237,7 @@ int on_get_ready() noexcept {
     ready.options.log = [](const std::string& line) {
       nbdkit_error("%s", printable(line).c_str());
     };
+    ready.options.run_directory = [] { return control::run_directory(/*makes=*/true); };
     ready.store = Store::open(ready.location, ready.options);
     const StorageKind kind = ready.store->backend().kind();
     check_shared(ready.location, kind, ready.is_shared, "shared=refuse-foreign");

@@ -82,6 +82,13 @@ finish() {
             tail -n 40 "$name"
         done >&2
     fi
+    # What servers that were killed have left in the host's memory.
+    local identity uuid
+    for identity in "$tmp"/*/store; do
+        [ -f "$identity" ] || continue
+        uuid=$(od -A n -t x1 -j 32 -N 16 "$identity" | tr -d ' \n')
+        rm -rf "/run/tplstore/${uuid:0:8}-${uuid:8:4}-${uuid:12:4}-${uuid:16:4}-${uuid:20}"
+    done
     # rm does not go into what is still mounted.
     [ -n "${KEEP-}" ] || rm -rf --one-file-system "$tmp"
     exit $status

@@ -809,6 +809,49 @@ TEST_CASE("the record remembers the last eight VMs that saw the disk") {
   CHECK_FALSE(state.record.is_loser(0));
 }
 
+TEST_CASE("a VM whose writes were lost never gets the volume again, nor who goes on for it") {
+  const auto connect = [](LockRecord record, VmId vm, uint64_t token = 0) {
+    LockState state;
+    state.record = record;
+    LockConnect event;
+    event.vm = vm;
+    event.token = token;
+    event.owner.process = OwnerSeen::Process::kGone;
+    return step(state, event);
+  };
+  const LockRecord left = connect({}, 1).state.record;
+  SUBCASE("it comes back itself") {
+    const LockStep lost = step(connect(left, 1).state, LockLoss{1});
+    CHECK(lost.answer == LockAnswer::kLost);
+    CHECK_FALSE(lost.state.record.is_taken);
+    CHECK(connect(lost.state.record, 1).answer == LockAnswer::kLost);
+    CHECK(connect(lost.state.record, 2).answer == LockAnswer::kYes);
+  }
+  SUBCASE("another one comes, and the server dies again") {
+    const LockStep lost = step(connect(left, 2).state, LockLoss{1});
+    CHECK(lost.answer == LockAnswer::kYes);
+    CHECK(lost.state.owner.vm == 2);
+    CHECK(connect(lost.state.record, 1).answer == LockAnswer::kLost);
+    CHECK(connect(lost.state.record, 2).answer == LockAnswer::kYes);
+  }
+  SUBCASE("it was being handed over") {
+    LockRecord armed = left;
+    armed.hand_over_token = 5;
+    armed.hand_over_until_ns = 1;
+    const LockStep stands_by = connect(armed, 2, 5);
+    REQUIRE(stands_by.state.standby.vm == 2);
+    const LockStep lost = step(stands_by.state, LockLoss{1});
+    CHECK(lost.answer == LockAnswer::kLost);
+    CHECK(connect(lost.state.record, 1).answer == LockAnswer::kLost);
+    CHECK(connect(lost.state.record, 2).answer != LockAnswer::kYes);
+    CHECK(connect(lost.state.record, 3).answer == LockAnswer::kYes);
+  }
+  SUBCASE("nobody knows who it was") {
+    const LockStep connected = connect(left, 0);
+    CHECK(step(connected.state, LockLoss{0}).state == connected.state);
+  }
+}
+
 TEST_CASE("programs that only look do not make the record forget who must not write again") {
   LockState state;
   VmId next_vm = 1;

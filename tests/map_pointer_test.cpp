@@ -29,7 +29,7 @@ TEST_CASE("a pointer is read as it was written last, by one who writes and by on
   }
   const auto next = MapLog::create(backend, "v", volume, 4);
   MapPointerObject pointer(backend, "v", volume, Access::kWrite);
-  pointer.write(*next, 4608, 0);
+  pointer.write(*next, 4608, 0, 0);
   for (const Access access : {Access::kRead, Access::kWrite}) {
     const MapPointerObject read(backend, "v", volume, access);
     CHECK(read.value().generation == 4);

@@ -139,7 +139,7 @@ TEST_CASE("records that no map can have are damage, and those of a later version
     return thrown_by([&] { decode_record(decoder); }).code;
   };
   Encoder unknown;
-  unknown.put(RecordHeader::make(static_cast<RecordKind>(10), 0));
+  unknown.put(RecordHeader::make(static_cast<RecordKind>(11), 0));
   CHECK(code_of(unknown) == EINVAL);
   FreezeRecord freeze;
   freeze.name = "a/b";

@@ -39,7 +39,10 @@ std::string lock_text(const json& lock) {
                                   plain(hand_over["until"]))});
   for (const json& loser : lock["losers"])
     fields.push_back(
-        {"never again", fmt::format("{} (epoch {})", plain(loser["peer"]), plain(loser["epoch"]))});
+        {"never again",
+         loser["writes_lost"].get<bool>()
+             ? fmt::format("{}, whose last writes were lost with its server", plain(loser["peer"]))
+             : fmt::format("{} (epoch {})", plain(loser["peer"]), plain(loser["epoch"]))});
   return format_fields(fields);
 }
 

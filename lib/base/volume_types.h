@@ -43,7 +43,8 @@ struct LockInfo {
   enum class State { kFree, kHeld, kCrashed, kHandOver, kForeign };
   struct Loser {
     std::string peer;
-    uint64_t epoch = 0;  // in which it saw the disk; 0 when it was to get it and did not
+    uint64_t epoch = 0;     // in which it saw the disk; 0 when it was to get it and did not
+    bool has_lost = false;  // what was acknowledged to it went with its server
   };
   struct HandOver {
     std::string to;

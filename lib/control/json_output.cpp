@@ -123,7 +123,9 @@ json lock_json(const LockInfo& info) {
                            {"wrote", info.has_written}});
   }
   for (const LockInfo::Loser& loser : info.losers)
-    lock["losers"].push_back({{"peer", text_or_null(loser.peer)}, {"epoch", loser.epoch}});
+    lock["losers"].push_back({{"peer", text_or_null(loser.peer)},
+                              {"epoch", loser.epoch},
+                              {"writes_lost", loser.has_lost}});
   if (const auto& hand_over = info.hand_over)
     lock["handover"] = {{"to", hand_over->to},
                         {"standby", hand_over->has_standby},

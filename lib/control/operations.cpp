@@ -125,8 +125,9 @@ const Shape& lock_shape() {
                                                    {"since", Shape::time()},
                                                    {"connections", Shape::number()},
                                                    {"wrote", Shape::boolean()}});
-  static const Shape loser =
-      Shape::object({{"peer", Shape::text().or_null()}, {"epoch", Shape::number(UINT64_MAX)}});
+  static const Shape loser = Shape::object({{"peer", Shape::text().or_null()},
+                                            {"epoch", Shape::number(UINT64_MAX)},
+                                            {"writes_lost", Shape::boolean()}});
   static const Shape hand_over = Shape::object(
       {{"to", Shape::text()}, {"standby", Shape::boolean()}, {"until", Shape::time()}});
   static const Shape shape = Shape::object({{"volume", Shape::name()},

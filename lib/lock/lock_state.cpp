@@ -121,7 +121,8 @@ LockStep on(const LockState& state, const LockConnect& event) {
 
   LockRecord known = record;
   known.written_epoch = written_epoch(state);
-  if (known.is_loser(event.vm)) return {state, LockAnswer::kLoser};
+  if (known.is_loser(event.vm))
+    return {state, event.vm == record.lost ? LockAnswer::kLost : LockAnswer::kLoser};
   if (is_left && owner.process == Process::kOfAnotherHost) return {state, LockAnswer::kForeign};
   if (!state.is_held && event.claims.is_other_hosts) return {state, LockAnswer::kForeign};
 
@@ -231,6 +232,17 @@ LockStep on(LockState state, const LockCancel&) {
   if (state.standby.ticket != 0) lose_standby(state);
   end_hand_over(state);
   return {state, LockAnswer::kYes};
+}
+
+LockStep on(LockState state, const LockLoss& event) {
+  if (event.vm == 0) return {state, LockAnswer::kYes};
+  remember(state.record, event.vm, 0);
+  state.record.lost = event.vm;
+  const bool stands_by = state.standby.ticket != 0;
+  if (stands_by) lose_standby(state);
+  if (!stands_by && state.owner.vm != event.vm) return {state, LockAnswer::kYes};
+  release(state, false);
+  return {state, LockAnswer::kLost};
 }
 
 LockStep on(LockState state, const LockBreak& event) {

@@ -18,6 +18,9 @@
 // not since, has an old view of it and never gets it again. Nobody can tell what was written in the
 // epoch of a server that died; so that counts as written, unless no VM had the volume.
 //
+// So is the VM whose writes were acknowledged and went with its server; and then also the one that
+// it was being handed over to.
+//
 // Whom the record forgets: the one that is longest ago; but those that come for the first time and
 // change nothing, as programs do that only look, never push out the last four others. A loser that
 // is forgotten would get the volume again.
@@ -51,6 +54,7 @@ struct LockRecord {
   std::array<Known, 8> known{};  // the last ones, the newest first, and the owner
   uint64_t hand_over_token = 0;  // of the VM that the volume is about to be handed to; 0: none
   int64_t hand_over_until_ns = 0;
+  VmId lost = 0;  // the last one whose acknowledged writes were lost with its server
 
   bool is_loser(VmId vm) const;
   bool is_armed(int64_t now_ns) const {
@@ -132,18 +136,26 @@ struct LockArm {
   int64_t until_ns = 0;
 };
 struct LockCancel {};
+// What was acknowledged in the last life to the VM that had the volume is lost: it believes in
+// writes that are gone, and whoever goes on with its memory does. Whoever was let in meanwhile is
+// let out again if that is so.
+struct LockLoss {
+  VmId vm = 0;
+};
 struct LockBreak {
   uint64_t epoch = 0;  // that was shown
   bool stays_open = false;
   ClaimsSeen claims = {};  // as with LockConnect
 };
-using LockEvent = std::variant<LockConnect, LockLeave, LockChange, LockArm, LockCancel, LockBreak>;
+using LockEvent =
+    std::variant<LockConnect, LockLeave, LockChange, LockArm, LockCancel, LockBreak, LockLoss>;
 
 enum class LockAnswer {
   kYes,
   kWait,        // ask again
   kInUse,       // another VM, or another connection of this one, has it
   kLoser,       // others have written since this VM had it
+  kLost,        // what this VM has written is lost
   kLeftBehind,  // it is kept for the VM that was connected when the server died
   kForeign,     // another host's record, or claim
   kHandOver,    // it is kept for the VM that it will be handed to

@@ -54,7 +54,8 @@ VolumeHeader read_header(Object& object, const std::string& folder, const Uuid& 
          "was made by an older tplstore (format 1), which this one does not read; carry the volume "
          "over with that one's 'tplstore volume export'");
   if (!header) fail(EIO, name, "damaged: neither of its two slots passes its checksum");
-  if (header->format != kHeaderFormat || (header->incompatible_features & ~kFeatureFork) != 0)
+  constexpr uint64_t kKnownFeatures = kFeatureFork | kFeatureJournal;
+  if (header->format != kHeaderFormat || (header->incompatible_features & ~kKnownFeatures) != 0)
     fail(EINVAL, name, "was made by a newer tplstore (format {}, features {:#x}); use that one",
          header->format, header->incompatible_features);
   const std::string template_name = template_of(*header);
@@ -100,6 +101,7 @@ LockRecord record_of(const VolumeHeader& header) {
     record.known[i] = {header.known[i].vm, header.known[i].epoch};
   record.hand_over_token = token_id(get_text(header.hand_over_token));
   record.hand_over_until_ns = header.hand_over_until_ns;
+  record.lost = header.lost;
   return record;
 }
 

@@ -70,15 +70,19 @@ struct VolumeHeader {
   char hand_over_token[72];  // of the VM that it will be handed to, or zeroes
   int64_t hand_over_until_ns;
   KnownVm known[8];  // the last ones that saw the disk, the newest first
-  uint64_t reserved[32];
+  uint64_t lost;     // the last one whose acknowledged writes were lost with its server
+  uint64_t reserved[31];
 };
 static_assert(sizeof(VolumeHeader) == 1984 && offsetof(VolumeHeader, size_bytes) == 72 &&
               offsetof(VolumeHeader, true_size_bytes) == 232 &&
-              offsetof(VolumeHeader, owner) == 520 && offsetof(VolumeHeader, known) == 704);
+              offsetof(VolumeHeader, owner) == 520 && offsetof(VolumeHeader, known) == 704 &&
+              offsetof(VolumeHeader, lost) == 1728);
 static_assert(sizeof(VolumeHeader::token) > kTokenBytesMax);
 
 // The volume reads files of others (FORMAT.md, "Forks").
 inline constexpr uint64_t kFeatureFork = 1;
+// Set while it is taken: what was written last may be in a journal (FORMAT.md, "The journal").
+inline constexpr uint64_t kFeatureJournal = 2;
 
 using HeaderSlots = Superblock<VolumeHeader>;
 

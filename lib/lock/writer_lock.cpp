@@ -8,8 +8,8 @@
 #include <charconv>
 #include <cstring>
 
-#include "backend/object_name.h"
 #include "backend/lock.h"
+#include "backend/object_name.h"
 #include "base/host.h"
 #include "base/units.h"
 
@@ -88,6 +88,12 @@ void fail_refused(const std::string& name, LockAnswer answer, const VolumeHeader
            "others have changed it since this VM had it, so it must not go on with what it knows; "
            "start the VM anew, under another token if it has one (see 'tplstore lock show {}')",
            name);
+    case LockAnswer::kLost:
+      fail(EBUSY, object,
+           "what this VM, or the one that it goes on for, had written last is lost with the server "
+           "that it was connected to, so it must not go on with what it knows; start the VM anew, "
+           "under another token if it has one (see 'tplstore lock show {}')",
+           name);
     case LockAnswer::kLeftBehind:
       fail(EBUSY, object,
            "kept for {}, which was connected when that server ended and may come back; {} ends "
@@ -120,7 +126,8 @@ LockInfo lock_info_of(const std::string& name, const VolumeHeader& header,
     info.has_written = true;  // as far as anybody knows
   }
   for (const KnownVm& known : header.known)
-    if (record.is_loser(known.vm)) info.losers.push_back({get_text(known.peer), known.epoch});
+    if (record.is_loser(known.vm))
+      info.losers.push_back({get_text(known.peer), known.epoch, known.vm == record.lost});
   if (record.is_armed(now_unix_ns())) {
     info.hand_over = {get_text(header.hand_over_token), false, header.hand_over_until_ns};
     if (!info.writer) info.state = LockInfo::State::kHandOver;
@@ -338,6 +345,8 @@ void WriterLock::put_record(const LockState& next, const Peer& owner, const Peer
   header.size_bytes = record.is_taken ? 0 : size_bytes;
   header.true_size_bytes = record.is_taken ? size_bytes : 0;
   header.is_servers_own = record.is_servers_own ? 1 : 0;
+  header.incompatible_features &= ~kFeatureJournal;
+  if (record.is_taken) header.incompatible_features |= kFeatureJournal;
   header.owner = record.owner;
   header.written_epoch = record.written_epoch;
   if (record.epoch != header.epoch) {
@@ -374,6 +383,7 @@ void WriterLock::put_record(const LockState& next, const Peer& owner, const Peer
     put_text(header.hand_over_token, sizeof header.hand_over_token, newcomer.token);
   }
   header.hand_over_until_ns = record.hand_over_until_ns;
+  header.lost = record.lost;
   const uint64_t epoch_before = header_.epoch;
   try {
     put(header);
@@ -406,6 +416,15 @@ LockState WriterLock::state() const {
 VolumeHeader WriterLock::header() const {
   const std::lock_guard guard(mutex_);
   return header_;
+}
+
+void WriterLock::lose_writes(const std::string& name) {
+  const LockRecord before = record_of(found_);
+  const bool was_vms = before.is_taken && !before.is_servers_own;
+  const LockAnswer answer = apply(LockLoss{was_vms ? before.owner : 0}).answer;
+  if (answer == LockAnswer::kYes) return;
+  found_ = header();
+  fail_refused(name, answer, found_);
 }
 
 void WriterLock::put_back() {

@@ -88,6 +88,10 @@ class WriterLock {
   // another one's.
   void when_failed(std::function<void()> stop) { stop_ = std::move(stop); }
   LockState state() const;
+  // What the server that had the volume before acquire() had acknowledged to its VM, and was not
+  // flushed, is lost: that VM never gets it again. Throws EBUSY when it is the one that has it now,
+  // who is let out.
+  void lose_writes(const std::string& name);
   // The header is what it was before acquire(), and the claim is gone.
   void put_back();
   // Records a new size; whether the volume is taken stays as it is.

@@ -66,6 +66,8 @@ uint64_t CheckpointWriter::write(MapSnapshot& snapshot, const LogPosition& repla
   record.pin_count = static_cast<uint32_t>(snapshot.pins.size());
   record.removed_file_count = static_cast<uint32_t>(snapshot.removed_files.size());
   record.free_node_count = static_cast<uint32_t>(free_nodes.size());
+  record.open_frame_offset = log_.named_open_offset();
+  record.journal_position = snapshot.journal_position;
   Encoder payload;
   payload.put(record);
   for (const auto& [group, address] : snapshot.groups)
@@ -141,8 +143,20 @@ Checkpoint read_checkpoint(MapLog& log, uint64_t offset) {
                        log.name(), free_ranges);
   for (const FreeRange& range : free_ranges)
     check(range.source < current.number && (!range.is_whole_file() || range.source > base));
-  return {MapState(std::move(current), std::move(table), free_ranges, record.live_bytes),
-          record.replay_from, after.sequence};
+  Checkpoint checkpoint{
+      MapState(std::move(current), std::move(table), free_ranges, record.live_bytes),
+      record.replay_from,
+      after.sequence,
+      {},
+      record.journal_position};
+  if (record.open_frame_offset != 0) {
+    LogPosition after_open;
+    const ByteVector open = log.read_frame(record.open_frame_offset, FrameKind::kOpen, after_open);
+    check(after_open.incarnation == after.incarnation);
+    Decoder name(open, log.name());
+    checkpoint.journal = decode_journal_name(name);
+  }
+  return checkpoint;
 }
 
 }  // namespace tplstore

@@ -15,6 +15,7 @@
 #include "map/map_log.h"
 #include "map/map_state.h"
 #include "map/tree_writer.h"
+#include "map/update_journal.h"
 
 namespace tplstore {
 
@@ -41,6 +42,8 @@ struct Checkpoint {
   MapState state;
   LogPosition replay_from{};
   uint64_t sequence = 0;  // of its own frame
+  JournalName journal;
+  uint64_t journal_position = 0;
 };
 Checkpoint read_checkpoint(MapLog& log, uint64_t offset);
 
@@ -65,9 +68,12 @@ struct CheckpointRecord {
   uint32_t removed_file_count;
   uint32_t free_node_count;
   uint32_t reserved_count;
-  uint64_t reserved[3];
+  uint64_t open_frame_offset;  // of the life that wrote it; 0: it kept no journal
+  uint64_t journal_position;   // of the cut
+  uint64_t reserved;
 };
-static_assert(sizeof(CheckpointRecord) == 152 && offsetof(CheckpointRecord, reserved) == 128);
+static_assert(sizeof(CheckpointRecord) == 152 &&
+              offsetof(CheckpointRecord, open_frame_offset) == 128);
 struct CheckpointGroup {
   uint64_t address;
   uint32_t group;

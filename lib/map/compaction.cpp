@@ -18,11 +18,12 @@ Compaction::Draft::~Draft() {
 }
 
 Compaction::Compaction(Backend& backend, const std::string& folder, const Uuid& volume,
-                       const std::shared_ptr<MapLog>& old, SpinningSharedMutex& mutex)
+                       const std::shared_ptr<MapLog>& old, SpinningSharedMutex& mutex,
+                       const LogOpening& opening)
     : draft_(backend, MapLog::object_name(folder, old->generation() + 1)),
       fresh_(MapLog::create(backend, folder, volume, old->generation() + 1)),
       copier_(old, fresh_, mutex) {
-  fresh_->start_writing(MapLog::start());
+  fresh_->start_writing(MapLog::start(), Reserve::kDeletions, opening);
 }
 
 // What is nearest to a version of what is written: itself, when it was current in an earlier pass,

@@ -32,9 +32,10 @@ class Compaction {
     NodeRef root;
   };
 
-  // `mutex` is the map's.
+  // `mutex` is the map's; `opening` what the new log's open frame says.
   Compaction(Backend& backend, const std::string& folder, const Uuid& volume,
-             const std::shared_ptr<MapLog>& old, SpinningSharedMutex& mutex);
+             const std::shared_ptr<MapLog>& old, SpinningSharedMutex& mutex,
+             const LogOpening& opening);
 
   bool has_written(uint32_t frozen) const { return versions_.contains(frozen); }
   // Writes frozen versions, parents before children, that were not written yet, and then what

@@ -6,6 +6,7 @@
 
 #include "base/checksum_stream.h"
 #include "base/units.h"
+#include "map/records.h"
 
 namespace tplstore {
 namespace {
@@ -40,7 +41,8 @@ uint64_t header_sum(const LogHeader& header) {
 
 // The room that update records of so many bytes take, in the worst case.
 uint64_t frame_cost(uint64_t payload_bytes) {
-  return round_up(sizeof(FrameHeader) + payload_bytes, kSectorBytes) + uint64_t{2} * kSectorBytes;
+  return round_up(sizeof(FrameHeader) + payload_bytes + kRecordBytes, kSectorBytes) +
+         uint64_t{2} * kSectorBytes;
 }
 
 // A sliding view of an object, for reading it from front to back.
@@ -130,7 +132,8 @@ bool MapLog::is_frame(Bytes sector, uint64_t offset, uint64_t end, FrameHeader& 
   return header.magic == kFrameMagic && header.length % kSectorBytes == 0 &&
          header.length >= kSectorBytes && header.length <= kFrameBytesMax &&
          header.length <= end - std::min(end, offset) &&
-         header.payload_bytes <= header.length - sizeof(FrameHeader);
+         header.payload_bytes <= header.length - sizeof(FrameHeader) &&
+         header.name_bytes <= header.payload_bytes;
 }
 
 LogPosition MapLog::scan(const LogPosition& from, uint64_t known_sequence,
@@ -154,7 +157,9 @@ LogPosition MapLog::scan(const LogPosition& from, uint64_t known_sequence,
     if (!follows || !has_checksum(header, at.offset)) break;
     const Bytes frame = window.view(at.offset, header.length);
     visit({header, frame.subspan(sizeof(FrameHeader), header.payload_bytes)});
-    unused_open_ = is_open && header.length == kSectorBytes ? std::optional(at) : std::nullopt;
+    const bool is_unused =
+        is_open && header.length == kSectorBytes && header.payload_bytes == header.name_bytes;
+    unused_open_ = is_unused ? std::optional(at) : std::nullopt;
     at = {at.offset + header.length, header.sequence, header.checksum, header.incarnation};
     ends.push_back(at.offset);
     durable = std::max(durable, header.durable);
@@ -209,10 +214,21 @@ ByteVector MapLog::read_frame(uint64_t offset, FrameKind kind, LogPosition& afte
                     frame.begin() + sizeof(FrameHeader) + header.payload_bytes);
 }
 
-void MapLog::start_writing(const LogPosition& at, Reserve draws_on) {
+LogPosition MapLog::start_of_life(const LogPosition& at, const LogOpening& opening) const {
+  const bool is_one_sector = sizeof(FrameHeader) + opening.payload.size() <= kSectorBytes;
+  return is_one_sector ? unused_open_.value_or(at) : at;
+}
+
+uint64_t MapLog::named_open_offset() const {
+  const Lock guard(mutex_);
+  return named_open_offset_;
+}
+
+void MapLog::start_writing(const LogPosition& at, Reserve draws_on, const LogOpening& opening) {
   {
     const Lock guard(mutex_);
-    tail_ = start_of_life(at);
+    tail_ = start_of_life(at, opening);
+    if (opening.name_bytes > 0) named_open_offset_ = tail_.offset;
     zeroed_end_ = at.offset;
     count_room();
     if (draws_on == Reserve::kNone) make_room(kSectorBytes);
@@ -220,7 +236,7 @@ void MapLog::start_writing(const LogPosition& at, Reserve draws_on) {
       incarnation_ = random_u64();
     } while (incarnation_ == at.incarnation);
   }
-  append(FrameKind::kOpen, {}, 0);
+  append(FrameKind::kOpen, opening.payload, 0, opening.name_bytes);
   sync();
 }
 
@@ -289,7 +305,7 @@ void MapLog::adopt_reserved(uint64_t bytes) noexcept {
   }
 }
 
-uint64_t MapLog::append(FrameKind kind, Bytes payload, uint64_t reserved) {
+uint64_t MapLog::append(FrameKind kind, Bytes payload, uint64_t reserved, uint16_t name_bytes) {
   const uint64_t length = round_up(sizeof(FrameHeader) + payload.size(), kSectorBytes);
   if (length > kFrameBytesMax)
     fail(EFBIG, name_, "a frame of {} is more than a map log takes at once", format_size(length));
@@ -316,7 +332,7 @@ uint64_t MapLog::append(FrameKind kind, Bytes payload, uint64_t reserved) {
                      durable_,
                      static_cast<uint32_t>(payload.size()),
                      static_cast<uint16_t>(kind),
-                     0};
+                     name_bytes};
   std::memcpy(frame.data(), &header, sizeof header);
   header.checksum = frame_checksum(frame);
   std::memcpy(frame.data(), &header, sizeof header);

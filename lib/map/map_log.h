@@ -49,7 +49,7 @@ struct FrameHeader {
   uint64_t durable;      // the last sequence number known to be durable when this was appended
   uint32_t payload_bytes;
   uint16_t kind;
-  uint16_t reserved;
+  uint16_t name_bytes;  // of an open frame's payload, which name the journal; records follow
 };
 static_assert(sizeof(FrameHeader) == 56 && offsetof(FrameHeader, kind) == 52);
 
@@ -65,6 +65,13 @@ static_assert(sizeof(LogPosition) == 32);
 struct LogFrame {
   FrameHeader header;
   Bytes payload;
+};
+
+// What an open frame says: bytes that name the life's journal, and behind them records that were in
+// the last one's.
+struct LogOpening {
+  ByteVector payload = {};
+  uint16_t name_bytes = 0;
 };
 
 class MapLog {
@@ -94,13 +101,16 @@ class MapLog {
   void read(uint64_t offset, MutableBytes into) { object_->read(offset, into); }
 
   // Where the next life begins when scan() has found that the log goes on at `at`: where the last
-  // one did, if nothing has followed its open frame, so that lives that change nothing take no
-  // space. The frame is one sector, and a crash leaves the old one or the new one.
-  LogPosition start_of_life(const LogPosition& at) const { return unused_open_.value_or(at); }
+  // one did, if its open frame has no records and nothing has followed it, so that lives that
+  // change nothing take no space. Both frames are one sector, and a crash leaves the old one or the
+  // new one.
+  LogPosition start_of_life(const LogPosition& at, const LogOpening& opening) const;
   // Begins to write there: zeroes what follows, writes an open frame of a new incarnation, and
   // makes it and all before it durable.
-  void start_writing(const LogPosition& at, Reserve draws_on = Reserve::kDeletions)
-      EXCLUDES(mutex_);
+  void start_writing(const LogPosition& at, Reserve draws_on = Reserve::kDeletions,
+                     const LogOpening& opening = {}) EXCLUDES(mutex_);
+  // That frame's, if it names a journal; else 0.
+  uint64_t named_open_offset() const EXCLUDES(mutex_);
 
   // From then on `bytes` more of update records can be appended; ENOSPC.
   void reserve(uint64_t bytes, Reserve draws_on) EXCLUDES(mutex_);
@@ -110,7 +120,8 @@ class MapLog {
   // then says so.
   void adopt_reserved(uint64_t bytes) noexcept EXCLUDES(mutex_);
   // Appends a frame; `reserved` bytes of reservations end with it. Returns the payload's offset.
-  uint64_t append(FrameKind kind, Bytes payload, uint64_t reserved) EXCLUDES(mutex_);
+  uint64_t append(FrameKind kind, Bytes payload, uint64_t reserved, uint16_t name_bytes = 0)
+      EXCLUDES(mutex_);
   // Makes all that was appended before the call durable.
   void sync() EXCLUDES(mutex_);
 
@@ -132,11 +143,13 @@ class MapLog {
   const std::string name_;
   const uint64_t generation_;
   const uint64_t seed_;
-  std::optional<LogPosition> unused_open_;  // what is before the open frame at the end, if one is
+  // What is before the open frame at the end, if one is and says nothing that is needed.
+  std::optional<LogPosition> unused_open_;
 
   mutable Mutex mutex_;  // held during appends, not syncs
   LogPosition tail_ GUARDED_BY(mutex_) = start();
   uint64_t incarnation_ GUARDED_BY(mutex_) = 0;
+  uint64_t named_open_offset_ GUARDED_BY(mutex_) = 0;
   uint64_t durable_ GUARDED_BY(mutex_) = 0;
   uint64_t zeroed_end_ GUARDED_BY(mutex_) = 0;
   bool has_failed_ GUARDED_BY(mutex_) = false;

@@ -9,8 +9,8 @@ namespace {
 std::string map_pointer_name(const std::string& folder) { return folder + "/map"; }
 
 MapPointer pointer_to(const MapLog& log, const Uuid& volume, uint64_t checkpoint_offset,
-                      uint64_t clean_sequence) {
-  return {{}, volume, log.generation(), checkpoint_offset, clean_sequence, {}};
+                      uint64_t clean_sequence, uint64_t closed_incarnation) {
+  return {{}, volume, log.generation(), checkpoint_offset, clean_sequence, closed_incarnation, {}};
 }
 
 }  // namespace
@@ -18,9 +18,9 @@ MapPointer pointer_to(const MapLog& log, const Uuid& volume, uint64_t checkpoint
 void MapPointerObject::create(Backend& backend, const std::string& folder, const Uuid& volume,
                               const MapLog& log, uint64_t checkpoint_offset) {
   const auto object = backend.create(map_pointer_name(folder), 0, Purpose::kMetadata);
-  object->write(0,
-                Superblock<MapPointer>(kMapPointerMagic)
-                    .initial(pointer_to(log, volume, checkpoint_offset, log.position().sequence)));
+  object->write(
+      0, Superblock<MapPointer>(kMapPointerMagic)
+             .initial(pointer_to(log, volume, checkpoint_offset, log.position().sequence, 0)));
   object->sync();
 }
 
@@ -35,9 +35,10 @@ MapPointerObject::MapPointerObject(Backend& backend, const std::string& folder, 
   value_ = *found;
 }
 
-void MapPointerObject::write(const MapLog& log, uint64_t checkpoint_offset,
-                             uint64_t clean_sequence) {
-  const MapPointer next = pointer_to(log, value_.volume, checkpoint_offset, clean_sequence);
+void MapPointerObject::write(const MapLog& log, uint64_t checkpoint_offset, uint64_t clean_sequence,
+                             uint64_t closed_incarnation) {
+  const MapPointer next =
+      pointer_to(log, value_.volume, checkpoint_offset, clean_sequence, closed_incarnation);
   slots_.write(*object_, next);
   value_ = next;
 }

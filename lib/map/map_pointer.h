@@ -16,10 +16,11 @@ namespace tplstore {
 struct MapPointer {
   SlotPrefix prefix;
   Uuid volume;
-  uint64_t generation;         // of the log
-  uint64_t checkpoint_offset;  // of the last checkpoint's frame
-  uint64_t clean_sequence;     // the last frame of a clean close; 0 while open
-  uint64_t reserved[4];
+  uint64_t generation;          // of the log
+  uint64_t checkpoint_offset;   // of the last checkpoint's frame
+  uint64_t clean_sequence;      // the last frame of a clean close; 0 while open
+  uint64_t closed_incarnation;  // the life that was closed, if one was since the checkpoint
+  uint64_t reserved[3];
 };
 static_assert(sizeof(MapPointer) == 96);
 inline constexpr uint64_t kMapPointerMagic = 0x315250414d4c5054;  // "TPLMAPR1"
@@ -33,7 +34,8 @@ class MapPointerObject {
   MapPointerObject(Backend& backend, const std::string& folder, const Uuid& volume, Access access);
 
   const MapPointer& value() const { return value_; }
-  void write(const MapLog& log, uint64_t checkpoint_offset, uint64_t clean_sequence);
+  void write(const MapLog& log, uint64_t checkpoint_offset, uint64_t clean_sequence,
+             uint64_t closed_incarnation);
 
  private:
   std::unique_ptr<Object> object_;

@@ -60,6 +60,7 @@ struct MapSnapshot {
   std::map<uint32_t, uint64_t> removed_files;
   std::vector<FreeRange> free_ranges;
   bool has_synced_holes = false;  // since the last checkpoint, which lists them as free
+  uint64_t journal_position = 0;  // of the cut; filled in by who has made it
 };
 
 class MapState {
@@ -156,6 +157,7 @@ class MapState {
   void change(const UnpinRecord& record);
   void change(const FlattenBeginRecord& record);
   void change(const FlattenEndRecord& record);
+  void change(const PositionRecord&) {}
 
   VersionRecord current_;
   VersionTable table_;

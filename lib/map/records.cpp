@@ -51,6 +51,7 @@ class RecordEncoder {
   }
   void operator()(const FlattenBeginRecord&) { put(RecordKind::kFlattenBegin, 0); }
   void operator()(const FlattenEndRecord&) { put(RecordKind::kFlattenEnd, 0); }
+  void operator()(const PositionRecord& record) { put(RecordKind::kPosition, record.position); }
 
  private:
   void put(RecordKind kind, uint64_t number, uint32_t count = 0, uint32_t source = 0) {
@@ -115,6 +116,8 @@ MapRecord decode_record(Decoder& from) {
       return FlattenBeginRecord{};
     case RecordKind::kFlattenEnd:
       return FlattenEndRecord{};
+    case RecordKind::kPosition:
+      return PositionRecord{header.number()};
   }
   fail(EINVAL, from.object(),
        "holds a record of kind {} that this tplstore does not know; "

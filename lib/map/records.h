@@ -51,8 +51,15 @@ struct UnpinRecord {
 struct FlattenBeginRecord {};
 struct FlattenEndRecord {};
 
-using MapRecord = std::variant<UpdateRecord, FreezeRecord, ResizeRecord, HideRecord, CollectRecord,
-                               PinRecord, UnpinRecord, FlattenBeginRecord, FlattenEndRecord>;
+// Changes nothing: the records before it are those that the journal has up to this position
+// (map/update_journal.h).
+struct PositionRecord {
+  uint64_t position;
+};
+
+using MapRecord =
+    std::variant<UpdateRecord, FreezeRecord, ResizeRecord, HideRecord, CollectRecord, PinRecord,
+                 UnpinRecord, FlattenBeginRecord, FlattenEndRecord, PositionRecord>;
 
 // Appends a record's bytes.
 void encode_record(Encoder& to, const MapRecord& record);
@@ -71,6 +78,7 @@ enum class RecordKind : uint16_t {
   kUnpin = 7,  // the fork's uuid follows
   kFlattenBegin = 8,
   kFlattenEnd = 9,
+  kPosition = 10,  // `number` is the position
 };
 
 struct RecordHeader {

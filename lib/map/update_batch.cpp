@@ -7,7 +7,7 @@
 namespace tplstore {
 
 void UpdateBatch::make_room(uint64_t bytes) {
-  const size_t needed = records_.size() + bytes;
+  const size_t needed = records_.size() + bytes + kRecordBytes;  // the last is the cut's
   if (needed > records_.capacity()) records_.reserve(std::max(needed, 2 * records_.capacity()));
 }
 
@@ -16,6 +16,7 @@ void UpdateBatch::add(Bytes record, uint64_t reserved_bytes) {
   reserved_bytes_ += reserved_bytes;
   size_bytes_.store(records_.size(), std::memory_order_relaxed);
   last_is_update_ = false;
+  journal_.put(record);
 }
 
 bool UpdateBatch::add_update(const UpdateRecord& update) {
@@ -28,6 +29,7 @@ bool UpdateBatch::add_update(const UpdateRecord& update) {
         uint64_t{last.count} + count <= UINT32_MAX) {
       last.count += count;
       std::memcpy(at, &last, kRecordBytes);
+      journal_.grow_last(last);
       return false;
     }
   }
@@ -38,7 +40,12 @@ bool UpdateBatch::add_update(const UpdateRecord& update) {
 }
 
 UpdateBatch::Cut UpdateBatch::cut() noexcept {
-  Cut cut{std::exchange(records_, {}), std::exchange(reserved_bytes_, 0)};
+  if (!records_.empty() && journal_.is_kept()) {
+    const auto position = RecordHeader::make(RecordKind::kPosition, journal_.end());
+    const Bytes bytes = bytes_of(position);
+    records_.insert(records_.end(), bytes.begin(), bytes.end());
+  }
+  Cut cut{std::exchange(records_, {}), std::exchange(reserved_bytes_, 0), journal_.end()};
   last_is_update_ = false;
   size_bytes_.store(0, std::memory_order_relaxed);
   return cut;

@@ -21,6 +21,7 @@ constexpr int kCompactionPassesMax = 4;
 constexpr uint64_t kFewLeaves = 64;
 constexpr uint64_t kForkRecords = 2;  // that the longest of them takes
 constexpr int kOpenTriesMax = 10;
+constexpr size_t kRecordsAtOnce = 1024;  // of a journal
 
 [[noreturn]] void fail_not_there(uint32_t version) {
   fail(ENOENT, fmt::format("version {}", version), "is not there");
@@ -71,37 +72,143 @@ VolumeMap::VolumeMap(Backend& backend, std::string folder, const Uuid& volume, A
   stats_.loads = recovery_.loads;
 }
 
+std::unique_ptr<JournalMemory> VolumeMap::open_kept(JournalPlace& place) {
+  const JournalName& name = recovery_.journal;
+  const bool may_be_there =
+      !recovery_.was_closed_cleanly && name.is_named() && name.boot == place.boot();
+  return may_be_there && !name.path.empty() ? place.open(name.path) : nullptr;
+}
+
+void VolumeMap::spoil_kept(JournalPlace& place) noexcept {
+  try {
+    if (const auto memory = open_kept(place)) spoil_journal(*memory);
+  } catch (const std::exception&) {
+    // Who cannot get at it now cannot later, as long as it is not mended by hand.
+  }
+}
+
+VolumeMap::Kept VolumeMap::apply_kept(JournalPlace& place,
+                                      const std::function<bool(const Run&)>& has_data) {
+  const JournalName name = recovery_.journal;
+  if (recovery_.was_closed_cleanly || !name.is_named()) return Kept::kAll;
+  const std::unique_ptr<JournalMemory> memory = open_kept(place);
+  const auto apply = [&] {
+    const std::optional<ByteVector> bytes =
+        memory ? read_journal(*memory, volume_, name, recovery_.journal_position) : std::nullopt;
+    if (!bytes) return false;
+    const auto all_of = [&](const auto& is_good) {
+      Decoder decoder(*bytes, name.path);
+      while (!decoder.empty()) {
+        std::vector<MapRecord> records;
+        while (!decoder.empty() && records.size() < kRecordsAtOnce)
+          records.push_back(decode_record(decoder));
+        if (!is_good(records)) return false;
+      }
+      return true;
+    };
+    // All of it is looked at before any of it is applied.
+    try {
+      all_of([](const auto&) { return true; });
+    } catch (const Error&) {
+      return false;
+    }
+    const bool is_applied = all_of([&](const std::vector<MapRecord>& records) {
+      const Lock guard(mutex_);
+      return tplstore::apply_kept(state_, *log_, records, recovery_);
+    });
+    const auto has_all_cells = [&](const MapRecord& record) {
+      const auto* update = std::get_if<UpdateRecord>(&record);
+      return update == nullptr || has_cells(*update, has_data);
+    };
+    if (!is_applied || !all_of([&](const std::vector<MapRecord>& records) {
+          return std::ranges::all_of(records, has_all_cells);
+        }))
+      return false;
+    kept_ = *bytes;
+    return true;
+  };
+  if (apply()) return Kept::kAll;
+  if (memory) spoil_journal(*memory);
+  if (!place.is_servers() && name.boot == place.boot())
+    fail(EBUSY, name.path.empty() ? folder_ : name.path,
+         "has what was written last to the volume, and cannot be used by this process: have a "
+         "server open the volume, which can see it, or can tell that it is lost");
+  // Some may have been applied.
+  const Lock maintenance(maintenance_mutex_);
+  const Lock guard(mutex_);
+  state_ = recover(*log_, pointer_.value(), recovery_);
+  return Kept::kLost;
+}
+
+// Whether the cells that an update of the last life leads to, as far as it still does, are there: a
+// sync may have failed that nobody heard of, and what was never written is a hole then.
+bool VolumeMap::has_cells(const UpdateRecord& update,
+                          const std::function<bool(const Run&)>& has_data) {
+  if (update.source == kSourceZero || update.source == kSourceUnmapped) return true;
+  const bool is_there = ask([&](const MapState& state) { return state.find(update.source); });
+  if (!is_there) return true;
+  RunList runs;
+  find(update.source, update, runs);
+  for (size_t i = 0; i < runs.size(); ++i)
+    if (runs[i].source == update.source && !has_data(runs[i])) return false;
+  return true;
+}
+
 void VolumeMap::start_writing(std::function<void()> sync_data, std::function<void()> sync_holes,
-                              Reserve draws_on) {
+                              Reserve draws_on, JournalPlace* place) {
   const Lock maintenance(maintenance_mutex_);
   sync_data_ = std::move(sync_data);
   sync_holes_ = std::move(sync_holes);
   const std::shared_ptr<MapLog> log = this->log();
-  {
-    // What was decided in the replay is as durable as the records are in a moment.
-    const Lock guard(mutex_);
-    state_.free_ranges().cut();
-    state_.free_ranges().commit();
+  if (place != nullptr && place->is_servers()) {
+    place_ = place;
+    journal_.id = random_uuid();
+    journal_.boot = place->boot();
+    if (auto memory = place->create(volume_, journal_.id, journal_.path)) {
+      const Lock guard(mutex_);
+      pending_.journal().begin(std::move(memory), volume_, journal_);
+    }
   }
+  LogOpening opening = this->opening();
+  opening.payload.insert(opening.payload.end(), kept_.begin(), kept_.end());
   // It must not fall back to a log that is about to be removed, whatever became of it in an earlier
   // life: a slot that was not synced, or one whose sync failed.
   // Nor must it take the new life for one that has been closed.
-  const uint64_t start = log->start_of_life(recovery_.end).sequence;
+  const uint64_t start = log->start_of_life(recovery_.end, opening).sequence;
   write_pointer(*log, pointer_.value().checkpoint_offset,
-                std::min(pointer_.value().clean_sequence, start));
+                std::min(pointer_.value().clean_sequence, start),
+                pointer_.value().closed_incarnation);
   // Logs of other generations are what an interrupted compaction left.
   constexpr std::string_view kPrefix = "map.";
   for (const std::string& name : backend_.list(folder_)) {
     if (!name.starts_with(kPrefix)) continue;
     if (folder_ + "/" + name != log->name()) backend_.remove(folder_ + "/" + name);
   }
-  log->start_writing(recovery_.end, draws_on);
+  log->start_writing(recovery_.end, draws_on, opening);
+  {
+    // What was decided in the replay is durable now.
+    const Lock guard(mutex_);
+    state_.free_ranges().cut();
+    state_.free_ranges().commit();
+    bytes_since_checkpoint_ = recovery_.replayed_bytes + std::exchange(kept_, {}).size();
+  }
+  // Until now one life's end would have needed the last one's journal.
+  if (place == nullptr) return;
+  if (!recovery_.journal.path.empty() && recovery_.journal.boot == place->boot())
+    place->remove(recovery_.journal.path);
+  place->remove_others(volume_, journal_.path);
+}
+
+LogOpening VolumeMap::opening() const {
+  LogOpening opening{encode_journal_name(journal_)};
+  opening.name_bytes = static_cast<uint16_t>(opening.payload.size());
+  return opening;
 }
 
 void VolumeMap::write_pointer(const MapLog& log, uint64_t checkpoint_offset,
-                              uint64_t clean_sequence) {
+                              uint64_t clean_sequence, uint64_t closed_incarnation) {
   or_stop([&]() REQUIRES(maintenance_mutex_) {
-    pointer_.write(log, checkpoint_offset, clean_sequence);
+    pointer_.write(log, checkpoint_offset, clean_sequence, closed_incarnation);
   });
 }
 
@@ -117,7 +224,10 @@ void VolumeMap::close() {
     }
   }
   const std::shared_ptr<MapLog> log = this->log();
-  write_pointer(*log, pointer_.value().checkpoint_offset, log->position().sequence);
+  const LogPosition end = log->position();
+  write_pointer(*log, pointer_.value().checkpoint_offset, end.sequence, end.incarnation);
+  // Not before the log says that it is closed.
+  if (!journal_.path.empty()) place_->remove(journal_.path);
 }
 
 // --- what is there
@@ -387,25 +497,26 @@ void VolumeMap::commit() {
   commits_.commit([this] { perform_commit(nullptr); });
 }
 
-void VolumeMap::perform_commit(const std::function<void(MapState&)>& at_cut) {
+void VolumeMap::perform_commit(const AtCut& at_cut) {
   UpdateBatch::Cut cut;
   std::shared_ptr<MapLog> log;
   const auto take = [&] {
     const Lock guard(mutex_);
     // What may fail comes before anything is taken away.
     state_.free_ranges().cut();
-    if (at_cut) at_cut(state_);
+    if (at_cut) at_cut(state_, pending_.journal().end());
     cut = pending_.cut();
     log = log_;
   };
   commits_.perform(take, [&] {
-    sync_data_();
+    sync_or_stop(sync_data_);
     if (!cut.records.empty()) {
       log->append(FrameKind::kUpdates, cut.records, cut.reserved_bytes);
       log->sync();
     }
     const Lock guard(mutex_);
     bytes_since_checkpoint_ += cut.records.size();
+    pending_.journal().release(cut.position);
     state_.free_ranges().commit();
     free_waiting_.store(state_.free_ranges().waiting(), std::memory_order_relaxed);
     ++stats_.commits;
@@ -430,7 +541,10 @@ void VolumeMap::checkpoint_locked() {
   uint64_t bytes = 0;
   bool is_needed = false;
   commits_.run_alone([&] {
-    perform_commit([&](MapState& state) { snapshot = state.take_snapshot(); });
+    perform_commit([&](MapState& state, uint64_t position) {
+      snapshot = state.take_snapshot();
+      snapshot.journal_position = position;
+    });
     replay_from = log->position();
     const Lock guard(mutex_);
     bytes = std::exchange(bytes_since_checkpoint_, 0);
@@ -444,7 +558,7 @@ void VolumeMap::checkpoint_locked() {
     snapshot.live_bytes = ask(&MapState::usage).live_bytes;
     const uint64_t offset = writer.write(snapshot, replay_from);
     log->sync();
-    write_pointer(*log, offset, 0);
+    write_pointer(*log, offset, 0, 0);
   } catch (...) {
     {
       const Lock guard(mutex_);
@@ -472,12 +586,12 @@ void VolumeMap::compact_locked() {
   sync_holes();
   const std::shared_ptr<MapLog> old = log();
   {
-    Compaction compaction(backend_, folder_, volume_, old, mutex_);
+    Compaction compaction(backend_, folder_, volume_, old, mutex_, opening());
     for (int pass = 0; pass < kCompactionPassesMax; ++pass) {
       Compaction::Version current;
       uint64_t leaves = 0;
       commits_.run_alone([&] {
-        perform_commit([&](MapState& state) {
+        perform_commit([&](MapState& state, uint64_t) {
           current = {state.current().number, state.current().parent, state.current().root};
           leaves = state.usage().leaves_dirtied;
         });
@@ -505,7 +619,10 @@ std::vector<Compaction::Version> VolumeMap::versions_to_compact(
 // No commit runs, and the list of versions does not change.
 void VolumeMap::switch_over(Compaction& compaction, MapLog& old) {
   MapSnapshot snapshot;
-  perform_commit([&](MapState& state) { snapshot = state.take_snapshot(true); });
+  perform_commit([&](MapState& state, uint64_t position) {
+    snapshot = state.take_snapshot(true);
+    snapshot.journal_position = position;
+  });
   MapLog& fresh = *compaction.log();
   uint64_t offset = 0;
   uint64_t reserved = 0;
@@ -524,7 +641,7 @@ void VolumeMap::switch_over(Compaction& compaction, MapLog& old) {
   // more, the tree in memory goes with the old log.
   compaction.keep();
   or_stop([&]() REQUIRES(maintenance_mutex_) {
-    write_pointer(fresh, offset, 0);
+    write_pointer(fresh, offset, 0, 0);
     const Lock guard(mutex_);
     compaction.relocate(state_, snapshot);
     const uint64_t outstanding = old.reserved_bytes();
@@ -542,7 +659,8 @@ void VolumeMap::switch_over(Compaction& compaction, MapLog& old) {
 bool VolumeMap::wants(Upkeep upkeep) const {
   const SharedLock guard(mutex_);
   const uint64_t pending_bytes = pending_.size_bytes();
-  if (upkeep == Upkeep::kCommit) return pending_bytes >= kPendingBytesMax;
+  if (upkeep == Upkeep::kCommit)
+    return pending_bytes >= kPendingBytesMax || pending_.journal().is_filling(6);
   // Leaves count once their updates are committed; until then they cost no recovery.
   if (upkeep == Upkeep::kCheckpoint)
     return bytes_since_checkpoint_ >= kCheckpointBytes ||
@@ -557,7 +675,9 @@ bool VolumeMap::wants(Upkeep upkeep) const {
   return state_.usage().has_removed && tail > 2 * compacted_bytes_ + kCompactionBytesMin;
 }
 
-bool VolumeMap::must_commit() const { return pending_.size_bytes() >= 4 * kPendingBytesMax; }
+bool VolumeMap::must_commit() const {
+  return pending_.size_bytes() >= 4 * kPendingBytesMax || pending_.journal().is_filling(7);
+}
 
 // Of the log's bytes. Once compacted, each version has frames of its own, one for each level, which
 // take that much beyond the nodes in them at most.

@@ -24,6 +24,12 @@
 // cell is either copied and freed later, or not copied. Nothing is punched while cells are copied,
 // and no file of a source at or below the base is removed before the end.
 //
+// An acknowledged change outlives the process, committed or not: beside the pending list records
+// are kept in a journal that the host keeps (map/update_journal.h). Opened after an unclean end:
+// the log is replayed, what it lacks is applied from the journal, and the open frame of the new
+// life names the new journal and has what was applied. So there is no moment in which it is
+// neither in a journal that the log names nor in the log.
+//
 // Opened for writing, what is read is on the disk: objects are synced before they are read, since a
 // process that was killed may have left them in the page cache only, and what is cached of them is
 // dropped, since after a failed sync it may differ from what is on the disk, for good.
@@ -123,11 +129,22 @@ class VolumeMap {
 
   // --- opening for writing
   const Recovery& recovery() const { return recovery_; }
-  // Starts a new life of the log. The data files of current and of replayed versions have been
-  // settled before. `sync_data` is what commits call to make the data files durable, `sync_holes`
-  // what checkpoints call to make the holes durable that were punched.
+  // What became of records that no commit had covered when the last life ended.
+  enum class Kept {
+    kAll,   // if there were any
+    kLost,  // it is as after a power cut
+  };
+  // Applies them. The data files of the checkpoint's current and of later versions have been
+  // settled before; `has_data` says whether cells occupy space. Errors: what keeps a journal from
+  // being read, or, where this process may just not see it, that it is not there.
+  Kept apply_kept(JournalPlace& place, const std::function<bool(const Run& cells)>& has_data);
+  // They are not to be applied, whoever opens the map next: data may be gone that they lead to.
+  void spoil_kept(JournalPlace& place) noexcept;
+  // Starts a new life of the log. `sync_data` is what commits call to make the data files durable,
+  // `sync_holes` what checkpoints call to make the holes durable that were punched. With a place
+  // records are kept there from here on, if it is a server's.
   void start_writing(std::function<void()> sync_data, std::function<void()> sync_holes,
-                     Reserve draws_on = Reserve::kDeletions);
+                     Reserve draws_on = Reserve::kDeletions, JournalPlace* place = nullptr);
   // Commits, writes a checkpoint, compacts a small map if it wants that, and marks the map as
   // closed. Nothing may be in flight.
   void close() EXCLUDES(maintenance_mutex_);
@@ -161,6 +178,13 @@ class VolumeMap {
   void note_swept(uint32_t version) {
     const Lock guard(mutex_);
     state_.note_swept(version);
+  }
+
+  // Current; its number.
+  uint32_t note_unswept() {
+    const Lock guard(mutex_);
+    state_.note_swept(0, false);
+    return state_.current().number;
   }
 
   // --- changing current
@@ -205,8 +229,8 @@ class VolumeMap {
     kCompaction,
   };
   bool wants(Upkeep upkeep) const;
-  // So many updates are pending that writers have to wait for a commit. Not analysed: the number of
-  // bytes is atomic.
+  // So many updates are pending that writers have to wait for a commit. Not analysed: what is asked
+  // is atomic.
   bool must_commit() const NO_THREAD_SAFETY_ANALYSIS;
   void checkpoint();
   void compact();
@@ -216,11 +240,20 @@ class VolumeMap {
   MapStats stats() const;
   // Throws when an earlier failure has made the volume unusable until it is opened again.
   void check_usable() const { commits_.check(); }
-  // Does something after whose failure nobody can tell what is durable: what it throws stops the
-  // map, and goes on to the caller.
-  template <typename Work>
-  void or_stop(const Work& work) {
-    commits_.or_stop(work);
+  // Syncs what data is in, after whose failure nobody can tell what is durable: what it throws
+  // stops the map, and goes on to the caller.
+  template <typename Sync>
+  void sync_or_stop(const Sync& sync) {
+    commits_.or_stop([&] {
+      try {
+        sync();
+      } catch (...) {
+        // The next life may not hear of it.
+        const Lock guard(mutex_);
+        pending_.journal().spoil();
+        throw;
+      }
+    });
   }
   // The same, from the handler of what something has thrown.
   void stop() noexcept { commits_.stop(std::current_exception()); }
@@ -236,14 +269,25 @@ class VolumeMap {
   std::shared_ptr<MapLog> log() const EXCLUDES(mutex_);
   // ENOENT; 0 is current.
   const VersionRecord& find_version(uint32_t version) const REQUIRES_SHARED(mutex_);
-  void write_pointer(const MapLog& log, uint64_t checkpoint_offset, uint64_t clean_sequence)
-      REQUIRES(maintenance_mutex_);
+  void write_pointer(const MapLog& log, uint64_t checkpoint_offset, uint64_t clean_sequence,
+                     uint64_t closed_incarnation) REQUIRES(maintenance_mutex_);
   void load(const MissingNode& missing, uint32_t version, const std::shared_ptr<MapLog>& log)
       EXCLUDES(mutex_);
   void assign_in_region(const UpdateRecord& update) EXCLUDES(mutex_);
   // Changes other than updates, all or none, which take all that is reserved.
   void change(std::vector<MapRecord> records, LogReservation& reserved) REQUIRES(mutex_);
-  void perform_commit(const std::function<void(MapState&)>& at_cut) EXCLUDES(mutex_);
+  // `at_cut` is given the state, and the position in the journal.
+  using AtCut = std::function<void(MapState&, uint64_t position)>;
+  void perform_commit(const AtCut& at_cut) EXCLUDES(mutex_);
+  // What throws stops the map.
+  template <typename Work>
+  void or_stop(const Work& work) {
+    commits_.or_stop(work);
+  }
+  std::unique_ptr<JournalMemory> open_kept(JournalPlace& place);
+  bool has_cells(const UpdateRecord& update, const std::function<bool(const Run&)>& has_data)
+      EXCLUDES(mutex_);
+  LogOpening opening() const;
   void run_removals() REQUIRES(maintenance_mutex_) EXCLUDES(mutex_);
   void sync_holes() REQUIRES(maintenance_mutex_) EXCLUDES(mutex_);
   void checkpoint_locked() REQUIRES(maintenance_mutex_) EXCLUDES(mutex_);
@@ -264,6 +308,9 @@ class VolumeMap {
   std::function<void()> sync_data_;
   std::function<void()> sync_holes_;
   Recovery recovery_;
+  ByteVector kept_;  // what was applied of the last life's journal and is not in the log yet
+  JournalPlace* place_ = nullptr;
+  JournalName journal_;  // of this life
   MapPointerObject pointer_ GUARDED_BY(maintenance_mutex_);
 
   mutable SpinningSharedMutex mutex_;

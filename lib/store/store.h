@@ -46,6 +46,9 @@ struct StoreOptions {
   std::chrono::seconds tier_keep = std::chrono::hours(24);
   // What booting VMs read is kept in memory, if the cap is not 0.
   BootOptions boot = {.cap_bytes = 0};
+  // Of a server: makes the directory of the host in which is kept what must outlive the process,
+  // and says where it is. Called when a volume is opened for the first time.
+  std::function<std::string()> run_directory = {};
 };
 
 struct ExportInfo {

@@ -14,6 +14,7 @@
 #include "base/chore.h"
 #include "boot/boot.h"
 #include "store/boot_disks.h"
+#include "store/journal_files.h"
 #include "store/store.h"
 #include "store/volume_disk.h"
 #include "store/volume_registry.h"
@@ -88,6 +89,7 @@ struct Store::Impl {
   const StoreOptions options;
   const StoreIdentity identity;
   std::unique_ptr<Boot> boot;  // or none
+  JournalFiles journals{identity.uuid, options.run_directory, options.log};
   Origin origin{*backend, [this](const std::string& location) { return open_origin(location); }};
   std::unique_ptr<Tier> tier;  // or none
   BlockSource blocks{origin};

@@ -34,7 +34,8 @@ Peer tool_peer() {
 VolumeEnvironment Store::Impl::environment() {
   return {*backend,         [this](const std::string& name) { return open_template(name); },
           options.log,      [this] { wake(); },
-          stop.get_token(), boot ? &boot->memory() : nullptr};
+          stop.get_token(), boot ? &boot->memory() : nullptr,
+          &journals};
 }
 
 // --- names and folders
@@ -349,6 +350,7 @@ std::optional<VolumeHeader> Store::Impl::header_if_readable(const Uuid& uuid) {
 void Store::Impl::remove_objects(const Uuid& uuid) {
   const std::string folder = volume_folder(uuid);
   backend->remove(header_name(folder));
+  journals.remove_others(uuid, "");
   const std::vector<std::string> parts = backend->list(folder);
   // Also when it was gone already: who removed it may have died before that was durable.
   if (!parts.empty()) backend->sync_folder(folder);

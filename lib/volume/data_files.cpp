@@ -86,8 +86,20 @@ DataFile& DataFiles::begin(uint32_t current) {
   return *written_.emplace_back(std::move(file));
 }
 
-void DataFiles::settle_existing(uint32_t version) {
-  if (const auto object = open_for_punching(version)) settle(*object);
+void DataFiles::settle_from(uint32_t first) {
+  for (const uint32_t version : own_versions())
+    if (version >= first)
+      if (const auto object = open_for_punching(version)) settle(*object);
+}
+
+bool has_data(Object& file, uint64_t offset, uint64_t length) {
+  const uint64_t end = offset + length;
+  while (offset < end) {
+    const auto data = file.find_data(offset);
+    if (!data || data->offset > offset) return false;
+    offset = data->offset + data->length;
+  }
+  return true;
 }
 
 void DataFiles::prepare(uint32_t version, uint64_t disk_bytes) {

@@ -54,6 +54,9 @@ struct DataFile final : public CellSource {
   void note_write() { is_dirty.store(true, std::memory_order_release); }
 };
 
+// Whether all of a range occupies space, as far as the storage can tell.
+bool has_data(Object& file, uint64_t offset, uint64_t length);
+
 class DataFiles {
  public:
   // Of the volume that has this folder.
@@ -83,9 +86,10 @@ class DataFiles {
   void remove_above(uint32_t current);
   // Opens current's file for writing.
   DataFile& begin(uint32_t current);
-  // Syncs the volume's own file of a version, if there is one, whatever is known of its writes, and
-  // reads of it show what is on the disk from then on: for what an earlier life wrote.
-  void settle_existing(uint32_t version);
+  // Syncs the volume's own files of this version and of later ones, whatever is known of their
+  // writes, and reads of them show what is on the disk from then on: for what an earlier life
+  // wrote.
+  void settle_from(uint32_t version);
   // Makes the file of the next version ahead of time, if it is not there yet; durably. One that an
   // earlier call could not finish is made anew.
   void prepare(uint32_t version, uint64_t disk_bytes);

@@ -49,6 +49,7 @@ void OpenVolume::use_current(DataFile& file) noexcept {
   map().ask([this](const MapState& state) {
     current = state.current().number;
     size_bytes = state.current().size_bytes;
+    is_unswept = (state.current().flags & kVersionUnswept) != 0;
   });
   current_file = &file;
 }

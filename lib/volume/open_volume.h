@@ -38,6 +38,8 @@ struct VolumeEnvironment {
   std::stop_token stop{};
   // What is read of templates and frozen versions may be in there; or none.
   CellCache* cells = nullptr;
+  // Where records of the map are kept that no commit covers; nothing when they need not be.
+  JournalPlace* journals = nullptr;
 };
 
 std::string volume_folder(const Uuid& volume);
@@ -94,6 +96,8 @@ struct OpenVolume {
   std::atomic<uint32_t> current{0};
   std::atomic<DataFile*> current_file{nullptr};
   std::atomic<uint64_t> size_bytes{0};
+  // Current's file may have cells that nothing maps.
+  std::atomic<bool> is_unswept{false};
 
  private:
   bool reload_map(const VolumeMap* old);

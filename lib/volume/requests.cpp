@@ -394,6 +394,13 @@ bool Volume::try_first_write(uint64_t offset, Bytes from, Edge& head, Edge& tail
     return true;
   };
   if (!merge(head) || !merge(tail)) return false;
+  if (open_.is_unswept.load(std::memory_order_relaxed)) {
+    // Were the write never to reach the disk, what is left of a crash must not pass for it.
+    find_runs();
+    for (size_t i = 0; i < runs.size(); ++i)
+      if (runs[i].source != current)
+        file.object->punch(runs[i].first * kBlockBytes, runs[i].count * kBlockBytes);
+  }
   if (middle_begin < middle_end)
     pieces[piece_count++] = {file.object.get(), middle_begin,
                              from.subspan(middle_begin - offset, middle_end - middle_begin)};
@@ -485,14 +492,20 @@ void Volume::discard_blocks(uint64_t first, uint64_t count) {
   DataFile& file = *open_.current_file.load(std::memory_order_relaxed);
   RunList runs;
   open_.map().find(0, {first, count}, runs);
-  // The holes come first: a cell that could not be punched would belong to nobody.
-  for (size_t i = 0; i < runs.size(); ++i) {
-    if (runs[i].source != current) continue;
-    file.object->punch(runs[i].first * kBlockBytes, runs[i].count * kBlockBytes);
-    file.note_write();
-  }
+  // The map comes first: while it leads to a cell that is not a hole, whoever opens the volume
+  // after this process takes holes for lost data.
   open_.map().assign(
       {{first, count}, first < open_.template_blocks ? kSourceZero : kSourceUnmapped}, reserved);
+  try {
+    for (size_t i = 0; i < runs.size(); ++i) {
+      if (runs[i].source != current) continue;
+      file.object->punch(runs[i].first * kBlockBytes, runs[i].count * kBlockBytes);
+      file.note_write();
+    }
+  } catch (...) {
+    space_->sweep_again();
+    throw;
+  }
 }
 
 }  // namespace tplstore

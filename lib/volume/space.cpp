@@ -80,6 +80,10 @@ void SpaceReclaimer::help() {
 
 // False when it has not come to the end.
 bool SpaceReclaimer::sweep(Clock::time_point deadline) {
+  if (const uint32_t version = sweep_again_.exchange(0); version != 0) {
+    unswept_.push_back(version);
+    swept_bytes_ = 0;
+  }
   while (!unswept_.empty()) {
     const uint32_t version = unswept_.back();
     const auto file = volume_.files.open_for_punching(version);
@@ -92,8 +96,9 @@ bool SpaceReclaimer::sweep(Clock::time_point deadline) {
       if (Clock::now() >= deadline) return false;
     }
     // It may be current's: a failed sync is told once, and was a flush's to hear.
-    if (file) map_.or_stop([&] { file->sync(); });
+    if (file) map_.sync_or_stop([&] { file->sync(); });
     map_.note_swept(version);
+    if (version == volume_.current) volume_.is_unswept = false;
     unswept_.pop_back();
     swept_bytes_ = 0;
   }

@@ -28,6 +28,11 @@ class SpaceReclaimer {
   bool run(std::optional<std::chrono::milliseconds> budget = {});
   // For writers, when they replace cells faster than these are given back.
   void help();
+  // Cells of current's file that nothing maps could not be punched.
+  void sweep_again() {
+    volume_.is_unswept = true;
+    sweep_again_ = map_.note_unswept();
+  }
   // Nothing is given back as long as this is there.
   class SCOPED_CAPABILITY Stop {
    public:
@@ -55,6 +60,7 @@ class SpaceReclaimer {
   // Versions that are still to be swept, and how far the last one of these is.
   std::vector<uint32_t> unswept_ GUARDED_BY(mutex_);
   uint64_t swept_bytes_ GUARDED_BY(mutex_) = 0;
+  std::atomic<uint32_t> sweep_again_{0};  // a version, or none
   // Files that could not be punched.
   Clock::time_point retry_punches_at_ GUARDED_BY(mutex_){};
 };

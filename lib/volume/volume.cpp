@@ -2,6 +2,7 @@
 #include "volume/volume.h"
 
 #include <cerrno>
+#include <map>
 
 namespace tplstore {
 
@@ -41,29 +42,55 @@ void Volume::recover(Reserve draws_on) {
   open_.open_map(Access::kWrite);
   VolumeMap& map = open_.map();
   DataFiles& files = open_.files;
-  // What the last life wrote may be in the page cache only, and after a failed sync it stays there
-  // for good: it must not go away again after it has been served.
+  if (!map.recovery().was_closed_cleanly) recover_last_life();
+  // Not before all is applied that may lead to them.
   const uint32_t current = map.current();
   files.remove_above(current);
   // What was frozen in an earlier life of this process and is not now.
   if (open_.environment.cells != nullptr)
     open_.environment.cells->forget_versions(open_.uuid, current);
-  if (!map.recovery().was_closed_cleanly) {
-    open_.environment.log(fmt::format("{}: was not closed, recovered it", open_.object));
-    for (const uint32_t version : map.recovery().replayed_versions) files.settle_existing(version);
-    files.settle_existing(current);
-  }
   space_.emplace(open_);
   forks_.emplace(open_, versions_, *space_);
   open_.use_current(files.begin(current));
-  map.start_writing([&files] { files.sync_written(); },
-                    [&files, &map] {
-                      // A failed sync is told once, and may have been a flush's to hear.
-                      files.sync_holes([&](Object& file) { map.or_stop([&] { file.sync(); }); });
-                    },
-                    draws_on);
+  map.start_writing(
+      [&files] { files.sync_written(); },
+      [&files, &map] {
+        // A failed sync is told once, and may have been a flush's to hear.
+        files.sync_holes([&](Object& file) { map.sync_or_stop([&] { file.sync(); }); });
+      },
+      draws_on, open_.environment.journals);
   open_.record_size();
   open_.lock->when_failed([&map] { map.stop(); });
+}
+
+void Volume::recover_last_life() {
+  VolumeMap& map = open_.map();
+  DataFiles& files = open_.files;
+  JournalPlace* const journals = open_.environment.journals;
+  open_.environment.log(fmt::format("{}: was not closed, recovered it", open_.object));
+  // What was written may be in the page cache only, and after a failed sync it stays there for
+  // good: it must not go away again after it has been served.
+  try {
+    files.settle_from(map.recovery().first_current);
+  } catch (...) {
+    // Which is told once.
+    if (journals != nullptr) map.spoil_kept(*journals);
+    throw;
+  }
+  if (journals == nullptr) return;
+  std::map<uint32_t, std::unique_ptr<Object>> opened;
+  const auto have_data = [&](const Run& cells) {
+    const auto [file, is_new] = opened.try_emplace(cells.source);
+    if (is_new) file->second = files.open_for_punching(cells.source);
+    return file->second &&
+           has_data(*file->second, cells.first * kBlockBytes, cells.count * kBlockBytes);
+  };
+  if (map.apply_kept(*journals, have_data) == VolumeMap::Kept::kAll) return;
+  open_.environment.log(
+      fmt::format("{}: what was written to it and not flushed before its server ended is lost, as "
+                  "after a power cut",
+                  open_.object));
+  open_.lock->lose_writes(open_.name);
 }
 
 std::optional<VersionForReader> Volume::freeze_unowned(const VolumeEnvironment& environment,

@@ -9,7 +9,8 @@
 //   overwrite    quiesce, range locks shared, find, write
 //   first write  read the rest of split blocks, reserve log space, quiesce, range locks
 //                exclusive, find again, write, assign
-//   trim, zero   reserve, quiesce, range locks exclusive, punch current's own cells, assign zero
+//   trim, zero   reserve, quiesce, range locks exclusive, assign zero, punch what were current's
+//                own cells
 //   new version  reserve, make the next data file, quiesce, freeze the map, go on, commit
 //
 // What else belongs to it: its versions (volume/versions.h), its forks (volume/forks.h), and how it
@@ -132,6 +133,7 @@ class Volume {
       : open_(environment, volume, name) {}
 
   void recover(Reserve draws_on);
+  void recover_last_life();
 
   template <typename Operation>
   void counted(Counter requests, std::optional<Counter> bytes, uint64_t length,

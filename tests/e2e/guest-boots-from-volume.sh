@@ -59,9 +59,18 @@ guest_wait 120
 jq -e '.reason == "done" and .bytes > 10000000 and .first_touch_hits > 0.9 * .blocks' \
     "$tmp/boot.json" >/dev/null || fail "the third boot: $(cat "$tmp/boot.json")"
 
-# Its server is stopped and started while it writes: it notices nothing.
+# Its server is killed, or stopped, and started while it writes: it notices nothing.
 nbd='"driver":"nbd",,"server.type":"unix",,"server.path":"'$tmp/server.socket'"'
 boot fourth before 'json:{"driver":"raw",,"file":{'"$nbd"',,"export":"vm1",,"reconnect-delay":60}}'
+# Killed while it writes what nothing flushes; what that should be is in the guest's memory.
+guest_say 'run for i in $(seq 120); do dd if=/dev/urandom of=/dev/shm/part bs=64k count=2 2>/dev/null && cat /dev/shm/part >>/dev/shm/all && dd if=/dev/shm/part of=/unflushed bs=64k seek=$((2 * i - 2)) conv=notrunc oflag=direct 2>/dev/null && echo "GUEST at $i;"; done; dd if=/unflushed bs=64k iflag=direct 2>/dev/null | cmp - /dev/shm/all && echo "GUEST whole"'
+for part in 20 50 80; do
+    guest_expect "GUEST at $part;" 240
+    kill_nbdkit
+    serve
+done
+guest_expect "GUEST whole" 240
+! grep "as after a power cut" "$tmp/server.log" || fail "a server says that it has lost something"
 guest_say "run while dd if=/dev/zero of=/stream bs=64k count=64 conv=fsync 2>/dev/null; do :; done; echo GUEST failed"
 for turn in 1 2 3; do
     stop_server

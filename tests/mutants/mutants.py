@@ -34,18 +34,20 @@ COPIES = ("segment_copies_test",)
 DIRECTORY = ("tier_directory_test",)
 CELLS = ("cell_memory_test",)
 BOOT_STORE = ("boot_store_test",)
+DEATH = ("server_death_test",)
+JOURNAL = ("update_journal_test",)
 
 MUTANTS = [
     # --- the order of a commit
     Mutant("commit-appends-before-data",
            "The log names blocks whose data is not durable yet.",
            "lib/map/volume_map.cpp",
-           "    sync_data_();\n    if (!cut.records.empty()) {\n"
+           "    sync_or_stop(sync_data_);\n    if (!cut.records.empty()) {\n"
            "      log->append(FrameKind::kUpdates, cut.records, cut.reserved_bytes);\n"
            "      log->sync();\n    }\n",
            "    if (!cut.records.empty()) {\n"
            "      log->append(FrameKind::kUpdates, cut.records, cut.reserved_bytes);\n"
-           "      log->sync();\n    }\n    sync_data_();\n",
+           "      log->sync();\n    }\n    sync_or_stop(sync_data_);\n",
            CRASH),
     Mutant("commit-without-log-sync",
            "A flush is acknowledged whose updates are in the page cache only.",
@@ -56,7 +58,7 @@ MUTANTS = [
            CRASH),
     Mutant("commit-without-data-sync",
            "A flush is acknowledged whose data is in the page cache only.",
-           "lib/map/volume_map.cpp", "    sync_data_();\n", "",
+           "lib/map/volume_map.cpp", "    sync_or_stop(sync_data_);\n", "",
            CRASH),
     Mutant("flush-joins-a-running-commit",
            "A flush takes a commit for its own whose cut came before its write.",
@@ -84,8 +86,8 @@ MUTANTS = [
            "An update is joined to a record that is not of updates.",
            "lib/map/update_batch.cpp",
            "  size_bytes_.store(records_.size(), std::memory_order_relaxed);\n"
-           "  last_is_update_ = false;\n}",
-           "  size_bytes_.store(records_.size(), std::memory_order_relaxed);\n}",
+           "  last_is_update_ = false;\n  journal_.put(record);\n}",
+           "  size_bytes_.store(records_.size(), std::memory_order_relaxed);\n  journal_.put(record);\n}",
            MAP + BATCH),
 
     # --- which frames are valid, and recovery
@@ -120,16 +122,16 @@ MUTANTS = [
            "A stale frame of an earlier life is valid behind a new one.",
            "lib/map/map_log.cpp",
            "    } while (incarnation_ == at.incarnation);\n  }\n"
-           "  append(FrameKind::kOpen, {}, 0);\n",
+           "  append(FrameKind::kOpen, opening.payload, 0, opening.name_bytes);\n",
            "    } while (incarnation_ == at.incarnation);\n"
            "    if (at.sequence > 0) incarnation_ = at.incarnation;\n  }\n"
-           "  if (at.sequence == 0) append(FrameKind::kOpen, {}, 0);\n",
+           "  if (at.sequence == 0) append(FrameKind::kOpen, opening.payload, 0, opening.name_bytes);\n",
            LOG),
     Mutant("life-begins-without-sync",
            "Damage to the frame that a life began with ends the log in silence.",
            "lib/map/map_log.cpp",
-           "  append(FrameKind::kOpen, {}, 0);\n  sync();\n",
-           "  append(FrameKind::kOpen, {}, 0);\n",
+           "  append(FrameKind::kOpen, opening.payload, 0, opening.name_bytes);\n  sync();\n",
+           "  append(FrameKind::kOpen, opening.payload, 0, opening.name_bytes);\n",
            LOG),
     Mutant("tail-not-zeroed-anew",
            "A new life believes that what an old one left behind the tail is zeroes.",
@@ -140,7 +142,7 @@ MUTANTS = [
     Mutant("recovery-does-not-sync-current",
            "What is served after a kill goes away with the power.",
            "lib/volume/volume.cpp",
-           "    files.settle_existing(current);\n", "",
+           "    files.settle_from(map.recovery().first_current);\n", "",
            CRASH),
     Mutant("recovery-keeps-pages-of-data",
            "After a failed sync recovery serves data that is not on the disk.",
@@ -165,8 +167,8 @@ MUTANTS = [
     Mutant("life-that-begins-anew-counts-as-closed",
            "A life that begins where the last one did is taken for closed after a crash.",
            "lib/map/volume_map.cpp",
-           "                std::min(pointer_.value().clean_sequence, start));\n",
-           "                pointer_.value().clean_sequence);\n", ["map_log_test", "volume_map_test", "volume_crash_test"]),
+           "                std::min(pointer_.value().clean_sequence, start),\n",
+           "                pointer_.value().clean_sequence,\n", ["map_log_test", "volume_map_test", "volume_crash_test"]),
     Mutant("update-beyond-the-disk",
            "Replay takes updates beyond the end of the disk.",
            "lib/map/map_state.cpp",
@@ -208,7 +210,7 @@ MUTANTS = [
     Mutant("checkpoint-without-sync",
            "The pointer names a checkpoint that is not durable.",
            "lib/map/volume_map.cpp",
-           "    log->sync();\n    write_pointer(*log, offset, 0);\n", "    write_pointer(*log, offset, 0);\n",
+           "    log->sync();\n    write_pointer(*log, offset, 0, 0);\n", "    write_pointer(*log, offset, 0, 0);\n",
            CRASH),
     Mutant("checkpoint-replays-from-its-end",
            "Updates that were committed while a checkpoint was written are not replayed.",
@@ -347,7 +349,7 @@ MUTANTS = [
     Mutant("sweep-keeps-a-failed-sync",
            "A sync that failed while space was given back is told to nobody who flushes.",
            "lib/volume/space.cpp",
-           "if (file) map_.or_stop([&] { file->sync(); });\n    map_.note_swept",
+           "if (file) map_.sync_or_stop([&] { file->sync(); });\n    map_.note_swept",
            "if (file) file->sync();\n    map_.note_swept",
            VOLUME),
     Mutant("half-flattened-file-removed",
@@ -475,7 +477,7 @@ MUTANTS = [
     Mutant("loser-comes-back",
            "A VM that was cut off writes its old view of the file system over its successor's.",
            "lib/lock/lock_state.cpp",
-           "  if (known.is_loser(event.vm)) return {state, LockAnswer::kLoser};\n", "",
+           "  if (known.is_loser(event.vm))\n", "  if (false)\n",
            ("lock_state_test",)),
     Mutant("lost-connection-is-not-told",
            "A VM whose lock was broken writes on.",
@@ -670,6 +672,133 @@ MUTANTS = [
            "(run.source == kSourceUnmapped && open_.template_blocks == 0);",
            VOLUME),
 
+    # --- when the server dies
+    Mutant("journal-without-records",
+           "What was acknowledged and not flushed goes with the process.",
+           "lib/map/update_batch.cpp", "  journal_.put(record);\n", "",
+           DEATH),
+    Mutant("journal-record-does-not-grow",
+           "What was added to the last record goes with the process.",
+           "lib/map/update_batch.cpp", "      journal_.grow_last(last);\n", "",
+           DEATH),
+    Mutant("journal-gap-is-left-out",
+           "What there was no room for is missing in the middle of what is applied.",
+           "lib/map/update_journal.h", "        raise_whole_from(end);\n", "",
+           DEATH),
+    Mutant("journal-counts-before-it-is-whole",
+           "What was used again, or spoilt, is applied.",
+           "lib/map/update_journal.cpp", "load_word(header.whole_from) <= from && ", "",
+           DEATH),
+    Mutant("journal-space-given-back-early",
+           "What is used again is in no durable frame yet.",
+           "lib/map/volume_map.cpp",
+           "      log->append(FrameKind::kUpdates, cut.records, cut.reserved_bytes);\n",
+           "      {\n        const Lock guard(mutex_);\n"
+           "        pending_.journal().release(cut.position);\n      }\n"
+           "      log->append(FrameKind::kUpdates, cut.records, cut.reserved_bytes);\n",
+           DEATH),
+    Mutant("frame-without-position",
+           "What is in the log is applied once more.",
+           "lib/map/recovery.cpp",
+           "    recovery.journal_position = position->position;\n", "    (void)position;\n",
+           DEATH),
+    Mutant("checkpoint-without-position",
+           "What a checkpoint covers is applied once more.",
+           "lib/map/checkpoint.cpp",
+           "  record.journal_position = snapshot.journal_position;\n", "",
+           DEATH),
+    Mutant("position-of-the-last-life",
+           "The position in one journal is taken for one in the next.",
+           "lib/map/recovery.cpp", "    recovery.journal_position = 0;\n", "",
+           DEATH),
+    Mutant("compaction-names-no-journal",
+           "After a compaction nobody finds the journal.",
+           "lib/map/volume_map.cpp",
+           "old, mutex_, opening());", "old, mutex_, LogOpening());",
+           DEATH),
+    Mutant("applied-records-not-in-open-frame",
+           "What was applied is nowhere when the next process dies too.",
+           "lib/map/volume_map.cpp",
+           "  opening.payload.insert(opening.payload.end(), kept_.begin(), kept_.end());\n", "",
+           DEATH),
+    Mutant("old-journal-removed-early",
+           "The log names a journal that is gone.",
+           "lib/map/volume_map.cpp",
+           "  log->start_writing(recovery_.end, draws_on, opening);\n",
+           "  if (place != nullptr) place->remove_others(volume_, journal_.path);\n"
+           "  log->start_writing(recovery_.end, draws_on, opening);\n",
+           DEATH),
+    Mutant("open-frame-with-records-replaced",
+           "What was applied is lost when nothing follows it in that life.",
+           "lib/map/map_log.cpp",
+           "header.length == kSectorBytes && header.payload_bytes == header.name_bytes;",
+           "header.length == kSectorBytes;",
+           DEATH),
+    Mutant("files-above-removed-before-journal",
+           "The file of a version that only the journal knows of is removed.",
+           "lib/volume/volume.cpp",
+           "  if (!map.recovery().was_closed_cleanly) recover_last_life();\n",
+           "  files.remove_above(map.current());\n"
+           "  if (!map.recovery().was_closed_cleanly) recover_last_life();\n",
+           DEATH),
+    Mutant("files-above-not-settled",
+           "What only the journal leads to is served before it is durable.",
+           "lib/volume/data_files.cpp", "    if (version >= first)\n", "    if (version == first)\n",
+           DEATH),
+    Mutant("journal-trusted-over-holes",
+           "What a failed sync took that nobody heard of is served as zeroes.",
+           "lib/map/volume_map.cpp",
+           "    if (runs[i].source == update.source && !has_data(runs[i])) return false;\n",
+           "    if (runs[i].source == update.source && has_data(runs[i])) continue;\n",
+           DEATH),
+    Mutant("journal-not-spoilt",
+           "What a failed sync took is served as if it were there.",
+           "lib/map/volume_map.h", "        pending_.journal().spoil();\n", "",
+           DEATH),
+    Mutant("journal-of-another-boot",
+           "After a power cut records are applied whose data is gone.",
+           "lib/map/volume_map.cpp", "name.is_named() && name.boot == place.boot();", "name.is_named();",
+           DEATH),
+    Mutant("journal-removed-before-close",
+           "A volume that is being closed is lost with the process.",
+           "lib/map/volume_map.cpp",
+           ("  const LogPosition end = log->position();\n",
+            "  if (!journal_.path.empty()) place_->remove(journal_.path);\n}"),
+           ("  if (!journal_.path.empty()) place_->remove(journal_.path);\n"
+            "  const LogPosition end = log->position();\n", "}"),
+           DEATH),
+    Mutant("closed-life-forgotten",
+           "A life that ended before it began makes the one before look lost, which had been closed.",
+           "lib/map/recovery.cpp",
+           "recovery.end.incarnation == pointer.closed_incarnation", "false",
+           DEATH),
+    Mutant("punched-before-the-map-knows",
+           "A process that dies while it trims is taken for one whose sync failed.",
+           "lib/volume/requests.cpp",
+           "  // The map comes first:",
+           "  for (size_t i = 0; i < runs.size(); ++i)\n"
+           "    if (runs[i].source == current)\n"
+           "      file.object->punch(runs[i].first * kBlockBytes, runs[i].count * kBlockBytes);\n"
+           "  // The map comes first:",
+           DEATH),
+    Mutant("loss-not-told",
+           "A VM goes on that believes in writes that are gone.",
+           "lib/volume/volume.cpp", "  open_.lock->lose_writes(open_.name);\n", "",
+           DEATH),
+    Mutant("loss-told-once",
+           "A VM that was refused once for lost writes is let in the next time.",
+           "lib/lock/lock_state.cpp", "  remember(state.record, event.vm, 0);\n  state.record.lost", "  state.record.lost",
+           DEATH),
+    Mutant("standby-survives-a-loss",
+           "The guest whose writes were lost goes on where it was moving to.",
+           "lib/lock/lock_state.cpp", "  if (stands_by) lose_standby(state);\n", "",
+           ("lock_state_test",)),
+    Mutant("tool-tells-of-a-loss",
+           "A process that does not see a journal throws away what is in it.",
+           "lib/map/volume_map.cpp",
+           "  if (!place.is_servers() && name.boot == place.boot())\n", "  if (false)\n",
+           JOURNAL),
+
     # --- trimming and zeroing
     Mutant("trim-of-template-shows-it",
            "A trimmed block shows the template again.",
@@ -680,9 +809,9 @@ MUTANTS = [
     Mutant("trim-keeps-cells",
            "Current's own cells stay allocated when they are trimmed.",
            "lib/volume/requests.cpp",
-           "    file.object->punch(runs[i].first * kBlockBytes, runs[i].count * kBlockBytes);\n"
-           "    file.note_write();\n  }\n",
-           "    file.note_write();\n  }\n",
+           "      file.object->punch(runs[i].first * kBlockBytes, runs[i].count * kBlockBytes);\n"
+           "      file.note_write();\n    }\n",
+           "      file.note_write();\n    }\n",
            VOLUME + CRASH),
     Mutant("trim-eats-the-edge",
            "A trim that ends within a block takes all of it.",
@@ -1039,11 +1168,6 @@ MUTANTS = [
 ]
 
 EQUIVALENT = [
-    Mutant("recovery-does-not-sync-frozen", "", "lib/volume/volume.cpp",
-           "files.settle_existing(version);", "(void)version;",
-           why="The record of a freeze is appended after the data of the frozen version was synced, so "
-               "one that can be replayed says that it was. Kept: it costs nothing and needs no "
-               "argument."),
     Mutant("pointer-not-settled", "", "lib/map/map_pointer.cpp",
            "  if (access == Access::kWrite) settle(*object_);\n", "",
            why="What is read is written anew before anything depends on it, and whichever slot was "
@@ -1066,7 +1190,7 @@ EQUIVALENT = [
            why="Within an incarnation there is one frame of each number, and an open frame is only "
                "written behind one that is durable and never written again. The other of the two."),
     Mutant("failed-sync-of-holes-is-not-sticky", "", "lib/volume/volume.cpp",
-           "map.or_stop([&] { file.sync(); });", "file.sync();",
+           "map.sync_or_stop([&] { file.sync(); });", "file.sync();",
            why="A frozen file has no data that is not durable, for the commit that made its cells free "
                "synced it; and its holes are tried again by the next checkpoint. Kept: it needs no "
                "argument about what the file system does after a failure."),

@@ -406,7 +406,7 @@ TEST_CASE("an hour of starts: fills keep to their rate, and what was read lately
     written = f.tier->stats().fill_bytes;
     CHECK(written <= (static_cast<uint64_t>((f.now_ns - start_ns) / kSecond) + 2) * kCopyBytes);
     CHECK(f.tier->stats().bytes <= kFit * kCopyBytes);
-    f.now_ns += kSecond / 2;
+    f.now_ns += 2 * kSecond;
   }
   MESSAGE((written / kCopyBytes) << " copies made, " << given_up << " given up");
   // What is started all the time is not given up; of the others each comes once.

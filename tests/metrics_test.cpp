@@ -90,7 +90,7 @@ TEST_CASE("every metric has a place of its own in what a server tells") {
   stats.map_cache_bytes = 102;
   stats.map_cache_max_bytes = 103;
   CHECK(stats_json(stats)["tier"].dump() == R"({"enabled":false})");
-  stats.tier = {true, 201, 202, 203, 204, 205, 206, 207, 208, 209, 210, 211};
+  stats.tier = {{201, 202, 203, 204, 205, 206, 207, 208, 209}, true, 210, 211};
   stats.boot_cache = {true, 301, 302, 303, 304, 305, 306, 307, 308, 309, 310, 311, 312, 313, 314,
                       315};
   const nlohmann::json told = stats_json(stats);

@@ -142,6 +142,8 @@ class Disk:
             if makes_versions and time.monotonic() > next_version:
                 self.make_version()
                 next_version = time.monotonic() + self.chance.uniform(0.5, 2)
+        if makes_versions:
+            self.make_version()
         self.compare_all()
         assert self.error is None, self.error
 
@@ -166,8 +168,15 @@ try:
     for thread in threads:
         thread.start()
     for _ in range(kills):
-        # Some lives end before they have begun, or in the middle of taking over.
-        is_over.wait(chance.uniform(0, 0.06) if chance.random() < 0.3 else chance.uniform(0.1, 0.6))
+        # Some lives end before they have begun, or in the middle of taking over; the others when
+        # something was answered, however busy the machine is.
+        before = sum(disk.answered for disk in disks)
+        end = time.monotonic() + 30
+        lives_on = chance.random() >= 0.3
+        while lives_on and time.monotonic() < end and not is_over.is_set() and \
+                sum(disk.answered for disk in disks) < before + 100:
+            is_over.wait(0.01)
+        is_over.wait(chance.uniform(0, 0.3 if lives_on else 0.06))
         if is_over.is_set():
             break
         os.kill(server.pid, signal.SIGKILL)

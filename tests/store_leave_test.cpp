@@ -131,7 +131,8 @@ TEST_CASE("connections that come, go and write while a store is left find it clo
           for (int i = 0; i < vm + 1; ++i) {
             disk->write(0, filled(kBlockBytes, value), false);
             written[vm] = value;
-            CHECK(bytes_at(*disk, 0) == filled(kBlockBytes, value));
+            const ByteVector shown = bytes_at(*disk, 0);
+            CHECK(shown == filled(kBlockBytes, value));
           }
           if (value == 3) ++begun;
           value %= 100;

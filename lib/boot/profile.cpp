@@ -277,6 +277,7 @@ bool merge_boot(Profile& profile, std::span<const ProfileRun> boot, uint64_t blo
 
   const bool is_steady = changed_blocks * kSteadyPart <= count_blocks(profile.runs);
   profile.runs = std::move(merged);
+  profile.hashes.clear();
   profile.steady_boots = is_steady ? profile.steady_boots + 1 : 0;
   ++profile.boots;
   if (profile.created_ns == 0) profile.created_ns = now_ns;

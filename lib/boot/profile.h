@@ -126,7 +126,7 @@ std::vector<ProfileRun> runs_of_boot(std::span<const ProfileRun> touches, uint64
 
 // Takes a boot's runs into the profile; false, and nothing changed, when it does not count. The
 // first boot makes an empty profile. A boot is steady when no more than a sixteenth came or went.
-// What is too much for `blocks_max` goes, the last first.
+// What is too much for `blocks_max` goes, the last first. The hashes go too: see take_hashes().
 bool merge_boot(Profile& profile, std::span<const ProfileRun> boot, uint64_t blocks_max,
                 int64_t now_ns);
 

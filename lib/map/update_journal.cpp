@@ -99,6 +99,7 @@ std::optional<ByteVector> read_journal(JournalMemory& memory, const Uuid& volume
                        end - from <= ring_bytes && (end - from) % kRecordBytes == 0 &&
                        from % kRecordBytes == 0;
   if (!is_it || !has_all) return std::nullopt;
+  if (from == end) return ByteVector();
   ByteVector records(end - from);
   const Bytes ring = bytes.subspan(kJournalHeaderBytes);
   const uint64_t at = from % ring_bytes;

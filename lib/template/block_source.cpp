@@ -17,6 +17,7 @@ class BlockSource::Copy final : public ReadCheck {
       : segment_(segment), copy_(std::move(copy)) {}
 
   Object& object() { return copy_->object(); }
+  const std::vector<Hash128>& table() const { return copy_->table(); }
   bool begin() noexcept override { return copy_->begin(); }
   bool end(const ReadPiece& piece, const std::exception_ptr& error) noexcept override {
     auto outcome = SegmentCopy::Outcome::kRead;
@@ -167,9 +168,19 @@ std::shared_ptr<const BlockSource::Segment::Table> BlockSource::Segment::table()
   const Lock guard(table_mutex_);
   if (table_) return table_;
   std::shared_ptr<const Table> table;
-  try {
-    table = std::make_shared<const Table>(read_table(source_.secret_));
-  } catch (const Error&) {
+  {
+    const GracePeriod::Request request(source_.requests_);
+    if (const Copy* copy = copy_.load(std::memory_order_acquire))
+      table = std::make_shared<const Table>(copy->table());
+  }
+  // An origin that is not there is not asked for every block.
+  const auto now = std::chrono::steady_clock::now();
+  if (!table && now >= look_for_table_at_) {
+    try {
+      table = std::make_shared<const Table>(read_table(source_.secret_));
+    } catch (const Error&) {
+      look_for_table_at_ = now + std::chrono::seconds(1);
+    }
   }
   if (table && table->size() != block_count_) table = nullptr;
   if (table && source_.cells_->reserve(table->size() * sizeof(Hash128))) table_ = table;

@@ -142,6 +142,7 @@ class BlockSource::Segment final : public CellSource {
   void forget_table();
   Mutex table_mutex_;  // held while the table is read
   std::shared_ptr<const Table> table_ GUARDED_BY(table_mutex_);
+  std::chrono::steady_clock::time_point look_for_table_at_ GUARDED_BY(table_mutex_){};
   std::atomic<Object*> only_object_{nullptr};  // the origin's, where there are no copies
   std::atomic<Object*> origin_object_{nullptr};
   Mutex opening_;

@@ -6,33 +6,12 @@ import os
 import re
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
 import time
 
-MIB = 1 << 20
-BLOCK = 4096
-
-
-def wait_for(condition, what, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            sys.exit(f"{what} takes too long")
-        time.sleep(0.005)
-
-
-def answers(path):
-    probe = socket.socket(socket.AF_UNIX)
-    try:
-        probe.connect(path)
-        return True
-    except OSError:
-        return False
-    finally:
-        probe.close()
+from waiting import answers, wait_for
 
 
 class Side:
@@ -42,7 +21,6 @@ class Side:
     def __init__(self, bench):
         self.bench = bench
         self.processes = []
-        self.sockets = 0
 
     def start(self, command, path, slow=True):
         """Starts a server of the socket `path`."""
@@ -53,7 +31,8 @@ class Side:
         process = subprocess.Popen(["sh", "-c", limit + 'exec "$@"', "sh"] + command, stdout=log,
                                    stderr=log, stdin=subprocess.DEVNULL)
         self.processes.append(process)
-        wait_for(lambda: process.poll() is not None or answers(path), "a server's start")
+        wait_for(lambda: process.poll() is not None or answers(path), "a server's start",
+                 60)
         if process.poll() is not None:
             sys.exit(open(f"{self.bench.directory}/server.log").read())
         return path
@@ -125,7 +104,7 @@ class Tplstore(Side):
             guest = subprocess.Popen([self.bench.replay_trace, "--hold", self.bench.trace] + uris,
                                      stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
             wait_for(lambda: template()["profile"] and template()["profile"]["boots"] >= boot,
-                     "learning")
+                     "learning", 60)
             if pack and boot > 2:
                 end = time.monotonic() + 10
                 while template()["pack"]["state"] != "ready" and time.monotonic() < end:

@@ -78,7 +78,7 @@ on_exit umount -l "$tmp/slow"
 device=$(cat "/sys/class/block/$(basename "$(findmnt -no SOURCE "$tmp/slow")")/dev")
 echo "$device 300" >"$group/blkio.throttle.read_iops_device"
 
-$python "$(dirname "$0")/boot_storm.py" --tplstore "$TPLSTORE" --plugin "$TPLSTORE_PLUGIN" \
+$python -B "$(dirname "$0")/boot_storm.py" --tplstore "$TPLSTORE" --plugin "$TPLSTORE_PLUGIN" \
     --replay-trace "$REPLAY_TRACE" --trace "$trace" --image "$guest/disk.raw" --group "$group" \
     --device "$device" --directory "$tmp/slow" --json "$json" \
     "${arguments[@]+"${arguments[@]}"}"

@@ -22,27 +22,10 @@ import time
 
 import nbd
 
+from waiting import answers, wait_for
+
 BLOCK = 4096
 MIB = 1 << 20
-
-
-def wait_for(condition, what, seconds=30):
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            sys.exit(f"{what} takes too long")
-        time.sleep(0.002)
-
-
-def answers(path):
-    probe = socket.socket(socket.AF_UNIX)
-    try:
-        probe.connect(path)
-        return True
-    except OSError:
-        return False
-    finally:
-        probe.close()
 
 
 def uri(path, export=""):

@@ -27,6 +27,6 @@ requires fio python-libnbd qemu-img qemu-nbd
 mkdir -p "$(dirname "$json")"
 : "${MAP_METADATA:=$checkout/build/release/tests/map_metadata}"
 
-$python "$(dirname "$0")/versions.py" --tplstore "$TPLSTORE" --plugin "$TPLSTORE_PLUGIN" \
+$python -B "$(dirname "$0")/versions.py" --tplstore "$TPLSTORE" --plugin "$TPLSTORE_PLUGIN" \
     --map-metadata "$MAP_METADATA" --directory "$tmp" --json "$json" \
     "${arguments[@]+"${arguments[@]}"}"

@@ -19,7 +19,7 @@ top = pathlib.Path(__file__).resolve().parent.parent
 clang_tidy = os.environ.get("CLANG_TIDY", "clang-tidy")
 engine = ["base", "backend", "map", "template", "tier", "lock", "volume", "store"]
 pieces = [[top / "lib" / folder for folder in engine],
-          [top / "lib/control", top / "lib/transfer", top / "plugin"], [top / "tools"]]
+          [top / "lib/boot", top / "lib/control", top / "lib/transfer", top / "plugin"], [top / "tools"]]
 
 
 def look_at(sources):

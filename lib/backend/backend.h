@@ -104,7 +104,7 @@ class Object {
 
   // Its content never changes, and may be moved: where it is not under its name any more when it
   // has to be opened again, `find` opens what has its content now. Comes before it is used.
-  virtual void set_finder(std::function<std::unique_ptr<Object>()>) {}
+  virtual void set_finder(const std::function<std::unique_ptr<Object>()>&) {}
 
  private:
   Backend& owner_;

@@ -81,10 +81,6 @@ class CellMemory::File final : public CellFile {
                                                             : uint64_t{UINT32_MAX});
   }
 
-  // The memory's, under its mutex.
-  Array* make_array(uint64_t block);
-  void remove_array(uint64_t block);
-
   CellMemory& memory_;
   const CellFileKey key_;
   std::atomic<bool> has_cells_{false};
@@ -98,40 +94,40 @@ class CellMemory::File final : public CellFile {
 };
 
 // nullptr where it does not fit.
-CellMemory::Array* CellMemory::File::make_array(uint64_t block) {
+CellMemory::Array* CellMemory::make_array(File& file, uint64_t block) {
   const auto region = static_cast<uint32_t>(block / kArrayBlocks);
-  std::unique_ptr<Array>& array = arrays_[region];
+  std::unique_ptr<Array>& array = file.arrays_[region];
   if (array) return array.get();
   uint64_t regions_bytes = 0;
-  if (key_.kind == CellFileKey::Kind::kVersion) {
-    if (!regions_) regions_ = std::make_unique<PointerTable<Array>>();
-    regions_->make_room(region);
-    regions_bytes = regions_->memory_bytes();
-    regions_in_use_.store(regions_.get(), std::memory_order_release);
+  if (file.key_.kind == CellFileKey::Kind::kVersion) {
+    if (!file.regions_) file.regions_ = std::make_unique<PointerTable<Array>>();
+    file.regions_->make_room(region);
+    regions_bytes = file.regions_->memory_bytes();
+    file.regions_in_use_.store(file.regions_.get(), std::memory_order_release);
   }
   auto made = std::make_unique<Array>();
-  if (!memory_.charge(sizeof(Array) + regions_bytes - regions_bytes_)) {
-    arrays_.erase(region);
+  if (!charge(sizeof(Array) + regions_bytes - file.regions_bytes_)) {
+    file.arrays_.erase(region);
     return nullptr;
   }
-  regions_bytes_ = regions_bytes;
+  file.regions_bytes_ = regions_bytes;
   array = std::move(made);
-  if (regions_)
-    regions_->put(region, array.get());
+  if (file.regions_)
+    file.regions_->put(region, array.get());
   else
-    only_.store(array.get());
+    file.only_.store(array.get());
   return array.get();
 }
 
-void CellMemory::File::remove_array(uint64_t block) {
+void CellMemory::remove_array(File& file, uint64_t block) {
   const auto region = static_cast<uint32_t>(block / kArrayBlocks);
-  if (regions_)
-    regions_->put(region, nullptr);
+  if (file.regions_)
+    file.regions_->put(region, nullptr);
   else
-    only_.store(nullptr);
-  const auto found = arrays_.find(region);
-  memory_.emptied_.push_back(std::move(found->second));
-  arrays_.erase(found);
+    file.only_.store(nullptr);
+  const auto found = file.arrays_.find(region);
+  emptied_.push_back(std::move(found->second));
+  file.arrays_.erase(found);
 }
 
 // --- a miss
@@ -456,7 +452,7 @@ void CellMemory::claim(File& file, uint64_t first, uint64_t count, Window& windo
   {
     const Lock guard(mutex_);
     for (uint64_t block = first; block < first + count; ++block) {
-      Array* array = file.make_array(block);
+      Array* array = make_array(file, block);
       if (array == nullptr) {
         refused_ += first + count - block;
         break;
@@ -469,7 +465,7 @@ void CellMemory::claim(File& file, uint64_t first, uint64_t count, Window& windo
       const auto slot = take_slot();
       if (!slot) {
         ++refused_;
-        if (array->cells == 0) file.remove_array(block);
+        if (array->cells == 0) remove_array(file, block);
         continue;
       }
       slots_[*slot].file = &file;
@@ -513,7 +509,7 @@ void CellMemory::evict(uint32_t slot) {
   const uint64_t block = slots_[slot].block;
   Array& array = *file.arrays_.at(static_cast<uint32_t>(block / kArrayBlocks));
   array.entries[block % kArrayBlocks].store(kAbsent);
-  if (--array.cells == 0) file.remove_array(block);
+  if (--array.cells == 0) remove_array(file, block);
   if (--file.cells_ == 0) file.has_cells_.store(false, std::memory_order_relaxed);
   slots_[slot].block = evicted_;
   evicted_ = slot;
@@ -578,13 +574,15 @@ uint64_t CellMemory::cached_bytes(std::span<const CellFileKey> files) {
 
 // Files that nobody has and that have no cells.
 void CellMemory::drop_unused_files() {
-  const auto is_unused = [this](const std::shared_ptr<File>& file) {
+  uint64_t freed = 0;
+  const auto is_unused = [&freed](const std::shared_ptr<File>& file) {
     if (file.use_count() > 1 || file->cells_ > 0) return false;
-    used_ -= file->regions_bytes_;
+    freed += file->regions_bytes_;
     return true;
   };
   std::erase_if(files_, [&](const auto& known) { return is_unused(known.second); });
   std::erase_if(forgotten_, is_unused);
+  used_ -= freed;
 }
 
 void CellMemory::maintain() {
@@ -689,7 +687,7 @@ void CellMemory::Claim::abandon() noexcept {
       window_->note_abandoned(slot, is_ahead_);
       memory_->change(slot, [](const SlotState& state) { return state.abandon(); });
       Array& array = *file_->arrays_.at(static_cast<uint32_t>(block / kArrayBlocks));
-      if (--array.cells == 0) file_->remove_array(block);
+      if (--array.cells == 0) memory_->remove_array(*file_, block);
       if (--file_->cells_ == 0) file_->has_cells_.store(false, std::memory_order_relaxed);
       memory_->put_free(slot);
     }

@@ -134,6 +134,8 @@ class CellMemory final : public CellCache {
   void note_use(uint32_t slot);
   void claim(File& file, uint64_t first, uint64_t count, Window& window, bool is_ahead,
              Claim& into);
+  Array* make_array(File& file, uint64_t block) REQUIRES(mutex_);
+  void remove_array(File& file, uint64_t block) REQUIRES(mutex_);
   std::optional<uint32_t> take_slot() REQUIRES(mutex_);
   void put_free(uint32_t slot) REQUIRES(mutex_);
   void evict(uint32_t slot) REQUIRES(mutex_);

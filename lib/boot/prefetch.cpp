@@ -183,12 +183,14 @@ void Prefetch::read(std::vector<CellPlace> places, CellMemory::Window& window,
 }
 
 void Prefetch::take_in(Flight& flight) {
-  for (auto& [place, claim] : flight.wanted) {
+  for (auto& wanted : flight.wanted) {
+    const CellPlace& place = *wanted.place;
+    CellMemory::Claim& claim = wanted.claim;
     for (const CellMemory::Claim::Part& part : claim.parts()) {
       const auto take = [&](uint64_t first, uint64_t count) {
         const Bytes bytes =
             flight.bytes.subspan((first - flight.begin) * kBlockBytes, count * kBlockBytes);
-        if (!are_sound(flight, *place, first, bytes)) return false;
+        if (!are_sound(flight, place, first, bytes)) return false;
         std::memcpy(part.memory.data() + (first - part.first) * kBlockBytes, bytes.data(),
                     bytes.size());
         claim.publish(first, count);

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <charconv>
 
+#include <fmt/core.h>
+
 #include "backend/layout.h"
 
 namespace tplstore {
@@ -84,7 +86,7 @@ uint64_t remove_orphans_in(Backend& store, const std::string& folder, const std:
     if (dot == std::string::npos || !parse_uuid(std::string_view(name).substr(0, dot), uuid) ||
         live.contains(uuid))
       continue;
-    removed += store.remove(folder + "/" + name) ? 1 : 0;
+    removed += store.remove(fmt::format("{}/{}", folder, name)) ? 1 : 0;
   }
   if (removed != 0) store.sync_folder(folder);
   return removed;

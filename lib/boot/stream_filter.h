@@ -22,7 +22,7 @@ class StreamFilter {
   // Notes a read; whether it is part of a stream.
   bool is_streaming(uint64_t offset, uint64_t length) {
     ++time_;
-    Place* place = &places_[0];
+    Place* place = places_.data();
     for (Place& other : places_) {
       if (other.is_continued_by(offset)) {
         place = &other;

@@ -1140,7 +1140,7 @@ MUTANTS = [
     Mutant("ahead-is-not-verified",
            "A damaged block is served from memory.",
            "lib/boot/prefetch.cpp",
-           "if (!are_sound(flight, *place, first, bytes)) return false;", "",
+           "if (!are_sound(flight, place, first, bytes)) return false;", "",
            ("prefetch_test",)),
     Mutant("pack-is-not-verified",
            "A damaged block of a pack is served from memory.",

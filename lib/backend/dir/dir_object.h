@@ -128,9 +128,7 @@ class alignas(64) DirObject final : public Object {
   uint64_t size_bytes() override;
   uint64_t allocated_bytes() override;
   std::optional<DataRange> find_data(uint64_t offset) override;
-  void set_finder(std::function<std::unique_ptr<Object>()> find) override {
-    find_ = std::move(find);
-  }
+  void set_finder(const std::function<std::unique_ptr<Object>()>& find) override { find_ = find; }
 
   // The parts of read() and write(), for batches. The bytes that a piece needs of a bounce buffer;
   // what is to be run, or nothing when it was a write that had to be alone, and is done; and its

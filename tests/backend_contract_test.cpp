@@ -389,6 +389,23 @@ ON_EVERY_BACKEND("no name leads out of the store", Fixture) {
   CHECK(backend.list("").empty());
 }
 
+ON_EVERY_BACKEND("put_new publishes what is large and of any length, wherever it is in memory",
+                 Fixture) {
+  Fixture fixture;
+  for (const size_t size : {size_t{1} << 20, (size_t{1} << 20) + 5, (size_t{5} << 20) - 1}) {
+    const ByteVector content = pattern(size, size);
+    AlignedByteVector aligned(size + 1);
+    for (const size_t at : {0, 1}) {
+      std::ranges::copy(content, aligned.begin() + static_cast<ptrdiff_t>(at));
+      const std::string name = fmt::format("large/{}-{}", size, at);
+      REQUIRE(fixture.backend.put_new(name, Bytes(aligned).subspan(at, size)));
+      const auto object = fixture.backend.open(name, Access::kRead, Purpose::kData);
+      CHECK(object->size_bytes() == size);
+      CHECK(read_all(*object, 0, size) == content);
+    }
+  }
+}
+
 ON_EVERY_BACKEND("put_new publishes a name once", Fixture) {
   Fixture fixture;
   const ByteVector big = pattern(4 << 20, 3);

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <span>
 #include <string>
 #include <string_view>
@@ -24,6 +25,23 @@ static_assert(std::endian::native == std::endian::little,
 using Bytes = std::span<const std::byte>;
 using MutableBytes = std::span<std::byte>;
 using ByteVector = std::vector<std::byte>;
+
+// Memory that begins where O_DIRECT wants it, so that what is written from it needs no copy.
+template <typename T>
+struct BlockAligned {
+  using value_type = T;
+  static constexpr std::align_val_t kAlignment{4096};
+
+  BlockAligned() = default;
+  template <typename U>
+  BlockAligned(const BlockAligned<U>&) {}
+  T* allocate(size_t count) {
+    return static_cast<T*>(::operator new(count * sizeof(T), kAlignment));
+  }
+  void deallocate(T* memory, size_t) noexcept { ::operator delete(memory, kAlignment); }
+  bool operator==(const BlockAligned&) const = default;
+};
+using AlignedByteVector = std::vector<std::byte, BlockAligned<std::byte>>;
 
 inline constexpr uint32_t kSectorBytes = 512;    // what a device writes whole or not at all
 inline constexpr uint32_t kBlockBytes = 4096;    // the unit of the map and of deduplication

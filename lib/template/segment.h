@@ -92,7 +92,7 @@ class SegmentBuilder {
  private:
   HashSecret secret_;
   std::vector<Hash128> hashes_;
-  ByteVector content_;  // the blocks; table and trailer are added by publish
+  AlignedByteVector content_;  // the blocks; table and trailer are added by publish
 };
 
 // When nothing else can be done about kOtherBytes: EIO.

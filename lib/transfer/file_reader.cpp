@@ -16,8 +16,8 @@ namespace tplstore {
 namespace {
 
 // So far ahead of what is being read the storage is told to read.
-constexpr uint64_t kAheadBytes = uint64_t{8} << 20;
-constexpr uint64_t kAheadStepBytes = uint64_t{1} << 20;
+constexpr uint64_t kAheadBytes = uint64_t{32} << 20;
+constexpr uint64_t kAheadStepBytes = uint64_t{4} << 20;
 // A thread that does not end is waited for so long.
 constexpr std::chrono::seconds kPartingWait{2};
 

@@ -19,6 +19,7 @@ namespace {
 
 constexpr size_t kDescriptorCapMin = 16;
 constexpr size_t kDescriptorCapMax = 65536;
+constexpr size_t kDirectBytesMin = size_t{1} << 20;
 
 // The rest is for connections and whatever else the process opens.
 size_t most_of_descriptor_limit() {
@@ -26,6 +27,24 @@ size_t most_of_descriptor_limit() {
   if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return kDescriptorCapMin;
   return std::clamp<size_t>(limit.rlim_cur - limit.rlim_cur / 4, kDescriptorCapMin,
                             kDescriptorCapMax);
+}
+
+// What is large goes to the device from where it is, where that can be: it is written once, and a
+// copy in the page cache would cost more than the writing. The errno, or 0.
+int write_all(int fd, Bytes content) {
+  uint64_t done = 0;
+  if (content.size() >= kDirectBytesMin &&
+      (reinterpret_cast<uintptr_t>(content.data()) % kBlockBytes) == 0 &&
+      fcntl(fd, F_SETFL, O_DIRECT) == 0) {
+    IoOp op = IoOp::write(fd, 0, content.first(round_down(content.size(), kBlockBytes)), true);
+    run_plain(op);
+    if (fcntl(fd, F_SETFL, 0) != 0) return errno;
+    if (op.error != 0 && op.error != EINVAL) return op.error;
+    done = op.done;
+  }
+  IoOp rest = IoOp::write(fd, done, content.subspan(done), false);
+  run_plain(rest);
+  return rest.error;
 }
 
 // A lock of the open file description of its own descriptor: the end of the process releases it, a
@@ -291,9 +310,8 @@ bool DirBackend::publish(const std::string& name, int folder_fd, Bytes content, 
   }
   if (!fd) fail_at(errno, name, "creating it");
   storage_.give_to_owner(fd.get());
-  IoOp op = IoOp::write(fd.get(), 0, content, false);
-  run_plain(op);
-  if (op.error != 0) fail_at(op.error, name, "writing it");
+  if (const int error = write_all(fd.get(), content); error != 0)
+    fail_at(error, name, "writing it");
   if (syncs && TEMP_FAILURE_RETRY(fsync(fd.get())) != 0) fail_at(errno, name, "syncing it");
   const std::string last(last_part_of(name));
   const int result = temporary.name.empty()

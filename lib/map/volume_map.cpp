@@ -140,8 +140,14 @@ VolumeMap::Kept VolumeMap::apply_kept(JournalPlace& place,
   return Kept::kLost;
 }
 
-// Whether the cells that an update of the last life leads to, as far as it still does, are there: a
-// sync may have failed that nobody heard of, and what was never written is a hole then.
+// Whether the cells that an update of the last life leads to, as far as it still does, are there.
+//
+// The kernel tells once that a sync has failed. If nobody asked before, the next life's own sync is
+// told, and spoils what was kept; but it may have told a process that was being killed in that very
+// sync. What was never written is a hole then. A cell that had been current's before, and was
+// overwritten in place, has its old content, and nothing tells that from what was written: it is as
+// with a raw file then. That a sync was under way is no sign of it, for when a server is killed
+// under load one nearly always is.
 bool VolumeMap::has_cells(const UpdateRecord& update,
                           const std::function<bool(const Run&)>& has_data) {
   if (update.source == kSourceZero || update.source == kSourceUnmapped) return true;

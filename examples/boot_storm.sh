@@ -103,7 +103,7 @@ storm() {
         qemu-system-x86_64 -accel tcg -cpu max -m 256 -nodefaults -display none -no-reboot \
             -serial "file:$work/console$i" -kernel "$guest/vmlinuz" -initrd "$guest/initrd" \
             -append "console=ttyS0 root=/dev/vda rw quiet panic=-1" \
-            -drive "file=nbd+unix:///vm$i?socket=$work/socket,if=virtio,format=raw,cache=none,discard=unmap" \
+            -drive "file=nbd+unix:///vm$i?socket=$work/socket,file.reconnect-delay=60,if=virtio,format=raw,cache=none,discard=unmap" \
             </dev/null >"$work/qemu$i.log" 2>&1 &
         guests+=($!)
     done

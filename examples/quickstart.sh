@@ -97,7 +97,7 @@ wait_until_quiet() {
 
 # boot CONSOLE: boots vm1 until it is up.
 boot() {
-    guest_start "nbd+unix:///vm1?socket=$work/socket" "$1" ${boot_options[@]+"${boot_options[@]}"}
+    guest_start "nbd+unix:///vm1?socket=$work/socket,file.reconnect-delay=60" "$1" ${boot_options[@]+"${boot_options[@]}"}
     if [ ${#boot_options[@]} -gt 0 ]; then
         guest_expect "GUEST up" 240
         grep -F "GUEST up" "$1"

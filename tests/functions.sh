@@ -64,6 +64,14 @@ on_exit() {
     exit_commands=("$(printf '%q ' "$@")" "${exit_commands[@]+"${exit_commands[@]}"}")
 }
 
+# forget_journals STORE: what its servers have left in the host's memory.
+forget_journals() {
+    [ -f "$1/store" ] || return 0
+    local uuid
+    uuid=$(od -A n -t x1 -j 32 -N 16 "$1/store" | tr -d ' \n')
+    rm -rf "/run/tplstore/${uuid:0:8}-${uuid:8:4}-${uuid:12:4}-${uuid:16:4}-${uuid:20}"
+}
+
 finish() {
     local status=$? command name
     trap - EXIT
@@ -83,11 +91,9 @@ finish() {
         done >&2
     fi
     # What servers that were killed have left in the host's memory.
-    local identity uuid
+    local identity
     for identity in "$tmp"/*/store; do
-        [ -f "$identity" ] || continue
-        uuid=$(od -A n -t x1 -j 32 -N 16 "$identity" | tr -d ' \n')
-        rm -rf "/run/tplstore/${uuid:0:8}-${uuid:8:4}-${uuid:12:4}-${uuid:16:4}-${uuid:20}"
+        forget_journals "${identity%/store}"
     done
     # rm does not go into what is still mounted.
     [ -n "${KEEP-}" ] || rm -rf --one-file-system "$tmp"

@@ -684,7 +684,7 @@ MUTANTS = [
     Mutant("journal-gap-is-left-out",
            "What there was no room for is missing in the middle of what is applied.",
            "lib/map/update_journal.h", "        raise_whole_from(end);\n", "",
-           DEATH),
+           JOURNAL),
     Mutant("journal-counts-before-it-is-whole",
            "What was used again, or spoilt, is applied.",
            "lib/map/update_journal.cpp", "load_word(header.whole_from) <= from && ", "",

@@ -233,6 +233,40 @@ signal.pause()' "$what" "$@" >"$out" 2>&1 &
     await 20 grep -qs connected "$out" || fail "no connection: $(cat "$out")"
 }
 
+# make_stall: a library for a server's TPLSTORE_PRELOAD, $tmp/stall.so. With it a pwrite that begins
+# with "STALL" makes the file $STALLED, and waits until $GO_ON is there.
+make_stall() {
+    cat >"$tmp/stall.c" <<'END'
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static ssize_t (*next_pwrite)(int, const void *, size_t, off_t);
+
+ssize_t pwrite(int fd, const void *data, size_t length, off_t offset)
+{
+    if (!next_pwrite)
+        next_pwrite = (ssize_t (*)(int, const void *, size_t, off_t))dlsym(RTLD_NEXT, "pwrite");
+    if (length >= 5 && memcmp(data, "STALL", 5) == 0) {
+        close(open(getenv("STALLED"), O_CREAT | O_WRONLY, 0600));
+        while (access(getenv("GO_ON"), F_OK) != 0)
+            usleep(1000);
+    }
+    return next_pwrite(fd, data, length, offset);
+}
+
+ssize_t pwrite64(int fd, const void *data, size_t length, off_t offset)
+{
+    return pwrite(fd, data, length, offset);
+}
+END
+    cc -shared -fPIC -O1 -o "$tmp/stall.so" "$tmp/stall.c" -ldl
+    export STALLED=$tmp/stalled GO_ON=$tmp/go-on
+}
+
 # --- checks
 
 # How many volumes there are, with a name or kept for others.

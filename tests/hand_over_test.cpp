@@ -299,6 +299,44 @@ TEST_CASE_FIXTURE(Fixture, "what is on its way when the volume is handed on does
   CHECK(bytes_at(*destination, 0) == filled(kBlockBytes, 3));
 }
 
+// Half a minute each; TPLSTORE_OPERATIONS=2 runs them. A guest's migration waits for the first one,
+// in tests/e2e/a-guest-moves-while-it-runs.sh.
+TEST_CASE_FIXTURE(Fixture, "no change waits for longer than it may, whatever hangs") {
+  if (test_operations(0) < 2) return;
+  Stall stall(*backend, "data.1", 3 * kLockChangeWait);
+  auto late = write_later(*source, 2);
+  stall.await();
+  const auto waits_in_vain = [this](Disk& disk) {
+    const auto begun = std::chrono::steady_clock::now();
+    CHECK(code_of(disk) == ESHUTDOWN);
+    const auto waited = std::chrono::steady_clock::now() - begun;
+    CHECK(waited >= kLockChangeWait);
+    CHECK(waited < kLockChangeWait + std::chrono::seconds(5));
+  };
+  SUBCASE("the last change of a source, which keeps its volume") {
+    arm_and_stand_by();
+    waits_in_vain(*destination);
+    stall.end();
+    late.get();
+    CHECK(bytes_at(*source, 0) == filled(kBlockBytes, 2));
+    source->write(0, filled(kBlockBytes, 3), true);
+    CHECK(code_of(*destination) == ESHUTDOWN);
+  }
+  SUBCASE("a change of one that has lost the volume, behind which it was handed on") {
+    store->break_lock("vm1", 1);
+    auto next =
+        std::async(std::launch::async, [this] { return error_code([&] { open("next"); }); });
+    while (store->show_lock("vm1").writer->token != "next") std::this_thread::yield();
+    arm_and_stand_by();
+    CHECK(next.get() == EBUSY);
+    waits_in_vain(*destination);
+    stall.end();
+    late.get();
+    destination->write(0, filled(kBlockBytes, 3), true);
+    CHECK(bytes_at(*destination, 0) == filled(kBlockBytes, 3));
+  }
+}
+
 TEST_CASE_FIXTURE(Fixture, "a hand-over survives its server") {
   arm_and_stand_by();
   source->flush();

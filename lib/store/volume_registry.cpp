@@ -260,7 +260,13 @@ void VolumeRegistry::await_right(Attachment& attachment) {
     if (entry.is_draining) give_rights(entry);
     if (attachment.right_.state != Volume::Right::State::kWaits) return;
     const bool stands_by = attachment.ticket_ == entry.volume->writer_lock().state().standby.ticket;
-    if (stands_by && !entry.is_handing_over && hand_over(entry, Clock::now() - start)) continue;
+    const Clock::duration waited = Clock::now() - start;
+    if (stands_by && !entry.is_handing_over && hand_over(entry, waited)) continue;
+    if (waited >= kLockChangeWait)
+      fail(ESHUTDOWN, fmt::format("volume {}", entry.volume->name()),
+           "what others began to change more than {} s ago has not ended, so nothing else is "
+           "changed; connect again when the storage answers",
+           kLockChangeWait.count());
     changed_.wait_for(mutex_, kLookAgain);
   }
 }

@@ -2,7 +2,7 @@
 # A VM that lost its connection, or its server, gets the volume back as long as nobody else has
 # written to it; after that never again, until it is started anew.
 . "$(dirname "$0")/../functions.sh"
-requires python-libnbd qemu-io nbdinfo jq
+requires python-libnbd qemu-io nbdinfo jq script
 
 new_store
 tplstore volume create vm1 --size 16M
@@ -96,7 +96,17 @@ equals "writing again" "$answer" "done"
 epoch=$(tplstore lock show vm1 --json | jq .epoch)
 refuses "epoch" tplstore lock break vm1 --epoch $((epoch - 1)) --yes
 refuses "say --yes" tplstore lock break vm1 --epoch "$epoch" </dev/null
-tplstore lock break vm1 --epoch "$epoch" --yes >"$tmp/break.out"
+# reply TEXT: to the question that is asked on a terminal.
+reply() {
+    script -qec "$(printf '%q ' "$TPLSTORE" lock break vm1 --epoch "$epoch")" /dev/null <<<"$1" >"$tmp/asked.out"
+}
+! reply no || fail "broken without a yes"
+grep -q "requests fail from now on.*never gets the volume again" "$tmp/asked.out" ||
+    fail "it does not say what is at stake: $(cat "$tmp/asked.out")"
+grep -q "its lock is as it was" "$tmp/asked.out" || fail "$(cat "$tmp/asked.out")"
+vm write
+equals "writing when it was not broken" "$answer" "done"
+reply yes || fail "not broken: $(cat "$tmp/asked.out")"
 vm write
 equals "writing when the lock was broken" "$answer" "refused 108"  # ESHUTDOWN
 qemu-io -f raw -c "write -P 9 0 4k" -c flush "$(uri vm1)" >"$tmp/other.out"

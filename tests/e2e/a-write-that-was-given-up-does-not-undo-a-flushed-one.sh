@@ -5,37 +5,7 @@
 . "$(dirname "$0")/../functions.sh"
 requires python-libnbd cc
 
-# A pwrite that begins with a mark says so, and waits until it may go on.
-cat >"$tmp/stall.c" <<'END'
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <fcntl.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
-
-static ssize_t (*next_pwrite)(int, const void *, size_t, off_t);
-
-ssize_t pwrite(int fd, const void *data, size_t length, off_t offset)
-{
-    if (!next_pwrite)
-        next_pwrite = (ssize_t (*)(int, const void *, size_t, off_t))dlsym(RTLD_NEXT, "pwrite");
-    if (length >= 5 && memcmp(data, "STALL", 5) == 0) {
-        close(open(getenv("STALLED"), O_CREAT | O_WRONLY, 0600));
-        while (access(getenv("GO_ON"), F_OK) != 0)
-            usleep(1000);
-    }
-    return next_pwrite(fd, data, length, offset);
-}
-
-ssize_t pwrite64(int fd, const void *data, size_t length, off_t offset)
-{
-    return pwrite(fd, data, length, offset);
-}
-END
-cc -shared -fPIC -O1 -o "$tmp/stall.so" "$tmp/stall.c" -ldl
-export STALLED=$tmp/stalled GO_ON=$tmp/go-on
-
+make_stall
 new_store
 tplstore volume create vm1 --size 16M
 TPLSTORE_PRELOAD=${TPLSTORE_PRELOAD:+$TPLSTORE_PRELOAD:}$tmp/stall.so

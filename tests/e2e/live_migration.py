@@ -70,8 +70,9 @@ def tplstore(*arguments):
 class Server:
     """nbdkit on a Unix socket and on TCP at once. Started anew it is found at the same places."""
 
-    def __init__(self, *arguments):
-        self.path = f"{tmp}/server.socket"
+    def __init__(self, *arguments, name="server"):
+        self.path = f"{tmp}/{name}.socket"
+        self.log = f"{tmp}/{name}.log"
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port = probe.getsockname()[1]
         self.arguments = arguments
@@ -88,7 +89,7 @@ class Server:
             environment = dict(os.environ, LISTEN_FDS="2")
             if os.environ.get("TPLSTORE_PRELOAD"):
                 environment["LD_PRELOAD"] = os.environ["TPLSTORE_PRELOAD"]
-            with open(f"{tmp}/server.log", "a") as log:
+            with open(self.log, "a") as log:
                 self.process = start(
                     ["bash", "-c", 'exec 100<&$0 101<&$1; exec 3<&100 4<&101 100<&- 101<&-; '
                      'shift; LISTEN_PID=$$ exec nbdkit --foreground "$@"',
@@ -106,7 +107,7 @@ class Server:
         assert self.process.wait(60) == 0, "the server ended badly"
 
     def said(self):
-        with open(f"{tmp}/server.log") as log:
+        with open(self.log) as log:
             return log.read()
 
     def options(self, export, transport):
@@ -137,7 +138,7 @@ class Qemu:
                  "-display", "none", "-no-reboot", "-serial", "stdio",
                  "-qmp", f"unix:{self.name}.qmp,server=on,wait=off",
                  "-kernel", f"{guest}/vmlinuz", "-initrd", f"{guest}/initrd",
-                 "-append", "console=ttyS0 root=/dev/vda rw quiet panic=-1",
+                 "-append", "console=ttyS0 root=/dev/vda rw quiet panic=-1 no_timer_check",
                  "-blockdev", f"node-name=net,{drive},{caching},discard=unmap",
                  "-blockdev", f"node-name=disk,driver=raw,file=net,{caching},discard=unmap",
                  "-device", "virtio-blk-pci,drive=disk",
@@ -409,6 +410,18 @@ def one_of_each(guest):
     case.vm.goes_on()
     case.check_disk()
     note("the server was killed after a move")
+
+    destination = case.stand_by("unix")
+    case.vm.begin_move(destination, **{"max-bandwidth": 1 << 20})
+    wait_for(60, "it moves", lambda: case.vm.qemu.migration() == "active")
+    case.vm.stands_still(case.server.kill_and_start)
+    case.bystander_is_refused()
+    case.vm.qemu.ask("migrate-set-parameters", **{"max-bandwidth": 1 << 30})
+    source, _ = case.vm.end_move(destination)
+    case.has_moved()
+    case.end_source(source)
+    case.check_disk()
+    note("the server was killed in a move")
 
     source, _ = case.move("unix", cache="unsafe")
     case.end_source(source)

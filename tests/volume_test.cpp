@@ -546,6 +546,37 @@ TEST_CASE("upkeep that fails says so once, and writes nothing until some time ha
   CHECK(lines.size() == 2);
 }
 
+TEST_CASE("space is given back with pauses as long as the guest writes, and there is room") {
+  Fixture f;
+  f.volume->write(0, filled(4 * kBlockBytes, 1), true);
+  f.volume->versions().create({});
+  f.volume->versions().remove({"1"});
+  f.volume->maintain(false);
+  // Each block that is replaced leaves a cell that nobody needs.
+  std::vector<std::string> punched;
+  f.backend.on_punch = [&](const std::string& name) { punched.push_back(name); };
+  const auto replace = [&](uint64_t block) {
+    f.volume->write(block * kBlockBytes, filled(kBlockBytes, 2), false);
+    f.volume->maintain(false);
+  };
+  f.memory->set_capacity_bytes(uint64_t{1} << 40);
+  replace(0);
+  CHECK(punched.empty());
+  f.volume->maintain(false);
+  CHECK(punched.empty());
+  SUBCASE("the guest rests") {
+    std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    f.volume->maintain(false);
+    CHECK(punched.size() == 1);
+  }
+  SUBCASE("room is scarce") {
+    f.memory->set_capacity_bytes(uint64_t{1} << 30);
+    replace(1);
+    CHECK(punched.size() >= 1);
+  }
+  f.backend.on_punch = nullptr;
+}
+
 TEST_CASE("a version is not made while a write is under way") {
   Fixture f;
   f.volume->write(0, filled(kBlockBytes, 1), false);

@@ -3,6 +3,7 @@
 
 #include <cerrno>
 #include <map>
+#include <utility>
 
 namespace tplstore {
 
@@ -12,6 +13,12 @@ namespace {
 
 // How long a volume's upkeep gives back space before other volumes have their turn.
 constexpr std::chrono::milliseconds kReclaimBudget{100};
+// Holes, and the commit that comes before them, are in the way of a guest that writes. As long as
+// one does there is such a pause before the next turn; unless so much waits, or room is scarce.
+constexpr std::chrono::seconds kReclaimPause{5};
+constexpr std::chrono::milliseconds kGuestRests{250};
+constexpr size_t kFreeRangesMax = 1 << 18;
+constexpr uint64_t kRoomBytes = uint64_t{4} << 30;
 constexpr std::chrono::milliseconds kCloseReclaimBudget{1000};
 // A VM that wants the volume meanwhile waits for this.
 constexpr std::chrono::milliseconds kUnownedReclaimBudget{100};
@@ -175,12 +182,25 @@ void Volume::maintain(bool evicts) noexcept {
         look_for_forks_at_ = Clock::now() + kForksInterval;
         forks_->drop_dead();
       }
-      if (space_->run(kReclaimBudget)) open_.environment.wake();
+      if (!is_time_to_reclaim()) return;
+      const bool has_more = space_->run(kReclaimBudget);
+      reclaim_at_ = Clock::now() + kReclaimPause;
+      if (has_more) open_.environment.wake();
     });
   }
   if (!evicts) return;
   while (open_.with_map([](VolumeMap& map) { return map.evict_some(); })) {
   }
+}
+
+bool Volume::is_time_to_reclaim() {
+  const auto now = Clock::now();
+  const uint64_t writes = this->writes();
+  if (std::exchange(writes_seen_, writes) != writes) busy_until_ = now + kGuestRests;
+  if (now >= std::min(reclaim_at_, busy_until_)) return true;
+  if (open_.map().free_ranges_waiting() >= kFreeRangesMax) return true;
+  const auto space = open_.backend.space();
+  return !space || space->free_bytes < kRoomBytes;
 }
 
 uint64_t Volume::writes() const {

@@ -157,6 +157,7 @@ class Volume {
   void discard_blocks(uint64_t first, uint64_t count);
   void zero_part(uint64_t offset, uint64_t length);
   bool reads_as_hole(const Run& run) const;
+  bool is_time_to_reclaim();
 
   OpenVolume open_;
   Versions versions_{open_};
@@ -168,6 +169,9 @@ class Volume {
   std::atomic<uint64_t> writes_at_flush_{0};
   // The upkeep's.
   std::chrono::steady_clock::time_point look_for_forks_at_{};
+  std::chrono::steady_clock::time_point reclaim_at_{};  // though the guest writes
+  std::chrono::steady_clock::time_point busy_until_{};
+  uint64_t writes_seen_ = 0;
   Chore committing_;
   Chore checkpointing_{kFirstPause};
   Chore compacting_{kFirstPause};

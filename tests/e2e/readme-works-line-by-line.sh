@@ -49,3 +49,16 @@ done
 # Whoever has no key gets nothing.
 ! nbdinfo "nbd://localhost:$port/vm1" >/dev/null 2>&1 || fail "the port serves without TLS"
 ! nbdinfo "nbds://localhost:$port/vm1" >/dev/null 2>&1 || fail "the port serves without the key"
+
+# Every VM that is shown anywhere survives its server's death.
+$python - "$checkout" <<'CHECK'
+import pathlib, re, sys
+top = pathlib.Path(sys.argv[1])
+shown = 0
+for path in [top / "README.md", *top.glob("*/*.1"), *(top / "examples").iterdir()]:
+    text = path.read_text().replace("\\e\n", "")
+    for found in re.finditer(r'(driver=nbd|file=nbd|guest_start "nbd)\S*', text):
+        shown += 1
+        assert "reconnect-delay=" in found[0], f"{path} shows {found[0]}"
+assert shown >= 6, shown
+CHECK

@@ -73,10 +73,9 @@ read -r moved plain slowest < <($python "$tmp/handover.py" "$TPLSTORE" "$(uri VO
 
 # fio_writes EXPORT SECONDS OPTION...
 fio_writes() {
-    local uri seconds=$2
-    uri=$(uri "$1")
+    local export=$1 seconds=$2
     shift 2
-    fio --name=writes --thread --ioengine=nbd --uri="${uri//:/\\:}" --rw=randwrite --bs=4k \
+    fio --name=writes --thread --ioengine=nbd --uri="$(uri "$export")" --rw=randwrite --bs=4k \
         --size=1G --randrepeat=0 --norandommap --time_based --runtime="$seconds" "$@" \
         2>"$tmp/fio.log" || fail "fio: $(cat "$tmp/fio.log")"
 }
@@ -86,8 +85,10 @@ fio --name=fill --thread --ioengine=nbd --uri="$(uri busy)" --rw=write --bs=1M -
     --end_fsync=1 >"$tmp/fio.out" 2>"$tmp/fio.log" || fail "fio: $(cat "$tmp/fio.log")"
 for ((run = 0; run <= runs / 3; run++)); do
     for who in 'busy' 'busy;writer=fio' 'busy;writer=fio;multi'; do
-        fio_writes "$who" 2 --iodepth=8 --output-format=json --output="$tmp/fio.json"
-        [ $run = 0 ] || jq -c --arg who "$who" '[$who, .jobs[0].write.iops]' "$tmp/fio.json" >>"$tmp/iops"
+        fio_writes "$who" 2 --iodepth=8 --output-format=json --output="$tmp/fio.out"
+        # fio's remarks stand before it.
+        [ $run = 0 ] || sed '/^{/,$!d' "$tmp/fio.out" |
+            jq -c --arg who "$who" '[$who, .jobs[0].write.iops]' >>"$tmp/iops"
         sync -f "$store"
     done
 done

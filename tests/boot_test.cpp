@@ -7,164 +7,11 @@
 #include <thread>
 
 #include "boot/learning.h"
-#include "boot_testing.h"
+#include "boot_host.h"
 #include "volume_testing.h"
 
 using namespace tplstore;
 using namespace tplstore::testing;
-
-namespace {
-
-struct Host {
-  explicit Host(uint64_t cap_bytes = uint64_t{32} << 20, bool has_clock = true) {
-    store.set_recording(false);
-    put_identity(store, kTestSecret);
-    BootOptions options;
-    options.cap_bytes = cap_bytes;
-    options.huge_pages = false;
-    options.log = [this](const std::string& line) {
-      const std::lock_guard guard(mutex);
-      log.push_back(line);
-    };
-    if (has_clock) options.clock_ms = [this] { return now_ms.load(); };
-    if (!has_clock) options.quiet = std::chrono::milliseconds(50);
-    boot = std::make_unique<Boot>(options, store, kTestSecret);
-  }
-  std::shared_ptr<TestDisk> disk(const std::string& name) {
-    return std::make_shared<TestDisk>(store, origin, boot->memory(), name);
-  }
-  // The template, as `boot warm` has it.
-  std::shared_ptr<TestDisk> template_disk() {
-    return std::make_shared<TestDisk>(store, origin, boot->memory(), "debian", true);
-  }
-  // With what another one has learnt.
-  explicit Host(const Host& learnt, uint64_t cap_bytes = uint64_t{32} << 20) : Host(cap_bytes) {
-    origin.uuid = learnt.origin.uuid;
-    for (const char* folder : {"boot", "packs"})
-      for (const std::string& name : learnt.store.list(folder))
-        store.set_content(fmt::format("{}/{}", folder, name),
-                          learnt.store.content(fmt::format("{}/{}", folder, name)));
-  }
-  void wait(int64_t ms) {
-    now_ms += ms;
-    boot->tend();
-  }
-
-  mutable MemoryBackend store;
-  TestTemplate origin{store};
-  std::atomic<int64_t> now_ms{1'000'000};
-  std::mutex mutex;
-  std::vector<std::string> log;
-  std::unique_ptr<Boot> boot;
-};
-
-// Blocks here and there, the same each time; the first is 0.
-void boot_guest(Host& host, TestDisk& disk, ReadFollower& follower, uint64_t reads = 40) {
-  for (uint64_t i = 0; i < reads; ++i) {
-    disk.read(follower, i * 197 % 8000 / 8 * 8, 8);
-    host.now_ms += 10;
-  }
-}
-
-// A whole boot, with what is learnt from it.
-BootWindow boot_once(Host& host, const std::string& name, uint64_t reads = 40) {
-  const auto disk = host.disk(name);
-  const auto follower = host.boot->follow(disk);
-  host.wait(0);
-  disk->read(*follower, 0, 1);
-  disk->read(*follower, 1, 7);
-  host.wait(0);  // what is read ahead is read now
-  boot_guest(host, *disk, *follower, reads);
-  const auto window = host.boot->done(disk->volume());
-  REQUIRE(window);
-  host.wait(0);
-  return *window;
-}
-
-}  // namespace
-
-TEST_CASE("a boot begins with a read of the first block that another read follows") {
-  Host host;
-  const auto disk = host.disk("vm1");
-  const auto follower = host.boot->follow(disk);
-  disk->read(*follower, 100, 8);
-  CHECK(host.boot->memory().stats().fills == 0);
-  CHECK(host.boot->stats().windows_open == 0);
-  disk->read(*follower, 0, 1);
-  CHECK(host.boot->stats().windows_open == 0);
-  disk->read(*follower, 100, 8);
-  CHECK(host.boot->stats().windows_open == 1);
-  CHECK(host.boot->memory().stats().fill_bytes == 9 * kBlockBytes);
-  host.wait(14'999);
-  CHECK(host.boot->stats().windows_open == 1);
-  host.wait(1);
-  CHECK(host.boot->stats().windows_open == 0);
-  CHECK(disk->dropped_blocks == 9);
-  REQUIRE(host.log.size() == 1);
-  CHECK(host.log[0] == "vm1: boot ended (quiet): 9 blocks, 36.0 KiB, 0 % found in memory, 15.0 s");
-
-  // Too early for another one.
-  disk->read(*follower, 0, 1);
-  disk->read(*follower, 100, 8);
-  CHECK(host.boot->stats().windows_open == 0);
-  host.wait(10'000);
-  disk->read(*follower, 0, 1);
-  host.wait(15'000);  // nothing follows in time
-  disk->read(*follower, 1000, 8);
-  CHECK(host.boot->stats().windows_open == 0);
-  // That was none, so the next may come at once.
-  disk->read(*follower, 0, 1);
-  disk->read(*follower, 200, 8);
-  CHECK(host.boot->stats().windows_open == 1);
-  const auto window = host.boot->done(disk->volume());
-  REQUIRE(window);
-  CHECK(window->reason == WindowEnd::kDone);
-  CHECK(window->blocks == 9);
-  CHECK_FALSE(host.boot->done(disk->volume()));
-  CHECK(host.boot->show(*disk).windows.size() == 2);
-}
-
-TEST_CASE(
-    "a boot begins, too, where two of the first reads of its profile come, but not with one") {
-  Host host;
-  boot_once(host, "vm1");
-  const auto disk = host.disk("vm2");
-  const auto follower = host.boot->follow(disk);
-  host.wait(0);
-  const auto heads =
-      load_profile(host.store, template_profile(host.origin.uuid), host.origin.uuid).profile.runs;
-  REQUIRE(heads.size() > 17);
-  for (int i = 0; i < 3; ++i) disk->read(*follower, heads[2].first, 1);
-  for (int i = 0; i < 5; ++i) disk->read(*follower, heads[17].first, 1);
-  host.now_ms += 3'000;
-  disk->read(*follower, heads[3].first, 1);
-  CHECK(host.boot->stats().windows_open == 0);
-  disk->read(*follower, heads[4].first, 1);
-  CHECK(host.boot->stats().windows_open == 1);
-}
-
-TEST_CASE("the last connection that goes ends the window") {
-  Host host;
-  const auto disk = host.disk("vm1");
-  auto one = host.boot->follow(disk);
-  auto other = host.boot->follow(disk);
-  disk->read(*one, 0, 1);
-  disk->read(*other, 10, 1);
-  CHECK(host.boot->stats().windows_open == 1);
-  one.reset();
-  CHECK(host.boot->stats().windows_open == 1);
-  other.reset();
-  CHECK(host.boot->stats().windows_open == 0);
-  const BootStatus status = host.boot->show(*disk);
-  REQUIRE(status.windows.size() == 1);
-  CHECK(status.windows[0].reason == WindowEnd::kClosed);
-  disk->go();
-  host.wait(0);
-  CHECK(host.boot->show(*disk).cached_bytes == 0);
-  host.boot->forget(*disk);
-  // It is learnt from, though the disk is gone.
-  CHECK(host.boot->show_stored(host.store, *host.template_disk()).profile->blocks == 2);
-}
 
 TEST_CASE("what one boot has read the next one finds in memory, read ahead or there already") {
   Host host;
@@ -194,6 +41,34 @@ TEST_CASE("what one boot has read the next one finds in memory, read ahead or th
   CHECK(later.boot->memory().stats().fill_bytes == first.bytes());
   boot_once(later, "vm4");
   CHECK(later.origin.planned_bytes() == read_bytes);
+}
+
+TEST_CASE(
+    "what a boot took in leaves the storage's caches, and is learnt, though its disk is closed") {
+  for (const bool is_closed : {false, true}) {
+    Host host;
+    const auto disk = host.disk("vm1");
+    auto follower = host.boot->follow(disk);
+    boot_guest(host, *disk, *follower);
+    if (is_closed) {
+      follower.reset();
+      disk->go();
+      host.wait(0);
+    } else {
+      host.wait(14'000);
+      CHECK(host.origin.dropped_blocks == 0);
+      host.wait(1'000);
+    }
+    CHECK(host.boot->stats().windows_open == 0);
+    CHECK(host.origin.dropped_blocks == 40 * 8);
+    const Profile profile =
+        load_profile(host.store, template_profile(host.origin.uuid), host.origin.uuid).profile;
+    CHECK(count_blocks(profile.runs) == 40 * 8);
+    CHECK(profile.hashes.size() == 40 * 8);
+    CHECK(std::ranges::count(profile.hashes, Hash128{}) == 0);
+    CHECK((host.boot->show(*disk).cached_bytes == 0) == is_closed);
+    host.boot->forget(*disk);
+  }
 }
 
 TEST_CASE("a stream is neither kept nor learnt, and a boot that is mostly one counts for nothing") {
@@ -227,9 +102,9 @@ TEST_CASE(
   CHECK(host.boot->show(*host.template_disk()).profile->boots == 1);
 
   const auto fork = host.disk("fork");
-  Boot::copy_for_fork(host.store, disk->volume(), fork->volume());
-  CHECK(Boot::show_stored(host.store, *fork).profile->blocks == status.profile->blocks);
-  Boot::copy_for_fork(host.store, random_uuid(), random_uuid());  // nothing to copy
+  copy_boots_for_fork(host.store, disk->volume(), fork->volume());
+  CHECK(show_stored_boots(host.store, *fork).profile->blocks == status.profile->blocks);
+  copy_boots_for_fork(host.store, random_uuid(), random_uuid());  // nothing to copy
 
   // Rolled back to where it has nothing of its own: what it had goes, and the template's serves.
   disk->write_version(host.store, 4, 0, 0);
@@ -243,7 +118,7 @@ TEST_CASE(
   CHECK(host.boot->show(*host.template_disk()).profile->boots == 2);
 
   host.boot->forget(*fork);
-  CHECK_FALSE(Boot::show_stored(host.store, *fork).profile);
+  CHECK_FALSE(show_stored_boots(host.store, *fork).profile);
 }
 
 TEST_CASE("a volume that was removed gets no profile") {
@@ -257,40 +132,6 @@ TEST_CASE("a volume that was removed gets no profile") {
   host.store.remove_folder("volumes/" + disk->volume().text());
   host.wait(0);
   CHECK(host.store.list("volumes/" + disk->volume().text()).empty());
-}
-
-TEST_CASE("warm reads all of the profile, or says what does not fit; forget drops it") {
-  Host host;
-  const auto nothing = [](uint64_t, uint64_t) {};
-  const auto never = [] { return false; };
-  CHECK(thrown_by([&] { host.boot->warm(*host.template_disk(), nothing, never); }).code == ENOENT);
-  const uint64_t bytes = boot_once(host, "vm1").bytes();
-  host.boot->memory().forget(std::vector{TestTemplate::key(0), TestTemplate::key(1)});
-  host.wait(0);
-  CHECK(host.boot->show(*host.template_disk()).cached_bytes < bytes);
-  uint64_t last = 0;
-  const BootWarm warm = host.boot->warm(
-      *host.template_disk(), [&](uint64_t done, uint64_t) { last = done; }, never);
-  CHECK(warm.wanted_bytes == bytes);
-  CHECK(warm.cached_bytes == bytes);
-  CHECK(last == bytes);
-  CHECK(host.boot->show(*host.template_disk()).cached_bytes == bytes);
-  CHECK(thrown_by([&] {
-          host.boot->warm(*host.template_disk(), nothing, [] { return true; });
-        }).code == EINTR);
-
-  Host small(host, uint64_t{1} << 20);
-  const BootWarm partly = small.boot->warm(*small.template_disk(), nothing, never);
-  CHECK(partly.wanted_bytes == bytes);
-  CHECK(partly.cached_bytes > 0);
-  CHECK(partly.cached_bytes < bytes);
-
-  host.wait(0);
-  host.boot->forget(*host.template_disk());
-  host.wait(0);
-  const BootStatus status = host.boot->show(*host.template_disk());
-  CHECK_FALSE(status.profile);
-  CHECK(host.boot->memory().stats().slots == 0);
 }
 
 TEST_CASE(
@@ -338,55 +179,10 @@ TEST_CASE(
   CHECK(damaged.boot->show(*damaged.template_disk()).pack == BootStatus::PackState::kDamaged);
   CHECK(boot_far(damaged, "vm6").use.misses == 16);
 
-  Boot::remove_orphans(host.store, {host.origin.uuid});
+  remove_boot_orphans(host.store, {host.origin.uuid});
   CHECK(host.store.list("packs").size() == 1);
-  CHECK(Boot::remove_orphans(host.store, {}) == 2);
+  CHECK(remove_boot_orphans(host.store, {}) == 2);
   CHECK(host.store.list("boot").empty());
-}
-
-TEST_CASE("reading ahead stops when nobody comes, at its share, and when the boot is over") {
-  Host learnt;
-  {
-    const auto disk = learnt.disk("vm1");
-    const auto follower = learnt.boot->follow(disk);
-    disk->read(*follower, 0, 200);
-    for (uint64_t i = 29; i > 0; --i) disk->read(*follower, i * 256, 200);
-  }
-  learnt.wait(0);
-  // 24 MB, at most 4 MiB at a time.
-  const auto prefetched_of = [&](Host& host, const std::shared_ptr<TestDisk>& disk) {
-    const auto follower = host.boot->follow(disk);
-    disk->read(*follower, 0, 1);
-    disk->read(*follower, 1, 1);
-    host.boot->tend();
-    return host.boot->memory().stats().prefetch_bytes;
-  };
-  Host all(learnt, uint64_t{64} << 20);
-  CHECK(prefetched_of(all, all.disk("vm1")) > 22 << 20);
-
-  Host slow(learnt, uint64_t{64} << 20);
-  const auto waiting = slow.disk("vm1");
-  waiting->on_with_cells = [&] { slow.now_ms += 6'000; };
-  const uint64_t unused_bytes = prefetched_of(slow, waiting);
-  CHECK(unused_bytes > 4 << 20);
-  CHECK(unused_bytes < 20 << 20);
-
-  Host small(learnt, uint64_t{16} << 20);
-  const auto other = small.disk("vm2");
-  const auto other_follower = small.boot->follow(other);
-  other->read(*other_follower, 8000, 1);
-  other->read(*other_follower, 0, 1);
-  other->read(*other_follower, 8001, 1);
-  const uint64_t share_bytes = prefetched_of(small, small.disk("vm1"));
-  CHECK(share_bytes <= 12 << 20);
-
-  Host over(learnt, uint64_t{64} << 20);
-  const auto ending = over.disk("vm1");
-  int calls = 0;
-  ending->on_with_cells = [&] {
-    if (++calls == 4) over.boot->done(ending->volume());
-  };
-  CHECK(prefetched_of(over, ending) < 12 << 20);
 }
 
 TEST_CASE("a boot that has half of the memory goes on and takes in no more") {
@@ -402,7 +198,7 @@ TEST_CASE("a boot that has half of the memory goes on and takes in no more") {
   REQUIRE(window);
   CHECK(window->blocks == 50 * 16);
   host.wait(0);
-  CHECK(disk->dropped_blocks == 0);  // the storage's caches have the rest
+  CHECK(host.origin.dropped_blocks == 0);  // the storage's caches have the rest
 }
 
 TEST_CASE("threads: guests that boot, come and go, while their boots are learnt and read ahead") {

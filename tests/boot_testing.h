@@ -99,6 +99,7 @@ struct TestTemplate {
 
   Uuid uuid = random_uuid();
   std::vector<std::unique_ptr<TestFile>> files;
+  std::atomic<uint64_t> dropped_blocks{0};  // from the caches of the storage
 };
 
 class TestDisk final : public BootDisk {
@@ -106,7 +107,8 @@ class TestDisk final : public BootDisk {
   // With a store that has it, as far as profiles look.
   TestDisk(MemoryBackend& store, TestTemplate& from, CellMemory& memory, std::string name,
            bool is_template = false)
-      : template_(from),
+      : store_(store),
+        template_(from),
         memory_(memory),
         name_(std::move(name)),
         uuid_(is_template ? Uuid{} : random_uuid()) {
@@ -121,8 +123,13 @@ class TestDisk final : public BootDisk {
   std::optional<Uuid> template_uuid() const override { return template_.uuid; }
   uint64_t size_bytes() const override { return TestTemplate::kBytes; }
   bool is_gone() const override { return is_gone_; }
+  std::shared_ptr<BootDisk> open_template() override {
+    if (uuid_.is_nil()) return nullptr;
+    return std::make_shared<TestDisk>(store_, template_, memory_, "origin", true);
+  }
   void drop_cached(std::span<const CellRun> runs) override {
-    for (const CellRun& run : runs) dropped_blocks += run.count;
+    if (is_gone_) fail(ESHUTDOWN, name_, "is gone");
+    for (const CellRun& run : runs) template_.dropped_blocks += run.count;
   }
   void with_cells(std::span<const CellRun> runs,
                   const std::function<void(std::span<const CellPlace>)>& body) override {
@@ -180,7 +187,6 @@ class TestDisk final : public BootDisk {
     REQUIRE(right == count);
   }
 
-  std::atomic<uint64_t> dropped_blocks{0};
   std::function<void()> on_with_cells = [] {};
 
  private:
@@ -206,6 +212,7 @@ class TestDisk final : public BootDisk {
             block};
   }
 
+  MemoryBackend& store_;
   TestTemplate& template_;
   CellMemory& memory_;
   const std::string name_;

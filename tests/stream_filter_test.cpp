@@ -52,6 +52,13 @@ TEST_CASE("requests that overtake each other are a stream all the same") {
       std::shuffle(offsets.begin() + static_cast<ptrdiff_t>(i),
                    offsets.begin() + static_cast<ptrdiff_t>(i) + 4, random);
     CHECK(bytes_before_stream(offsets, 256 << 10) <= 10 * kMiB);
+
+    // Requests larger than a gap may be, eight at a time.
+    offsets = ascending(kMiB * (random() % 1000), 2 * kMiB, 200);
+    for (size_t i = 0; i + 8 <= offsets.size(); i += 8)
+      std::shuffle(offsets.begin() + static_cast<ptrdiff_t>(i),
+                   offsets.begin() + static_cast<ptrdiff_t>(i) + 8, random);
+    CHECK(bytes_before_stream(offsets, 2 * kMiB) <= 16 * kMiB);
   }
 }
 

@@ -25,6 +25,8 @@ class BootDisk {
   virtual Uuid volume() const = 0;              // nil: the disk is a template
   virtual std::optional<Uuid> template_uuid() const = 0;  // that it began with, or is
   virtual uint64_t size_bytes() const = 0;
+  // The template that the volume began with, as a disk; nothing when there is none any more.
+  virtual std::shared_ptr<BootDisk> open_template() = 0;
   // Whether it was closed or removed, so that with_cells() fails.
   virtual bool is_gone() const = 0;
 

@@ -59,7 +59,7 @@ void drop_dead_runs(Profile& profile, BootDisk& disk) {
 // Makes the hashes that are not known, of what can be read in memory; those who took it in there
 // have verified it.
 void add_hashes(Profile& profile, BootDisk& disk, CellMemory& memory, const HashSecret& secret) {
-  if (profile.hashes.empty() || disk.is_gone()) return;
+  if (profile.hashes.empty()) return;
   std::vector<size_t> begins;  // of each run's hashes
   size_t hash = 0;
   for (const ProfileRun& run : profile.runs) {
@@ -171,7 +171,7 @@ FoundProfile find_profile(Backend& store, BootDisk& disk) {
   return found;
 }
 
-std::optional<FoundProfile> learn_boot(Backend& store, BootDisk& disk,
+std::optional<FoundProfile> learn_boot(Backend& store, BootDisk& disk, BootDisk* origin,
                                        std::span<const ProfileRun> boot, uint64_t blocks_max,
                                        CellMemory& memory, const HashSecret& secret) {
   if (boot.empty() || disk.volume().is_nil()) return std::nullopt;
@@ -203,9 +203,9 @@ std::optional<FoundProfile> learn_boot(Backend& store, BootDisk& disk,
     if (!merge_boot(profile, runs, blocks_max, now_unix_ns())) return std::nullopt;
     take_hashes(profile, before);
     try {
-      add_hashes(profile, disk, memory, secret);
+      if (origin != nullptr) add_hashes(profile, *origin, memory, secret);
     } catch (const Error&) {
-      // The disk has been closed: they are not known.
+      // The template has been removed: they are not known.
     }
     if (!found.is_of_template && !has_header(store, own_object)) return std::nullopt;
     const NumberedObject object = found.is_of_template ? template_profile(found.owner) : own_object;

@@ -28,9 +28,9 @@ FoundProfile find_profile(Backend& store, BootDisk& disk);
 
 // Takes a boot's runs into the profile that they belong to, which is the volume's when at least a
 // twentieth did not come from the template. The profile as it is then; nothing when the boot does
-// not count.
-// Hashes are made of what is in the memory.
-std::optional<FoundProfile> learn_boot(Backend& store, BootDisk& disk,
+// not count. Hashes are made of what is in the memory, if `origin`, the template as a disk, is
+// there.
+std::optional<FoundProfile> learn_boot(Backend& store, BootDisk& disk, BootDisk* origin,
                                        std::span<const ProfileRun> boot, uint64_t blocks_max,
                                        CellMemory& memory, const HashSecret& secret);
 

@@ -124,6 +124,7 @@ bool Prefetch::plan_batch(BootDisk& disk, uint64_t request_blocks) {
     }
     disk.with_cells(batch, [&](std::span<const CellPlace> found) {
       std::vector<CellPlace> places(found.begin(), found.end());
+      for (const CellPlace& place : places) placed_bytes_ += uint64_t{place.count} * kBlockBytes;
       for (const Request& request : form_requests(places, request_blocks)) {
         std::vector<CellRun> runs;
         for (size_t i = request.first; i < request.last; ++i)

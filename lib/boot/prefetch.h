@@ -56,6 +56,7 @@ class Prefetch {
   uint64_t requests() const { return requests_; }          // that were read
   uint64_t taken_bytes() const { return taken_bytes_; }    // that have entered
   uint64_t passed_bytes() const { return passed_bytes_; }  // of the profile, taken or not
+  uint64_t placed_bytes() const { return placed_bytes_; }  // of these, what the disk still has
 
  private:
   struct Flight;
@@ -80,6 +81,7 @@ class Prefetch {
   uint64_t requests_ = 0;
   uint64_t taken_bytes_ = 0;
   uint64_t passed_bytes_ = 0;
+  uint64_t placed_bytes_ = 0;
 };
 
 }  // namespace tplstore

@@ -2,8 +2,8 @@
 // than 8 MiB read in ascending order, without a gap of more than 1 MiB.
 //
 // Requests of one connection overtake each other, so a read may also fill a gap that a stream has
-// left. A guest reads several files at once: the filter follows a few places, and forgets the one
-// that was read least recently.
+// left, or end right where another one began. A guest reads several files at once: the filter
+// follows a few places, and forgets the one that was read least recently.
 //
 // Pure; belongs to one thread at a time.
 #pragma once
@@ -39,6 +39,12 @@ class StreamFilter {
     } else {
       place->gap_bytes -= std::min(place->gap_bytes, length);
     }
+    for (Place& other : places_)
+      if (&other != place && other.end > 0 && other.begin == place->end) {
+        place->end = other.end;
+        place->gap_bytes += other.gap_bytes;
+        other = {};
+      }
     return place->end - place->begin - place->gap_bytes > kStreamBytes;
   }
 
@@ -55,7 +61,7 @@ class StreamFilter {
     }
   };
 
-  std::array<Place, 4> places_;
+  std::array<Place, 8> places_;
   uint64_t time_ = 0;
 };
 

@@ -80,7 +80,7 @@ void Window::touch(uint32_t source, uint64_t first, uint64_t count, int64_t now_
   };
   fresh.source = source;
   fresh.touched_ms = static_cast<uint32_t>(
-      std::clamp<int64_t>(now_ms - opened_ms_, 0, std::numeric_limits<uint32_t>::max()));
+      std::clamp<int64_t>(now_ms - opened_ms(), 0, std::numeric_limits<uint32_t>::max()));
   for (uint64_t at = first; at < end;) {
     if (is_full()) break;
     const uint64_t word_first = round_down(at, 64);
@@ -108,11 +108,11 @@ void Window::touch(uint32_t source, uint64_t first, uint64_t count, int64_t now_
 
 std::optional<WindowEnd> Window::find_end(int64_t now_ms) const {
   if (!is_confirmed()) {
-    if (now_ms - opened_ms_ >= limits_.quiet_ms) return WindowEnd::kUnconfirmed;
+    if (now_ms - opened_ms() >= limits_.quiet_ms) return WindowEnd::kUnconfirmed;
     return std::nullopt;
   }
   if (blocks() * kBlockBytes >= limits_.bytes || is_full()) return WindowEnd::kBytes;
-  if (now_ms - opened_ms_ >= limits_.time_ms) return WindowEnd::kTime;
+  if (now_ms - opened_ms() >= limits_.time_ms) return WindowEnd::kTime;
   if (now_ms - touched_ms_.load(std::memory_order_relaxed) >= limits_.quiet_ms)
     return WindowEnd::kQuiet;
   return std::nullopt;

@@ -49,12 +49,17 @@ class Window {
   bool confirm() noexcept {
     return !is_confirmed() && !is_confirmed_.exchange(true, std::memory_order_relaxed);
   }
+  // The first one has come again.
+  void reopen(int64_t now_ms) noexcept {
+    opened_ms_.store(now_ms, std::memory_order_relaxed);
+    touched_ms_.store(now_ms, std::memory_order_relaxed);
+  }
   bool is_confirmed() const noexcept { return is_confirmed_.load(std::memory_order_relaxed); }
 
   // --- upkeep
   // Why it is over by now, if it is.
   std::optional<WindowEnd> find_end(int64_t now_ms) const;
-  int64_t opened_ms() const { return opened_ms_; }
+  int64_t opened_ms() const { return opened_ms_.load(std::memory_order_relaxed); }
   uint64_t blocks() const { return blocks_.load(std::memory_order_relaxed); }
   uint64_t read_bytes() const { return read_bytes_.load(std::memory_order_relaxed); }
   uint64_t streamed_bytes() const { return streamed_bytes_.load(std::memory_order_relaxed); }
@@ -82,8 +87,8 @@ class Window {
 
   const uint64_t block_count_;
   const WindowLimits limits_;
-  const int64_t opened_ms_;
 
+  std::atomic<int64_t> opened_ms_;
   std::atomic<bool> is_confirmed_{false};
   std::atomic<int64_t> touched_ms_;  // the last time
   std::atomic<uint64_t> blocks_{0}, read_bytes_{0}, streamed_bytes_{0}, memory_bytes_{0};

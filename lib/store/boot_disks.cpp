@@ -26,7 +26,8 @@ class BootDisks::OfVolume final : public BootDisk {
       : disks_(disks), name_(name), uuid_(uuid) {
     const VolumeHeader header = read_header(disks.backend_, volume_folder(uuid), uuid);
     size_bytes_ = disk_size(header);
-    if (!template_of(header).empty()) template_uuid_ = header.template_uuid;
+    template_name_ = template_of(header);
+    if (!template_name_.empty()) template_uuid_ = header.template_uuid;
   }
 
   const std::string& name() const override { return name_; }
@@ -34,6 +35,15 @@ class BootDisks::OfVolume final : public BootDisk {
   std::optional<Uuid> template_uuid() const override { return template_uuid_; }
   uint64_t size_bytes() const override { return size_bytes_; }
   bool is_gone() const override { return !disks_.registry_.is_open(uuid_); }
+  std::shared_ptr<BootDisk> open_template() override {
+    try {
+      if (!template_uuid_) return nullptr;
+      auto origin = disks_.of_template(template_name_);
+      return origin->template_uuid() == template_uuid_ ? origin : nullptr;
+    } catch (const Error&) {
+      return nullptr;  // removed, or damaged
+    }
+  }
 
   void with_cells(std::span<const CellRun> runs,
                   const std::function<void(std::span<const CellPlace>)>& body) override {
@@ -48,6 +58,7 @@ class BootDisks::OfVolume final : public BootDisk {
   const std::string name_;
   const Uuid uuid_;
   uint64_t size_bytes_;
+  std::string template_name_;
   std::optional<Uuid> template_uuid_;
 };
 
@@ -64,6 +75,7 @@ class BootDisks::OfTemplate final : public BootDisk {
   std::optional<Uuid> template_uuid() const override { return uuid_; }
   uint64_t size_bytes() const override { return size_bytes_; }
   bool is_gone() const override { return load_manifest_uuid(disks_.backend_, name_) != uuid_; }
+  std::shared_ptr<BootDisk> open_template() override { return nullptr; }
 
   void with_cells(std::span<const CellRun> runs,
                   const std::function<void(std::span<const CellPlace>)>& body) override {

@@ -114,7 +114,8 @@ void Store::stop() {
 }
 
 Left Store::leave() {
-  if (impl_->is_leaving.exchange(true)) fail(EALREADY, backend().describe(), "its server is being stopped already");
+  if (impl_->is_leaving.exchange(true))
+    fail(EALREADY, backend().describe(), "its server is being stopped already");
   struct AtTheEnd {
     ~AtTheEnd() { has_left = true; }
     std::atomic<bool>& has_left;
@@ -204,7 +205,7 @@ Boot* Store::boot() { return impl_->boot.get(); }
 
 BootStatus Store::show_boot(const std::string& name) {
   const auto disk = impl_->boot_disks.named(name);
-  return impl_->boot ? impl_->boot->show(*disk) : Boot::show_stored(*impl_->backend, *disk);
+  return impl_->boot ? impl_->boot->show(*disk) : show_stored_boots(*impl_->backend, *disk);
 }
 
 std::vector<BootStatus> Store::show_boots() {
@@ -213,7 +214,7 @@ std::vector<BootStatus> Store::show_boots() {
     try {
       const std::shared_ptr<BootDisk> disk = make_disk();
       boots.push_back(impl_->boot ? impl_->boot->show(*disk)
-                                  : Boot::show_stored(*impl_->backend, *disk));
+                                  : show_stored_boots(*impl_->backend, *disk));
     } catch (const Error& error) {
       if (error.code() != ENOENT) impl_->options.log(error.what());  // it is just being removed
     }
@@ -250,7 +251,7 @@ void Store::forget_boot(const std::string& name) {
   if (impl_->boot)
     impl_->boot->forget(*disk);
   else
-    Boot::forget_stored(*impl_->backend, *disk);
+    forget_stored_boots(*impl_->backend, *disk);
 }
 
 uint64_t Store::remove_boot_orphans() {
@@ -260,7 +261,7 @@ uint64_t Store::remove_boot_orphans() {
     if (info.uuid.is_nil()) return 0;
     templates.insert(info.uuid);
   }
-  return Boot::remove_orphans(*impl_->backend, templates);
+  return tplstore::remove_boot_orphans(*impl_->backend, templates);
 }
 
 // --- where the segments are

@@ -125,7 +125,7 @@ VolumeInfo Store::fork_volume(const std::string& name, const std::string& parent
            parent, base.number);
     volume.forks().create(version, uuid);
     try {
-      Boot::copy_for_fork(backend, impl_->uuid_of(parent), uuid);
+      copy_boots_for_fork(backend, impl_->uuid_of(parent), uuid);
     } catch (const Error& error) {
       impl_->options.log(error.what());  // it learns anew how it boots
     }

@@ -1,0 +1,86 @@
+// Which profiles are read ahead (boot/prefetch.h): one reading for each profile, however many
+// volumes boot by it, for as long as one of their windows is open; and `boot warm`.
+//
+// A reading ends when all is in memory, when it has its share of the memory, and when nobody has
+// found anything of it for half a minute.
+//
+// Thread safety: step() and stop() from one thread, the rest from any. Errors: the backend's and
+// the disk's, from warm() only.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "base/mutex.h"
+#include "boot/boot_windows.h"
+#include "boot/prefetch.h"
+
+namespace tplstore {
+
+struct BootWarm {
+  uint64_t wanted_bytes = 0;
+  uint64_t cached_bytes = 0;  // of these, what is in memory now
+};
+
+class ReadAhead {
+ public:
+  ReadAhead(const BootOptions& options, Backend& store, const HashSecret& secret,
+            CellMemory& memory, BootWindows& windows)
+      : options_(options), store_(store), secret_(secret), memory_(memory), windows_(windows) {}
+
+  // Begins what the windows ask for, and reads a few requests of each reading; whether there is
+  // more to do.
+  bool step();
+  void stop();
+  // Reads what the profile has, as far as there is room. ENOENT without a profile; EINTR when
+  // `interrupted` says so.
+  BootWarm warm(BootDisk& disk, const std::function<void(uint64_t done, uint64_t bytes)>& progress,
+                const std::function<bool()>& interrupted);
+  // Whether reading a template's profile took so long, the last time, that a pack helps.
+  bool was_slow(const Uuid& template_uuid);
+
+ private:
+  // When all of a profile was read: as long as these stay as they are it is in memory still.
+  struct Done {
+    uint64_t number = 0;  // of the profile
+    uint64_t evictions = 0;
+    uint64_t refused = 0;
+
+    bool operator==(const Done&) const = default;
+  };
+
+  // A profile that is being read for these boots, in the name of the first.
+  struct Reading {
+    std::shared_ptr<const Profile> profile;
+    std::vector<CellMemory::Beside> besides;
+    std::unique_ptr<Prefetch> prefetch;
+    std::vector<std::shared_ptr<FollowedBoot>> boots;
+    bool is_of_template = false;
+    Done begun;
+    int64_t begun_ms = 0;
+    int64_t used_ms = 0;  // when somebody had found something in memory, the last time
+    uint64_t hits = 0;
+  };
+
+  Done now(uint64_t number);
+  void begin(const std::shared_ptr<FollowedBoot>& boot);
+  bool step(const Uuid& owner, Reading& reading);
+
+  const BootOptions& options_;
+  Backend& store_;
+  const HashSecret& secret_;
+  CellMemory& memory_;
+  BootWindows& windows_;
+
+  std::map<Uuid, Reading> readings_;  // by the profile's owner
+  std::map<Uuid, Done> done_;         // likewise
+  std::optional<PrefetchBuffer> buffer_;
+
+  Mutex mutex_;
+  std::map<Uuid, bool> was_slow_ GUARDED_BY(mutex_);
+};
+
+}  // namespace tplstore

@@ -1,0 +1,119 @@
+// What is read ahead of a guest, for how long, and `boot warm`.
+#include "boot/read_ahead.h"
+
+#include <doctest/doctest.h>
+
+#include "boot_host.h"
+#include "volume_testing.h"
+
+using namespace tplstore;
+using namespace tplstore::testing;
+
+TEST_CASE("reading ahead stops when nobody comes, at its share, and when the boot is over") {
+  Host learnt;
+  {
+    const auto disk = learnt.disk("vm1");
+    const auto follower = learnt.boot->follow(disk);
+    disk->read(*follower, 0, 200);
+    for (uint64_t i = 29; i > 0; --i) disk->read(*follower, i * 256, 200);
+  }
+  learnt.wait(0);
+  // 24 MB, at most 4 MiB at a time.
+  const auto prefetched_of = [&](Host& host, const std::shared_ptr<TestDisk>& disk) {
+    const auto follower = host.boot->follow(disk);
+    disk->read(*follower, 0, 1);
+    disk->read(*follower, 1, 1);
+    host.boot->tend();
+    return host.boot->memory().stats().prefetch_bytes;
+  };
+  Host all(learnt, uint64_t{64} << 20);
+  CHECK(prefetched_of(all, all.disk("vm1")) > 22 << 20);
+
+  Host slow(learnt, uint64_t{64} << 20);
+  const auto waiting = slow.disk("vm1");
+  waiting->on_with_cells = [&] { slow.now_ms += 6'000; };
+  const uint64_t unused_bytes = prefetched_of(slow, waiting);
+  CHECK(unused_bytes > 4 << 20);
+  CHECK(unused_bytes < 20 << 20);
+
+  Host small(learnt, uint64_t{16} << 20);
+  const auto other = small.disk("vm2");
+  const auto other_follower = small.boot->follow(other);
+  other->read(*other_follower, 8000, 1);
+  other->read(*other_follower, 0, 1);
+  other->read(*other_follower, 8001, 1);
+  const uint64_t share_bytes = prefetched_of(small, small.disk("vm1"));
+  CHECK(share_bytes <= 12 << 20);
+
+  Host over(learnt, uint64_t{64} << 20);
+  const auto ending = over.disk("vm1");
+  int calls = 0;
+  ending->on_with_cells = [&] {
+    if (++calls == 4) over.boot->done(ending->volume());
+  };
+  CHECK(prefetched_of(over, ending) < 12 << 20);
+}
+
+TEST_CASE("warm reads all of the profile, or says what does not fit; forget drops it") {
+  Host host;
+  const auto nothing = [](uint64_t, uint64_t) {};
+  const auto never = [] { return false; };
+  CHECK(thrown_by([&] { host.boot->warm(*host.template_disk(), nothing, never); }).code == ENOENT);
+  const uint64_t bytes = boot_once(host, "vm1").bytes();
+  host.boot->memory().forget(std::vector{TestTemplate::key(0), TestTemplate::key(1)});
+  host.wait(0);
+  CHECK(host.boot->show(*host.template_disk()).cached_bytes < bytes);
+  uint64_t last = 0;
+  const BootWarm warm = host.boot->warm(
+      *host.template_disk(), [&](uint64_t done, uint64_t) { last = done; }, never);
+  CHECK(warm.wanted_bytes == bytes);
+  CHECK(warm.cached_bytes == bytes);
+  CHECK(last == bytes);
+  CHECK(host.boot->show(*host.template_disk()).cached_bytes == bytes);
+  CHECK(thrown_by([&] {
+          host.boot->warm(*host.template_disk(), nothing, [] { return true; });
+        }).code == EINTR);
+
+  Host small(host, uint64_t{1} << 20);
+  const BootWarm partly = small.boot->warm(*small.template_disk(), nothing, never);
+  CHECK(partly.wanted_bytes == bytes);
+  CHECK(partly.cached_bytes > 0);
+  CHECK(partly.cached_bytes < bytes);
+
+  host.wait(0);
+  host.boot->forget(*host.template_disk());
+  host.wait(0);
+  const BootStatus status = host.boot->show(*host.template_disk());
+  CHECK_FALSE(status.profile);
+  CHECK(host.boot->memory().stats().slots == 0);
+}
+
+TEST_CASE("what was read ahead for one is not read again for the next, but what it left out is") {
+  Host learnt;
+  boot_once(learnt, "vm1");
+  Host host(learnt);
+  uint64_t asked = 0;  // for what the map has of the profile
+  const auto begin = [&](const std::shared_ptr<TestDisk>& disk) {
+    disk->on_with_cells = [&] { ++asked; };
+    const auto follower = host.boot->follow(disk);
+    host.wait(0);
+    asked = 0;
+    disk->read(*follower, 0, 1);
+    disk->read(*follower, 1, 7);
+    host.wait(0);
+    return asked;
+  };
+  // It has other blocks where the template has some of these.
+  const auto changed = host.disk("vm2");
+  changed->write_version(host.store, 3, 1000, 1000);
+  CHECK(begin(changed) > 0);
+  const uint64_t part = host.boot->memory().stats().prefetch_bytes;
+  CHECK(begin(host.disk("vm3")) > 0);
+  const uint64_t all = host.boot->memory().stats().prefetch_bytes;
+  CHECK(all > part);
+  CHECK(begin(host.disk("vm4")) == 0);
+  host.boot->memory().forget(std::vector{TestTemplate::key(3)});
+  host.wait(0);
+  CHECK(begin(host.disk("vm5")) > 0);
+  CHECK(host.boot->memory().stats().prefetch_bytes > all);
+}

@@ -14,6 +14,9 @@ namespace {
 constexpr uint64_t kLogMagic = 0x31474f4c50414d54;  // "TMAPLOG1"
 constexpr uint32_t kFrameMagic = 0x4d524654;        // "TFRM"
 constexpr uint64_t kWindowBytes = 64 << 10;
+// What a log of a few changes has, with the zeroes that it is written ahead with. All of that is
+// looked at when it is opened: one read brings it, where kernels would guess their way.
+constexpr uint64_t kReadAtOnceBytes = 256 << 10;
 // Larger ones are not read into memory before their checksum is known to be right.
 constexpr uint64_t kFrameBytesBelieved = 4 << 20;
 constexpr uint64_t kFrameBytesMax = uint64_t{1} << 30;
@@ -107,7 +110,9 @@ std::unique_ptr<MapLog> MapLog::open(Backend& backend, const std::string& folder
   auto object = backend.open(name, access, Purpose::kMetadata);
   if (access == Access::kWrite) settle(*object);
   LogHeader header;
-  object->read(0, std::as_writable_bytes(std::span<LogHeader, 1>(&header, 1)));
+  ByteVector begin(std::clamp(object->size_bytes(), uint64_t{sizeof header}, kReadAtOnceBytes));
+  object->read(0, begin);
+  std::memcpy(&header, begin.data(), sizeof header);
   if (header.magic != kLogMagic || header.checksum != header_sum(header))
     fail(EIO, name, "damaged: the header of the map log fails its checksum");
   if (header.volume != volume) fail_of_another(name, header.volume, volume);

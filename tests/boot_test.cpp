@@ -47,6 +47,8 @@ TEST_CASE(
     "what a boot took in leaves the storage's caches, and is learnt, though its disk is closed") {
   for (const bool is_closed : {false, true}) {
     Host host;
+    host.origin.hole_first = 5 * 197 / 8 * 8;
+    host.origin.hole_count = 4;
     const auto disk = host.disk("vm1");
     auto follower = host.boot->follow(disk);
     boot_guest(host, *disk, *follower);
@@ -65,7 +67,7 @@ TEST_CASE(
         load_profile(host.store, template_profile(host.origin.uuid), host.origin.uuid).profile;
     CHECK(count_blocks(profile.runs) == 40 * 8);
     CHECK(profile.hashes.size() == 40 * 8);
-    CHECK(std::ranges::count(profile.hashes, Hash128{}) == 0);
+    CHECK(std::ranges::count(profile.hashes, Hash128{}) == 4);
     CHECK((host.boot->show(*disk).cached_bytes == 0) == is_closed);
     host.boot->forget(*disk);
   }

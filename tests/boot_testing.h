@@ -97,6 +97,11 @@ struct TestTemplate {
     return sum;
   }
 
+  // It has none, unless a test says so.
+  bool is_hole(uint64_t block) const { return block - hole_first < hole_count; }
+  uint64_t hole_first = 0;
+  uint64_t hole_count = 0;
+
   Uuid uuid = random_uuid();
   std::vector<std::unique_ptr<TestFile>> files;
   std::atomic<uint64_t> dropped_blocks{0};  // from the caches of the storage
@@ -140,7 +145,8 @@ class TestDisk final : public BootDisk {
     for (size_t i = 0; i < runs.size(); ++i)
       for (uint32_t at = 0; at < runs[i].count; ++at) {
         const uint64_t block = runs[i].first + at;
-        if (block >= TestTemplate::kBytes / kBlockBytes || source_of(block) != runs[i].source)
+        if (block >= TestTemplate::kBytes / kBlockBytes || source_of(block) != runs[i].source ||
+            template_.is_hole(block))
           continue;
         CellPlace place = place_of(block);
         place.run = i;
@@ -174,6 +180,7 @@ class TestDisk final : public BootDisk {
       for (uint32_t i = 0; i < count; ++i) {
         const CellPlace place = place_of(first + i);
         if (window != nullptr) follower.touch(*window, source_of(first + i), first + i, 1);
+        if (template_.is_hole(first + i)) continue;
         place.file->plan_read(*place.source, uint64_t{place.block} * kBlockBytes,
                               MutableBytes(into).subspan(uint64_t{i} * kBlockBytes, kBlockBytes),
                               plan, window);
@@ -182,7 +189,8 @@ class TestDisk final : public BootDisk {
     }
     uint32_t right = 0;
     for (uint32_t i = 0; i < count; ++i)
-      right += is_cell(Bytes(into).subspan(uint64_t{i} * kBlockBytes, kBlockBytes),
+      right += template_.is_hole(first + i) ||
+               is_cell(Bytes(into).subspan(uint64_t{i} * kBlockBytes, kBlockBytes),
                        source_of(first + i), first + i);
     REQUIRE(right == count);
   }

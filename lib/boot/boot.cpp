@@ -66,22 +66,23 @@ void Boot::learn_all() {
   }
 }
 
+// What is in memory need not be in the storage's caches too. What is not stays there.
+void Boot::drop_cached(BootDisk* disk, std::span<const ProfileRun> boot) {
+  if (disk == nullptr || boot.empty()) return;
+  const CachedRuns counted = count_cached(*disk, boot, memory_);
+  if (counted.cached_bytes < counted.bytes - counted.bytes / 16) return;
+  std::vector<CellRun> runs;
+  runs.reserve(boot.size());
+  for (const ProfileRun& run : boot) runs.push_back({run.source, run.first, run.count});
+  disk->drop_cached(runs);
+}
+
 void Boot::learn(FollowedBoot& boot) {
   BootDisk& disk = *boot.disk;
   const std::vector<ProfileRun> runs = runs_of_boot(boot.record.record(), disk.size_bytes());
   // The volume may be closed by now; what came from the template is there still.
   const std::shared_ptr<BootDisk> origin = disk.open_template();
-  // What is not in the memory stays in the caches of the storage.
-  if (boot.cells->is_filling() && boot.cells->use().cells >= boot.record.blocks())
-    options_.attempt([&] {
-      std::vector<CellRun> read;
-      read.reserve(runs.size());
-      for (const ProfileRun& run : runs) read.push_back({run.source, run.first, run.count});
-      if (!disk.is_gone())
-        disk.drop_cached(read);
-      else if (origin)
-        origin->drop_cached(read);
-    });
+  options_.attempt([&] { drop_cached(disk.is_gone() ? origin.get() : &disk, runs); });
   if (2 * boot.record.streamed_bytes() > boot.record.read_bytes()) return;
   const auto learnt =
       learn_boot(store_, disk, origin.get(), runs, options_.bytes / kBlockBytes, memory_, secret_);

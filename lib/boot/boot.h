@@ -19,6 +19,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <thread>
 
 #include "boot/boot_windows.h"
@@ -64,6 +65,7 @@ class Boot {
   bool upkeep();
   void learn_all();
   void learn(FollowedBoot& boot);
+  void drop_cached(BootDisk* disk, std::span<const ProfileRun> boot);
   template <typename Work>
   void run_thread(std::thread& thread, Alarm& alarm, Work work);
 

@@ -15,6 +15,22 @@ constexpr uint64_t kJoinedBytesMax = uint64_t{8} << 20;
 constexpr size_t kReportsMax = 512;
 constexpr size_t kShownWindows = 16;
 
+BootWindow report_of(const FollowedBoot& boot, int64_t now_ms) {
+  BootWindow report;
+  report.volume = boot.disk->name();
+  report.volume_uuid = boot.disk->volume();
+  report.template_uuid = boot.disk->template_uuid();
+  report.opened_ns = boot.opened_ns;
+  report.blocks = boot.record.blocks();
+  report.streamed_bytes = boot.record.streamed_bytes();
+  report.read_bytes = boot.record.read_bytes();
+  report.use = boot.cells->use();
+  report.duration_ms = now_ms - boot.record.opened_ms();
+  return report;
+}
+
+}  // namespace
+
 // Where a profile begins. One of these blocks alone may be read for any reason; three of them in
 // their order, each soon after the one before, tell that a boot begins.
 class ProfileHeads {
@@ -62,22 +78,6 @@ class ProfileHeads {
   std::atomic<int64_t> last_ms_{0};
   std::atomic<uint32_t> in_order_{0};
 };
-
-BootWindow report_of(const FollowedBoot& boot, int64_t now_ms) {
-  BootWindow report;
-  report.volume = boot.disk->name();
-  report.volume_uuid = boot.disk->volume();
-  report.template_uuid = boot.disk->template_uuid();
-  report.opened_ns = boot.opened_ns;
-  report.blocks = boot.record.blocks();
-  report.streamed_bytes = boot.record.streamed_bytes();
-  report.read_bytes = boot.record.read_bytes();
-  report.use = boot.cells->use();
-  report.duration_ms = now_ms - boot.record.opened_ms();
-  return report;
-}
-
-}  // namespace
 
 std::string BootWindow::line() const {
   const uint64_t touched = use.cells - std::min(use.cells, use.prefetched_unused);

@@ -36,14 +36,21 @@ TEST_CASE("reading ahead stops when nobody comes, at its share, and when the boo
   CHECK(unused_bytes > 4 << 20);
   CHECK(unused_bytes < 20 << 20);
 
-  Host small(learnt, uint64_t{16} << 20);
-  const auto other = small.disk("vm2");
-  const auto other_follower = small.boot->follow(other);
-  other->read(*other_follower, 8000, 1);
-  other->read(*other_follower, 0, 1);
-  other->read(*other_follower, 8001, 1);
-  const uint64_t share_bytes = prefetched_of(small, small.disk("vm1"));
-  CHECK(share_bytes <= 12 << 20);
+  // Half of 20 MiB beside one of another template; all that there is with one of the same.
+  for (const bool is_of_another : {true, false}) {
+    Host small(learnt, uint64_t{20} << 20);
+    MemoryBackend elsewhere;
+    TestTemplate another(elsewhere);
+    const auto other = std::make_shared<TestDisk>(
+        small.store, is_of_another ? another : small.origin, small.boot->memory(), "vm2");
+    const auto other_follower = small.boot->follow(other);
+    other->read(*other_follower, 8000, 1);
+    other->read(*other_follower, 0, 1);
+    other->read(*other_follower, 8001, 1);
+    const uint64_t share_bytes = prefetched_of(small, small.disk("vm1"));
+    CHECK(share_bytes > 8 << 20);
+    CHECK((share_bytes <= 14 << 20) == is_of_another);
+  }
 
   Host over(learnt, uint64_t{64} << 20);
   const auto ending = over.disk("vm1");

@@ -100,7 +100,9 @@ bool ReadAhead::step(const Uuid& owner, Reading& reading) {
   }
   if (unused >= kUnusedBlocksMax && now_ms - reading.used_ms >= kUnusedMs) return false;
   Prefetch& prefetch = *reading.prefetch;
-  if (prefetch.taken_bytes() >= options_.cap_bytes / std::max<uint64_t>(1, windows_.count_open()))
+  // Of the memory it may have the part that its windows are of all.
+  const uint64_t windows_open = std::max<uint64_t>(1, windows_.count_open());
+  if (prefetch.taken_bytes() >= options_.cap_bytes * reading.boots.size() / windows_open)
     return false;
   FollowedBoot& first = *reading.boots.front();
   try {

@@ -73,6 +73,23 @@ TEST_CASE(
   }
 }
 
+TEST_CASE(
+    "before a boot that nothing is known of the template's tables are asked for, and only then") {
+  Host host;
+  for (const char* name : {"vm1", "vm2"}) {
+    const bool is_first = host.boot->show(*host.template_disk()).profile == std::nullopt;
+    const auto disk = host.disk(name);
+    const auto follower = host.boot->follow(disk);
+    disk->read(*follower, 0, 1);
+    disk->read(*follower, 1, 7);
+    host.wait(0);
+    CHECK(disk->asked_for_tables == (is_first ? 1 : 0));
+    boot_guest(host, *disk, *follower);
+    host.boot->done(disk->volume());
+    host.wait(0);
+  }
+}
+
 TEST_CASE("a stream is neither kept nor learnt, and a boot that is mostly one counts for nothing") {
   Host host;
   const auto disk = host.disk("vm1");

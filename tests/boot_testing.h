@@ -132,6 +132,7 @@ class TestDisk final : public BootDisk {
     if (uuid_.is_nil()) return nullptr;
     return std::make_shared<TestDisk>(store_, template_, memory_, "origin", true);
   }
+  void take_tables() override { ++asked_for_tables; }
   void drop_cached(std::span<const CellRun> runs) override {
     if (is_gone_) fail(ESHUTDOWN, name_, "is gone");
     for (const CellRun& run : runs) template_.dropped_blocks += run.count;
@@ -196,6 +197,7 @@ class TestDisk final : public BootDisk {
   }
 
   std::function<void()> on_with_cells = [] {};
+  std::atomic<int> asked_for_tables{0};
 
  private:
   uint32_t source_of(uint64_t block) const {

@@ -35,6 +35,9 @@ class BootDisk {
   // lies past the disk's end, and what would have to be waited for, is left out.
   virtual void with_cells(std::span<const CellRun> runs,
                           const std::function<void(std::span<const CellPlace>)>& body) = 0;
+  // Has the tables that the template's blocks are compared with read in one go, where that can be:
+  // before a boot that nothing is known of.
+  virtual void take_tables() = 0;
   // Lets go of what the storage has in caches of its own of these.
   virtual void drop_cached(std::span<const CellRun> runs) = 0;
 };

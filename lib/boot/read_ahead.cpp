@@ -50,7 +50,7 @@ void ReadAhead::begin(const std::shared_ptr<FollowedBoot>& boot) {
   if (boot->is_over.load()) return;
   FoundProfile found = find_profile(store_, *boot->disk);
   Profile& profile = found.stored.profile;
-  if (profile.runs.empty()) return;
+  if (profile.runs.empty()) return boot->disk->take_tables();
   const auto known = readings_.find(found.owner);
   if (known != readings_.end()) {
     known->second.boots.push_back(boot);

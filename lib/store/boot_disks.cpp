@@ -51,6 +51,11 @@ class BootDisks::OfVolume final : public BootDisk {
     if (!open) fail(ESHUTDOWN, fmt::format("volume {}", name_), "is not open any more");
     open->volume().with_cells(runs, body);
   }
+  void take_tables() override {
+    if (!template_uuid_) return;
+    const auto image = disks_.find_.open_template(template_name_);
+    if (image->uuid() == template_uuid_) image->take_tables(disks_.backend_);
+  }
   void drop_cached(std::span<const CellRun> runs) override { drop_cached_of(*this, runs); }
 
  private:
@@ -88,6 +93,7 @@ class BootDisks::OfTemplate final : public BootDisk {
         image->find_cells(runs[i].first, runs[i].count, i, places);
     body(places);
   }
+  void take_tables() override {}
   void drop_cached(std::span<const CellRun> runs) override { drop_cached_of(*this, runs); }
 
  private:

@@ -183,8 +183,22 @@ std::shared_ptr<const BlockSource::Segment::Table> BlockSource::Segment::table()
     }
   }
   if (table && table->size() != block_count_) table = nullptr;
-  if (table && source_.cells_->reserve(table->size() * sizeof(Hash128))) table_ = table;
+  if (table) keep_table(table);
   return table;
+}
+
+void BlockSource::Segment::keep_table(std::shared_ptr<const Table> table) {
+  if (source_.cells_->reserve(table->size() * sizeof(Hash128))) table_ = std::move(table);
+}
+
+void BlockSource::Segment::take_table(Bytes hashes) {
+  if (!cells_ || hashes.size() != block_count_ * sizeof(Hash128) ||
+      content_hash(hashes, source_.secret_) != name_)
+    return;
+  auto table = std::make_shared<Table>(block_count_);
+  std::memcpy(table->data(), hashes.data(), hashes.size());
+  const Lock guard(table_mutex_);
+  if (!table_) keep_table(std::move(table));
 }
 
 void BlockSource::Segment::forget_table() {

@@ -52,7 +52,7 @@ class BlockSource {
   // Once, before anything is held. The secret is that of the names; with no cells a segment costs
   // nothing more.
   void set_cells(CellCache& cells, const HashSecret& secret);
-  // The tables that segments have read to compare their blocks with are forgotten.
+  // The tables that segments have to compare their blocks with are forgotten.
   void forget_tables();
   // Once: from now on there are copies. The secret is that of the names.
   void set_copies(SegmentCopies& copies, const HashSecret& secret);
@@ -118,6 +118,8 @@ class BlockSource::Segment final : public CellSource {
   std::vector<Hash128> read_table(const HashSecret& secret) {
     return read_segment_table(open_at_origin(), name_, secret);
   }
+  // Its table, as somebody says, that it need not be read for comparing; counts only if it is.
+  void take_table(Bytes hashes);
   bool is_missing();
 
  private:
@@ -139,6 +141,7 @@ class BlockSource::Segment final : public CellSource {
   const std::shared_ptr<CellFile> cells_;  // or none
   using Table = std::vector<Hash128>;
   std::shared_ptr<const Table> table();
+  void keep_table(std::shared_ptr<const Table> table) REQUIRES(table_mutex_);
   void forget_table();
   Mutex table_mutex_;  // held while the table is read
   std::shared_ptr<const Table> table_ GUARDED_BY(table_mutex_);

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "template/template_tables.h"
+
 namespace tplstore {
 
 TemplateImage::TemplateImage(BlockSource& blocks, HeldManifest held) : held_(std::move(held)) {
@@ -62,6 +64,17 @@ void TemplateImage::find_cells(uint64_t first, uint64_t count, size_t run_index,
     const auto block = static_cast<uint32_t>(run->segment_block + (from - run->block));
     if (auto place = segments_[run->segment]->place(block, blocks, run_index, from))
       places.push_back(std::move(*place));
+  }
+}
+
+void TemplateImage::take_tables(Backend& store) const {
+  const auto tables = get_template_tables(store, manifest_);
+  if (!tables) return;
+  Bytes rest = *tables;
+  for (size_t i = 0; i < segments_.size(); ++i) {
+    const uint64_t bytes = manifest_.segments[i].block_count * sizeof(Hash128);
+    segments_[i]->take_table(rest.first(bytes));
+    rest = rest.subspan(bytes);
   }
 }
 

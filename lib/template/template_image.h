@@ -38,6 +38,8 @@ class TemplateImage {
                  CellWindow* window = nullptr) const;
   // Adds the places of those of its blocks that have data; `run` is their index.
   void find_cells(uint64_t first, uint64_t count, size_t run, std::vector<CellPlace>& places) const;
+  // Has its segments have their tables, from where they are in one piece (template_tables.h).
+  void take_tables(Backend& store) const;
   // The same and reads them.
   void read(uint64_t offset, MutableBytes into) const;
 

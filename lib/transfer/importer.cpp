@@ -18,6 +18,7 @@
 #include "template/manifest.h"
 #include "template/segment.h"
 #include "template/store_identity.h"
+#include "template/template_tables.h"
 #include "transfer/block_index.h"
 #include "transfer/block_matcher.h"
 #include "transfer/segment_writer.h"
@@ -99,6 +100,7 @@ class Import {
     end_segments();
     manifest_.content_id = content_id.finish();
     publish_manifest();
+    put_tables();
     report_progress(manifest_.size_bytes);
     result_.zero_bytes = round_up(manifest_.size_bytes, kBlockBytes) - result_.stored_bytes -
                          result_.referenced_bytes;
@@ -323,6 +325,14 @@ class Import {
     if (!backend_.put_new(manifest_path(name_), encode_manifest(manifest_)))
       fail(EEXIST, name_, "a template of this name was made meanwhile");
     journal_->remove();
+  }
+
+  void put_tables() {
+    try {
+      put_template_tables(backend_, manifest_, blocks_, identity_.secret);
+    } catch (const Error&) {
+      // First boots read more for want of it.
+    }
   }
 
   Backend& backend_;

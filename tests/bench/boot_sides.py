@@ -1,5 +1,6 @@
 """Ways to serve the disks of VMs, as boot_storm.py compares them."""
 
+import glob
 import json
 import os
 import shutil
@@ -83,8 +84,10 @@ class Tplstore(Side):
         return json.loads(self.run("stats", "--json"))
 
     def forget(self):
-        for folder in ("boot", "packs"):
-            shutil.rmtree(f"{self.store}/{folder}", ignore_errors=True)
+        """What was learnt of boots; not what the import has written for the first ones."""
+        for path in glob.glob(f"{self.store}/boot/*") + glob.glob(f"{self.store}/packs/*"):
+            if not path.endswith(".tables"):
+                os.unlink(path)
 
     def boots(self):
         """What is known, by names."""

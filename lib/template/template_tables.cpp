@@ -1,0 +1,46 @@
+// One pass over the manifest's segments.
+#include "template/template_tables.h"
+
+#include "backend/layout.h"
+
+namespace tplstore {
+namespace {
+
+std::string object_path(const Manifest& manifest) {
+  return fmt::format("{}/{}.tables", paths::kBoot, manifest.uuid.text());
+}
+
+uint64_t object_bytes(const Manifest& manifest) {
+  uint64_t blocks = 0;
+  for (const ManifestSegment& segment : manifest.segments) blocks += segment.block_count;
+  return blocks * sizeof(Hash128);
+}
+
+}  // namespace
+
+void put_template_tables(Backend& store, const Manifest& manifest, BlockSource& segments,
+                         const HashSecret& secret) {
+  const uint64_t bytes = object_bytes(manifest);
+  if (bytes == 0 || bytes > kTemplateTablesBytesMax) return;
+  std::vector<Hash128> tables;
+  tables.reserve(bytes / sizeof(Hash128));
+  for (const ManifestSegment& segment : manifest.segments) {
+    const auto table = segments.hold(segment.name, segment.block_count)->read_table(secret);
+    tables.insert(tables.end(), table.begin(), table.end());
+  }
+  store.put_new(object_path(manifest), std::as_bytes(std::span(tables)));
+}
+
+std::optional<ByteVector> get_template_tables(Backend& store, const Manifest& manifest) {
+  const uint64_t bytes = object_bytes(manifest);
+  if (bytes == 0 || bytes > kTemplateTablesBytesMax) return {};
+  try {
+    auto content = store.get(object_path(manifest), bytes);
+    if (content && content->size() == bytes) return content;
+  } catch (const Error&) {
+    // The segments have them too.
+  }
+  return {};
+}
+
+}  // namespace tplstore

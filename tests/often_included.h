@@ -25,5 +25,4 @@
 #include <thread>
 #include <vector>
 
-#include "store/store.h"
-#include "volume/volume.h"
+#include "backend/backend.h"

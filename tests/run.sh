@@ -31,10 +31,12 @@ rm -rf "$all"
 mkdir -p "$all"
 for preset in "${presets[@]}"; do
     echo "== Building preset $preset"
-    # A tree that is new, and so hardly one to develop in, is built in large pieces, and with as much
-    # for debuggers as a sanitizer's report needs.
-    [ -e "build/$preset" ] && pieces=() ||
+    # A tree that was made here, and so is hardly one to develop in, is built in large pieces, and with
+    # as much for debuggers as a sanitizer's report needs.
+    pieces=()
+    if [ ! -e "build/$preset" ] || grep -qs ^CMAKE_UNITY_BUILD:.*=ON "build/$preset/CMakeCache.txt"; then
         pieces=(-DCMAKE_UNITY_BUILD=ON "-DCMAKE_CXX_FLAGS_DEBUG=-O1 -g1")
+    fi
     cmake --preset "$preset" "${pieces[@]+"${pieces[@]}"}"
     cmake --build --preset "$preset"
     (cd "build/$preset" && find . -name CTestTestfile.cmake) | while read -r file; do

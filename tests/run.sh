@@ -34,7 +34,8 @@ for preset in "${presets[@]}"; do
     # A tree that was made here, and so is hardly one to develop in, is built in large pieces, and with
     # as much for debuggers as a sanitizer's report needs.
     pieces=()
-    if [ ! -e "build/$preset" ] || grep -qs ^CMAKE_UNITY_BUILD:.*=ON "build/$preset/CMakeCache.txt"; then
+    cache=build/$preset/CMakeCache.txt
+    if [ ! -e "$cache" ] || grep -q '^CMAKE_UNITY_BUILD:.*=ON' "$cache"; then
         pieces=(-DCMAKE_UNITY_BUILD=ON "-DCMAKE_CXX_FLAGS_DEBUG=-O1 -g1")
     fi
     cmake --preset "$preset" "${pieces[@]+"${pieces[@]}"}"

@@ -49,9 +49,9 @@ uint64_t frame_cost(uint64_t payload_bytes) {
 }
 
 // A sliding view of an object, for reading it from front to back.
-class Window {
+class SlidingView {
  public:
-  explicit Window(Object& object) : object_(object) {}
+  explicit SlidingView(Object& object) : object_(object) {}
 
   Bytes view(uint64_t offset, uint64_t length) {
     if (offset < start_ || offset + length > start_ + buffer_.size()) {
@@ -144,7 +144,7 @@ bool MapLog::is_frame(Bytes sector, uint64_t offset, uint64_t end, FrameHeader& 
 LogPosition MapLog::scan(const LogPosition& from, uint64_t known_sequence,
                          const std::function<void(const LogFrame&)>& visit) {
   const uint64_t end = round_down(object_->size_bytes(), kSectorBytes);
-  Window window(*object_);
+  SlidingView window(*object_);
   const auto has_checksum = [&](const FrameHeader& of, uint64_t offset) {
     return of.checksum == (of.length <= kFrameBytesBelieved
                                ? frame_checksum(window.view(offset, of.length))

@@ -122,7 +122,8 @@ void Boot::start() {
   });
   run_thread(read_thread_, alarms_.read, [this] {
     make_thread_io_idle();
-    return read_ahead_.step() ? 0 : kIdleNs;
+    if (read_ahead_.step()) return int64_t{0};
+    return read_ahead_.has_waiting() ? kUpkeepNs : kIdleNs;
   });
 }
 

@@ -41,6 +41,15 @@ std::unique_ptr<std::byte[], decltype(&std::free)> aligned_bytes(size_t bytes) {
   return {static_cast<std::byte*>(memory), &std::free};
 }
 
+// memcpy() leaves as much as a whole cell to `rep movsb`, which takes four times as long on AMD's
+// processors where source and target begin at nearly the same place of their pages: and a cell
+// begins with its page, and what nbdkit has it read into shortly behind the begin of one.
+void copy_from_cell(std::byte* into, const std::byte* from, size_t size) {
+  constexpr size_t kPieceBytes = 1024;
+  for (size_t at = 0; at < size; at += kPieceBytes)
+    std::memcpy(into + at, from + at, std::min(kPieceBytes, size - at));
+}
+
 }  // namespace
 
 struct CellMemory::Array {
@@ -319,8 +328,8 @@ void CellMemory::File::plan_read(CellSource& source, uint64_t offset, MutableByt
       const uint32_t slot = slot_in(entry);
       const uint64_t from = std::max(block * kBlockBytes, offset);
       const uint64_t to = std::min((block + 1) * kBlockBytes, offset + into.size());
-      std::memcpy(into.data() + (from - offset), memory_.memory_of(slot) + from % kBlockBytes,
-                  to - from);
+      copy_from_cell(into.data() + (from - offset), memory_.memory_of(slot) + from % kBlockBytes,
+                     to - from);
       memory_.note_use(slot);
       if (window != nullptr) window->note_hit(slot);
       ++hits;

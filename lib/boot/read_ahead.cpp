@@ -20,9 +20,14 @@ uint64_t memory_of(const Profile& profile) {
 }  // namespace
 
 bool ReadAhead::step() {
-  const auto begun = windows_.take_begun();
+  auto begun = windows_.take_begun();
+  if (!waiting_.empty() && !buffer_) buffer_ = PrefetchBuffer::make(memory_);
+  if (buffer_) std::ranges::move(std::exchange(waiting_, {}), std::back_inserter(begun));
   if (options_.prefetch)
-    for (const auto& boot : begun) options_.attempt([&] { begin(boot); });
+    for (const auto& boot : begun)
+      options_.attempt([&] {
+        if (!begin(boot)) waiting_.push_back(boot);
+      });
   for (const auto& disk : windows_.take_headless())
     options_.attempt([&] {
       windows_.set_heads(disk->volume(), find_profile(store_, *disk).stored.profile.runs);
@@ -38,6 +43,7 @@ bool ReadAhead::step() {
 
 void ReadAhead::stop() {
   readings_.clear();
+  waiting_.clear();
   buffer_.reset();
 }
 
@@ -46,24 +52,27 @@ ReadAhead::Done ReadAhead::now(uint64_t number) {
   return {number, stats.evictions, stats.refused};
 }
 
-void ReadAhead::begin(const std::shared_ptr<FollowedBoot>& boot) {
-  if (boot->is_over.load()) return;
+bool ReadAhead::begin(const std::shared_ptr<FollowedBoot>& boot) {
+  if (boot->is_over.load()) return true;
   FoundProfile found = find_profile(store_, *boot->disk);
   Profile& profile = found.stored.profile;
-  if (profile.runs.empty()) return boot->disk->take_tables();
+  if (profile.runs.empty()) {
+    boot->disk->take_tables();
+    return true;
+  }
   const auto known = readings_.find(found.owner);
   if (known != readings_.end()) {
     known->second.boots.push_back(boot);
-    return;
+    return true;
   }
   const Done begun = now(found.stored.number);
   if (const auto done = done_.find(found.owner); done != done_.end() && done->second == begun)
-    return;
+    return true;
   if (!buffer_) buffer_ = PrefetchBuffer::make(memory_);
-  if (!buffer_) return;
+  if (!buffer_) return false;
   Reading reading;
   auto beside = memory_.hold_beside(memory_of(profile));
-  if (!beside) return;
+  if (!beside) return false;
   reading.besides.push_back(std::move(*beside));
   reading.profile = std::make_shared<const Profile>(std::move(profile));
   std::shared_ptr<const Pack> pack;
@@ -80,7 +89,11 @@ void ReadAhead::begin(const std::shared_ptr<FollowedBoot>& boot) {
   reading.is_of_template = found.is_of_template;
   reading.begun = begun;
   reading.begun_ms = reading.used_ms = options_.clock_ms();
+  // What the guest reads for itself would take the room of what it will not have to read.
+  if (count_blocks(reading.profile->runs) * kBlockBytes > options_.cap_bytes)
+    boot->cells->stop_filling();
   readings_.emplace(found.owner, std::move(reading));
+  return true;
 }
 
 bool ReadAhead::step(const Uuid& owner, Reading& reading) {

@@ -4,8 +4,8 @@
 // A reading ends when all is in memory, when it has its share of the memory, and when nobody has
 // found anything of it for half a minute.
 //
-// Thread safety: step() and stop() from one thread, the rest from any. Errors: the backend's and
-// the disk's, from warm() only.
+// Thread safety: step(), has_waiting() and stop() from one thread, the rest from any. Errors: the
+// backend's and the disk's, from warm() only.
 #pragma once
 
 #include <functional>
@@ -34,6 +34,8 @@ class ReadAhead {
   // Begins what the windows ask for, and reads a few requests of each reading; whether there is
   // more to do.
   bool step();
+  // Whether boots wait for room to read in.
+  bool has_waiting() const { return !waiting_.empty(); }
   void stop();
   // Reads what the profile has, as far as there is room. ENOENT without a profile; EINTR when
   // `interrupted` says so.
@@ -66,7 +68,8 @@ class ReadAhead {
   };
 
   Done now(uint64_t number);
-  void begin(const std::shared_ptr<FollowedBoot>& boot);
+  // False where there is no room yet.
+  bool begin(const std::shared_ptr<FollowedBoot>& boot);
   bool step(const Uuid& owner, Reading& reading);
 
   const BootOptions& options_;
@@ -77,6 +80,7 @@ class ReadAhead {
 
   std::map<Uuid, Reading> readings_;  // by the profile's owner
   std::map<Uuid, Done> done_;         // likewise
+  std::vector<std::shared_ptr<FollowedBoot>> waiting_;
   std::optional<PrefetchBuffer> buffer_;
 
   Mutex mutex_;

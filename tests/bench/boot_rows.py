@@ -23,6 +23,14 @@ def boot_set(side):
     return side.boots()["golden"]["profile"]["bytes"]
 
 
+def write_random(path, mib):
+    chosen = random.Random(7)
+    with open(path, "wb") as file:
+        for _ in range(mib):
+            file.write(chosen.randbytes(MIB))
+        file.truncate(IMAGE_BYTES)
+
+
 class Copies(Nbdkit):
     """A full clone for each VM, served by a qemu-nbd."""
 
@@ -152,9 +160,7 @@ def small_cap(bench):
     set_bytes = boot_set(ours)
     cap = set_bytes // 4
     other = f"{bench.directory}/other.raw"
-    with open(other, "wb") as file:
-        file.write(random.Random(7).randbytes(300 * MIB))
-        file.truncate(IMAGE_BYTES)
+    write_random(other, 300)
     ours.run("template", "import", "other", other)
     os.unlink(other)
     ours.origins = [("--template", "golden"), ("--template", "other")]
@@ -259,9 +265,7 @@ def beside_prefetch(bench):
     ours = Tplstore(bench, "io=direct", "packs=off", "boot-cache=3G")
     ours.forget()
     large = f"{bench.directory}/large.raw"
-    with open(large, "wb") as file:
-        for seed in range(16):
-            file.write(random.Random(seed).randbytes(64 * MIB))
+    write_random(large, IMAGE_BYTES // MIB)
     ours.run("template", "import", "large", large)
     os.unlink(large)
     order = list(range(0, IMAGE_BYTES, 128 << 10))
@@ -320,6 +324,8 @@ def hits(bench):
         random.Random(3).shuffle(offsets)
         fill = write_trace(bench, "fill", [("R", 0, 4096)] + [("R", offset, length)
                                                               for offset in offsets])
+        # Memory that nobody has written would be read as zeros without looking anywhere.
+        store = write_trace(bench, "store", [("W", offset, length) for offset in offsets])
         chosen = random.Random(4)
         trace = write_trace(bench, "hits", [("R", chosen.choice(offsets), length)
                                             for _ in range(count)])
@@ -327,7 +333,7 @@ def hits(bench):
         def measure(side):
             side.make(1)
             uris = side.serve(1)
-            bench.replay(uris, trace=fill)
+            bench.replay(uris, trace=store if side is peer else fill)
             begin = side.cpu_seconds()
             bench.replay(uris, "--depth", "32", trace=trace)
             used = side.cpu_seconds() - begin
@@ -392,7 +398,7 @@ def start_with_profiles(bench):
     def start(has_profiles):
         ours.forget()
         if has_profiles:
-            os.mkdir(f"{store}/boot")
+            os.makedirs(f"{store}/boot", exist_ok=True)
             for template in json.loads(ours.run("template", "list", "--json")):
                 with open(f"{store}/boot/{template['uuid']}.1", "wb") as file:
                     file.write(profile)

@@ -61,6 +61,28 @@ TEST_CASE("reading ahead stops when nobody comes, at its share, and when the boo
   CHECK(prefetched_of(over, ending) < 12 << 20);
 }
 
+TEST_CASE("with little memory a reading waits for room, and has it to itself") {
+  Host learnt;
+  boot_once(learnt, "vm1");
+  constexpr uint64_t kCapBytes = uint64_t{1} << 20;
+  Host host(learnt, kCapBytes);
+  CellMemory& memory = host.boot->memory();
+  auto others = memory.hold_beside(kCapBytes - (64 << 10));
+  REQUIRE(others);
+  const auto disk = host.disk("vm2");
+  const auto follower = host.boot->follow(disk);
+  disk->read(*follower, 0, 1);
+  disk->read(*follower, 1, 1);
+  host.boot->tend();
+  CHECK(memory.stats().prefetch_bytes == 0);
+  others.reset();
+  host.boot->tend();
+  CHECK(memory.stats().prefetch_bytes > kCapBytes / 2);
+  const uint64_t fills = memory.stats().fills;
+  disk->read(*follower, 8000, 1);
+  CHECK(memory.stats().fills == fills);
+}
+
 TEST_CASE("warm reads all of the profile, or says what does not fit; forget drops it") {
   Host host;
   const auto nothing = [](uint64_t, uint64_t) {};

@@ -83,6 +83,7 @@ void check_warmed(const std::string& name, const nlohmann::json& result);
 
 // One function per file of commands.
 void add_store_commands(const Command& app, Context& context);
+void add_check_command(const Command& app, Context& context);
 void add_serve_command(const Command& app, Context& context);
 void add_server_commands(const Command& app, Context& context);
 void add_template_commands(const Command& app, Context& context);

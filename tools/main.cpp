@@ -75,6 +75,7 @@ int run(std::vector<std::string> arguments) {
   tplstore::tool::add_lock_commands(commands, context);
   tplstore::tool::add_tier_commands(commands, context);
   tplstore::tool::add_boot_commands(commands, context);
+  tplstore::tool::add_check_command(commands, context);
 
   context.nbdkit_options = split_nbdkit_options(arguments);
   try {

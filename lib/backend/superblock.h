@@ -37,17 +37,20 @@ class Superblock {
   std::optional<T> read(Object& object) {
     std::optional<T> best;
     for (unsigned i = 0; i < 2; ++i) {
-      T value;
-      object.read(i * kSlotBytes, std::as_writable_bytes(std::span<T, 1>(&value, 1)));
-      const bool is_valid = value.prefix.magic == magic_ && value.prefix.checksum == sum_of(value);
-      if (!is_valid) continue;
-      if (!best || value.prefix.sequence > best->prefix.sequence) {
+      const std::optional<T> value = read_slot(object, i);
+      if (!value) continue;
+      if (!best || value->prefix.sequence > best->prefix.sequence) {
         best = value;
         newest_ = i;
       }
     }
     if (best) sequence_ = best->prefix.sequence;
     return best;
+  }
+
+  // Whether both slots are valid: what a crash may have kept from being so, and else nothing.
+  bool has_both(Object& object) const {
+    return read_slot(object, 0).has_value() && read_slot(object, 1).has_value();
   }
 
   // Writes both slots, the older one first. When that fails, the other one is as it was.
@@ -71,6 +74,12 @@ class Superblock {
   }
 
  private:
+  std::optional<T> read_slot(Object& object, unsigned slot) const {
+    T value;
+    object.read(slot * kSlotBytes, std::as_writable_bytes(std::span<T, 1>(&value, 1)));
+    const bool is_valid = value.prefix.magic == magic_ && value.prefix.checksum == sum_of(value);
+    return is_valid ? std::optional(value) : std::nullopt;
+  }
   void seal(T& value) {
     value.prefix = {0, magic_, ++sequence_};
     value.prefix.checksum = sum_of(value);

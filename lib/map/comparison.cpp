@@ -61,7 +61,60 @@ void add_lone_cells(const RemovedRegion& region, uint32_t floor, LoneCells& cell
   });
 }
 
+class CellVisit {
+ public:
+  CellVisit(TreeReader& reader, const VisitCells& visit, const VisitUnreadable& unreadable)
+      : reader_(reader), visit_(visit), unreadable_(unreadable) {}
+
+  void walk(std::vector<NodeRef> slots, uint32_t level, uint32_t index) {
+    reader_.remove_duplicates(slots);
+    if (slots.empty()) return;
+    if (level == 0) return visit_region(slots, index);
+    std::vector<PageSlots> pages;
+    for (const NodeRef& slot : slots)
+      attempt(level, index, [&] { pages.push_back(reader_.slots_below(slot, level, index)); });
+    for (uint32_t i = 0; i < kPageSlots; ++i) {
+      std::vector<NodeRef> below;
+      for (const PageSlots& page : pages) below.push_back(page[i]);
+      walk(std::move(below), level - 1, index * kPageSlots + i);
+    }
+  }
+
+ private:
+  template <typename Read>
+  void attempt(uint32_t level, uint32_t index, const Read& read) {
+    try {
+      read();
+    } catch (const Error& error) {
+      const uint64_t blocks = uint64_t{kRegionBlocks} << (6 * level);
+      unreadable_({index * blocks, blocks}, error);
+    }
+  }
+  void visit_region(const std::vector<NodeRef>& slots, uint32_t region) {
+    std::vector<FreeRange> cells;
+    for (const NodeRef& slot : slots)
+      attempt(0, region, [&] {
+        for (const Interval& interval : reader_.intervals(slot, region))
+          if (interval.source != kSourceZero)
+            cells.push_back({interval.source, interval.count,
+                             uint64_t{region} * kRegionBlocks + interval.first});
+      });
+    if (cells.empty()) return;
+    join_free_ranges(cells);
+    visit_(region, cells);
+  }
+
+  TreeReader& reader_;
+  const VisitCells& visit_;
+  const VisitUnreadable& unreadable_;
+};
+
 }  // namespace
+
+void visit_cells(TreeReader& reader, std::vector<NodeRef> roots, const VisitCells& visit,
+                 const VisitUnreadable& unreadable) {
+  CellVisit(reader, visit, unreadable).walk(std::move(roots), kPageLevels, 0);
+}
 
 void find_difference(TreeReader& reader, const NodeRef& a, const NodeRef& b,
                      const BlockRange& blocks, const VisitDifference& visit) {

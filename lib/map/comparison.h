@@ -43,4 +43,11 @@ uint64_t count_lone_cells(TreeReader& reader, const Removal& removal);
 std::vector<FreeRange> find_cells_up_to(uint32_t base, TreeReader& reader,
                                         std::vector<NodeRef> roots, uint64_t begin, uint64_t end);
 
+// Visits the regions in which trees have cells, in rising order, with those cells, joined: each
+// once, however many trees have it. What of the trees cannot be read is told of and left out.
+using VisitCells = std::function<void(uint32_t region, const std::vector<FreeRange>& cells)>;
+using VisitUnreadable = std::function<void(const BlockRange& blocks, const Error& error)>;
+void visit_cells(TreeReader& reader, std::vector<NodeRef> roots, const VisitCells& visit,
+                 const VisitUnreadable& unreadable);
+
 }  // namespace tplstore

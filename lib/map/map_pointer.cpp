@@ -35,6 +35,11 @@ MapPointerObject::MapPointerObject(Backend& backend, const std::string& folder, 
   value_ = *found;
 }
 
+bool MapPointerObject::has_both_slots(Backend& backend, const std::string& folder) {
+  const auto object = backend.open(map_pointer_name(folder), Access::kRead, Purpose::kMetadata);
+  return Superblock<MapPointer>(kMapPointerMagic).has_both(*object);
+}
+
 void MapPointerObject::write(const MapLog& log, uint64_t checkpoint_offset, uint64_t clean_sequence,
                              uint64_t closed_incarnation) {
   const MapPointer next =

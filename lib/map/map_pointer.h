@@ -33,6 +33,9 @@ class MapPointerObject {
   // Reads it; for writing it is settled first.
   MapPointerObject(Backend& backend, const std::string& folder, const Uuid& volume, Access access);
 
+  // Whether both slots are valid; changes nothing.
+  static bool has_both_slots(Backend& backend, const std::string& folder);
+
   const MapPointer& value() const { return value_; }
   void write(const MapLog& log, uint64_t checkpoint_offset, uint64_t clean_sequence,
              uint64_t closed_incarnation);

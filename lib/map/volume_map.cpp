@@ -315,6 +315,33 @@ std::vector<FreeRange> VolumeMap::foreign_cells(uint64_t begin_region, uint64_t 
   return find_cells_up_to(base, reader, std::move(roots), begin_region, end_region);
 }
 
+void VolumeMap::visit_cells(const VisitCells& visit, const VisitUnreadable& unreadable) {
+  const Lock maintenance(maintenance_mutex_);
+  TreeReader reader(log(), mutex_);
+  std::vector<NodeRef> roots;
+  {
+    const SharedLock guard(mutex_);
+    roots.push_back(state_.current().root);
+    for (const auto& [number, version] : state_.table().all()) roots.push_back(version.root);
+  }
+  tplstore::visit_cells(reader, std::move(roots), visit, unreadable);
+}
+
+void VolumeMap::visit_changes(uint32_t version, const std::function<void(const Run& run)>& visit) {
+  const Lock maintenance(maintenance_mutex_);
+  TreeReader reader(log(), mutex_);
+  NodeRef parent;
+  NodeRef root;
+  {
+    const SharedLock guard(mutex_);
+    const VersionRecord& record = find_version(version);
+    root = record.root;
+    if (const VersionRecord* from = state_.table().find(record.parent)) parent = from->root;
+  }
+  tplstore::find_difference(reader, parent, root, {0, kRegionsMax * kRegionBlocks},
+                            [&](const Run&, const Run& run) { visit(run); });
+}
+
 // --- changing current
 
 uint64_t LogReservation::records_for(uint64_t first, uint64_t count) {
@@ -453,6 +480,11 @@ bool VolumeMap::collect_one() {
   }
   run_removals();
   return true;
+}
+
+void VolumeMap::decide_removals() {
+  const Lock maintenance(maintenance_mutex_);
+  run_removals();
 }
 
 void VolumeMap::run_removals() {

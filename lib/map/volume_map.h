@@ -173,6 +173,11 @@ class VolumeMap {
   // one point in time), in rising order; in time proportional to them.
   void find_difference(uint32_t from, uint32_t to, const BlockRange& blocks,
                        const VisitDifference& visit);
+  // The cells that any version has; see map/comparison.h.
+  void visit_cells(const VisitCells& visit, const VisitUnreadable& unreadable);
+  // The runs of a version that come from elsewhere than in the one that it started from, which is
+  // like an empty one where it is not there any more.
+  void visit_changes(uint32_t version, const std::function<void(const Run& run)>& visit);
   // The cells that removing a version would free; of current, those that it alone has.
   uint64_t own_blocks(uint32_t version);
   void note_swept(uint32_t version) {
@@ -196,6 +201,8 @@ class VolumeMap {
   [[nodiscard]] VersionChange change_versions() { return VersionChange(*this); }
   // Takes out one hidden version that nothing needs; false when there is none.
   bool collect_one();
+  // Has it known what cells the versions leave free that were taken out before.
+  void decide_removals();
   // Changes how far free ranges have got, under the lock. The holes of those that are taken may be
   // made when all requests that began before have ended.
   template <typename Change>

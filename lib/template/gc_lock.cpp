@@ -132,4 +132,14 @@ std::unique_ptr<HeldLock> hold_gc_lock(Backend& backend, LockMode mode, const st
   return claimed;
 }
 
+std::vector<std::string> find_stale_gc_claims(Backend& backend, bool is_held) {
+  std::vector<std::string> stale;
+  for (const LockMode mode : {LockMode::kShared, LockMode::kExclusive}) {
+    const std::string name = claim_name(mode);
+    if (!backend.get(name, kClaimBytesMax)) continue;
+    if (is_held || !backend.is_locked(std::string(paths::kGcLock))) stale.push_back(name);
+  }
+  return stale;
+}
+
 }  // namespace tplstore

@@ -19,6 +19,7 @@
 #include <chrono>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "backend/backend.h"
 
@@ -29,5 +30,9 @@ namespace tplstore {
 std::unique_ptr<HeldLock> hold_gc_lock(
     Backend& backend, LockMode mode, const std::string& object,
     std::chrono::milliseconds wait = std::chrono::milliseconds(0));
+
+// Claims of this host although nobody of it has the lock, or this process alone: what one that was
+// killed has left.
+std::vector<std::string> find_stale_gc_claims(Backend& backend, bool is_held = false);
 
 }  // namespace tplstore

@@ -23,6 +23,36 @@ constexpr size_t kWorthIt = 32;
 
 std::string object_path(uint64_t number) { return fmt::format("tables/{}", number); }
 
+// The numbers of all objects.
+std::vector<uint64_t> object_numbers(Backend& segments) {
+  std::vector<uint64_t> numbers;
+  for (const std::string& name : segments.list("tables")) {
+    uint64_t number = 0;
+    const auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), number);
+    if (error == std::errc() && end == name.data() + name.size()) numbers.push_back(number);
+  }
+  return numbers;
+}
+
+// Gives each table of an object that is what its segment is named by, with all of its bytes; what
+// is behind one that is not.
+Bytes for_each_table(Bytes rest, const HashSecret& secret,
+                     const std::function<void(const Hash128&, Bytes hashes, Bytes all)>& give) {
+  while (rest.size() >= sizeof(TableHead)) {
+    TableHead head;
+    std::memcpy(&head, rest.data(), sizeof head);
+    const uint64_t bytes = uint64_t{head.block_count} * sizeof(Hash128);
+    if (head.block_count == 0 || head.block_count > kSegmentBlocksMax ||
+        rest.size() - sizeof head < bytes)
+      break;
+    const Bytes hashes = rest.subspan(sizeof head, bytes);
+    if (content_hash(hashes, secret) != head.name) break;
+    give(head.name, hashes, rest.first(sizeof head + bytes));
+    rest = rest.subspan(sizeof head + bytes);
+  }
+  return rest;
+}
+
 }  // namespace
 
 TableCache::TableCache(Backend& segments, const HashSecret& secret,
@@ -30,13 +60,7 @@ TableCache::TableCache(Backend& segments, const HashSecret& secret,
     : segments_(segments), secret_(secret), names_(names) {}
 
 void TableCache::read(const std::function<void(const Hash128&, const Table&)>& give) {
-  std::vector<uint64_t> numbers;
-  for (const std::string& name : segments_.list("tables")) {
-    uint64_t number = 0;
-    const auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), number);
-    if (error == std::errc() && end == name.data() + name.size()) numbers.push_back(number);
-  }
-  for (const uint64_t number : numbers) {
+  for (const uint64_t number : object_numbers(segments_)) {
     last_number_ = std::max(last_number_, number);
     try {
       read_object(object_path(number), give);
@@ -50,26 +74,16 @@ void TableCache::read_object(const std::string& path,
                              const std::function<void(const Hash128&, const Table&)>& give) {
   const auto content = segments_.get(path, kObjectBytesMax);
   if (!content) return;
-  Bytes rest = *content;
   std::vector<Bytes> kept;
   Table table;
-  while (rest.size() >= sizeof(TableHead)) {
-    TableHead head;
-    std::memcpy(&head, rest.data(), sizeof head);
-    const uint64_t bytes = uint64_t{head.block_count} * sizeof(Hash128);
-    if (head.block_count == 0 || head.block_count > kSegmentBlocksMax ||
-        rest.size() - sizeof head < bytes)
-      break;
-    const Bytes hashes = rest.subspan(sizeof head, bytes);
-    if (content_hash(hashes, secret_) != head.name) break;
-    if (std::ranges::binary_search(names_, head.name) && known_.insert(head.name).second) {
-      table.resize(head.block_count);
-      std::memcpy(table.data(), hashes.data(), bytes);
-      give(head.name, table);
-      kept.push_back(rest.first(sizeof head + bytes));
-    }
-    rest = rest.subspan(sizeof head + bytes);
-  }
+  const Bytes rest =
+      for_each_table(*content, secret_, [&](const Hash128& name, Bytes hashes, Bytes all) {
+        if (!std::ranges::binary_search(names_, name) || !known_.insert(name).second) return;
+        table.resize(hashes.size() / sizeof(Hash128));
+        std::memcpy(table.data(), hashes.data(), hashes.size());
+        give(name, table);
+        kept.push_back(all);
+      });
   if (kept.empty()) {
     segments_.remove(path);
     return;
@@ -108,6 +122,21 @@ void TableCache::write_object() {
   pending_.clear();
   pending_count_ = 0;
   added_ = 0;
+}
+
+std::vector<std::string> find_damaged_tables(Backend& segments, const HashSecret& secret) {
+  std::vector<std::string> damaged;
+  for (const uint64_t number : object_numbers(segments)) {
+    const std::string path = object_path(number);
+    try {
+      const auto content = segments.get(path, kObjectBytesMax);
+      if (content && !for_each_table(*content, secret, [](const Hash128&, Bytes, Bytes) {}).empty())
+        damaged.push_back(path);
+    } catch (const Error&) {
+      damaged.push_back(path);
+    }
+  }
+  return damaged;
 }
 
 }  // namespace tplstore

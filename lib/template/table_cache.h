@@ -54,4 +54,7 @@ class TableCache {
   size_t added_ = 0;
 };
 
+// Objects of tables that have one which is none of its segment, or end within one. Changes nothing.
+std::vector<std::string> find_damaged_tables(Backend& segments, const HashSecret& secret);
+
 }  // namespace tplstore

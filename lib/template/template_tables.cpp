@@ -6,10 +6,6 @@
 namespace tplstore {
 namespace {
 
-std::string object_path(const Manifest& manifest) {
-  return fmt::format("{}/{}.tables", paths::kBoot, manifest.uuid.text());
-}
-
 uint64_t object_bytes(const Manifest& manifest) {
   uint64_t blocks = 0;
   for (const ManifestSegment& segment : manifest.segments) blocks += segment.block_count;
@@ -17,6 +13,20 @@ uint64_t object_bytes(const Manifest& manifest) {
 }
 
 }  // namespace
+
+std::string template_tables_path(const Manifest& manifest) {
+  return fmt::format("{}/{}.tables", paths::kBoot, manifest.uuid.text());
+}
+
+bool are_template_tables(Bytes tables, const Manifest& manifest, const HashSecret& secret) {
+  for (const ManifestSegment& segment : manifest.segments) {
+    const uint64_t bytes = uint64_t{segment.block_count} * sizeof(Hash128);
+    if (tables.size() < bytes || content_hash(tables.first(bytes), secret) != segment.name)
+      return false;
+    tables = tables.subspan(bytes);
+  }
+  return tables.empty();
+}
 
 void put_template_tables(Backend& store, const Manifest& manifest, BlockSource& segments,
                          const HashSecret& secret) {
@@ -28,14 +38,14 @@ void put_template_tables(Backend& store, const Manifest& manifest, BlockSource& 
     const auto table = segments.hold(segment.name, segment.block_count)->read_table(secret);
     tables.insert(tables.end(), table.begin(), table.end());
   }
-  store.put_new(object_path(manifest), std::as_bytes(std::span(tables)));
+  store.put_new(template_tables_path(manifest), std::as_bytes(std::span(tables)));
 }
 
 std::optional<ByteVector> get_template_tables(Backend& store, const Manifest& manifest) {
   const uint64_t bytes = object_bytes(manifest);
   if (bytes == 0 || bytes > kTemplateTablesBytesMax) return {};
   try {
-    auto content = store.get(object_path(manifest), bytes);
+    auto content = store.get(template_tables_path(manifest), bytes);
     if (content && content->size() == bytes) return content;
   } catch (const Error&) {
     // The segments have them too.

@@ -27,4 +27,8 @@ void put_template_tables(Backend& store, const Manifest& manifest, BlockSource& 
 // Nothing where there is none that can be read; what it says is not checked.
 std::optional<ByteVector> get_template_tables(Backend& store, const Manifest& manifest);
 
+std::string template_tables_path(const Manifest& manifest);
+// Whether these are the tables of the template's segments.
+bool are_template_tables(Bytes tables, const Manifest& manifest, const HashSecret& secret);
+
 }  // namespace tplstore

@@ -5,6 +5,7 @@
 #include "base/text.h"
 #include "base/units.h"
 #include "command.h"
+#include "control/servers.h"
 #include "progress.h"
 #include "store/store_check.h"
 #include "table.h"
@@ -17,6 +18,7 @@ using nlohmann::json;
 struct CheckArguments {
   std::string volume;
   bool reads_data = false;
+  bool repairs = false;
 };
 
 json finding_json(const Finding& finding) {
@@ -106,13 +108,29 @@ void check(const Context& context, const CheckArguments& arguments) {
   const OpenLocation open_location = [](const std::string& location) {
     return open_backend(location, {});
   };
-  const CheckReport report = check_store(*backend, open_location, options);
-  progress.reset();
+  const auto look = [&] {
+    CheckReport report = check_store(*backend, open_location, options);
+    progress.reset();
+    return report;
+  };
+  CheckReport report = look();
+  uint64_t faults = report.findings.faults();
+  if (arguments.repairs && faults > 0) {
+    {
+      const auto store = context.open_store(/*with_tier=*/true);
+      store->repair(report.findings);
+      // It removes what leads to dead ones of this host.
+      if (arguments.volume.empty()) control::find_servers(*backend, control::run_directory(false));
+    }
+    const CheckReport after = look();
+    faults = after.findings.faults();
+    note_repaired(report, after);
+  }
   const json result = report_json(report);
   context.print(result, report_text);
-  const uint64_t faults = report.findings.faults();
   if (faults > 0)
-    fail(EIO, context.store_directory, "has {} fault{}", faults, faults == 1 ? "" : "s");
+    fail(EIO, context.store_directory, "has {} fault{}{}", faults, faults == 1 ? "" : "s",
+         arguments.repairs ? " that could not be repaired" : "");
 }
 
 }  // namespace
@@ -125,6 +143,7 @@ void add_check_command(const Command& app, Context& context) {
   command.add_option("VOLUME", arguments->volume, "This volume only");
   command.add_flag("--data", arguments->reads_data,
                    "Compare all blocks of templates with their hashes, too");
+  command.add_flag("--repair", arguments->repairs, "Mend what can be mended without guessing");
   add_json_option(command, context);
 }
 

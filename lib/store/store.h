@@ -19,6 +19,7 @@
 
 #include "backend/backend.h"
 #include "base/disk.h"
+#include "base/findings.h"
 #include "base/volume_types.h"
 #include "boot/boot.h"
 #include "template/move_origin.h"
@@ -202,6 +203,10 @@ class Store {
   // Removes what is known of templates that are gone.
   uint64_t remove_boot_orphans();
 
+  // Mends what check_store() has found and can be mended without guessing, each volume with its
+  // lock held; what keeps one from being mended is noted. To be looked at again afterwards.
+  void repair(Findings& findings);
+
   StoreStats stats();
   StoreSpace space();
   // Whether this process has the volume open for writing.
@@ -224,6 +229,8 @@ class Store {
 
  private:
   static void init(Backend& backend, Backend& for_identity, const std::string& segments);
+
+  friend class StoreRepair;
 
   struct Impl;
   std::unique_ptr<Impl> impl_;

@@ -57,6 +57,12 @@ void Forks::create(const std::string& version, const Uuid& fork) {
   }
 }
 
+void Forks::pin_again(uint32_t version, const Uuid& fork) {
+  const Lock guard(mutex_);
+  volume_.map().change_forks(PinRecord{version, fork});
+  volume_.map().commit();
+}
+
 bool Forks::drop_dead() {
   const Lock guard(mutex_);
   bool is_any_left = false;

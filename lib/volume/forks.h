@@ -24,6 +24,9 @@ class Forks {
   // Makes the objects of a fork of one of the versions, all durable; publishing its name is the
   // caller's. The version is pinned for it.
   void create(const std::string& version, const Uuid& fork);
+  // A fork that is there, and whose version has lost its pin, gets that back; durably. ENOENT for a
+  // version that is not there, or hidden.
+  void pin_again(uint32_t version, const Uuid& fork);
   // Forgets forks that are gone; whether some are left.
   bool drop_dead();
   // Of a volume without a name, which only its forks need: removes all else.

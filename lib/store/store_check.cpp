@@ -19,7 +19,7 @@
 namespace tplstore {
 namespace {
 
-constexpr uint64_t kNameBytesMax = 256;
+constexpr uint64_t kUuidTextBytesMax = 256;
 
 bool exists(Backend& store, const std::string& object) {
   try {
@@ -134,7 +134,7 @@ Uuid StoreCheck::read_name(const std::string& name) {
   const std::string object = fmt::format("{}/{}", paths::kVolumeNames, name);
   Uuid uuid;
   try {
-    const auto content = store_.get(object, kNameBytesMax);
+    const auto content = store_.get(object, kUuidTextBytesMax);
     if (!content) {
       if (!options_.volume.empty())
         fail(ENOENT, "volume " + name, "is not there; see 'tplstore volume list'");

@@ -323,7 +323,8 @@ TEST_CASE("whatever is damaged, check ends, says so or not, and changes nothing"
   };
   list("");
   REQUIRE(objects.size() > 10);
-  const auto deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(kIsSanitized ? 800 : 1200);
+  const auto deadline =
+      std::chrono::steady_clock::now() + std::chrono::milliseconds(kIsSanitized ? 800 : 1200);
   unsigned runs = 0, with_faults = 0;
   while (std::chrono::steady_clock::now() < deadline) {
     const auto damaged = used.memory->clone();

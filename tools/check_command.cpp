@@ -71,6 +71,10 @@ std::string lost_text(const json& finding) {
   return text;
 }
 
+std::string count_text(uint64_t count, const char* what) {
+  return fmt::format("{} {}{}", count, what, count == 1 ? "" : "s");
+}
+
 std::string report_text(const json& report) {
   std::string text;
   for (const json& finding : report["faults"]) {
@@ -82,10 +86,10 @@ std::string report_text(const json& report) {
     text += lost_text(finding);
   }
   for (const json& note : report["notes"]) text += fmt::format("note: {}\n", line_of(note, "text"));
-  text += fmt::format("{} volumes and {} templates checked", plain(report["volumes"]),
-                      plain(report["templates"]));
+  text += fmt::format("{} and {} checked", count_text(report["volumes"], "volume"),
+                      count_text(report["templates"], "template"));
   if (report["fault_count"] == 0) return text + ": no faults\n";
-  return text + fmt::format(": {} faults, {} of them repaired\n", plain(report["fault_count"]),
+  return text + fmt::format(": {}, {} repaired\n", count_text(report["fault_count"], "fault"),
                             plain(report["repaired_count"]));
 }
 

@@ -284,13 +284,12 @@ void DataFileCheck::finish() {
       continue;
     }
     if (file.lost_blocks > 0) {
-      const std::string blocks =
-          fmt::format("{} of the volume are in it; restore them from a backup",
-                      format_size(file.lost_blocks * kBlockBytes));
+      const std::string lost = fmt::format("{} of the volume are lost; restore them from a backup",
+                                           format_size(file.lost_blocks * kBlockBytes));
       Finding& fault = findings_.fault(
-          file.name,
-          file.object ? fmt::format("was cut short, to {} bytes, and {}", file.size_bytes, blocks)
-                      : fmt::format("is missing, and {}", blocks));
+          file.name, file.object
+                         ? fmt::format("was cut short, to {} bytes: {}", file.size_bytes, lost)
+                         : fmt::format("is missing: {}", lost));
       for (const BlockRange& range : file.lost) map_.add_lost(fault, version, range);
     } else if (file.hole_blocks > 0 && file.is_own) {
       findings_.note(file.name,

@@ -113,9 +113,9 @@ rm $v1/map.1 | volume vm1: .*volumes/UUID1/map.1: damaged: it is missing | no
 truncate -s 6000 $v1/map.1 | volume vm1: volumes/UUID1/map.1: damaged: the map log is broken at byte .* | no
 flip_node $v1/map.1 | volume vm1: volumes/UUID1/map: .*map.1: damaged.* lost: vm1.* | no
 cp $v1/map.1 $v1/map.2 | volume vm1: volumes/UUID1/map.2: is a map log that does not count: a compaction was interrupted | mended
-rm $v1/data.1 | volume vm1: volumes/UUID1/data.1: is missing, and .* are in it; restore them from a backup lost: vm1@1, bytes 4096 to .* lost: vm1, bytes .* | no
-truncate -s 8192 $v2/data.103 2>/dev/null; truncate -s 425984 $v2/data.1 | volume vm2: volumes/UUID2/data.1: was cut short, to 425984 bytes, and .* are in it; restore them from a backup lost: vm2@1, bytes .* | no
-truncate -s 425984 $v2/data.1 | volume fork: volumes/UUID2/data.1: was cut short, to 425984 bytes, and .* lost: fork@3, bytes .* | no
+rm $v1/data.1 | volume vm1: volumes/UUID1/data.1: is missing: .* of the volume are lost; restore them from a backup lost: vm1@1, bytes 4096 to .* lost: vm1, bytes .* | no
+truncate -s 425984 $v2/data.1 | volume vm2: volumes/UUID2/data.1: was cut short, to 425984 bytes: .* are lost; restore them from a backup lost: vm2@1, bytes .* | no
+truncate -s 425984 $v2/data.1 | volume fork: volumes/UUID2/data.1: was cut short, to 425984 bytes: .* lost: fork@3, bytes .* | no
 truncate -s 6M $v2/data.9 | volume vm2: volumes/UUID2/data.9: is of no version of the volume | mended
 echo x >$v2/data.9 | volume vm2: volumes/UUID2/data.9: has data, though the last version is 4: .* | no
 cp $v1/data.1 $vf/data.1 | volume fork: volumes/UUIDF/data.1: is of no version of the volume | mended

@@ -75,6 +75,7 @@ class CellVisit {
       attempt(level, index, [&] { pages.push_back(reader_.slots_below(slot, level, index)); });
     for (uint32_t i = 0; i < kPageSlots; ++i) {
       std::vector<NodeRef> below;
+      below.reserve(pages.size());
       for (const PageSlots& page : pages) below.push_back(page[i]);
       walk(std::move(below), level - 1, index * kPageSlots + i);
     }

@@ -76,13 +76,14 @@ void TemplatesCheck::list_all_segments() {
   try {
     listed_ = list_segments(*segments_);
     const std::string top(paths::kSegments);
-    for (const std::string& folder : segments_->list(top))
-      for (const std::string& part : segments_->list(top + "/" + folder)) {
+    for (const std::string& part : segments_->list(top)) {
+      const std::string folder = fmt::format("{}/{}", top, part);
+      for (const std::string& name : segments_->list(folder)) {
         Hash128 hash;
-        if (!parse_hash(part, hash) || segment_folder(hash) != top + "/" + folder)
-          findings_.note(fmt::format("{}/{}/{}", top, folder, part),
-                         "is unknown, and was not looked at");
+        if (!parse_hash(name, hash) || segment_folder(hash) != folder)
+          findings_.note(fmt::format("{}/{}", folder, name), "is unknown, and was not looked at");
       }
+    }
   } catch (const Error& error) {
     findings_.fault(error);
   }

@@ -23,6 +23,8 @@ struct Fixture {
   CellMemory cells{16 << 20};
   std::set<std::string> opened;
   std::string tables;
+  size_t asked_for_tables = 0;
+  bool is_read_once = false;  // by two images at once
 
   Fixture() {
     std::vector<uint64_t> numbers;
@@ -32,6 +34,7 @@ struct Fixture {
                             const std::function<void()>& go_on) {
       if (call == ForwardingBackend::Call::kOpen && name.starts_with("segments/"))
         opened.insert(name);
+      asked_for_tables += name == tables;
       go_on();
     };
     const Manifest manifest = load_manifest(memory, "golden").value();
@@ -48,6 +51,10 @@ struct Fixture {
     const auto image = TemplateImage::open(backend, blocks, "golden");
     image->take_tables(backend);
     CHECK(opened.empty());
+    const size_t asked = asked_for_tables;
+    const auto another = TemplateImage::open(backend, blocks, "golden");
+    another->take_tables(backend);
+    is_read_once = asked > 0 && asked_for_tables == asked;
     std::vector<CellPlace> places;
     image->find_cells(0, 40, 0, places);
     REQUIRE(places.size() == 4);
@@ -71,6 +78,7 @@ TEST_CASE("with its tables in one object no segment is opened for its own") {
   Fixture f;
   CHECK(f.memory.get(f.tables, 1 << 20)->size() == 40 * sizeof(Hash128));
   CHECK(f.opened_to_compare() == 0);
+  CHECK(f.is_read_once);
 }
 
 TEST_CASE("tables that are damaged, short, long or missing are not believed") {

@@ -191,6 +191,11 @@ void BlockSource::Segment::keep_table(std::shared_ptr<const Table> table) {
   if (source_.cells_->reserve(table->size() * sizeof(Hash128))) table_ = std::move(table);
 }
 
+bool BlockSource::Segment::has_table() {
+  const Lock guard(table_mutex_);
+  return table_ != nullptr;
+}
+
 void BlockSource::Segment::take_table(Bytes hashes) {
   if (!cells_ || hashes.size() != block_count_ * sizeof(Hash128) ||
       content_hash(hashes, source_.secret_) != name_)

@@ -120,6 +120,7 @@ class BlockSource::Segment final : public CellSource {
   }
   // Its table, as somebody says, that it need not be read for comparing; counts only if it is.
   void take_table(Bytes hashes);
+  bool has_table();
   bool is_missing();
 
  private:

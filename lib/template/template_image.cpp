@@ -68,6 +68,9 @@ void TemplateImage::find_cells(uint64_t first, uint64_t count, size_t run_index,
 }
 
 void TemplateImage::take_tables(Backend& store) const {
+  // Many VMs may boot from it at once, and each of them asks for this.
+  if (std::ranges::all_of(segments_, [](const auto& segment) { return segment->has_table(); }))
+    return;
   const auto tables = get_template_tables(store, manifest_);
   if (!tables) return;
   Bytes rest = *tables;

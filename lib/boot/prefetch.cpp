@@ -8,7 +8,7 @@
 namespace tplstore {
 namespace {
 
-constexpr uint64_t kBatchBlocks = 1024;
+constexpr uint64_t kBatchBlocksMax = 8192;
 constexpr uint64_t kGapBlocksMax = 64;
 constexpr size_t kBufferBytes[] = {size_t{4} << 20, size_t{1} << 20, size_t{256} << 10};
 
@@ -111,7 +111,7 @@ bool Prefetch::step(BootDisk& disk, CellMemory::Window& window, MutableBytes buf
 bool Prefetch::plan_batch(BootDisk& disk, uint64_t request_blocks) {
   while (planned_.empty() && run_ < profile_->runs.size()) {
     std::vector<CellRun> batch;
-    for (uint64_t room = kBatchBlocks; room > 0 && run_ < profile_->runs.size();) {
+    for (uint64_t room = batch_blocks_; room > 0 && run_ < profile_->runs.size();) {
       const ProfileRun& run = profile_->runs[run_];
       const auto count = static_cast<uint32_t>(std::min<uint64_t>(run.count - run_at_, room));
       batch.push_back({run.source, run.first + run_at_, count});
@@ -122,6 +122,7 @@ bool Prefetch::plan_batch(BootDisk& disk, uint64_t request_blocks) {
       ++run_;
       run_at_ = 0;
     }
+    batch_blocks_ = std::min(2 * batch_blocks_, kBatchBlocksMax);
     disk.with_cells(batch, [&](std::span<const CellPlace> found) {
       std::vector<CellPlace> places(found.begin(), found.end());
       for (const CellPlace& place : places) placed_bytes_ += uint64_t{place.count} * kBlockBytes;

@@ -1,9 +1,10 @@
 // Reads what a profile has into the memory, ahead of the guest that will ask for it.
 //
-// 4 MiB of the profile at a time, in its order; what these are is sorted by place, neighbours with
-// gaps of up to 256 KiB between them are one request, of at most 1 MiB, and at most 4 requests are
-// read at once. Cells are claimed right before they are read, so a guest that misses another one
-// reads for itself. Where there is a pack its blocks come first.
+// 4 MiB of the profile first, in its order, then 8, up to 32, for it is ahead of the guest by then
+// and finds more neighbours. What these are is sorted by place, neighbours with gaps of up to
+// 256 KiB between them are one request, of at most 1 MiB, and at most 4 requests are read at once.
+// Cells are claimed right before they are read, so a guest that misses another one reads for
+// itself. Where there is a pack its blocks come first.
 //
 // Everything is verified before it enters; what cannot be read, or is not what it should be, is
 // left to who asks for it.
@@ -77,6 +78,7 @@ class Prefetch {
   uint32_t piece_at_ = 0;                     // at this block
   size_t run_ = 0;                            // the next of the profile,
   uint32_t run_at_ = 0;                       // from this block on
+  uint64_t batch_blocks_ = 1024;              // how much of it is sorted next
   std::deque<std::vector<CellRun>> planned_;  // requests of this batch
   uint64_t requests_ = 0;
   uint64_t taken_bytes_ = 0;

@@ -105,6 +105,17 @@ void add_new_size(const Command& command, std::string& into, const std::string& 
       .check(check_size_or_growth);
 }
 
+Check is_duration() {
+  return [](const std::string& text) -> std::string {
+    try {
+      parse_duration_s("time", text);
+      return {};
+    } catch (const Error&) {
+      return fmt::format("'{}' is not a time like 90s, 5m, 2h, 7d or 4w", text);
+    }
+  };
+}
+
 json perform_once(Store& store, const json& request,
                   const std::function<void(uint64_t)>& progress) {
   const Patience patience = control::operation_of(request).patience;
@@ -138,6 +149,21 @@ void retry_while_busy(const std::function<void()>& work) {
     }
     std::this_thread::sleep_for(kBusyPause);
   }
+}
+
+void for_each_of(const std::vector<std::string>& names,
+                 const std::function<void(const std::string&)>& work) {
+  if (names.size() == 1) return work(names.front());
+  bool has_failed = false;
+  for (const std::string& name : names) {
+    try {
+      work(name);
+    } catch (const Error& error) {
+      has_failed = true;
+      print_error(fmt::format("tplstore: {}\n", printable(error.what())));
+    }
+  }
+  if (has_failed) throw NotAllDone();
 }
 
 json find_volume(Store& store, const std::string& name) {

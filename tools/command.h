@@ -53,6 +53,9 @@ void add_size_option(const Command& command, std::string& into, const std::strin
                      const std::string& name = "--size");
 void add_new_size(const Command& command, std::string& into, const std::string& description);
 
+// For options that take a time like 90s or 7d.
+Check is_duration();
+
 // Has an operation of control/operations.h performed: by the server that has the volume open that
 // the request names, else here, where `progress` is told of what takes long.
 nlohmann::json perform_once(
@@ -80,6 +83,13 @@ void ask_to_reclaim(Store& store, const std::string& volume);
 nlohmann::json warm(const Context& context, const std::string& name);
 // Throws when something is not in all of its places.
 void check_warmed(const std::string& name, const nlohmann::json& result);
+
+// Does `work` for each of these, whatever becomes of the others; what fails is reported, and in the
+// end NotAllDone is thrown. Of one alone the error is thrown as it is.
+void for_each_of(const std::vector<std::string>& names,
+                 const std::function<void(const std::string& name)>& work);
+// What is to be said has been said: the exit status is all that is left.
+struct NotAllDone {};
 
 // One function per file of commands.
 void add_store_commands(const Command& app, Context& context);

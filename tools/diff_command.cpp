@@ -1,9 +1,11 @@
 // version diff: what differs between two versions of a volume.
 #include <cerrno>
+#include <utility>
 
 #include "command.h"
 #include "control/operations.h"
 #include "table.h"
+#include "version_text.h"
 
 namespace tplstore::tool {
 namespace {
@@ -28,7 +30,27 @@ std::string diff_text(const json& diff) {
                      size(diff["zero_bytes"]), count, count == 1 ? "range" : "ranges");
 }
 
-void show_diff(const Context& context, const Arguments& arguments) {
+// "V A B", "V@A B", "V A..B" and "V@A..B" are the same.
+void understand(Arguments& arguments) {
+  const auto [volume, from] = split_version_name(arguments.volume);
+  if (from) {
+    if (!arguments.to.empty())
+      wrong_usage(fmt::format("{} names a version already, and there are two more", volume));
+    arguments.to = std::exchange(arguments.from, *from);
+  }
+  arguments.volume = volume;
+  const size_t dots = arguments.from.find("..");
+  if (dots != std::string::npos && arguments.to.empty()) {
+    arguments.to = arguments.from.substr(dots + 2);
+    arguments.from.resize(dots);
+  }
+  if (arguments.from.empty()) wrong_usage("FROM is required");
+  if (arguments.to.empty()) wrong_usage("TO is required");
+}
+
+void show_diff(const Context& context, Arguments arguments) {
+  arguments.from = version_of_volume(arguments.volume, arguments.from);
+  arguments.to = version_of_volume(arguments.volume, arguments.to);
   const auto store = context.open_store();
   const bool is_to_current = arguments.to == kCurrent;
   const json volume = find_volume(*store, arguments.volume);
@@ -59,12 +81,17 @@ void show_diff(const Context& context, const Arguments& arguments) {
 
 void add_diff_command(const Command& group, Context& context) {
   auto arguments = std::make_shared<Arguments>();
+  const auto action = [&context, arguments] { show_diff(context, *arguments); };
   const Command command =
-      add_command(group, context, "diff", "Show where two versions of a volume differ",
-                  [&context, arguments] { show_diff(context, *arguments); });
-  command.add_option("VOLUME", arguments->volume, "The volume").required();
-  command.add_option("FROM", arguments->from, "A version's number or name").required();
-  command.add_option("TO", arguments->to, "Another one, or the word current").required();
+      add_command(group, context, "diff", "Show where two versions of a volume differ", action);
+  command.on_parsed([&context, arguments, action] {
+    understand(*arguments);
+    context.action = action;
+  });
+  command.add_option("VOLUME", arguments->volume, "The volume, or VOLUME@FROM or VOLUME@FROM..TO")
+      .required();
+  command.add_option("FROM", arguments->from, "A version's number or name");
+  command.add_option("TO", arguments->to, "Another one, or the word current");
   add_json_option(command, context);
 }
 

@@ -113,6 +113,8 @@ int main(int argc, char** argv) {
   int status = kFailed;
   try {
     status = run(std::vector<std::string>(argv + 1, argv + argc));
+  } catch (const tplstore::tool::NotAllDone&) {
+    status = kFailed;
   } catch (const tplstore::Error& error) {
     return report(error.what());
   } catch (const std::exception& error) {

@@ -1,9 +1,10 @@
-// init, gc, stats, and lock.
+// init, config, gc, stats.
 #include <algorithm>
 #include <filesystem>
 
 #include "backend/open_backend.h"
 #include "base/text.h"
+#include "base/units.h"
 #include "command.h"
 #include "control/json_output.h"
 #include "progress.h"
@@ -69,6 +70,7 @@ void show_stats(const Context& context, bool is_prometheus) {
 void collect_garbage(const Context& context) {
   const auto store = context.open_store();
   const uint64_t before = store->space().volume_bytes;
+  const uint64_t expired_volumes = store->remove_expired();
   const uint64_t removed_volumes = store->remove_orphans();
   store->remove_boot_orphans();
   json result = gc_json(gc(store->templates(), [&] { store->template_users(); }));
@@ -76,6 +78,7 @@ void collect_garbage(const Context& context) {
     print_error(fmt::format(
         "tplstore: {}: the segments that were left here cannot be reached, and stay\n", left));
   result["removed_volumes"] = removed_volumes;
+  result["expired_volumes"] = expired_volumes;
   store->reclaim();
   ControlClient(store->backend()).ask_all({{"op", "reclaim"}}, Patience::kEndless);
   // Guests go on writing meanwhile.
@@ -84,9 +87,27 @@ void collect_garbage(const Context& context) {
   context.print(result, [](const json& value) {
     return fmt::format(
         "{} of templates freed, {} segments removed\n"
-        "{} of volumes freed, remains of {} volumes removed\n",
+        "{} of volumes freed, remains of {} volumes removed{}\n",
         size(value["freed_bytes"]), plain(value["removed_segments"]),
-        size(value["freed_volume_bytes"]), plain(value["removed_volumes"]));
+        size(value["freed_volume_bytes"]), plain(value["removed_volumes"]),
+        value["expired_volumes"] == 0 ? ""
+                                      : fmt::format(", and {} that had been kept long enough",
+                                                    plain(value["expired_volumes"])));
+  });
+}
+
+constexpr const char* kKeepKey = "keep";
+
+json config_json(Store& store) { return {{kKeepKey, format_duration(store.removal_keep_s())}}; }
+
+void configure(const Context& context, const std::string& key, const std::string& value) {
+  const auto store = context.open_store();
+  if (!value.empty()) store->set_removal_keep_s(parse_duration_s(key, value));
+  const json config = config_json(*store);
+  context.print(config, [&](const json& all) {
+    if (!value.empty()) return std::string();
+    if (!key.empty()) return plain(all[key]) + "\n";
+    return fmt::format("{} {}\n", kKeepKey, plain(all[kKeepKey]));
   });
 }
 
@@ -118,6 +139,18 @@ void add_store_commands(const Command& app, Context& context) {
                   "Several hosts have it; what another one has is refused: refuse-foreign")
       .type_name("HOW")
       .check(one_of({"refuse-foreign"}));
+
+  auto setting = std::make_shared<std::pair<std::string, std::string>>();
+  const Command config =
+      add_command(app, context, "config", "Show or change what a store does unless told otherwise",
+                  [&context, setting] { configure(context, setting->first, setting->second); });
+  config
+      .add_option("KEY", setting->first,
+                  "keep: for how long 'volume restore' can bring back a volume that is removed")
+      .check(one_of({kKeepKey}));
+  config.add_option("VALUE", setting->second, "A time like 7d; 0 for not at all")
+      .check(is_duration());
+  add_json_option(config, context);
 
   const Command collect =
       add_command(app, context, "gc", "Give back the space of what nothing uses any more",

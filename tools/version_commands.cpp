@@ -3,7 +3,9 @@
 #include <cerrno>
 #include <optional>
 
+#include "base/text.h"
 #include "command.h"
+#include "control/operations.h"
 #include "table.h"
 #include "version_text.h"
 
@@ -13,16 +15,46 @@ namespace {
 using nlohmann::json;
 
 struct NewArguments {
-  std::string volume, name, note;
+  std::vector<std::string> volumes;
+  std::string name, note;
 };
+
+// By the server that has any of them open, which opens the others.
+json create_together(Store& store, json request, const std::vector<std::string>& volumes) {
+  json result;
+  retry_while_busy([&] {
+    for (const std::string& volume : volumes) {
+      request["volume"] = volume;
+      if (std::optional<json> answer = ControlClient(store.backend()).ask_owner(request)) {
+        result = std::move(*answer);
+        return;
+      }
+    }
+    result = control::perform(store, request);
+  });
+  return result;
+}
 
 void create_version(const Context& context, const NewArguments& arguments) {
   const auto store = context.open_store();
-  json request = {{"op", "version-create"}, {"volume", arguments.volume}};
+  const bool is_one = arguments.volumes.size() == 1;
+  json request = {{"op", is_one ? "version-create" : "version-create-together"},
+                  {"volume", arguments.volumes.front()}};
   if (!arguments.name.empty()) request["name"] = arguments.name;
   if (!arguments.note.empty()) request["note"] = arguments.note;
-  context.print(perform(*store, request),
-                [&](const json& value) { return version_title(arguments.volume, value) + "\n"; });
+  if (is_one) {
+    context.print(perform(*store, request), [&](const json& value) {
+      return version_title(arguments.volumes.front(), value) + "\n";
+    });
+    return;
+  }
+  request["volumes"] = arguments.volumes;
+  context.print(create_together(*store, request, arguments.volumes), [](const json& made) {
+    std::string text;
+    for (const json& version : made)
+      text += version_title(plain(version["volume"]), version) + "\n";
+    return text;
+  });
 }
 
 void list_versions(const Context& context, const std::string& volume) {
@@ -31,7 +63,8 @@ void list_versions(const Context& context, const std::string& volume) {
   context.print(context.is_json ? visible_versions(versions) : versions, history_text);
 }
 
-void roll_back(const Context& context, const std::string& volume, const std::string& version) {
+void roll_back(const Context& context, const std::string& volume, const std::string& named) {
+  const std::string version = version_of_volume(volume, named);
   const auto store = context.open_store();
   const json request = {{"op", "version-rollback"}, {"volume", volume}, {"version", version}};
   const json kept = perform(*store, request);
@@ -70,29 +103,87 @@ bool is_any_current(const json& volume, const std::vector<std::string>& versions
   });
 }
 
-void remove_versions(const Context& context, const std::string& name,
-                     const std::vector<std::string>& versions) {
-  const auto store = context.open_store();
-  const json request = {{"op", "version-rm"}, {"volume", name}, {"versions", versions}};
+json remove_all_or_none(Store& store, const std::string& volume,
+                        const std::vector<std::string>& versions) {
+  const json request = {{"op", "version-rm"}, {"volume", volume}, {"versions", versions}};
   json removed;
   std::optional<Error> refused;  // for good: there is nothing to be tried for a while
   retry_while_busy([&] {
     try {
-      removed = perform_once(*store, request);
+      removed = perform_once(store, request);
     } catch (const Error& error) {
-      if (error.code() != EBUSY || !is_any_current(find_volume(*store, name), versions)) throw;
+      if (error.code() != EBUSY || !is_any_current(find_volume(store, volume), versions)) throw;
       refused = error;
     }
   });
   if (refused) throw Error(*refused);
-  const json after = find_volume(*store, name);
-  context.print(removed_json(removed, after), [&](const json& value) {
-    std::string text;
-    for (const json& version : value)
-      text += fmt::format("{}: removed{}\n", version_title(name, version),
+  return removed;
+}
+
+struct Removal {
+  std::vector<std::string> words;
+  std::vector<std::pair<std::string, std::vector<std::string>>> wanted;  // volumes, their versions
+};
+
+// "V A B", "V@A V@B", "V@A B", "V@A W@C": what has no @ is of the volume named last.
+void understand(Removal& removal) {
+  for (const std::string& word : removal.words) {
+    const auto [volume, version] = split_version_name(word);
+    if (removal.wanted.empty() || (version && removal.wanted.back().first != volume))
+      removal.wanted.push_back({volume, {}});
+    else if (!version)
+      removal.wanted.back().second.push_back(word);
+    if (version) removal.wanted.back().second.push_back(*version);
+  }
+  for (const auto& [volume, versions] : removal.wanted)
+    if (versions.empty()) wrong_usage("VERSION is required");
+}
+
+// All of them in one step; where that cannot be, each by itself.
+void remove_versions(const Context& context, const Removal& removal) {
+  const auto store = context.open_store();
+  json all = json::array();
+  std::string text;
+  bool has_failed = false;
+  for (const auto& [volume, versions] : removal.wanted) {
+    json removed = json::array();
+    std::optional<Error> failure;
+    try {
+      removed = remove_all_or_none(*store, volume, versions);
+    } catch (const Error& error) {
+      failure = error;
+    }
+    const bool is_only_one = removal.wanted.size() == 1 && versions.size() == 1;
+    if (failure && (is_only_one || versions.size() == 1)) {
+      if (is_only_one) throw Error(*failure);
+      has_failed = true;
+      print_error(fmt::format("tplstore: {}\n", printable(failure->what())));
+      continue;
+    }
+    if (failure) {
+      try {
+        find_volume(*store, volume);
+        for_each_of(versions, [&](const std::string& version) {
+          for (json& one : remove_all_or_none(*store, volume, {version}))
+            removed.push_back(std::move(one));
+        });
+      } catch (const NotAllDone&) {
+        has_failed = true;
+      } catch (const Error& error) {
+        if (removal.wanted.size() == 1) throw;
+        has_failed = true;
+        print_error(fmt::format("tplstore: {}\n", printable(error.what())));
+      }
+    }
+    if (removed.empty()) continue;
+    for (json& version : removed_json(removed, find_volume(*store, volume))) {
+      text += fmt::format("{}: removed{}\n", version_title(volume, version),
                           version["kept"].get<bool>() ? "; " + kept_for_text(version) : "");
-    return text;
-  });
+      all.push_back(std::move(version));
+    }
+  }
+  context.print(all, [&](const json&) { return text; });
+  if (has_failed) throw NotAllDone();
 }
 
 }  // namespace
@@ -103,7 +194,11 @@ void add_version_commands(const Command& app, Context& context) {
   auto created = std::make_shared<NewArguments>();
   const Command create = add_command(group, context, "create", "Freeze what a volume contains now",
                                      [&context, created] { create_version(context, *created); });
-  create.add_option("VOLUME", created->volume, "The volume").required();
+  create
+      .add_option("VOLUME", created->volumes,
+                  "The volume; of several, versions of one moment are made: all or none")
+      .required()
+      .type_name("");
   create.add_option("--name", created->name, "What to call the version, beside its number")
       .type_name("NAME");
   create.add_option("--note", created->note, "A line about it, of up to 512 bytes")
@@ -117,20 +212,39 @@ void add_version_commands(const Command& app, Context& context) {
   add_json_option(list, context);
 
   auto rolled_back = std::make_shared<std::pair<std::string, std::string>>();
+  const auto roll = [&context, rolled_back] {
+    roll_back(context, rolled_back->first, rolled_back->second);
+  };
   const Command rollback = add_command(
       group, context, "rollback",
-      "Put a volume back to a version; what it contains now is kept as a version too",
-      [&context, rolled_back] { roll_back(context, rolled_back->first, rolled_back->second); });
-  rollback.add_option("VOLUME", rolled_back->first, "The volume").required();
-  rollback.add_option("VERSION", rolled_back->second, "The version's number or name").required();
+      "Put a volume back to a version; what it contains now is kept as a version too", roll);
+  rollback.on_parsed([&context, rolled_back, roll] {
+    auto& [name, wanted] = *rolled_back;
+    const auto [volume, version] = split_version_name(name);
+    if (version && !wanted.empty())
+      wrong_usage(fmt::format("{} names a version already, and there is one more", name));
+    if (!version && wanted.empty()) wrong_usage("VERSION is required");
+    if (version) wanted = *version;
+    name = volume;
+    context.action = roll;
+  });
+  rollback.add_option("VOLUME", rolled_back->first, "The volume, or VOLUME@VERSION").required();
+  rollback.add_option("VERSION", rolled_back->second, "The version's number or name");
   add_json_option(rollback, context);
 
-  auto removed = std::make_shared<std::pair<std::string, std::vector<std::string>>>();
-  const Command remove = add_command(
-      group, context, "rm", "Remove versions, in any order",
-      [&context, removed] { remove_versions(context, removed->first, removed->second); });
-  remove.add_option("VOLUME", removed->first, "The volume").required();
-  remove.add_option("VERSION", removed->second, "Their numbers or names").required().type_name("");
+  auto removed = std::make_shared<Removal>();
+  const auto remove_them = [&context, removed] { remove_versions(context, *removed); };
+  const Command remove =
+      add_command(group, context, "rm", "Remove versions, in any order", remove_them);
+  remove.on_parsed([&context, removed, remove_them] {
+    understand(*removed);
+    context.action = remove_them;
+  });
+  remove
+      .add_option("VERSION", removed->words,
+                  "A volume and the numbers or names of its versions, or VOLUME@VERSION of any")
+      .required()
+      .type_name("");
   add_json_option(remove, context);
 
   add_diff_command(group, context);

@@ -4,9 +4,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <map>
 #include <vector>
 
+#include "base/error.h"
+#include "base/text.h"
 #include "base/units.h"
 #include "table.h"
 #include "version_graph.h"
@@ -209,6 +212,20 @@ std::string kept_for_text(const json& version) {
 std::string version_title(const std::string& volume, const json& version) {
   return fmt::format("{}@{}{}", volume, plain(version["number"]),
                      version["name"].is_null() ? "" : " (" + plain(version["name"]) + ")");
+}
+
+std::pair<std::string, std::optional<std::string>> split_version_name(const std::string& text) {
+  const size_t at = text.find('@');
+  if (at == std::string::npos) return {text, std::nullopt};
+  return {text.substr(0, at), text.substr(at + 1)};
+}
+
+std::string version_of_volume(const std::string& volume, const std::string& text) {
+  const auto [of, version] = split_version_name(text);
+  if (!version) return of;
+  if (of != volume)
+    fail(EINVAL, excerpt(text), "that is a version of another volume than {}", excerpt(volume));
+  return *version;
 }
 
 int64_t created_ns_of(const json& version) {

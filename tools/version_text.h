@@ -1,12 +1,15 @@
 // A volume's versions for people, as JSON has them.
 //
 // Thread safety: pure functions. They throw nothing but std::bad_alloc for JSON that has the keys
-// of control/json_output.h.
+// of control/json_output.h, but for what is said.
 #pragma once
 
 #include <cstdint>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 namespace tplstore::tool {
 
@@ -27,6 +30,12 @@ std::string kept_for_text(const nlohmann::json& version);
 
 // "vm1@3", "vm1@3 (clean)".
 std::string version_title(const std::string& volume, const nlohmann::json& version);
+
+// Versions are named as VERSION behind their VOLUME, or as VOLUME@VERSION. What `text` is then:
+// volume and version, of which the second is nothing when there is no @.
+std::pair<std::string, std::optional<std::string>> split_version_name(const std::string& text);
+// The version of this volume that is named in one of the two ways. EINVAL when it is another's.
+std::string version_of_volume(const std::string& volume, const std::string& text);
 
 // When it was frozen, in nanoseconds since 1970, exact to a second.
 int64_t created_ns_of(const nlohmann::json& version);

@@ -6,6 +6,7 @@
 #include "command.h"
 #include "control/json_output.h"
 #include "control/operations.h"
+#include "qemu_disk.h"
 #include "table.h"
 #include "version_text.h"
 
@@ -68,15 +69,71 @@ void list_volumes(const Context& context) {
   context.print(volumes, volumes_text);
 }
 
-void resize_volume(const Context& context, const std::string& name, const std::string& text) {
+std::string removed_text(const json& volumes) {
+  Table table({{"NAME", Align::kLeft},
+               {"SIZE", Align::kRight},
+               {"UNIQUE", Align::kRight},
+               {"REMOVED", Align::kLeft},
+               {"UNTIL", Align::kLeft},
+               {"UUID", Align::kLeft}});
+  for (const json& volume : volumes)
+    table.add_row({plain(volume["name"]), size(volume["size"]), size(volume["unique_bytes"]),
+                   plain(volume["removed"]), plain(volume["until"]), plain(volume["uuid"])});
+  return table.text();
+}
+
+void list_removed(const Context& context) {
   const auto store = context.open_store();
+  json volumes = json::array();
+  for (const RemovedVolume& removed : store->list_removed())
+    volumes.push_back(removed_json(removed));
+  context.print(volumes, removed_text);
+}
+
+struct ResizeArguments {
+  std::string volume, size, qmp;
+};
+
+// Long enough for qemu to connect once more, short enough for nobody to find it by chance.
+constexpr uint64_t kJoinSeconds = 30;
+
+// What the VM sees follows the volume; also when that had come to this size before.
+void resize_under(Store& store, const ResizeArguments& arguments, uint64_t wanted) {
+  Qmp qmp(arguments.qmp);
+  QemuDisk disk(qmp, arguments.volume);
+  json volume = find_volume(store, arguments.volume);
+  if (volume["size"] != wanted || disk.size_bytes() == wanted)
+    volume =
+        perform(store, {{"op", "volume-resize"}, {"volume", arguments.volume}, {"size", wanted}});
+  perform(store,
+          {{"op", "volume-let-join"}, {"volume", arguments.volume}, {"seconds", kJoinSeconds}});
+  try {
+    disk.grow(wanted);
+  } catch (const Error& error) {
+    fail(error.code(), "volume " + arguments.volume,
+         "has {} now, and its VM does not see it, which goes on with what it has: {}; the same "
+         "command tries again, and a restart of the VM does without",
+         format_size(wanted), error.what());
+  }
+}
+
+void resize_volume(const Context& context, const ResizeArguments& arguments) {
+  const auto store = context.open_store();
+  const std::string &name = arguments.volume, &text = arguments.size;
   const bool is_relative = text[0] == '+';
   uint64_t wanted = parse_size("SIZE", is_relative ? text.substr(1) : text);
   if (is_relative) wanted += find_volume(*store, name)["size"].get<uint64_t>();
-  const json request = {{"op", "volume-resize"}, {"volume", name}, {"size", wanted}};
-  context.print(perform(*store, request), [](const json& value) {
+  const auto as_text = [](const json& value) {
     return fmt::format("{}: {}\n", plain(value["name"]), size(value["size"]));
-  });
+  };
+  if (!arguments.qmp.empty()) {
+    resize_under(*store, arguments, wanted);
+    json volume = find_volume(*store, name);
+    volume.erase("versions");
+    return context.print(volume, as_text);
+  }
+  const json request = {{"op", "volume-resize"}, {"volume", name}, {"size", wanted}};
+  context.print(perform(*store, request), as_text);
 }
 
 struct HandOverArguments {
@@ -123,8 +180,11 @@ void add_volume_commands(const Command& app, Context& context) {
   const Command group = add_group(app, context, "volume", "Disks of VMs");
   add_volume_making_commands(group, context);
 
-  const Command list = add_command(group, context, "list", "List the volumes",
-                                   [&context] { list_volumes(context); });
+  auto is_removed = std::make_shared<bool>(false);
+  const Command list = add_command(
+      group, context, "list", "List the volumes",
+      [&context, is_removed] { *is_removed ? list_removed(context) : list_volumes(context); });
+  list.add_flag("--removed", *is_removed, "Those that were removed and can be restored");
   add_json_option(list, context);
 
   auto shown = std::make_shared<std::string>();
@@ -136,12 +196,16 @@ void add_volume_commands(const Command& app, Context& context) {
   show.add_option("NAME", *shown, "The volume").required();
   add_json_option(show, context);
 
-  auto resized = std::make_shared<std::pair<std::string, std::string>>();
-  const Command resize =
-      add_command(group, context, "resize", "Make a volume larger",
-                  [&context, resized] { resize_volume(context, resized->first, resized->second); });
-  resize.add_option("NAME", resized->first, "The volume").required();
-  add_new_size(resize, resized->second, "Its new size, or +SIZE for so much more");
+  auto resized = std::make_shared<ResizeArguments>();
+  const Command resize = add_command(group, context, "resize", "Make a volume larger",
+                                     [&context, resized] { resize_volume(context, *resized); });
+  resize.add_option("NAME", resized->volume, "The volume").required();
+  add_new_size(resize, resized->size, "Its new size, or +SIZE for so much more");
+  resize
+      .add_option("--qmp", resized->qmp,
+                  "The socket of the running VM's -qmp: it sees the new size at once")
+      .type_name("SOCKET")
+      .check(not_empty());
   add_json_option(resize, context);
 
   auto handed = std::make_shared<HandOverArguments>();

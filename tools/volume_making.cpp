@@ -1,4 +1,4 @@
-// volume create, flatten, rm: how volumes begin and end, forks among them.
+// volume create, flatten, rm, restore, rename: how volumes begin and end, forks among them.
 #include <algorithm>
 #include <cerrno>
 
@@ -141,21 +141,65 @@ std::vector<std::string> forks_left(Store& store, const VolumeInfo& removed) {
   return forks;
 }
 
-void remove_volume(const Context& context, const std::string& name, Store::IfDamaged if_damaged) {
-  const auto store = context.open_store();
+struct RemovalArguments {
+  std::vector<std::string> names;
+  std::string keep;
+  bool is_forced = false;
+};
+
+void remove_volume(Store& store, const std::string& name, const RemovalArguments& arguments,
+                   int64_t keep_s) {
+  const auto if_damaged = arguments.is_forced ? Store::IfDamaged::kRemove : Store::IfDamaged::kKeep;
   // What cannot be shown can perhaps be removed.
   VolumeInfo before;
   try {
-    before = store->show_volume(name);
+    before = store.show_volume(name);
   } catch (const Error&) {
   }
-  retry_while_busy([&] { store->remove_volume(name, if_damaged); });
-  if (const auto parent = parent_name(before)) ask_to_reclaim(*store, *parent);
-  const std::vector<std::string> forks = forks_left(*store, before);
+  std::optional<int64_t> until;
+  retry_while_busy([&] { until = store.remove_volume(name, if_damaged, keep_s); });
+  if (until) {
+    fmt::print("{0}: removed; until {1} 'tplstore volume restore {0}' brings it back\n",
+               printable(name), format_time(*until));
+    return;
+  }
+  if (const auto parent = parent_name(before)) ask_to_reclaim(store, *parent);
+  const std::vector<std::string> forks = forks_left(store, before);
   if (!forks.empty())
     fmt::print("{}: removed; what {} {} of it stays until {} gone or flattened\n", printable(name),
                printable(fmt::format("{}", fmt::join(forks, ", "))),
                forks.size() == 1 ? "needs" : "need", forks.size() == 1 ? "that is" : "they are");
+  else if (arguments.names.size() > 1)
+    fmt::print("{}: removed\n", printable(name));
+}
+
+void remove_volumes(const Context& context, const RemovalArguments& arguments) {
+  const auto store = context.open_store();
+  const int64_t keep_s =
+      arguments.keep.empty() ? store->removal_keep_s() : parse_duration_s("--keep", arguments.keep);
+  for_each_of(arguments.names,
+              [&](const std::string& name) { remove_volume(*store, name, arguments, keep_s); });
+}
+
+// --- restore, rename
+
+struct NewName {
+  std::string name, new_name;
+};
+
+void restore_volume(const Context& context, const NewName& arguments) {
+  const auto store = context.open_store();
+  VolumeInfo restored;
+  retry_while_busy([&] { restored = store->restore_volume(arguments.name, arguments.new_name); });
+  context.print(volume_json(restored, false), [](const json& value) {
+    return fmt::format("{}: {}, {}\n", plain(value["name"]), size(value["size"]),
+                       origin_text(value));
+  });
+}
+
+void rename_volume(const Context& context, const NewName& arguments) {
+  const auto store = context.open_store();
+  retry_while_busy([&] { store->rename_volume(arguments.name, arguments.new_name); });
 }
 
 }  // namespace
@@ -171,14 +215,32 @@ void add_volume_making_commands(const Command& group, Context& context) {
   flatten.add_option("NAME", *flattened, "The fork").required();
   add_json_option(flatten, context);
 
-  auto removed = std::make_shared<std::pair<std::string, bool>>();
-  const Command remove = add_command(
-      group, context, "rm", "Remove a volume with all its versions", [&context, removed] {
-        remove_volume(context, removed->first,
-                      removed->second ? Store::IfDamaged::kRemove : Store::IfDamaged::kKeep);
-      });
-  remove.add_option("NAME", removed->first, "The volume").required();
-  remove.add_flag("--force", removed->second, "Also when its header cannot be read");
+  auto removed = std::make_shared<RemovalArguments>();
+  const Command remove = add_command(group, context, "rm", "Remove volumes with all their versions",
+                                     [&context, removed] { remove_volumes(context, *removed); });
+  remove.add_option("NAME", removed->names, "The volumes").required().type_name("");
+  remove
+      .add_option("--keep", removed->keep,
+                  "For how long 'volume restore' can bring them back, like 7d; 0 for not at all; "
+                  "the store's own unless given")
+      .type_name("T")
+      .check(is_duration());
+  remove.add_flag("--force", removed->is_forced, "Also when a header cannot be read");
+
+  auto restored = std::make_shared<NewName>();
+  const Command restore =
+      add_command(group, context, "restore", "Bring back a volume that was removed and kept",
+                  [&context, restored] { restore_volume(context, *restored); });
+  restore.add_option("NAME", restored->name, "The name that it had, or its uuid").required();
+  restore.add_option("--as", restored->new_name, "What to call it now, if not as before")
+      .type_name("NEW");
+  add_json_option(restore, context);
+
+  auto renamed = std::make_shared<NewName>();
+  const Command rename = add_command(group, context, "rename", "Give a volume another name",
+                                     [&context, renamed] { rename_volume(context, *renamed); });
+  rename.add_option("OLD", renamed->name, "The volume").required();
+  rename.add_option("NEW", renamed->new_name, "What to call it").required();
 }
 
 }  // namespace tplstore::tool

@@ -41,7 +41,8 @@ std::unique_ptr<Disk> open_for_export(Store& store, const std::string& name) {
   return disk;
 }
 
-const VersionInfo& version_of(const VolumeInfo& volume, const std::string& number_or_name) {
+const VersionInfo& version_of(const VolumeInfo& volume, const std::string& named) {
+  const std::string number_or_name = version_of_volume(volume.name, named);
   const std::optional<uint32_t> number = parse_version_number(number_or_name);
   const auto found =
       std::find_if(volume.versions.begin(), volume.versions.end(), [&](const VersionInfo& version) {

@@ -1,6 +1,7 @@
 // Binary multiples of bytes, and RFC 3339 in UTC.
 #include "base/units.h"
 
+#include <cerrno>
 #include <charconv>
 #include <chrono>
 #include <ctime>
@@ -40,6 +41,38 @@ std::string format_size(uint64_t bytes) {
     ++power;
   }
   return fmt::format("{:.1f} {}iB", value, "BKMGTPE"[power]);
+}
+
+namespace {
+
+struct DurationUnit {
+  char letter;
+  int64_t seconds;
+};
+constexpr DurationUnit kDurationUnits[] = {
+    {'w', 7 * 86400}, {'d', 86400}, {'h', 3600}, {'m', 60}, {'s', 1}};
+constexpr int64_t kDurationMax_s = int64_t{200} * 365 * 86400;
+
+}  // namespace
+
+int64_t parse_duration_s(std::string_view what, std::string_view text) {
+  int64_t number = 0;
+  const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  const std::string_view unit(stop, static_cast<size_t>(text.data() + text.size() - stop));
+  if (error == std::errc() && number >= 0)
+    for (const DurationUnit& known : kDurationUnits) {
+      const bool is_it =
+          unit.empty() ? known.letter == 's' : unit.size() == 1 && unit[0] == known.letter;
+      if (is_it && number <= kDurationMax_s / known.seconds) return number * known.seconds;
+    }
+  fail(EINVAL, std::string(what), "'{}' is not a time like 90s, 5m, 2h, 7d or 4w", excerpt(text));
+}
+
+std::string format_duration(int64_t seconds) {
+  for (const DurationUnit& unit : kDurationUnits)
+    if (seconds != 0 && unit.letter != 'w' && seconds % unit.seconds == 0)
+      return fmt::format("{}{}", seconds / unit.seconds, unit.letter);
+  return "0";
 }
 
 std::string format_time(int64_t unix_ns) {

@@ -16,6 +16,12 @@ uint64_t parse_size(std::string_view what, std::string_view text);
 // "2.0 GiB", for people.
 std::string format_size(uint64_t bytes);
 
+// "90s", "5m", "2h", "7d", "4w", or just seconds; Error(EINVAL) naming `what` for anything else,
+// and for more than 200 years.
+int64_t parse_duration_s(std::string_view what, std::string_view text);
+// "7d", "36h", "90s": in the largest unit of which it is a whole number.
+std::string format_duration(int64_t seconds);
+
 // RFC 3339 in UTC with seconds, from nanoseconds since 1970.
 std::string format_time(int64_t unix_ns);
 // What format_time() writes, and nothing else; exact to a second.

@@ -114,6 +114,16 @@ struct VolumeInfo {
   std::vector<VersionInfo> versions;  // oldest first; filled by Store::show_volume only
 };
 
+// A volume that was removed, and is kept for a while.
+struct RemovedVolume {
+  std::string name;  // that it had
+  Uuid uuid;
+  int64_t removed_ns = 0;
+  int64_t until_ns = 0;
+  uint64_t size_bytes = 0;    // filled by Store::list_removed only; 0 where its header is damaged
+  uint64_t unique_bytes = 0;  // likewise
+};
+
 // What the store's objects occupy.
 struct StoreSpace {
   uint64_t volume_bytes = 0;

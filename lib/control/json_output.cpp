@@ -150,6 +150,15 @@ json volume_json(const VolumeInfo& info, bool with_versions) {
   return volume;
 }
 
+json removed_json(const RemovedVolume& removed) {
+  return {{"name", removed.name},
+          {"uuid", removed.uuid.text()},
+          {"size", removed.size_bytes},
+          {"removed", format_time(removed.removed_ns)},
+          {"until", format_time(removed.until_ns)},
+          {"unique_bytes", removed.unique_bytes}};
+}
+
 json version_json(const VersionInfo& info) {
   return {
       {"number", info.number},

@@ -26,6 +26,7 @@ nlohmann::json writer_json(const WriterInfo& info);
 nlohmann::json lock_json(const LockInfo& info);
 // "versions" only on demand: a list of volumes does without.
 nlohmann::json volume_json(const VolumeInfo& info, bool with_versions);
+nlohmann::json removed_json(const RemovedVolume& removed);
 nlohmann::json version_json(const VersionInfo& info);
 nlohmann::json versions_json(const std::vector<VersionInfo>& infos);
 // What differs between two versions.

@@ -223,6 +223,11 @@ const Shape& left_shape() {
   return shape;
 }
 
+const Shape& version_set_shape() {
+  static const Shape shape = Shape::list_of(version_shape().with({{"volume", Shape::name()}}));
+  return shape;
+}
+
 const Shape& nothing_shape() {
   static const Shape shape = Shape::object({});
   return shape;
@@ -349,6 +354,19 @@ json create_version(const Call& call) {
       call.store.create_version(call.volume, {call.text("name"), call.text("note"), {}}));
 }
 
+// At one moment; "volume" is any of them.
+json create_versions(const Call& call) {
+  const std::vector<std::string> volumes = call.texts("volumes");
+  const std::vector<VersionInfo> made =
+      call.store.create_versions(volumes, {call.text("name"), call.text("note"), {}});
+  json result = json::array();
+  for (size_t i = 0; i < made.size(); ++i) {
+    result.push_back(version_json(made[i]));
+    result.back()["volume"] = volumes[i];
+  }
+  return result;
+}
+
 json hand_over(const Call& call) {
   const std::chrono::seconds duration(std::min(call.number("seconds"), kHandOverSecondsMax));
   return lock_json(call.store.hand_over(call.volume, call.text("to"), duration));
@@ -393,6 +411,16 @@ const std::vector<Operation>& operations() {
          return volume_json(c.store.resize_volume(c.volume, c.number("size")), false);
        },
        {{"size", Kind::kNumber}}},
+      // For so many seconds the VM that has it may come with a second connection.
+      {"volume-let-join",
+       kVolume,
+       nothing_shape,
+       [](const Call& c) {
+         c.store.let_join(c.volume,
+                          std::chrono::seconds(std::min(c.number("seconds"), kJoinSecondsMax)));
+         return json::object();
+       },
+       {{"seconds", Kind::kNumber}}},
       // Makes the volume "name" of "version"; with the size 0 it has the version's.
       {"volume-fork",
        kVolume,
@@ -416,6 +444,11 @@ const std::vector<Operation>& operations() {
        version_shape,
        create_version,
        {{"name", Kind::kOptionalText}, {"note", Kind::kOptionalText}}},
+      {"version-create-together",
+       kVolume,
+       version_set_shape,
+       create_versions,
+       {{"volumes", Kind::kTexts}, {"name", Kind::kOptionalText}, {"note", Kind::kOptionalText}}},
       {"version-rollback",
        kVolume,
        version_shape,

@@ -28,6 +28,8 @@ namespace control {
 // A hand-over is armed for a day at most.
 inline constexpr uint64_t kHandOverSecondsMax = 86400;
 
+inline constexpr uint64_t kJoinSecondsMax = 60;
+
 struct Operation {
   struct Argument {
     enum class Kind { kText, kOptionalText, kTexts, kNumber };

@@ -127,7 +127,8 @@ LockStep on(const LockState& state, const LockConnect& event) {
   if (!state.is_held && event.claims.is_other_hosts) return {state, LockAnswer::kForeign};
 
   if (state.owner.connections > 0 && was_owner) {
-    if (state.owner.is_multi && event.is_multi) return join(state, &LockState::owner);
+    const bool may_join = (state.owner.is_multi && event.is_multi) || event.may_join;
+    if (may_join) return join(state, &LockState::owner);
     // A token tells that it is the VM itself that gave the other connection up, if that is idle;
     // but not if it has come while this one waits, whose client may be the one that has gone.
     const bool was_there = event.found == state.owner.ticket;

@@ -110,6 +110,7 @@ struct LockConnect {
   VmId vm = 0;
   uint64_t token = 0;     // 0: it has none
   bool is_multi = false;  // others of the VM may be there
+  bool may_join = false;  // for the moment they may, as an operator says
   uint64_t found = 0;     // the owner's ticket when it asked for the first time
   OwnerSeen owner;
   ClaimsSeen claims = {};         // where this server does not have the volume

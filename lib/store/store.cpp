@@ -19,6 +19,8 @@ namespace tplstore {
 namespace {
 
 constexpr std::chrono::milliseconds kUpkeepInterval{250};
+// How late a volume may go that was removed and kept for a while.
+constexpr std::chrono::seconds kExpiryInterval{60};
 constexpr size_t kListedVersionsMax = 4096;
 
 }  // namespace
@@ -312,6 +314,10 @@ void Store::Impl::run_upkeep() {
     upkeep_of_all.attempt(say, [this] {
       use_copies();
       blocks.free_unused_copies();
+      if (const auto now = std::chrono::steady_clock::now(); now >= expire_at) {
+        expire_at = now + kExpiryInterval;
+        remove_expired();
+      }
       if (boot) {
         const bool is_booting = boot->stats().windows_open > 0;
         if (was_booting && !is_booting) blocks.forget_tables();
@@ -557,6 +563,11 @@ LockInfo Store::break_lock(const std::string& volume, uint64_t epoch) {
       fmt::format("volume {}: its lock was broken in epoch {}, by an operator; {} had it", volume,
                   epoch, before.writer ? describe(*before.writer) : "nobody"));
   return before;
+}
+
+void Store::let_join(const std::string& volume, std::chrono::seconds duration) {
+  if (!impl_->registry.let_join(impl_->uuid_of(volume), duration))
+    fail(EINVAL, fmt::format("volume {}", volume), "no VM is connected to it");
 }
 
 LockInfo Store::hand_over(const std::string& volume, const std::string& token,

@@ -13,6 +13,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -129,14 +130,34 @@ class Store {
   // EBUSY while a writer has it or a reader reads one of its versions; EIO when its header is there
   // and cannot be read, unless it shall go even then. What forks need of it stays, without a name,
   // until they are gone.
+  // With `keep_s` it is put aside for so many seconds, in which it can be restored. When that was
+  // until then.
   enum class IfDamaged { kKeep, kRemove };
-  void remove_volume(const std::string& name, IfDamaged if_damaged = IfDamaged::kKeep);
+  std::optional<int64_t> remove_volume(const std::string& name,
+                                       IfDamaged if_damaged = IfDamaged::kKeep, int64_t keep_s = 0);
+  // Those that were put aside, the last one first.
+  std::vector<RemovedVolume> list_removed();
+  // Gives the one its name back that was removed last under this name, or has this uuid; or gives
+  // it another name. ENOENT; EEXIST when there is a volume of that name.
+  VolumeInfo restore_volume(const std::string& name, const std::string& new_name = "");
+  // Removes those for good whose time has come; how many. A server does that by itself.
+  uint64_t remove_expired();
+  // For how many seconds a volume is kept that is removed where nobody says so.
+  int64_t removal_keep_s();
+  void set_removal_keep_s(int64_t seconds);
+  // After a crash at any moment it has either name and no other. EBUSY naming the owner while
+  // somebody has it open or reads one of its versions; EEXIST.
+  void rename_volume(const std::string& name, const std::string& new_name);
   // Gives back what can be given back of a volume: of versions and forks that are gone. Waits.
   void reclaim_volume(const std::string& name);
 
   // --- versions; `version` is a number or a name
   // Freezes current, atomically against requests in flight, durable on return; the frozen one.
   VersionInfo create_version(const std::string& volume, const NewVersion& request);
+  // The same of several volumes at one moment; all are made or none, also where a crash comes
+  // between. Those that are not open are opened. EBUSY when another process has one of them.
+  std::vector<VersionInfo> create_versions(const std::vector<std::string>& volumes,
+                                           const NewVersion& request);
   // Freezes current and starts a new current from `version`; the frozen one. EBUSY while a writer
   // is connected.
   VersionInfo rollback(const std::string& volume, const std::string& version);
@@ -218,6 +239,9 @@ class Store {
   // that had it before, never get the volume again. EBUSY when the epoch is another one by now, or
   // when another process has the volume; EINVAL when no VM has it. What it was before.
   LockInfo break_lock(const std::string& volume, uint64_t epoch);
+  // For so long the VM that has the volume may have another connection beside the one that it has,
+  // as a VM needs it that goes over to a new one. EINVAL when no VM has it here.
+  void let_join(const std::string& volume, std::chrono::seconds duration);
   // For so long the VM with this token may come, and stand by until the one that has the volume
   // has gone or has stopped changing it: then it gets it, and that one never does again. EBUSY
   // when somebody stands by already; EINVAL when no VM has the volume, or for a token that cannot

@@ -96,9 +96,10 @@ void StoreCheck::check_top() {
   constexpr std::string_view kKnown[] = {
       paths::kTemplates, paths::kSegments, paths::kTables,   paths::kImports, paths::kVolumeNames,
       paths::kVolumes,   paths::kGcLock,   paths::kGcClaims, paths::kServers, paths::kBoot,
-      paths::kPacks,     kIdentityObject,  kOriginObject};
+      paths::kPacks,     paths::kRemoved,  paths::kSets,     kIdentityObject, kOriginObject};
   for (const std::string& name : store_.list(""))
-    if (std::ranges::find(kKnown, name) == std::end(kKnown) && !name.starts_with("origin."))
+    if (std::ranges::find(kKnown, name) == std::end(kKnown) && !name.starts_with("origin.") &&
+        !name.starts_with("config."))
       findings().note(name, "is unknown, and was not looked at");
   if (!exists(store_, std::string(paths::kGcLock)))
     findings().fault(std::string(paths::kGcLock),
@@ -163,6 +164,12 @@ void StoreCheck::check_names() {
     if (uuid.is_nil()) continue;
     const auto [other, is_new] = names_.try_emplace(uuid, name);
     if (is_new) continue;
+    if (exists(store_, volume_folder(uuid) + "/rename")) {
+      findings().note(fmt::format("{}/{}", folder, name),
+                      "is the old or the new name of a volume whose renaming was interrupted: who "
+                      "opens that completes it");
+      continue;
+    }
     are_names_sound_ = false;
     findings().begin("volume " + name);
     findings().fault(
@@ -226,7 +233,8 @@ void StoreCheck::check_one(const Uuid& uuid, const std::string& name) {
 void StoreCheck::check_nameless(const Uuid& uuid, bool is_sure) {
   const std::string folder = volume_folder(uuid);
   findings().begin("volume " + uuid.text(), uuid);
-  const bool is_needed = is_in_parentage(uuid) || is_locked(store_, lock_name(folder)) ||
+  const bool is_kept = exists(store_, fmt::format("{}/{}", paths::kRemoved, uuid.text()));
+  const bool is_needed = is_kept || is_in_parentage(uuid) || is_locked(store_, lock_name(folder)) ||
                          std::ranges::any_of(folders_, [&](const Uuid& other) {
                            return other != uuid && is_fork_of(store_, other, uuid);
                          });

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <map>
 #include <mutex>
@@ -40,6 +41,24 @@ struct Store::Impl {
   Uuid uuid_of(const std::string& volume);
   // Has something happen to a volume's lock, whether it is open here or nowhere.
   LockStep change_lock(const std::string& volume, const LockEvent& event, const Peer& peer = {});
+  std::optional<Uuid> look_up(const std::string& name);
+  std::optional<std::string> renamed_to(const std::string& name, const Uuid& uuid);
+  void settle_rename(const Uuid& uuid);
+  void settle_rename_if_free(const Uuid& uuid);
+  bool give_up_old_name(const std::string& name);
+  // Whether no volume has this name; one that is damaged counts as one.
+  bool is_free_name(const std::string& name);
+  bool has_name(const std::string& name);
+  // Whether a name leads to it, now. Who holds its lock can rely on that.
+  bool is_named(const Uuid& uuid);
+  // Volumes that were removed and can be restored, the last one first; of this name, or uuid.
+  std::vector<RemovedVolume> removed_volumes(const std::string& name = "");
+  bool can_be_restored(const Uuid& uuid);
+  void put_aside(const std::string& name, const Uuid& uuid, int64_t keep_s);
+  void forget_removed(const Uuid& uuid);
+  std::optional<int64_t> kept_until(const Uuid& uuid);
+  void remove_for_good(const RemovedVolume& removed);
+  uint64_t remove_expired();
   void check_names(const std::map<Uuid, std::string>& names);
   void for_each_name(
       const std::function<void(const std::string& name, const Uuid& volume)>& visit,
@@ -64,7 +83,7 @@ struct Store::Impl {
   // objects must stay.
   bool publish(const std::string& volume, const Uuid& uuid);
   void remove_objects(const Uuid& uuid);
-  Uuid remove_unneeded(const Uuid& uuid, const std::string& name);
+  Uuid remove_unneeded(const Uuid& uuid, const std::string& name, bool may_be_named = false);
   void sync_names();
   void release_parent(Uuid uuid);
   HeldVersion hold_version(const Uuid& uuid, const std::string& name, const std::string& version);
@@ -95,6 +114,7 @@ struct Store::Impl {
   BlockSource blocks{origin};
   bool has_copies = false;   // the block source knows of the tier; upkeep's
   bool was_booting = false;  // likewise
+  std::chrono::steady_clock::time_point expire_at{};  // likewise
   std::mutex templates_mutex;
   std::map<std::string, std::weak_ptr<TemplateImage>> templates;
   std::mutex foreign_mutex;

@@ -167,6 +167,7 @@ void StoreRepair::remove_folder(const Finding& fault) {
   if (!held) fail(EBUSY, fault.subject, "volumes are being created or templates imported");
   const auto names = impl_.volume_names();
   impl_.check_names(names);
+  if (impl_.can_be_restored(fault.volume)) fail(EBUSY, fault.subject, "is kept to be restored");
   if (names.contains(fault.volume)) fail(EBUSY, fault.subject, "has got a name meanwhile");
   // It may have been written since it was looked at.
   const auto header = impl_.header_if_readable(fault.volume);

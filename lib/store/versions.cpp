@@ -20,6 +20,41 @@ VersionInfo Store::create_version(const std::string& volume, const NewVersion& r
   return info;
 }
 
+std::vector<VersionInfo> Store::create_versions(const std::vector<std::string>& volumes,
+                                                const NewVersion& request) {
+  // In the order of their uuids, that two who do this do not wait for each other.
+  std::map<Uuid, std::string> names;
+  for (const std::string& volume : volumes)
+    if (!names.try_emplace(impl_->uuid_of(volume), volume).second)
+      fail(EINVAL, fmt::format("volume {}", volume), "is named twice");
+  std::vector<std::unique_ptr<VolumeRegistry::Attachment>> attached;
+  std::vector<Versions*> open;
+  for (const auto& [uuid, name] : names) {
+    try {
+      attached.push_back(impl_->registry.attach_for_upkeep(uuid, name, tool_peer()));
+    } catch (const Error& error) {
+      if (error.code() != EBUSY) throw;
+      std::string why = error.what();
+      if (why.starts_with(error.object() + ": ")) why.erase(0, error.object().size() + 2);
+      fail(EBUSY, error.object(),
+           "{}; versions of one moment can be made of volumes that one server has open, or nobody",
+           why);
+    }
+    open.push_back(&attached.back()->volume().versions());
+  }
+  std::map<std::string, VersionInfo> made;
+  if (open.size() == 1) {
+    made[volumes.front()] = open.front()->create(request);
+  } else {
+    std::vector<VersionInfo> infos = Versions::create_together(open, request);
+    size_t i = 0;
+    for (const auto& [uuid, name] : names) made[name] = std::move(infos[i++]);
+  }
+  std::vector<VersionInfo> in_order;
+  for (const std::string& volume : volumes) in_order.push_back(made.at(volume));
+  return in_order;
+}
+
 VersionInfo Store::rollback(const std::string& volume, const std::string& version) {
   const Uuid uuid = impl_->uuid_of(volume);
   // attach() refuses, naming the owner, while a writer is connected.
@@ -114,7 +149,7 @@ VolumeInfo Store::fork_volume(const std::string& name, const std::string& parent
   check_name("volume", name);
   const std::string object = fmt::format("volume {}", name);
   Backend& backend = *impl_->backend;
-  if (backend.get(volume_name_object(name), 256)) fail(EEXIST, object, "exists already");
+  if (!impl_->is_free_name(name)) fail(EEXIST, object, "exists already");
   if (size_bytes != 0) check_volume_size(object, size_bytes);
   const auto gc_lock = impl_->share_gc_lock();
   const Uuid uuid = random_uuid();
@@ -184,7 +219,7 @@ VersionInfo Store::import_version(const std::string& name, const ImportedVersion
   const auto gc_lock = is_new ? impl_->share_gc_lock() : nullptr;
   if (is_new) {
     check_name("volume", name);
-    if (impl_->backend->get(volume_name_object(name), 256)) fail(EEXIST, object, "exists already");
+    if (!impl_->is_free_name(name)) fail(EEXIST, object, "exists already");
     check_volume_size(object, imported.size_bytes);
   }
   const Uuid uuid = is_new ? random_uuid() : impl_->uuid_of(name);

@@ -75,6 +75,7 @@ LockConnect VolumeRegistry::look(const Uuid& uuid, Entry& entry, const Peer& pee
   claim.is_connection = true;
   claim.grace = grace_;
   LockConnect event = connect_event(claim, milliseconds_of(waited));
+  event.may_join = now < entry.joins_until;
   if (!volume.writer_lock().state().is_held) {
     // Open for one that stands by; the one before has not come back yet.
     look_at_record(event.owner, volume.writer_lock().header(),
@@ -506,6 +507,15 @@ uint32_t VolumeRegistry::connections(const Uuid& uuid) {
   const auto it = entries_.find(uuid);
   if (it == entries_.end() || it->second.state != State::kOpen) return 0;
   return it->second.volume->writer_lock().state().owner.connections;
+}
+
+bool VolumeRegistry::let_join(const Uuid& uuid, Clock::duration duration) {
+  const Lock guard(mutex_);
+  const auto it = entries_.find(uuid);
+  if (it == entries_.end() || it->second.state != State::kOpen) return false;
+  if (it->second.volume->writer_lock().state().owner.connections == 0) return false;
+  it->second.joins_until = Clock::now() + duration;
+  return true;
 }
 
 std::optional<LockInfo> VolumeRegistry::lock_info(const Uuid& uuid) {

@@ -89,6 +89,9 @@ class VolumeRegistry {
   // Has something happen to the lock of a volume that is open here, at an operator's wish; nothing
   // when it is not. `peer`: see WriterLock.
   std::optional<LockStep> change_lock(const Uuid& uuid, LockEvent event, const Peer& peer);
+  // For so long another connection of the VM that has the volume is let in beside the one that it
+  // has; false when none has.
+  bool let_join(const Uuid& uuid, Clock::duration duration);
   // The program ends: what VMs are connected to stays theirs when it is closed from now on.
   void keep_records() { keeps_records_ = true; }
   // Likewise, and now, under the connections: none of them gets anything any more but ESHUTDOWN,
@@ -119,7 +122,8 @@ class VolumeRegistry {
     uint64_t writes_when_waiting = 0;
     uint64_t writes_seen = 0;
     Clock::time_point unchanged_since{};
-    bool is_handing_over = false;  // by the change that waits; one does it at a time
+    Clock::time_point joins_until{};  // the owner may have another connection
+    bool is_handing_over = false;     // by the change that waits; one does it at a time
   };
   // A server that has died, and since when that is known.
   struct Death {

@@ -12,6 +12,7 @@
 #include "store/store_impl.h"
 #include "template/gc_lock.h"
 #include "template/manifest.h"
+#include "volume/version_set.h"
 
 namespace tplstore {
 namespace {
@@ -19,10 +20,6 @@ namespace {
 constexpr std::chrono::milliseconds kGcWaitMax{2000};
 
 }  // namespace
-
-std::string volume_name_object(const std::string& volume) {
-  return fmt::format("{}/{}", paths::kVolumeNames, volume);
-}
 
 Peer tool_peer() {
   const int64_t pid = getpid();
@@ -36,61 +33,6 @@ VolumeEnvironment Store::Impl::environment() {
           options.log,      [this] { wake(); },
           stop.get_token(), boot ? &boot->memory() : nullptr,
           &journals};
-}
-
-// --- names and folders
-
-Uuid Store::Impl::uuid_of(const std::string& volume) {
-  check_name("volume", volume);
-  const auto content = backend->get(volume_name_object(volume), 256);
-  if (!content)
-    fail(ENOENT, fmt::format("volume {}", volume), "is not there; see 'tplstore volume list'");
-  Uuid uuid;
-  if (!parse_uuid(to_text(*content), uuid))
-    fail(EIO, volume_name_object(volume), "damaged: it holds no uuid");
-  return uuid;
-}
-
-void Store::Impl::for_each_name(
-    const std::function<void(const std::string& name, const Uuid& volume)>& visit,
-    const std::function<void(const std::string& name, const Error& error)>& unreadable) {
-  for (const std::string& name : backend->list(std::string(paths::kVolumeNames))) {
-    Uuid uuid;
-    try {
-      uuid = uuid_of(name);
-    } catch (const Error& error) {
-      if (error.code() != ENOENT) unreadable(name, error);  // else removed since it was listed
-      continue;
-    }
-    visit(name, uuid);
-  }
-}
-
-std::map<Uuid, std::string> Store::Impl::volume_names(std::vector<std::string>* damaged) {
-  std::map<Uuid, std::string> names;
-  const auto report = [&](const std::string& name, const Error& error) {
-    if (damaged == nullptr) throw error;
-    options.log(error.what());
-    damaged->push_back(name);
-  };
-  for_each_name(
-      [&](const std::string& name, const Uuid& uuid) {
-        const auto [other, is_new] = names.try_emplace(uuid, name);
-        if (!is_new)
-          report(name, Error(EIO, volume_name_object(name),
-                             fmt::format("damaged: it leads to the volume of {}", other->second)));
-      },
-      report);
-  return names;
-}
-
-std::vector<Uuid> Store::Impl::volume_folders() {
-  std::vector<Uuid> uuids;
-  for (const std::string& folder : backend->list(std::string(paths::kVolumes))) {
-    Uuid uuid;
-    if (parse_uuid(folder, uuid)) uuids.push_back(uuid);
-  }
-  return uuids;
 }
 
 // --- making, showing, resizing
@@ -131,27 +73,12 @@ void Store::Impl::make_objects(const std::string& object, const Uuid& uuid, uint
   }
 }
 
-bool Store::Impl::publish(const std::string& volume, const Uuid& uuid) {
-  const std::string text = uuid.text(), name = volume_name_object(volume);
-  try {
-    return backend->put_new(name, as_bytes(text));
-  } catch (const Error&) {
-    // It may have got as far as giving the name; what cannot be made durable is not there.
-    const auto there = backend->get(name, 256);
-    if (there && to_text(*there) == text) {
-      backend->remove(name);
-      sync_names();
-    }
-    throw;
-  }
-}
-
 VolumeInfo Store::create_volume(const std::string& name, uint64_t size_bytes,
                                 const std::string& template_name) {
   check_name("volume", name);
   Backend& backend = *impl_->backend;
   const std::string object = fmt::format("volume {}", name);
-  if (backend.get(volume_name_object(name), 256)) fail(EEXIST, object, "exists already");
+  if (!impl_->is_free_name(name)) fail(EEXIST, object, "exists already");
   const auto gc_lock = impl_->share_gc_lock();
   std::shared_ptr<TemplateImage> base;
   if (!template_name.empty()) {
@@ -236,8 +163,7 @@ std::vector<VolumeInfo> Store::list_volumes() {
       info.current_version = current.number;
       info.shared_bytes = current.foreign_blocks * kBlockBytes;
     } catch (const Error& error) {
-      const bool is_gone =
-          error.code() == ENOENT && !impl_->backend->get(volume_name_object(name), 256);
+      const bool is_gone = error.code() == ENOENT && !impl_->has_name(name);
       if (is_gone) continue;  // removed since it was listed
       // One that is damaged must not hide the others, and is listed with what is known of it.
       impl_->options.log(fmt::format("volume {}: {}", name, error.what()));
@@ -295,9 +221,12 @@ std::map<std::string, std::vector<std::string>> Store::template_users() {
   std::vector<std::string> damaged;
   const std::map<Uuid, std::string> names = impl_->volume_names(&damaged);
   std::map<std::string, std::vector<std::string>> users;
+  std::map<Uuid, std::string> all = names;
+  for (const RemovedVolume& removed : impl_->removed_volumes())
+    all.try_emplace(removed.uuid, removed.name + " (removed, and kept)");
   for (const Uuid& uuid : impl_->volume_folders()) {
-    const auto name = names.find(uuid);
-    const std::string volume = name == names.end() ? uuid.text() : name->second;
+    const auto name = all.find(uuid);
+    const std::string volume = name == all.end() ? uuid.text() : name->second;
     VolumeHeader header;
     try {
       header = read_header(backend, volume_folder(uuid), uuid);
@@ -369,21 +298,14 @@ void Store::Impl::remove_objects(const Uuid& uuid) {
 
 // Removes a volume that has no name; the parent that it had. EBUSY, also when it has forks: one may
 // have been made up to now.
-Uuid Store::Impl::remove_unneeded(const Uuid& uuid, const std::string& name) {
+Uuid Store::Impl::remove_unneeded(const Uuid& uuid, const std::string& name, bool may_be_named) {
   const RemovalLocks locks = lock_for_removal(*backend, volume_folder(uuid), uuid, name);
+  // Names that were being changed when they were read may have been missed.
+  if (may_be_named && is_named(uuid)) fail(EBUSY, fmt::format("volume {}", name), "has a name");
   if (has_forks(uuid)) fail(EBUSY, fmt::format("volume {}", name), "has forks, which need it");
   const std::optional<VolumeHeader> header = header_if_readable(uuid);
   remove_objects(uuid);
   return header ? header->parent : Uuid{};
-}
-
-// A name whose removal is in the page cache only must not come back when its volume is gone.
-void Store::Impl::sync_names() {
-  try {
-    backend->sync_folder(std::string(paths::kVolumeNames));
-  } catch (const Error& error) {
-    if (error.code() != ENOENT) throw;  // there never was one
-  }
 }
 
 // A fork of this volume has gone, so something of it may go too; all of it, when it has no name.
@@ -393,13 +315,14 @@ void Store::Impl::release_parent(Uuid uuid) {
     try {
       const auto names = volume_names();
       const auto name = names.find(uuid);
-      if (name == names.end() && !has_forks(uuid)) {
+      const bool is_unnamed = name == names.end() && !can_be_restored(uuid);
+      if (is_unnamed && !has_forks(uuid)) {
         sync_names();
-        next = remove_unneeded(uuid, uuid.text());
+        next = remove_unneeded(uuid, uuid.text(), /*may_be_named=*/true);
       } else if (registry.is_open(uuid) || is_free(uuid)) {
         with_owner(uuid, name == names.end() ? uuid.text() : name->second, [&](Volume& volume) {
           volume.forks().drop_dead();
-          if (name == names.end()) volume.forks().keep_pinned_only();
+          if (is_unnamed && !is_named(uuid)) volume.forks().keep_pinned_only();
           volume.space().run();
         });
       }
@@ -412,7 +335,8 @@ void Store::Impl::release_parent(Uuid uuid) {
   }
 }
 
-void Store::remove_volume(const std::string& name, IfDamaged if_damaged) {
+std::optional<int64_t> Store::remove_volume(const std::string& name, IfDamaged if_damaged,
+                                            int64_t keep_s) {
   const Uuid uuid = impl_->uuid_of(name);
   Backend& backend = *impl_->backend;
   std::optional<VolumeHeader> header;
@@ -423,6 +347,7 @@ void Store::remove_volume(const std::string& name, IfDamaged if_damaged) {
     if (impl_->uuid_of(name) != uuid)
       fail(EBUSY, fmt::format("volume {}", name),
            "was removed and made again meanwhile; look at it before you remove this one");
+    impl_->settle_rename(uuid);
     impl_->for_each_name(
         [&](const std::string& other, const Uuid& volume) {
           if (other != name && volume == uuid)
@@ -441,17 +366,24 @@ void Store::remove_volume(const std::string& name, IfDamaged if_damaged) {
              "--force' removes it even so ({})",
              name, error.what());
     }
-    has_forks = impl_->has_forks(uuid);
+    if (keep_s > 0) {
+      impl_->put_aside(name, uuid, keep_s);
+    } else {
+      has_forks = impl_->has_forks(uuid);
+      impl_->forget_removed(uuid);
+    }
     // Without its name nobody can open the volume any more; what is left is only space.
     backend.remove(volume_name_object(name));
     backend.sync_folder(std::string(paths::kVolumeNames));
+    if (keep_s > 0) return impl_->kept_until(uuid);
     if (!has_forks) impl_->remove_objects(uuid);
   }
   if (!has_forks) {
     if (header) impl_->release_parent(header->parent);
-    return;
+    return std::nullopt;
   }
   impl_->with_owner(uuid, name, [](Volume& volume) { volume.forks().keep_pinned_only(); });
+  return std::nullopt;
 }
 
 // What has no name is garbage only as long as all names are there, and lead to what they should.
@@ -484,9 +416,14 @@ uint64_t Store::remove_orphans() {
          "try again when that is done");
   const std::map<Uuid, std::string> names = impl_->volume_names();
   impl_->check_names(names);
+  remove_settled_marks(backend);
   uint64_t count = 0;
   for (const Uuid& uuid : impl_->volume_folders()) {
-    if (names.contains(uuid)) continue;
+    if (names.contains(uuid)) {
+      impl_->settle_rename_if_free(uuid);
+      continue;
+    }
+    if (impl_->can_be_restored(uuid)) continue;
     // One that forks need, or what a creation or a removal has left.
     try {
       if (impl_->has_forks(uuid)) {
@@ -519,8 +456,9 @@ void Store::reclaim() {
       } else if (impl_->is_free(uuid)) {
         // Most have nothing to give back, and need not be opened for writing.
         const auto map = VolumeMap::open(*impl_->backend, volume_folder(uuid), uuid, Access::kRead);
-        if (!map->recovery().was_closed_cleanly || map->ask(&MapState::has_outstanding) ||
-            !map->pins().empty())
+        if (!map->recovery().was_closed_cleanly ||
+            !pending_versions(*impl_->backend, uuid).empty() ||
+            map->ask(&MapState::has_outstanding) || !map->pins().empty())
           reclaim_volume(name);
       }
     } catch (const Error& error) {

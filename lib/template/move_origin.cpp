@@ -182,7 +182,7 @@ OriginMove move_origin(Backend& store, const std::string& location,
            "again when it has ended");
     copying.copy_all();
     copying.remove_others();
-    if (apart) allow_origin_apart(store);
+    if (apart) allow_feature(store, kFeatureOriginApart);
     put_origin_place(store, next);
   }
   copying.result.left = leave_all(store, options.open_location);

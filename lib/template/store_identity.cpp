@@ -9,6 +9,7 @@ namespace tplstore {
 namespace {
 
 constexpr uint64_t kIdentityBytesMax = 4096;
+constexpr uint64_t kKnownFeatures = kFeatureOriginApart | kFeatureRemovedVolumes;
 // What all formats have in common.
 constexpr uint64_t kHeadBytes = offsetof(StoreIdentity, reserved_too);
 
@@ -32,10 +33,10 @@ bool put_new_identity(Backend& backend, const StoreIdentity& identity) {
   return backend.put_new(kIdentityObject, bytes_of(identity));
 }
 
-void allow_origin_apart(Backend& backend) {
+void allow_feature(Backend& backend, uint64_t feature) {
   StoreIdentity identity = load_identity(backend);
-  if ((identity.incompatible_features & kFeatureOriginApart) != 0) return;
-  identity.incompatible_features |= kFeatureOriginApart;
+  if ((identity.incompatible_features & feature) != 0) return;
+  identity.incompatible_features |= feature;
   identity.checksum = checksum_of(bytes_of(identity));
   const auto object = backend.open(kIdentityObject, Access::kWrite, Purpose::kMetadata);
   object->write(0, bytes_of(identity));  // within one sector, so there is no half of it
@@ -59,8 +60,7 @@ StoreIdentity load_identity(Backend& backend) {
          "was made by an older tplstore (format {}), which this one does not read; export its "
          "volumes and templates with that one",
          identity.format);
-  if (identity.format != kStoreFormat ||
-      (identity.incompatible_features & ~kFeatureOriginApart) != 0)
+  if (identity.format != kStoreFormat || (identity.incompatible_features & ~kKnownFeatures) != 0)
     fail(EINVAL, backend.describe(), "was made by a newer tplstore (format {}); use that one",
          identity.format);
   if (content->size() != sizeof identity)

@@ -38,12 +38,15 @@ static_assert(offsetof(StoreIdentity, uuid) == 32);
 static_assert(offsetof(StoreIdentity, created_ns) == 48);
 static_assert(offsetof(StoreIdentity, secret) == 64);
 
+// Folders of volumes without a name may be kept on purpose ("removed/").
+inline constexpr uint64_t kFeatureRemovedVolumes = 2;
+
 // A new one, with a random uuid and secret.
 StoreIdentity make_identity(uint64_t incompatible_features = 0);
 // False when there is one already.
 bool put_new_identity(Backend& backend, const StoreIdentity& identity);
 // From now on programs that know nothing of that refuse the store.
-void allow_origin_apart(Backend& backend);
+void allow_feature(Backend& backend, uint64_t feature);
 // ENOENT when this is no store, EIO when it is damaged, EINVAL when it has another format.
 StoreIdentity load_identity(Backend& backend);
 

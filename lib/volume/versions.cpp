@@ -4,10 +4,31 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <deque>
+#include <optional>
+#include <set>
 
 #include "base/names.h"
+#include "volume/version_set.h"
 
 namespace tplstore {
+
+namespace {
+
+// Versions that are not there, though the map has them. What was put into the map and given up
+// while that was read has been pending before or after.
+class Pending {
+ public:
+  explicit Pending(OpenVolume& volume) : volume_(volume) { look_again(); }
+  void look_again() { numbers_.merge(pending_versions(volume_.backend, volume_.uuid)); }
+  bool contains(uint32_t number) const { return numbers_.contains(number); }
+
+ private:
+  OpenVolume& volume_;
+  std::set<uint32_t> numbers_;
+};
+
+}  // namespace
 
 VersionInfo Versions::info_of(const VersionRecord& record) const {
   VersionInfo info;
@@ -25,7 +46,8 @@ VersionInfo Versions::info_of(const VersionRecord& record) const {
 }
 
 std::vector<VersionInfo> Versions::list() {
-  return volume_.with_map([this](VolumeMap& map) {
+  Pending pending(volume_);
+  std::vector<VersionInfo> versions = volume_.with_map([this](VolumeMap& map) {
     std::vector<VersionInfo> list;
     for (const VersionRecord& record : map.versions()) list.push_back(info_of(record));
     list.push_back(info_of(map.ask(&MapState::current_record)));
@@ -37,10 +59,19 @@ std::vector<VersionInfo> Versions::list() {
     }
     return list;
   });
+  pending.look_again();
+  for (VersionInfo& info : versions)
+    if (!info.is_current && pending.contains(info.number)) info.is_hidden = true;
+  return versions;
 }
 
 std::vector<VersionRecord> Versions::records() {
-  return volume_.with_map([](VolumeMap& map) { return map.versions(); });
+  Pending pending(volume_);
+  auto records = volume_.with_map([](VolumeMap& map) { return map.versions(); });
+  pending.look_again();
+  std::erase_if(records,
+                [&](const VersionRecord& record) { return pending.contains(record.number); });
+  return records;
 }
 
 VersionRecord Versions::current() {
@@ -48,9 +79,11 @@ VersionRecord Versions::current() {
 }
 
 VersionInfo Versions::find(const std::string& number_or_name) {
+  Pending pending(volume_);
   const auto record = volume_.with_map(
       [&](VolumeMap& map) { return map.ask(&MapState::record_of, number_or_name); });
-  if (!record || record->is_hidden())
+  pending.look_again();
+  if (!record || record->is_hidden() || pending.contains(record->number))
     fail(ENOENT, volume_.object, "has no version '{}'; see 'tplstore version list {}'",
          number_or_name, volume_.name);
   return info_of(*record);
@@ -78,6 +111,8 @@ void Versions::check_is_free(const std::string& version_name) {
 }
 
 void Versions::freeze(VersionChange& change, const FreezeRequest& request) {
+  // What another process may have begun, and would take the next version for its own.
+  settle_version_sets(volume_, change);
   check_is_free(request.name);
   VolumeMap& map = volume_.map();
   const uint32_t next = volume_.current + 1;
@@ -107,6 +142,93 @@ VersionInfo Versions::freeze(const FreezeRequest& request) {
   volume_.environment.wake();
   info.own_bytes = volume_.map().own_blocks(info.number) * kBlockBytes;
   return info;
+}
+
+// A volume that is about to be frozen together with others. Nobody else changes its versions.
+class Versions::Freezing {
+ public:
+  Freezing(Versions& versions, const NewVersion& request)
+      : versions_(versions),
+        volume_(versions.volume_),
+        change_(volume_.map().change_versions()),
+        request_{request.name, request.note, request.origin} {
+    settle_version_sets(volume_, change_);
+    versions_.check_is_free(request.name);
+    volume_.files.prepare(volume_.current + 1, volume_.size_bytes);
+    reserved_.emplace(volume_.map(), VersionChange::kFreezeRecords);
+    number_ = volume_.current;
+  }
+  Freezing(const Freezing&) = delete;
+
+  Versions& versions() { return versions_; }
+  VersionSet::Member member() const { return {volume_.uuid, number_}; }
+  Quiesce& gate() { return volume_.quiesce; }
+  // Behind the closed gate.
+  void freeze() {
+    change_.freeze(request_, *reserved_);
+    volume_.use_current(volume_.files.advance(number_ + 1));
+  }
+  void commit() {
+    volume_.map().commit();
+    volume_.record_size();
+  }
+  void settle() { settle_version_sets(volume_, change_); }
+  VersionInfo info() {
+    volume_.environment.wake();
+    return versions_.info_of(
+        volume_.map().ask(&MapState::record_of, std::to_string(number_)).value());
+  }
+
+ private:
+  Versions& versions_;
+  OpenVolume& volume_;
+  VersionChange change_;
+  const FreezeRequest request_;
+  std::optional<LogReservation> reserved_;
+  uint32_t number_ = 0;
+};
+
+std::vector<VersionInfo> Versions::create_together(std::span<Versions* const> volumes,
+                                                   const NewVersion& request) {
+  for (Versions* const versions : volumes) versions->check_new(request);
+  std::vector<VersionInfo> infos;
+  {
+    std::deque<Freezing> freezing;
+    VersionSet set{random_uuid().text(), {}, {}};
+    for (Versions* const versions : volumes)
+      set.members.push_back(freezing.emplace_back(*versions, request).member());
+    Backend& backend = volumes.front()->volume_.backend;
+    bool has_frozen = false;
+    try {
+      put_version_set(backend, set);
+      {
+        std::deque<Quiesce::Closed> closed;
+        for (Freezing& one : freezing) closed.emplace_back(one.gate());
+        has_frozen = true;
+        for (Freezing& one : freezing) one.freeze();
+      }
+      for (Freezing& one : freezing) one.commit();
+      for (Freezing& one : freezing) infos.push_back(one.info());
+      remove_version_set(backend, set);
+    } catch (...) {
+      OpenVolume& first = volumes.front()->volume_;
+      if (!has_frozen)
+        first.attempt("what was to be made with others' is given up at the next version",
+                      [&] { remove_version_set(backend, set); });
+      else
+        first.attempt("versions that were made together stay", [&] {
+          // It may be gone already. What becomes of one version becomes of all.
+          put_version_set(backend, set);
+          for (Freezing& one : freezing)
+            one.versions().volume_.attempt("a version that was given up goes at the next opening",
+                                           [&] { one.settle(); });
+        });
+      throw;
+    }
+  }
+  for (size_t i = 0; i < volumes.size(); ++i)
+    infos[i].own_bytes = volumes[i]->volume_.map().own_blocks(infos[i].number) * kBlockBytes;
+  return infos;
 }
 
 VersionForReader Versions::freeze_for_reader() {

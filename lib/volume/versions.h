@@ -7,6 +7,7 @@
 #pragma once
 
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -34,6 +35,11 @@ class Versions {
   std::unique_ptr<HeldLock> hold(uint32_t version);
 
   VersionInfo create(const NewVersion& request);
+  // The same for several volumes, at one moment, and all or none (volume/version_set.h): between
+  // the first write that is not in its version and the last one that is there is no other write to
+  // any of them. Of different volumes, in an order that all who call this keep.
+  static std::vector<VersionInfo> create_together(std::span<Versions* const> volumes,
+                                                  const NewVersion& request);
   // Why create() would refuse it, if it were called now: EINVAL for a name or a note that no
   // version can have, EEXIST for a name that another one has.
   void check_new(const NewVersion& request);
@@ -50,6 +56,7 @@ class Versions {
 
  private:
   void check_is_free(const std::string& version_name);
+  class Freezing;  // of a volume among others
   void freeze(VersionChange& change, const FreezeRequest& request);
   VersionInfo info_of(const VersionRecord& record) const;
 

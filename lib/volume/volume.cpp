@@ -5,6 +5,8 @@
 #include <map>
 #include <utility>
 
+#include "volume/version_set.h"
+
 namespace tplstore {
 
 using Clock = std::chrono::steady_clock;
@@ -66,6 +68,10 @@ void Volume::recover(Reserve draws_on) {
         files.sync_holes([&](Object& file) { map.sync_or_stop([&] { file.sync(); }); });
       },
       draws_on, open_.environment.journals);
+  open_.attempt("a version that was to be made with others' stays, unlisted", [this] {
+    VersionChange change = open_.map().change_versions();
+    settle_version_sets(open_, change);
+  });
   open_.record_size();
   open_.lock->when_failed([&map] { map.stop(); });
 }

@@ -30,7 +30,7 @@ def look_at(sources):
                    f"--header-filter=^{re.escape(str(top))}/(lib|plugin|tools)/", str(piece), "--",
                    "-std=c++20", "-Wno-everything", "-Wthread-safety", f"-I{top}/lib",
                    f"-I{top}/tools"]
-        command += [f'-D{name}=""' for name in ("TPLSTORE_VERSION", "TPLSTORE_BUILD",
+        command += [f'-D{name}=""' for name in ("TPLSTORE_FULL_VERSION", "TPLSTORE_BUILD",
                                                 "TPLSTORE_NBDKIT_VERSION",
                                                 "TPLSTORE_LIBURING_VERSION")]
         return subprocess.run(command, capture_output=True, text=True)

@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "base/names.h"
+#include "base/version.h"
 #include "control/json_output.h"
 #include "control/metrics.h"
 
@@ -285,7 +286,7 @@ namespace {
 
 using Call = Operation::Call;
 
-json self() { return {{"pid", ::getpid()}, {"version", TPLSTORE_VERSION}}; }
+json self() { return {{"pid", ::getpid()}, {"version", kVersion}}; }
 
 json stats(const Call& call) {
   json stats = stats_json(call.store.stats());

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cerrno>
 
+#include "base/text.h"
 #include "command.h"
 #include "retention.h"
 #include "table.h"
@@ -18,6 +19,7 @@ constexpr size_t kNumbersAtOnce = 4096;
 
 struct PruneArguments {
   std::string volume;
+  bool is_all = false;
   RetentionRules rules;
   bool is_dry_run = false;
 };
@@ -95,18 +97,15 @@ std::string prune_text(const json& result) {
                                     result["dry_run"].get<bool>() ? "would be removed" : "removed");
 }
 
-void prune(const Context& context, const PruneArguments& arguments) {
-  const auto store = context.open_store();
-  const std::string& volume = arguments.volume;
-  json versions = judge(find_volume(*store, volume), arguments.rules);
+// Of one volume: what `prune_text` shows.
+json prune_volume(Store& store, const std::string& volume, const PruneArguments& arguments) {
+  json versions = judge(find_volume(store, volume), arguments.rules);
   std::vector<std::string> going;
   for (const json& version : versions)
     if (!version["keep"].get<bool>()) going.push_back(plain(version["number"]));
 
-  std::vector<std::string> busy;
   if (!arguments.is_dry_run && !going.empty()) {
     const auto report_busy = [&](const std::string& number, const Error& error) {
-      busy.push_back(number);
       for (json& version : versions)
         if (plain(version["number"]) == number) version["problem"] = error.what();
     };
@@ -114,22 +113,70 @@ void prune(const Context& context, const PruneArguments& arguments) {
       const auto part = std::span(going).subspan(at, std::min(kNumbersAtOnce, going.size() - at));
       try {
         // A reader, or a server that opens or closes the volume, may be about to leave.
-        retry_while_busy([&] { remove_all(*store, volume, part); });
+        retry_while_busy([&] { remove_all(store, volume, part); });
       } catch (const Error& error) {
         if (error.code() != EBUSY) throw;
-        remove_but_busy(*store, volume, part, report_busy);
+        remove_but_busy(store, volume, part, report_busy);
       }
     }
     for (json& version : versions)
       version["removed"] = !version["keep"].get<bool>() && version["problem"].is_null();
   }
-  context.print({{"volume", volume}, {"dry_run", arguments.is_dry_run}, {"versions", versions}},
-                prune_text);
-  if (!busy.empty())
-    fail(EBUSY, "volume " + volume,
+  return {{"volume", volume}, {"dry_run", arguments.is_dry_run}, {"versions", versions}};
+}
+
+size_t count_busy(const json& result) {
+  return static_cast<size_t>(std::ranges::count_if(
+      result["versions"], [](const json& version) { return !version["problem"].is_null(); }));
+}
+
+void prune_one(const Context& context, const PruneArguments& arguments) {
+  const auto store = context.open_store();
+  const json result = prune_volume(*store, arguments.volume, arguments);
+  context.print(result, prune_text);
+  if (const size_t busy = count_busy(result); busy > 0)
+    fail(EBUSY, "volume " + arguments.volume,
          "{} of its versions could not be removed because they are being read; disconnect who "
          "reads them, and prune again",
-         busy.size());
+         busy);
+}
+
+// Only of volumes of which something goes: this is for a timer, and a log.
+std::string prune_all_text(const json& results) {
+  std::string text;
+  for (const json& result : results)
+    if (std::ranges::any_of(result["versions"],
+                            [](const json& version) { return !version["keep"].get<bool>(); }))
+      text += prune_text(result);
+  return text.empty() ? "no version is one that no rule keeps\n" : text;
+}
+
+bool is_there(Store& store, const std::string& volume) {
+  return std::ranges::any_of(store.list_volumes(),
+                             [&](const VolumeInfo& other) { return other.name == volume; });
+}
+
+// What one volume is up to must not keep the others from it.
+void prune_all(const Context& context, const PruneArguments& arguments) {
+  const auto store = context.open_store();
+  json results = json::array();
+  size_t busy = 0, failed = 0;
+  for (const VolumeInfo& volume : store->list_volumes()) {
+    try {
+      results.push_back(prune_volume(*store, volume.name, arguments));
+      busy += count_busy(results.back());
+    } catch (const Error& error) {
+      if (error.code() == ENOENT && !is_there(*store, volume.name)) continue;  // just removed
+      ++failed;
+      print_error(fmt::format("tplstore: {}\n", printable(error.what())));
+    }
+  }
+  context.print(results, prune_all_text);
+  if (busy + failed > 0)
+    fail(EBUSY, "version prune",
+         "{} versions are being read and were not removed, and {} volumes could not be pruned; "
+         "what can be is, the next time",
+         busy, failed);
 }
 
 void add_rule(const Command& command, const std::string& option, uint32_t& count,
@@ -143,15 +190,20 @@ void add_rule(const Command& command, const std::string& option, uint32_t& count
 
 void add_prune_command(const Command& group, Context& context) {
   auto arguments = std::make_shared<PruneArguments>();
-  const auto action = [&context, arguments] { prune(context, *arguments); };
+  const auto action = [&context, arguments] {
+    arguments->is_all ? prune_all(context, *arguments) : prune_one(context, *arguments);
+  };
   const Command command =
       add_command(group, context, "prune", "Remove the versions that no rule keeps", action);
   command.on_parsed([&context, arguments, action] {
     if (arguments->rules.is_empty())
       wrong_usage("a rule is needed that says what to keep, like --keep-last 5");
+    if (arguments->is_all != arguments->volume.empty())
+      wrong_usage("name one volume, or give --all");
     context.action = action;
   });
-  command.add_option("VOLUME", arguments->volume, "The volume").required();
+  command.add_option("VOLUME", arguments->volume, "The volume");
+  command.add_flag("--all", arguments->is_all, "All volumes of the store");
   RetentionRules& rules = arguments->rules;
   add_rule(command, "--keep-last", rules.keep_last, "Keep the N newest versions");
   add_rule(command, "--keep-hourly", rules.keep_hourly, "Keep the last one of N hours");

@@ -6,16 +6,21 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <sstream>
+#include <tuple>
 
 #include "base/files.h"
 #include "base/text.h"
 #include "command.h"
+#include "transfer/child_process.h"
 
 namespace tplstore::tool {
 namespace {
+
+constexpr std::tuple kSoundNbdkit{1u, 33u, 10u};
 
 struct ServeArguments {
   std::string socket;
@@ -45,13 +50,18 @@ bool has_any(const std::vector<std::string>& options, std::initializer_list<cons
   });
 }
 
-// The plugin of the build this tool comes from, else the one that is installed.
+// The plugin of the build this tool comes from, or that was installed with it where nbdkit does not
+// look, else the one that nbdkit finds.
 std::string find_plugin() {
   if (const char* plugin = std::getenv("TPLSTORE_PLUGIN"); plugin && *plugin != '\0') return plugin;
   std::error_code error;
   const auto self = std::filesystem::read_symlink("/proc/self/exe", error);
-  const auto built = self.parent_path().parent_path() / "plugin" / "nbdkit-tplstore-plugin.so";
-  return !error && std::filesystem::exists(built, error) ? built.string() : "tplstore";
+  if (error) return "tplstore";
+  for (const char* folder : {"plugin", "lib/nbdkit/plugins"}) {
+    const auto plugin = self.parent_path().parent_path() / folder / "nbdkit-tplstore-plugin.so";
+    if (std::filesystem::exists(plugin, error)) return plugin.string();
+  }
+  return "tplstore";
 }
 
 std::string percent_encoded(const std::string& path) {
@@ -102,6 +112,30 @@ bool is_in_path(const std::string& program) {
   return false;
 }
 
+void say(const std::string& line) { print_error(fmt::format("tplstore: {}\n", line)); }
+
+// Says what follows from a fault of releases of nbdkit that are still in use.
+void warn_of_nbdkit() {
+  std::string text;
+  try {
+    run_process(
+        {"nbdkit", "--version"}, "nbdkit", [&](std::string_view piece) { text += piece; },
+        [] { return false; });
+  } catch (const Error&) {
+    return;  // whoever becomes it says more
+  }
+  std::tuple<unsigned, unsigned, unsigned> release;
+  auto& [major, minor, patch] = release;
+  if (std::sscanf(text.c_str(), "nbdkit %u.%u.%u", &major, &minor, &patch) != 3) return;
+  if (release >= kSoundNbdkit) return;
+  say(
+      fmt::format("nbdkit {}.{}.{} may end, and all VMs lose their connections, when one that has "
+                  "requests under way is killed; nothing acknowledged is lost: have it started "
+                  "again, and give "
+                  "VMs reconnect-delay, then they see a pause. 1.34 does not have this fault",
+                  major, minor, patch));
+}
+
 [[noreturn]] void become(std::vector<std::string> words) {
   std::vector<char*> pointers;
   pointers.reserve(words.size() + 1);
@@ -131,8 +165,7 @@ void serve(const Context& context, const ServeArguments& arguments) {
       fail(EINVAL, "serve",
            "it was started with sockets that are open (LISTEN_FDS), and listens on no other: leave "
            "out what says where to listen");
-    print_error(
-        fmt::format("tplstore: serving {} on the sockets it was given\n", printable(store)));
+    say(fmt::format("serving {} on the sockets it was given", printable(store)));
   } else if (arguments.port != 0) {
     words.insert(words.end(), {"--port", std::to_string(arguments.port)});
     // NBD without TLS lets everybody write: only this host, unless an address is given.
@@ -153,7 +186,8 @@ void serve(const Context& context, const ServeArguments& arguments) {
   words.push_back(find_plugin());
   words.push_back("store=" + store);
   words.insert(words.end(), parameters.begin(), parameters.end());
-  if (!uri.empty()) print_error(fmt::format("tplstore: serving {} as {}\n", printable(store), uri));
+  if (!uri.empty()) say(fmt::format("serving {} as {}", printable(store), uri));
+  warn_of_nbdkit();
   become(std::move(words));
 }
 

@@ -286,7 +286,7 @@ namespace {
 
 using Call = Operation::Call;
 
-json self() { return {{"pid", ::getpid()}, {"version", kVersion}}; }
+json self() { return {{"pid", ::getpid()}, {"version", std::string(kVersion)}}; }
 
 json stats(const Call& call) {
   json stats = stats_json(call.store.stats());

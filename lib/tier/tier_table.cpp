@@ -324,12 +324,14 @@ TierTableChange::TierTableChange(const std::filesystem::path& folder, const Uuid
                                  const HostIdentity& host)
     : file_(TierTable::file_in(folder)), store_(store), host_(host) {
   std::error_code error;
-  std::filesystem::create_directories(folder, error);
+  const bool is_made = std::filesystem::create_directories(folder, error);
   folder_.reset(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!folder_)
     fail_errno(error ? error.value() : errno, folder.string(),
                "making the folder of the tier's table, which --tier-state can choose");
+  if (is_made) give_to_owner_around();
   lock_.reset(::openat(folder_.get(), kLockFile, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0644));
+  if (lock_) (void)give_to_owner_of(folder_.get(), lock_.get());
   struct flock whole {};
   whole.l_type = F_WRLCK;
   whole.l_whence = SEEK_SET;
@@ -342,6 +344,12 @@ TierTableChange::TierTableChange(const std::filesystem::path& folder, const Uuid
     table = std::move(*loaded);
 }
 
+// What root makes is for the server's user, whose folder it is in.
+void TierTableChange::give_to_owner_around() {
+  const FileDescriptor around(::openat(folder_.get(), "..", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (around) (void)give_to_owner_of(around.get(), folder_.get());
+}
+
 void TierTableChange::save() {
   ++table.generation;
   const std::string text = table_json(table, store_, host_.host_id).dump() + "\n";
@@ -349,6 +357,7 @@ void TierTableChange::save() {
   const FileDescriptor fd(::openat(folder_.get(), kNewFile,
                                    O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0644));
   if (!fd) fail_errno(errno, file_.string(), "writing the tier's table");
+  (void)give_to_owner_of(folder_.get(), fd.get());
   write_whole(fd.get(), text, file_);
   if (::fsync(fd.get()) != 0 || ::renameat(folder_.get(), kNewFile, folder_.get(), kFile) != 0 ||
       ::fsync(folder_.get()) != 0)

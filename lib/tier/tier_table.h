@@ -76,13 +76,16 @@ struct TierTable {
 // Holds the lock from its making to its end. Make it, change `table`, save.
 class TierTableChange {
  public:
-  // Makes the folder if it is not there. EBUSY when another process is changing the table.
+  // Makes the folder if it is not there. EBUSY when another process is changing the table. What
+  // root makes belongs to the owner of the folder that it is made in.
   TierTableChange(const std::filesystem::path& folder, const Uuid& store, const HostIdentity& host);
 
   TierTable table;  // as it is; an empty one where there is none
   void save();      // as the next generation, durably
 
  private:
+  void give_to_owner_around();
+
   const std::filesystem::path file_;
   const Uuid store_;
   const HostIdentity host_;

@@ -10,6 +10,8 @@ packages_build="g++ ccache cmake ninja-build pkg-config nbdkit nbdkit-plugin-dev
 packages_run="nbdkit qemu-utils libnbd-bin"
 packages_guest="mmdebstrap debian-archive-keyring e2fsprogs busybox-static cpio kmod
   qemu-system-x86 qemu-block-extra"
+packages_chroot="mmdebstrap debian-archive-keyring"
+packages_package="$packages_chroot dpkg-dev debhelper lintian git"
 packages_test="python3 python3-libnbd fio jq fuse3 e2fsprogs xfsprogs mount util-linux procps"
 
 as_root() {

@@ -71,6 +71,7 @@ start_service() {
     local journal=$tmp/server.log
     : >>"$journal"
     rm -f "$tmp/run/main.sock"
+    # shellcheck disable=SC2094
     JOURNAL_STREAM=$(stat -c %d:%i "$journal") run_unit tplstore@.service \
         systemd-socket-activate --listen "$tmp/run/main.sock" --setenv TPLSTORE_STORE \
         --setenv TPLSTORE_TIER_STATE --setenv XDG_RUNTIME_DIR --setenv PATH \

@@ -6,7 +6,7 @@
 
 packages_build="g++ ccache cmake ninja-build pkg-config nbdkit nbdkit-plugin-dev libnbd-dev
   liburing-dev libxxhash-dev libssl-dev libfmt-dev nlohmann-json3-dev libcli11-dev prometheus-cpp-dev
-  doctest-dev"
+  libsmartcols-dev   doctest-dev"
 packages_run="nbdkit qemu-utils libnbd-bin"
 packages_guest="mmdebstrap debian-archive-keyring e2fsprogs busybox-static cpio kmod
   qemu-system-x86 qemu-block-extra"

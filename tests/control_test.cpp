@@ -765,12 +765,12 @@ TEST_CASE("the counters of several servers are added up") {
   a.map_cache_max_bytes = b.map_cache_max_bytes = 100;
   VolumeStats volume;
   volume.name = "vm2";
-  volume.current_version = 3;
+  volume.usage = {3, 100, 200, 300};
   volume.size_bytes = 4096;
   volume.counters[size_t(Counter::kReads)] = 5;
   volume.map.log_bytes = 7;
   a.volumes = {volume};
-  volume.current_version = 4;
+  volume.usage = {4, 90, 200, 300};
   volume.counters[size_t(Counter::kReads)] = 6;
   b.volumes = {volume};
   volume.name = "vm1";
@@ -783,6 +783,7 @@ TEST_CASE("the counters of several servers are added up") {
   CHECK(both["name"] == "vm2");
   CHECK(both["requests"]["reads"] == 11);
   CHECK(both["current_version"] == 4);
+  CHECK(both["space"]["unique_bytes"] == 100);
   CHECK(both["size"] == 4096);
   CHECK(merged["map"]["bytes"] == 10);
   CHECK(merged["map"]["max_bytes"] == 200);

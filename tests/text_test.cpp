@@ -82,6 +82,18 @@ TEST_CASE("characters are counted and cut whole") {
   CHECK(first_characters("Größe", 0) == "");
 }
 
+TEST_CASE("columns of a terminal are counted, and texts are cut to them") {
+  CHECK(count_columns("") == 0);
+  CHECK(count_columns("Größe") == 5);
+  CHECK(count_columns("磁盘a") == 5);
+  CHECK(count_columns("e\u0301") == 1);  // a letter and an accent
+  CHECK(first_columns("磁盘a", 5) == "磁盘a");
+  CHECK(first_columns("磁盘a", 4) == "磁盘");
+  CHECK(first_columns("磁盘a", 3) == "磁");
+  CHECK(first_columns("磁盘a", 1) == "");
+  CHECK(first_columns("Größe", 3) == "Grö");
+}
+
 TEST_CASE("times are read as they are written") {
   for (const int64_t ns : {int64_t{0}, int64_t{1'700'000'000'000'000'000}, INT64_MAX}) {
     const std::string text = format_time(ns);
@@ -94,12 +106,15 @@ TEST_CASE("times are read as they are written") {
 
 TEST_CASE("a line of progress fits, however narrow the terminal and long the label") {
   const uint64_t sizes[] = {0, 1, 1000, uint64_t{1023} << 20, uint64_t{5} << 40};
-  for (const size_t label_size : {0, 5, 20, 150})
+  for (const size_t label_size : {size_t{0}, size_t{5}, size_t{20}, size_t{150}})
     for (const uint64_t total : sizes)
       for (const double rate : {0.0, 1.0, 1e6, 2e10})
         for (size_t columns = 0; columns <= 200; ++columns) {
-          const ProgressState state{std::string(label_size, 'x'), total / 2, total, rate};
-          CHECK(count_characters(progress_line(state, columns)) <= columns);
+          ProgressState state{std::string(label_size, 'x'), total / 2, total, rate};
+          CHECK(count_columns(progress_line(state, columns)) <= columns);
+          if (columns % 16 != 7) continue;
+          for (size_t i = 0; i < label_size; ++i) state.label += "磁";
+          CHECK(count_columns(progress_line(state, columns)) <= columns);
         }
 }
 

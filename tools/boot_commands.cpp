@@ -33,14 +33,13 @@ json merged(const std::vector<json>& answers) {
   return boots;
 }
 
-std::string boots_text(const json& boots) {
-  Table table({{"NAME", Align::kLeft},
-               {"KIND", Align::kLeft},
-               {"BOOTS", Align::kRight},
-               {"SIZE", Align::kRight},
-               {"IN MEMORY", Align::kRight},
-               {"PACK", Align::kLeft},
-               {"LAST", Align::kLeft}});
+const Columns kBootColumns = {{"NAME", Align::kLeft},       {"KIND", Align::kLeft},
+                              {"BOOTS", Align::kRight},     {"SIZE", Align::kRight},
+                              {"IN MEMORY", Align::kRight}, {"PACK", Align::kLeft},
+                              {"LAST", Align::kLeft}};
+
+std::string boots_text(const json& boots, const ListOptions& options) {
+  Table table(kBootColumns);
   for (const json& boot : boots) {
     const json& profile = boot["profile"];
     const json& windows = boot["windows"];
@@ -53,12 +52,13 @@ std::string boots_text(const json& boots) {
                                size(window["bytes"]), window["seconds"].get<double>(),
                                plain(window["reason"]));
     }
-    table.add_row({plain(boot["name"]), plain(boot["kind"]),
-                   profile.is_null() ? "-" : plain(profile["boots"]),
-                   profile.is_null() ? "-" : size(profile["bytes"]), size(boot["cached_bytes"]),
-                   plain(boot["pack"]["state"]), last});
+    const json none;
+    table.add_row({plain_cell(boot["name"]), plain_cell(boot["kind"]),
+                   plain_cell(profile.is_null() ? none : profile["boots"]),
+                   size_cell(profile.is_null() ? none : profile["bytes"]),
+                   size_cell(boot["cached_bytes"]), plain_cell(boot["pack"]["state"]), last});
   }
-  return table.text();
+  return table.text(options);
 }
 
 void show(const Context& context, const std::string& name) {
@@ -68,8 +68,8 @@ void show(const Context& context, const std::string& name) {
   std::vector<json> answers = ControlClient(store->backend()).ask_all(request);
   if (answers.empty()) answers.push_back(control::perform(*store, request));
   const json boots = merged(answers);
-  context.print(name.empty() ? boots : boots.at(0), [](const json& value) {
-    return boots_text(value.is_array() ? value : json::array({value}));
+  context.print(name.empty() ? boots : boots.at(0), [&](const json& value) {
+    return boots_text(value.is_array() ? value : json::array({value}), context.list);
   });
 }
 
@@ -118,7 +118,7 @@ void add_boot_commands(const Command& app, Context& context) {
       add_command(group, context, "show", "Show how volumes and templates boot",
                   [&context, shown] { show(context, *shown); });
   show_command.add_option("NAME", *shown, kName);
-  add_json_option(show_command, context);
+  add_list_options(show_command, context, kBootColumns);
 
   auto ended = std::make_shared<std::string>();
   const Command done = add_command(group, context, "done", "Say that a VM has booted",

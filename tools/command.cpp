@@ -93,6 +93,27 @@ Option add_json_option(const Command& command, Context& context) {
   return command.add_flag("--json", context.is_json, "Print JSON");
 }
 
+void add_list_options(const Command& command, Context& context, const Columns& columns) {
+  const Option json_option = add_json_option(command, context);
+  const auto is_columns = [columns](const std::string& names) {
+    return check_columns(columns, names);
+  };
+  command.add_option("-o,--columns", context.list.columns, "What to show, as in 'name,size'")
+      .type_name("COLUMNS")
+      .check(is_columns)
+      .excludes(json_option);
+  command.add_option("--sort", context.list.sort, "What to sort by")
+      .type_name("COLUMN")
+      .check([is_columns](const std::string& name) {
+        return name.find(',') == std::string::npos
+                   ? is_columns(name)
+                   : fmt::format("'{}' is more than one column", name);
+      })
+      .excludes(json_option);
+  command.add_flag("--no-headings", context.list.has_no_headings, "Leave the line of headings out")
+      .excludes(json_option);
+}
+
 void add_size_option(const Command& command, std::string& into, const std::string& description,
                      const std::string& name) {
   command.add_option(name, into, description).type_name("SIZE").check(check_size);

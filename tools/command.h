@@ -17,6 +17,7 @@
 #include "command_line.h"
 #include "control/client.h"
 #include "store/store.h"
+#include "table.h"
 
 namespace tplstore::tool {
 
@@ -25,6 +26,7 @@ struct Context {
   std::string tier_state;  // where the tier's table is, likewise; empty: where it is by default
   bool is_json = false;
   bool is_verbose = false;
+  ListOptions list;                         // of the command that lists
   std::vector<std::string> nbdkit_options;  // what stands after "--"; for serve only
   std::function<void()> action;
 
@@ -47,6 +49,9 @@ Command add_command(const Command& parent, Context& context, const std::string& 
 Command add_group(const Command& parent, Context& context, const std::string& name,
                   const std::string& description);
 Option add_json_option(const Command& command, Context& context);
+// --json, and -o, --sort and --no-headings, of which a table of these columns takes what it is
+// told.
+void add_list_options(const Command& command, Context& context, const Columns& columns);
 // --size and the like, and the positional SIZE of a resize, which may be +SIZE too. They take 10G,
 // 512M, …; anything else is wrong usage.
 void add_size_option(const Command& command, std::string& into, const std::string& description,

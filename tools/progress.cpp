@@ -83,7 +83,7 @@ std::string progress_line(const ProgressState& state, size_t columns) {
                                          state.bytes_per_second));
   }
   std::string label = printable(state.label);
-  const size_t label_min = std::min(kLabelMin, count_characters(label));
+  const size_t label_min = std::min(kLabelMin, count_columns(label));
   std::string rest;
   const auto fits = [&](const std::string& the_bar) {
     rest = the_bar + percent + sizes + rate + left;
@@ -97,10 +97,10 @@ std::string progress_line(const ProgressState& state, size_t columns) {
     fits("");
   }
   const size_t room = columns - std::min(columns, rest.size());
-  if (count_characters(label) > room)
-    label = first_characters(label, room - std::min<size_t>(room, 3)) +
+  if (count_columns(label) > room)
+    label = first_columns(label, room - std::min<size_t>(room, 3)) +
             std::string(std::min<size_t>(room, 3), '.');
-  return first_characters(label + rest, columns);
+  return first_columns(label + rest, columns);
 }
 
 Progress::Progress(std::string label) : label_(std::move(label)) {

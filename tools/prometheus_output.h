@@ -8,7 +8,8 @@
 
 namespace tplstore::tool {
 
-// `stats` is what merge_stats() returns. What it lacks is left out.
-std::string prometheus_text(const nlohmann::json& stats);
+// `stats` is what merge_stats() returns, with what `tplstore stats` adds; what it lacks is left
+// out. `store` is where that is, for a host that has several.
+std::string prometheus_text(const nlohmann::json& stats, const std::string& store);
 
 }  // namespace tplstore::tool

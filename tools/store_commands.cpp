@@ -1,6 +1,11 @@
 // init, config, gc, stats.
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <filesystem>
+#include <set>
 
 #include "backend/open_backend.h"
 #include "base/text.h"
@@ -11,6 +16,7 @@
 #include "prometheus_output.h"
 #include "table.h"
 #include "template/template_catalog.h"
+#include "transfer/atomic_file.h"
 
 namespace tplstore::tool {
 namespace {
@@ -22,10 +28,23 @@ std::string space_text(const json& space) {
                      size(space["volume_bytes"]), size(space["template_bytes"]));
 }
 
+std::string free_text(const json& file_systems) {
+  std::string text;
+  for (const char* which : {"store", "templates"}) {
+    const json& space = file_systems[which];
+    if (space.is_null()) continue;
+    text += fmt::format("{}{} of {}{}", text.empty() ? "" : ", ", size(space["free_bytes"]),
+                        size(space["total_bytes"]),
+                        text.empty() ? "" : " where the templates' data is");
+  }
+  return text.empty() ? "-" : text;
+}
+
 std::string stats_text(const json& stats) {
   const std::string space = space_text(stats["store"]);
   if (stats["servers"].empty())
-    return "no server has this store open\n" + format_fields({{"store", space}});
+    return "no server has this store open\n" +
+           format_fields({{"store", space}, {"free", free_text(stats["file_systems"])}});
   Table table({{"VOLUME", Align::kLeft},
                {"VERSION", Align::kRight},
                {"SIZE", Align::kRight},
@@ -39,6 +58,7 @@ std::string stats_text(const json& stats) {
                {"FLUSHES", Align::kRight},
                {"ERRORS", Align::kRight}});
   for (const json& volume : stats["volumes"]) {
+    if (!volume["open"].get<bool>()) continue;
     const json& requests = volume["requests"];
     const json& bytes = volume["bytes"];
     table.add_row({plain(volume["name"]), plain(volume["current_version"]), size(volume["size"]),
@@ -51,20 +71,67 @@ std::string stats_text(const json& stats) {
   return table.text() +
          format_fields(
              {{"store", space},
+              {"free", free_text(stats["file_systems"])},
               {"servers", std::to_string(stats["servers"].size())},
               {"map cache", fmt::format("{} of {}", size(map["bytes"]), size(map["max_bytes"]))},
               {"map logs", fmt::format("{}, of which garbage {}", size(log["bytes"]),
                                        size(log["garbage_bytes"]))}});
 }
 
-void show_stats(const Context& context, bool is_prometheus) {
+// The releases that are at work, each once.
+json build_json(const json& servers) {
+  json build = json::array();
+  build.push_back({{"component", "command"}, {"version", TPLSTORE_VERSION}});
+  std::set<std::string> seen;
+  for (const json& server : servers)
+    if (const std::string version = plain(server["version"]); seen.insert(version).second)
+      build.push_back({{"component", "server"}, {"version", version}});
+  return build;
+}
+
+enum class SpaceIs { kMeasured, kEstimated };
+
+json collect_stats(Store& store, SpaceIs how) {
+  json stats = merge_stats(ControlClient(store.backend()).ask_all({{"op", "stats"}}));
+  add_noted_volumes(stats, store.noted_volumes());
+  stats["store"] = space_json(how == SpaceIs::kMeasured ? store.space() : store.estimate_space());
+  stats["file_systems"] = file_systems_json(store.file_systems());
+  stats["build"] = build_json(stats["servers"]);
+  return stats;
+}
+
+// Whoever collects metrics must be able to read the file, who is somebody else.
+constexpr mode_t kMetricsMode = 0644;
+
+void replace_file(const std::string& name, std::string_view text) {
+  check_publish_target(name, /*may_replace=*/true);
+  AtomicFile file(name);
+  while (!text.empty()) {
+    const ssize_t written = ::write(file.descriptor(), text.data(), text.size());
+    if (written < 0 && errno != EINTR) fail_errno(errno, name, "writing it");
+    if (written > 0) text.remove_prefix(static_cast<size_t>(written));
+  }
+  if (::fchmod(file.descriptor(), kMetricsMode) != 0)
+    fail_errno(errno, name, "letting others read it");
+  file.publish(/*may_replace=*/true);
+}
+
+struct StatsArguments {
+  bool is_prometheus = false;
+  std::string file;
+};
+
+void show_stats(const Context& context, const StatsArguments& arguments) {
   const auto store = context.open_store();
-  json stats = merge_stats(ControlClient(store->backend()).ask_all({{"op", "stats"}}));
-  stats["store"] = space_json(store->space());
-  if (is_prometheus)
-    fmt::print("{}", prometheus_text(stats));
+  if (!arguments.is_prometheus && arguments.file.empty())
+    return context.print(collect_stats(*store, SpaceIs::kMeasured), stats_text);
+  // What is asked for again and again must not grow with the data.
+  const std::string text =
+      prometheus_text(collect_stats(*store, SpaceIs::kEstimated), store->backend().describe());
+  if (arguments.file.empty())
+    fmt::print("{}", text);
   else
-    context.print(stats, stats_text);
+    replace_file(arguments.file, text);
 }
 
 void collect_garbage(const Context& context) {
@@ -157,13 +224,21 @@ void add_store_commands(const Command& app, Context& context) {
                   [&context] { collect_garbage(context); });
   add_json_option(collect, context);
 
-  auto is_prometheus = std::make_shared<bool>(false);
+  auto arguments = std::make_shared<StatsArguments>();
   const Command stats =
       add_command(app, context, "stats", "Show what the store occupies, and what its servers count",
-                  [&context, is_prometheus] { show_stats(context, *is_prometheus); });
+                  [&context, arguments] { show_stats(context, *arguments); });
   const Option json_option = add_json_option(stats, context);
-  stats.add_flag("--prometheus", *is_prometheus, "Print the text format of Prometheus")
-      .excludes(json_option);
+  const Option prometheus = stats.add_flag("--prometheus", arguments->is_prometheus,
+                                           "Print the text format of Prometheus");
+  prometheus.excludes(json_option);
+  stats
+      .add_option("--textfile", arguments->file,
+                  "Put that into a file, which is never seen half written")
+      .type_name("FILE")
+      .check(not_empty())
+      .excludes(json_option)
+      .excludes(prometheus);
 }
 
 }  // namespace tplstore::tool

@@ -17,17 +17,17 @@ namespace {
 
 using nlohmann::json;
 
-std::string templates_text(const json& templates) {
-  Table table({{"NAME", Align::kLeft},
-               {"SIZE", Align::kRight},
-               {"DATA", Align::kRight},
-               {"UNIQUE", Align::kRight},
-               {"STATE", Align::kLeft},
-               {"CREATED", Align::kLeft}});
+const Columns kTemplateColumns = {{"NAME", Align::kLeft},  {"SIZE", Align::kRight},
+                                  {"DATA", Align::kRight}, {"UNIQUE", Align::kRight},
+                                  {"STATE", Align::kLeft}, {"CREATED", Align::kLeft}};
+
+std::string templates_text(const json& templates, const ListOptions& options) {
+  Table table(kTemplateColumns);
   for (const json& info : templates)
-    table.add_row({plain(info["name"]), size(info["size"]), size(info["data_bytes"]),
-                   size(info["unique_bytes"]), plain(info["state"]), plain(info["created"])});
-  std::string text = table.text();
+    table.add_row({plain_cell(info["name"]), size_cell(info["size"]), size_cell(info["data_bytes"]),
+                   size_cell(info["unique_bytes"]), plain_cell(info["state"]),
+                   plain_cell(info["created"])});
+  std::string text = table.text(options);
   for (const json& info : templates)
     if (!info["problem"].is_null())
       text += fmt::format("{}: {}\n", plain(info["name"]), plain(info["problem"]));
@@ -206,7 +206,8 @@ void add_template_commands(const Command& app, Context& context) {
         for (const TemplateInfo& info : list_templates(store->backend()))
           if (*with_unfinished || (info.state != "importing" && info.state != "failed"))
             templates.push_back(template_json(info));
-        context.print(templates, templates_text);
+        context.print(templates,
+                      [&](const json& value) { return templates_text(value, context.list); });
       });
   list.add_flag("--all", *with_unfinished, "Unfinished imports too");
   add_json_option(list, context);

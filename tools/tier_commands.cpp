@@ -246,29 +246,27 @@ void remove_directory(const Context& context, const std::string& directory, bool
   });
 }
 
-std::string directories_text(const json& directories) {
-  Table table({{"PATH", Align::kLeft},
-               {"KIND", Align::kLeft},
-               {"STATE", Align::kLeft},
-               {"WEIGHT", Align::kRight},
-               {"SHARE", Align::kRight},
-               {"SEGMENTS", Align::kRight},
-               {"BYTES", Align::kRight},
-               {"ELSEWHERE", Align::kRight},
-               {"READS", Align::kRight},
-               {"ERRORS", Align::kRight}});
+const Columns kDirectoryColumns = {{"PATH", Align::kLeft},   {"KIND", Align::kLeft},
+                                   {"STATE", Align::kLeft},  {"WEIGHT", Align::kRight},
+                                   {"SHARE", Align::kRight}, {"SEGMENTS", Align::kRight},
+                                   {"BYTES", Align::kRight}, {"ELSEWHERE", Align::kRight},
+                                   {"READS", Align::kRight}, {"ERRORS", Align::kRight}};
+
+std::string directories_text(const json& directories, const ListOptions& options) {
+  Table table(kDirectoryColumns);
   std::string problems;
   for (const json& entry : directories) {
-    table.add_row({plain(entry["path"]), plain(entry["kind"]), plain(entry["state"]),
-                   size(entry["weight"]), percent(entry["share"]), plain(entry["segments"]),
-                   size(entry["bytes"]), size(entry["bytes_out_of_place"]), plain(entry["reads"]),
-                   plain(entry["errors"])});
+    table.add_row({plain_cell(entry["path"]), plain_cell(entry["kind"]), plain_cell(entry["state"]),
+                   size_cell(entry["weight"]), Cell(percent(entry["share"]), entry["share"]),
+                   plain_cell(entry["segments"]), size_cell(entry["bytes"]),
+                   size_cell(entry["bytes_out_of_place"]), plain_cell(entry["reads"]),
+                   plain_cell(entry["errors"])});
     if (const std::string problem = plain(entry["last_error"]); !entry["last_error"].is_null())
       problems += problem.starts_with(plain(entry["path"]))
                       ? problem + "\n"
                       : fmt::format("{}: {}\n", plain(entry["path"]), problem);
   }
-  return table.text() + problems;
+  return table.text(options) + problems;
 }
 
 // The directories as one server sees them, with what all have counted.
@@ -303,7 +301,8 @@ void list_directories(const Context& context, bool checks) {
                                   : merged_directories(answers);
   }
   for (json& directory : directories) directory["layouts"] = table->layouts;
-  context.print(directories, directories_text);
+  context.print(directories,
+                [&](const json& value) { return directories_text(value, context.list); });
   uint64_t damaged = 0;
   for (const json& directory : directories) damaged += directory["damaged"].get<uint64_t>();
   if (checks && damaged > 0)
@@ -360,7 +359,7 @@ void add_tier_commands(const Command& app, Context& context) {
   const Command list = add_command(group, context, "list", "List the directories of the tier",
                                    [&context, checks] { list_directories(context, *checks); });
   list.add_flag("--check", *checks, "Read all copies, and remove those that are damaged");
-  add_json_option(list, context);
+  add_list_options(list, context, kDirectoryColumns);
 
   auto removed = std::make_shared<std::string>();
   auto drains = std::make_shared<bool>(false);

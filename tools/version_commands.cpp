@@ -60,7 +60,8 @@ void create_version(const Context& context, const NewArguments& arguments) {
 void list_versions(const Context& context, const std::string& volume) {
   const auto store = context.open_store();
   const json versions = find_volume(*store, volume)["versions"];
-  context.print(context.is_json ? visible_versions(versions) : versions, history_text);
+  context.print(context.is_json ? visible_versions(versions) : versions,
+                [&](const json& value) { return history_text(value, context.list); });
 }
 
 void roll_back(const Context& context, const std::string& volume, const std::string& named) {
@@ -209,7 +210,7 @@ void add_version_commands(const Command& app, Context& context) {
   const Command list = add_command(group, context, "list", "List a volume's versions",
                                    [&context, listed] { list_versions(context, *listed); });
   list.add_option("VOLUME", *listed, "The volume").required();
-  add_json_option(list, context);
+  add_list_options(list, context, version_columns());
 
   auto rolled_back = std::make_shared<std::pair<std::string, std::string>>();
   const auto roll = [&context, rolled_back] {

@@ -64,29 +64,28 @@ bool has_notes(const json& versions) {
                      [](const json& version) { return !version["note"].is_null(); });
 }
 
-using Columns = std::vector<std::pair<std::string, Align>>;
-
 // Columns after those that a table has of its own, and the cells in them.
 Columns common_columns(bool with_notes) {
   Columns columns = {{"CREATED", Align::kLeft},
                      {"AGE", Align::kRight},
                      {"SIZE", Align::kRight},
                      {"OWN", Align::kRight},
-                     {"", Align::kLeft}};
+                     {"", Align::kLeft, "state"}};
   if (with_notes) columns.push_back({"NOTE", Align::kLeft});
   return columns;
 }
 
-std::vector<std::string> common_cells(const json& version, bool with_notes) {
-  std::vector<std::string> cells = {plain(version["created"]), age_text(version),
-                                    size(version["size"]), size(version["own_bytes"]),
-                                    state_text(version)};
+std::vector<Cell> common_cells(const json& version, bool with_notes) {
+  std::vector<Cell> cells = {plain_cell(version["created"]),
+                             {age_text(version), -created_ns_of(version)},
+                             size_cell(version["size"]),
+                             size_cell(version["own_bytes"]),
+                             state_text(version)};
   if (with_notes) cells.push_back(note_text(version));
   return cells;
 }
 
-std::vector<std::string> joined(std::vector<std::string> cells,
-                                const std::vector<std::string>& more) {
+std::vector<Cell> joined(std::vector<Cell> cells, const std::vector<Cell>& more) {
   cells.insert(cells.end(), more.begin(), more.end());
   return cells;
 }
@@ -116,20 +115,31 @@ uint32_t number_or_0(const json& number) { return number.is_null() ? 0 : number.
 
 }  // namespace
 
-std::string versions_text(const json& versions) {
-  const bool with_notes = has_notes(versions);
+namespace {
+
+Columns version_columns(bool with_notes) {
   Columns columns = {{"VERSION", Align::kRight}, {"NAME", Align::kLeft}, {"PARENT", Align::kRight}};
-  for (auto& column : common_columns(with_notes)) columns.push_back(std::move(column));
-  Table table(std::move(columns));
-  for (const json& version : versions)
-    table.add_row(
-        joined({plain(version["number"]), plain(version["name"]), plain(version["parent"])},
-               common_cells(version, with_notes)));
-  return table.text();
+  for (Column& column : common_columns(with_notes)) columns.push_back(std::move(column));
+  return columns;
 }
 
-std::string history_text(const json& versions) {
+}  // namespace
+
+Columns version_columns() { return version_columns(/*with_notes=*/true); }
+
+std::string versions_text(const json& versions, const ListOptions& options) {
+  const bool with_notes = !options.is_whole() || has_notes(versions);
+  Table table(version_columns(with_notes));
+  for (const json& version : versions)
+    table.add_row(joined(
+        {plain_cell(version["number"]), plain_cell(version["name"]), plain_cell(version["parent"])},
+        common_cells(version, with_notes)));
+  return table.text(options);
+}
+
+std::string history_text(const json& versions, const ListOptions& options) {
   const json visible = visible_versions(versions);
+  if (!options.is_whole()) return versions_text(visible, options);
   const Ancestry ancestry(versions);
   // What stands behind each node: the version, or of a fork the version that it started from.
   struct Entry {
@@ -148,7 +158,8 @@ std::string history_text(const json& versions) {
       entries.push_back({&version, fork});
     }
   }
-  if (is_linear(nodes) || count_branches(nodes) > kDrawnBranchesMax) return versions_text(visible);
+  if (is_linear(nodes) || count_branches(nodes) > kDrawnBranchesMax)
+    return versions_text(visible, options);
 
   const bool with_notes = has_notes(visible);
   Columns columns = {{"GRAPH", Align::kLeft}, {"VERSION", Align::kRight}, {"NAME", Align::kLeft}};
@@ -156,7 +167,7 @@ std::string history_text(const json& versions) {
   const size_t width = columns.size();
   Table table(std::move(columns));
   for (const GraphRow& row : draw_version_graph(nodes)) {
-    std::vector<std::string> cells = {row.graph};
+    std::vector<Cell> cells = {row.graph};
     if (row.node && entries[*row.node].fork.empty()) {
       const json& version = *entries[*row.node].version;
       json alone = version;
@@ -175,10 +186,10 @@ std::string history_text(const json& versions) {
                fmt::format("fork of {}{}", plain((*entry.version)["number"]),
                            (*entry.version)["hidden"].get<bool>() ? ", which was removed" : "")};
     }
-    cells.resize(width);
+    cells.resize(width, "");
     table.add_row(std::move(cells));
   }
-  return table.text();
+  return table.text(options);
 }
 
 json visible_versions(const json& versions) {

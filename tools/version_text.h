@@ -11,14 +11,18 @@
 #include <utility>
 #include <vector>
 
+#include "table.h"
+
 namespace tplstore::tool {
 
 // A table of them all, oldest first: of those that were removed it says what they are kept for.
-std::string versions_text(const nlohmann::json& versions);
+std::string versions_text(const nlohmann::json& versions, const ListOptions& options = {});
+Columns version_columns();
 
 // The same without the removed ones. A history that is a line, or has more than 200 branches, is
-// such a table; any other one is drawn as a tree, newest first, with the forks in it.
-std::string history_text(const nlohmann::json& versions);
+// such a table, and so is what is sorted or shown in part; any other one is drawn as a tree, newest
+// first, with the forks in it.
+std::string history_text(const nlohmann::json& versions, const ListOptions& options = {});
 
 // Without the versions that were removed, whose children appear as those of the nearest ancestor
 // that is left.

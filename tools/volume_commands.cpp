@@ -23,19 +23,19 @@ std::string writer_text(const json& volume) {
                      plain(writer["host"]));
 }
 
-std::string volumes_text(const json& volumes) {
-  Table table({{"NAME", Align::kLeft},
-               {"SIZE", Align::kRight},
-               {"TEMPLATE", Align::kLeft},
-               {"VERSION", Align::kRight},
-               {"UNIQUE", Align::kRight},
-               {"SHARED", Align::kRight},
-               {"ATTACHED", Align::kLeft}});
+const Columns kVolumeColumns = {{"NAME", Align::kLeft},     {"SIZE", Align::kRight},
+                                {"TEMPLATE", Align::kLeft}, {"VERSION", Align::kRight},
+                                {"UNIQUE", Align::kRight},  {"SHARED", Align::kRight},
+                                {"ATTACHED", Align::kLeft}};
+
+std::string volumes_text(const json& volumes, const ListOptions& options) {
+  Table table(kVolumeColumns);
   for (const json& volume : volumes)
-    table.add_row({plain(volume["name"]), size(volume["size"]), plain(volume["template"]),
-                   plain(volume["current_version"]), size(volume["unique_bytes"]),
-                   size(volume["shared_bytes"]), writer_text(volume)});
-  return table.text();
+    table.add_row({plain_cell(volume["name"]), size_cell(volume["size"]),
+                   plain_cell(volume["template"]), plain_cell(volume["current_version"]),
+                   size_cell(volume["unique_bytes"]), size_cell(volume["shared_bytes"]),
+                   writer_text(volume)});
+  return table.text(options);
 }
 
 std::string volume_text(const json& volume) {
@@ -66,7 +66,7 @@ void list_volumes(const Context& context) {
     }
     volumes.push_back(std::move(volume));
   }
-  context.print(volumes, volumes_text);
+  context.print(volumes, [&](const json& value) { return volumes_text(value, context.list); });
 }
 
 std::string removed_text(const json& volumes) {
@@ -83,6 +83,8 @@ std::string removed_text(const json& volumes) {
 }
 
 void list_removed(const Context& context) {
+  if (!context.list.is_whole())
+    fail(EINVAL, "volume list", "--removed has columns of its own: leave out --columns and --sort");
   const auto store = context.open_store();
   json volumes = json::array();
   for (const RemovedVolume& removed : store->list_removed())
@@ -185,7 +187,7 @@ void add_volume_commands(const Command& app, Context& context) {
       group, context, "list", "List the volumes",
       [&context, is_removed] { *is_removed ? list_removed(context) : list_volumes(context); });
   list.add_flag("--removed", *is_removed, "Those that were removed and can be restored");
-  add_json_option(list, context);
+  add_list_options(list, context, kVolumeColumns);
 
   auto shown = std::make_shared<std::string>();
   const Command show =

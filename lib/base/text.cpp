@@ -1,6 +1,8 @@
 // Walks text as UTF-8, strictly, and replaces what a terminal would obey.
 #include "base/text.h"
 
+#include <wchar.h>
+
 #include <cstdint>
 #include <cstdio>
 
@@ -74,6 +76,52 @@ size_t count_characters(std::string_view text) {
   size_t count = 0;
   for (const char c : text) count += begins_character(c) ? 1 : 0;
   return count;
+}
+
+namespace {
+
+// A system without this locale counts what it does not know as wide.
+locale_t utf8_locale() {
+  static const locale_t locale = newlocale(LC_CTYPE_MASK, "C.UTF-8", nullptr);
+  return locale;
+}
+
+// Takes the first character off.
+size_t next_columns(std::string_view& text) {
+  constexpr size_t kColumnsMax = 2;
+  const auto [code, bytes] = decode(text);
+  text.remove_prefix(bytes == 0 ? 1 : bytes);
+  if (bytes <= 1) return 1;
+  const int columns = wcwidth(static_cast<wchar_t>(code));
+  return columns < 0 ? kColumnsMax : static_cast<size_t>(columns);
+}
+
+}  // namespace
+
+Utf8Text::Utf8Text()
+    : before_(utf8_locale() == nullptr ? uselocale(nullptr) : uselocale(utf8_locale())) {}
+
+Utf8Text::~Utf8Text() { uselocale(before_); }
+
+size_t count_columns(std::string_view text) {
+  const Utf8Text utf8;
+  size_t columns = 0;
+  while (!text.empty()) columns += next_columns(text);
+  return columns;
+}
+
+std::string first_columns(std::string_view text, size_t columns) {
+  const Utf8Text utf8;
+  std::string_view rest = text;
+  size_t taken = 0;
+  while (!rest.empty()) {
+    std::string_view next = rest;
+    const size_t more = next_columns(next);
+    if (taken + more > columns) break;
+    taken += more;
+    rest = next;
+  }
+  return std::string(text.substr(0, text.size() - rest.size()));
 }
 
 void print_error(const std::string& text) noexcept {

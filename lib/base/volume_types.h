@@ -149,8 +149,34 @@ enum class Counter : uint8_t {
   kDataFileReads,  // pieces read from data files
   kDataFileReadBytes,
   kExtents,
+  kReadNs,  // how long these took, all together
+  kWriteNs,
+  kTrimNs,
+  kZeroNs,
+  kFlushNs,
 };
-inline constexpr size_t kCounterCount = static_cast<size_t>(Counter::kExtents) + 1;
+inline constexpr size_t kCounterCount = static_cast<size_t>(Counter::kFlushNs) + 1;
+
+// Requests by how long they took: how many took up to each bound, and longer than the one before;
+// the last ones took longer than all bounds.
+inline constexpr std::array<uint64_t, 19> kDurationBoundsNs = {
+    10'000,      25'000,       50'000,       100'000,      250'000,       500'000,     1'000'000,
+    2'500'000,   5'000'000,    10'000'000,   25'000'000,   50'000'000,    100'000'000, 250'000'000,
+    500'000'000, 1000'000'000, 2500'000'000, 5000'000'000, 10'000'000'000};
+struct DurationHistogram {
+  std::array<uint64_t, kDurationBoundsNs.size() + 1> counts{};
+  uint64_t sum_ns = 0;
+};
+enum class RequestKind : uint8_t { kRead, kWrite, kTrim, kZero, kFlush };
+inline constexpr size_t kRequestKindCount = 5;
+
+// What a volume takes, by the books of its map.
+struct VolumeUsage {
+  uint32_t current_version = 0;
+  uint64_t unique_bytes = 0;    // that its versions have in files of its own
+  uint64_t shared_bytes = 0;    // that current reads of volumes it was forked from
+  uint64_t occupied_bytes = 0;  // the first, and the map log
+};
 
 struct MapStats {
   uint64_t commits = 0;  // group commits, at least one flush or FUA each
@@ -166,9 +192,11 @@ struct MapStats {
 
 struct VolumeStats {
   std::string name;
-  uint32_t current_version = 0;
+  bool is_open = true;  // else nothing is counted
   uint64_t size_bytes = 0;
   uint32_t connections = 0;
+  std::optional<VolumeUsage> usage;  // or nobody has noted it
+  bool is_usage_old = false;         // of an earlier close: a server that had it since has died
   std::array<uint64_t, kCounterCount> counters{};
   MapStats map;
 
@@ -234,6 +262,17 @@ struct StoreStats {
   uint64_t map_cache_max_bytes = 0;  // the cap
   TierStats tier;
   BootCacheStats boot_cache;
+  std::array<DurationHistogram, kRequestKindCount> durations{};  // of requests of all volumes
+};
+
+// What there is room for where a store is, and what is left of it.
+struct FileSystemSpace {
+  uint64_t total_bytes = 0;
+  uint64_t free_bytes = 0;
+};
+struct StoreFileSystems {
+  std::optional<FileSystemSpace> store;      // or it cannot be told
+  std::optional<FileSystemSpace> templates;  // likewise; or their segments are in the store
 };
 
 }  // namespace tplstore

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 
 #include "base/units.h"
 #include "control/metrics.h"
@@ -18,10 +19,41 @@ json text_or_null(const std::string& text) { return text.empty() ? json(nullptr)
 json uuid_or_null(const Uuid& uuid) { return uuid.is_nil() ? json(nullptr) : json(uuid.text()); }
 
 json volume_stats_json(const VolumeStats& stats) {
-  json volume = {{"name", stats.name}};
-  for (const VolumeMetric& metric : volume_metrics())
-    volume[metric.metric.pointer()] = metric.value(stats);
+  json volume = {{"name", stats.name}, {"open", stats.is_open}};
+  for (const VolumeMetric& metric : volume_metrics()) {
+    const std::optional<uint64_t> value = metric.value(stats);
+    volume[metric.metric.pointer()] = value ? json(*value) : json(nullptr);
+  }
+  volume["space"]["old"] = stats.is_usage_old;
   return volume;
+}
+
+json durations_json(const StoreStats& stats) {
+  json durations = {{"bounds_ns", kDurationBoundsNs}};
+  json whole;
+  for (const DurationMetric& metric : duration_metrics()) {
+    const DurationHistogram& histogram = stats.durations[static_cast<size_t>(metric.kind)];
+    whole[metric.metric.pointer()] = {{"counts", histogram.counts}, {"sum_ns", histogram.sum_ns}};
+  }
+  durations.update(whole["request_durations"]);
+  return durations;
+}
+
+// What has other bounds is of another release, and left out.
+void add_durations(json& into, const json& from) {
+  if (!from.is_object() || from.value("bounds_ns", json()) != into["bounds_ns"]) return;
+  for (auto& [kind, sum] : into.items()) {
+    if (kind == "bounds_ns" || !from.contains(kind) || !from[kind].is_object()) continue;
+    const json counts = from[kind].value("counts", json()),
+               sum_ns = from[kind].value("sum_ns", json());
+    const auto is_number = [](const json& number) { return number.is_number_unsigned(); };
+    if (!counts.is_array() || counts.size() != sum["counts"].size() || !is_number(sum_ns) ||
+        !std::all_of(counts.begin(), counts.end(), is_number))
+      continue;
+    for (size_t i = 0; i < counts.size(); ++i)
+      sum["counts"][i] = sum["counts"][i].get<uint64_t>() + counts[i].get<uint64_t>();
+    sum["sum_ns"] = sum["sum_ns"].get<uint64_t>() + sum_ns.get<uint64_t>();
+  }
 }
 
 // Of several servers' the largest counts.
@@ -302,7 +334,8 @@ json stats_json(const StoreStats& stats) {
                 {"volumes", json::array()},
                 {"cache", {{"enabled", stats.boot_cache.is_used}}},
                 {"boot_cache", {{"enabled", stats.boot_cache.is_used}}},
-                {"tier", {{"enabled", stats.tier.is_used}}}};
+                {"tier", {{"enabled", stats.tier.is_used}}},
+                {"request_durations", durations_json(stats)}};
   if (stats.tier.is_used)
     for (const TierMetric& metric : tier_metrics())
       whole[metric.metric.pointer()] = stats.tier.*metric.value;
@@ -314,7 +347,7 @@ json stats_json(const StoreStats& stats) {
   for (const VolumeMetric& metric : volume_metrics()) {
     if (!is_summed(metric)) continue;
     uint64_t sum = 0;
-    for (const VolumeStats& volume : stats.volumes) sum += metric.value(volume);
+    for (const VolumeStats& volume : stats.volumes) sum += metric.value(volume).value_or(0);
     whole[metric.metric.pointer()] = sum;
   }
   // With what is open for reading.
@@ -333,6 +366,8 @@ json merge_stats(const std::vector<json>& answers) {
     for (const char* part : {"cache", "boot_cache", "tier"})
       if (answer.value(json::json_pointer(fmt::format("/{}/enabled", part)), json()) == true)
         merged[part]["enabled"] = true;
+    if (answer.contains("request_durations"))
+      add_durations(merged["request_durations"], answer["request_durations"]);
     if (answer.contains("servers") && answer["servers"].is_array())
       for (const json& server : answer["servers"]) merged["servers"].push_back(server);
     if (!answer.contains("volumes") || !answer["volumes"].is_array()) continue;
@@ -343,6 +378,24 @@ json merge_stats(const std::vector<json>& answers) {
   }
   for (const auto& [name, volume] : volumes) merged["volumes"].push_back(volume);
   return merged;
+}
+
+void add_noted_volumes(json& stats, const std::vector<VolumeStats>& noted) {
+  json& volumes = stats["volumes"];
+  std::set<std::string> open;
+  for (const json& volume : volumes) open.insert(volume["name"]);
+  for (const VolumeStats& volume : noted)
+    if (!open.contains(volume.name)) volumes.push_back(volume_stats_json(volume));
+  std::sort(volumes.begin(), volumes.end(),
+            [](const json& a, const json& b) { return a["name"] < b["name"]; });
+}
+
+json file_systems_json(const StoreFileSystems& file_systems) {
+  const auto one = [](const std::optional<FileSystemSpace>& space) {
+    if (!space) return json(nullptr);
+    return json({{"total_bytes", space->total_bytes}, {"free_bytes", space->free_bytes}});
+  };
+  return {{"store", one(file_systems.store)}, {"templates", one(file_systems.templates)}};
 }
 
 std::string json_text(const json& value, int indent) {

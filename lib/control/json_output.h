@@ -48,6 +48,10 @@ nlohmann::json stats_json(const StoreStats& stats);
 // servers read is there once. What is missing in an answer (from another release) is left out.
 nlohmann::json merge_stats(const std::vector<nlohmann::json>& answers);
 
+// Adds the volumes that are not there, since no server has them open.
+void add_noted_volumes(nlohmann::json& stats, const std::vector<VolumeStats>& noted);
+nlohmann::json file_systems_json(const StoreFileSystems& file_systems);
+
 // One line, valid UTF-8 without control characters, whatever the texts in it; or several lines,
 // with `indent` blanks per level.
 std::string json_text(const nlohmann::json& value, int indent = -1);

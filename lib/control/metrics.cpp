@@ -9,27 +9,45 @@ namespace {
 using Kind = Metric::Kind;
 
 template <auto Member>
-uint64_t get(const VolumeStats& stats) {
+std::optional<uint64_t> get(const VolumeStats& stats) {
   return stats.*Member;
 }
+template <auto Member>
+std::optional<uint64_t> get_usage(const VolumeStats& stats) {
+  if (!stats.usage) return {};
+  return (*stats.usage).*Member;
+}
 template <Counter counter>
-uint64_t count(const VolumeStats& stats) {
+std::optional<uint64_t> count(const VolumeStats& stats) {
+  if (!stats.is_open) return {};
   return stats[counter];
 }
 template <auto Member>
-uint64_t get_of_map(const VolumeStats& stats) {
+std::optional<uint64_t> get_of_map(const VolumeStats& stats) {
+  if (!stats.is_open) return {};
   return stats.map.*Member;
 }
 
 constexpr const char* kRequests = "tplstore_requests_total";
 constexpr const char* kRequestBytes = "tplstore_request_bytes_total";
+constexpr const char* kRequestSeconds = "tplstore_request_seconds_total";
+constexpr double kNs = 1e-9;
 
 constexpr VolumeMetric kVolumeMetrics[] = {
     {{"/size", Kind::kState, "tplstore_volume_size_bytes", "Size of the volume"},
      get<&VolumeStats::size_bytes>},
     {{"/current_version", Kind::kState, "tplstore_volume_current_version",
       "Number of the volume's current version"},
-     get<&VolumeStats::current_version>},
+     get_usage<&VolumeUsage::current_version>},
+    {{"/space/unique_bytes", Kind::kState, "tplstore_volume_unique_bytes",
+      "What the versions of the volume have in files of its own"},
+     get_usage<&VolumeUsage::unique_bytes>},
+    {{"/space/shared_bytes", Kind::kState, "tplstore_volume_shared_bytes",
+      "What its current version has in files of volumes that it was forked from"},
+     get_usage<&VolumeUsage::shared_bytes>},
+    {{"/space/occupied_bytes", Kind::kState, "tplstore_volume_occupied_bytes",
+      "What the volume takes: what is its own, and its map log"},
+     get_usage<&VolumeUsage::occupied_bytes>},
     {{"/connections", Kind::kGauge, "tplstore_volume_connections",
       "Connections to exports of the volume"},
      get<&VolumeStats::connections>},
@@ -45,6 +63,17 @@ constexpr VolumeMetric kVolumeMetrics[] = {
     {{"/bytes/writes", Kind::kCounter, kRequestBytes, "", "write"}, count<Counter::kWriteBytes>},
     {{"/bytes/trims", Kind::kCounter, kRequestBytes, "", "trim"}, count<Counter::kTrimBytes>},
     {{"/bytes/zeroes", Kind::kCounter, kRequestBytes, "", "zero"}, count<Counter::kZeroBytes>},
+    {{"/request_ns/reads", Kind::kCounter, kRequestSeconds,
+      "How long requests of clients took, all together", "read", kNs},
+     count<Counter::kReadNs>},
+    {{"/request_ns/writes", Kind::kCounter, kRequestSeconds, "", "write", kNs},
+     count<Counter::kWriteNs>},
+    {{"/request_ns/trims", Kind::kCounter, kRequestSeconds, "", "trim", kNs},
+     count<Counter::kTrimNs>},
+    {{"/request_ns/zeroes", Kind::kCounter, kRequestSeconds, "", "zero", kNs},
+     count<Counter::kZeroNs>},
+    {{"/request_ns/flushes", Kind::kCounter, kRequestSeconds, "", "flush", kNs},
+     count<Counter::kFlushNs>},
     {{"/errors", Kind::kCounter, "tplstore_errors_total", "Requests of clients that failed"},
      count<Counter::kErrors>},
     {{"/first_writes", Kind::kCounter, "tplstore_first_writes_total",
@@ -88,9 +117,14 @@ constexpr VolumeMetric kVolumeMetrics[] = {
 };
 
 constexpr const char* kStoreBytes = "tplstore_store_bytes";
+constexpr const char* kFileSystemBytes = "tplstore_filesystem_size_bytes";
+constexpr const char* kFreeBytes = "tplstore_filesystem_free_bytes";
+constexpr const char* kDurations = "tplstore_request_duration_seconds";
 
 // Of a list its length counts.
 constexpr Metric kStoreMetrics[] = {
+    {"/build", Kind::kInfo, "tplstore_build_info",
+     "Always 1; the releases of the command and of the servers that run are its labels"},
     {"/servers", Kind::kGauge, "tplstore_servers", "Servers that have the store open"},
     {"/map/bytes", Kind::kGauge, "tplstore_map_cache_bytes", "Memory of all maps"},
     {"/map/max_bytes", Kind::kGauge, "tplstore_map_cache_max_bytes",
@@ -99,6 +133,12 @@ constexpr Metric kStoreMetrics[] = {
      "volumes"},
     {"/store/template_bytes", Kind::kGauge, kStoreBytes, "", "templates"},
     {"/store/other_bytes", Kind::kGauge, kStoreBytes, "", "other"},
+    {"/file_systems/store/total_bytes", Kind::kState, kFileSystemBytes,
+     "Size of the file system of the store, and of the templates' data if that is apart", "store"},
+    {"/file_systems/templates/total_bytes", Kind::kState, kFileSystemBytes, "", "templates"},
+    {"/file_systems/store/free_bytes", Kind::kState, kFreeBytes, "What is left there for the store",
+     "store"},
+    {"/file_systems/templates/free_bytes", Kind::kState, kFreeBytes, "", "templates"},
 };
 
 constexpr TierMetric kTierMetrics[] = {
@@ -181,8 +221,20 @@ constexpr BootCacheMetric kBootCacheMetrics[] = {
      &BootCacheStats::prefetch_used_bytes},
 };
 
+constexpr DurationMetric kDurationMetrics[] = {
+    {{"/request_durations/reads", Kind::kHistogram, kDurations,
+      "How long requests of clients took, of all volumes", "read"},
+     RequestKind::kRead},
+    {{"/request_durations/writes", Kind::kHistogram, kDurations, "", "write"}, RequestKind::kWrite},
+    {{"/request_durations/trims", Kind::kHistogram, kDurations, "", "trim"}, RequestKind::kTrim},
+    {{"/request_durations/zeroes", Kind::kHistogram, kDurations, "", "zero"}, RequestKind::kZero},
+    {{"/request_durations/flushes", Kind::kHistogram, kDurations, "", "flush"},
+     RequestKind::kFlush},
+};
+
 }  // namespace
 
+std::span<const DurationMetric> duration_metrics() { return kDurationMetrics; }
 std::span<const BootCacheMetric> boot_cache_metrics() { return kBootCacheMetrics; }
 std::span<const TierMetric> tier_metrics() { return kTierMetrics; }
 std::span<const VolumeMetric> volume_metrics() { return kVolumeMetrics; }

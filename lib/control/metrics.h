@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -15,7 +16,8 @@ namespace tplstore {
 
 struct Metric {
   // A state is of something that several servers see: theirs are not added up.
-  enum class Kind { kCounter, kGauge, kState };
+  // An info is no number: it is 1, and what it says are labels.
+  enum class Kind { kCounter, kGauge, kState, kHistogram, kInfo };
 
   const char* path;  // of the number in its JSON, as "/map/bytes"
   Kind kind;
@@ -24,6 +26,7 @@ struct Metric {
   const char* family;
   const char* help;
   const char* label = "";  // the value of the label that tells those of one family apart
+  double unit = 1;         // of the number, in the family's
 
   nlohmann::json::json_pointer pointer() const { return nlohmann::json::json_pointer(path); }
 };
@@ -31,7 +34,8 @@ struct Metric {
 // Of a volume, in its object; the label is "op".
 struct VolumeMetric {
   Metric metric;
-  uint64_t (*value)(const VolumeStats& stats);
+  // Nothing where it is not known: of a volume that is not open what is counted is not.
+  std::optional<uint64_t> (*value)(const VolumeStats& stats);
 };
 std::span<const VolumeMetric> volume_metrics();
 
@@ -51,6 +55,13 @@ struct BootCacheMetric {
   uint64_t BootCacheStats::*value;
 };
 std::span<const BootCacheMetric> boot_cache_metrics();
+
+// How long the requests of all volumes took, likewise; the label is "op".
+struct DurationMetric {
+  Metric metric;
+  RequestKind kind;
+};
+std::span<const DurationMetric> duration_metrics();
 
 // Whether the object around them has the sum of this metric of all volumes, under the same path.
 bool is_summed(const VolumeMetric& metric);

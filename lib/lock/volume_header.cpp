@@ -107,6 +107,25 @@ LockRecord record_of(const VolumeHeader& header) {
 
 std::string template_of(const VolumeHeader& header) { return get_text(header.template_name); }
 
+void put_usage(VolumeHeader& header, const VolumeUsage& usage) {
+  header.usage_epoch = header.epoch;
+  header.unique_bytes = usage.unique_bytes;
+  header.shared_bytes = usage.shared_bytes;
+  header.occupied_bytes = usage.occupied_bytes;
+  header.current_version = usage.current_version;
+  header.has_usage = 1;
+}
+
+std::optional<VolumeUsage> usage_of(const VolumeHeader& header) {
+  if (header.has_usage == 0) return std::nullopt;
+  return VolumeUsage{header.current_version, header.unique_bytes, header.shared_bytes,
+                     header.occupied_bytes};
+}
+
+bool is_usage_old(const VolumeHeader& header) {
+  return header.is_taken != 0 || header.usage_epoch != header.epoch;
+}
+
 void put_text(char* field, size_t field_bytes, const std::string& text) {
   std::memset(field, 0, field_bytes);
   std::memcpy(field, text.data(), std::min(field_bytes - 1, text.size()));

@@ -71,12 +71,21 @@ struct VolumeHeader {
   int64_t hand_over_until_ns;
   KnownVm known[8];  // the last ones that saw the disk, the newest first
   uint64_t lost;     // the last one whose acknowledged writes were lost with its server
-  uint64_t reserved[31];
+
+  // What it took when it was made, or when it was closed last: for those who only look.
+  uint64_t usage_epoch;  // in which that was
+  uint64_t unique_bytes;
+  uint64_t shared_bytes;
+  uint64_t occupied_bytes;
+  uint32_t current_version;
+  uint32_t has_usage;  // 1; 0: it was never noted
+  uint64_t reserved[26];
 };
 static_assert(sizeof(VolumeHeader) == 1984 && offsetof(VolumeHeader, size_bytes) == 72 &&
               offsetof(VolumeHeader, true_size_bytes) == 232 &&
               offsetof(VolumeHeader, owner) == 520 && offsetof(VolumeHeader, known) == 704 &&
-              offsetof(VolumeHeader, lost) == 1728);
+              offsetof(VolumeHeader, lost) == 1728 && offsetof(VolumeHeader, usage_epoch) == 1736 &&
+              offsetof(VolumeHeader, has_usage) == 1772);
 static_assert(sizeof(VolumeHeader::token) > kTokenBytesMax);
 
 // The volume reads files of others (FORMAT.md, "Forks").
@@ -102,6 +111,11 @@ uint64_t disk_size(const VolumeHeader& header);  // whether taken or not
 std::optional<WriterInfo> writer_of(const VolumeHeader& header);
 LockRecord record_of(const VolumeHeader& header);
 std::string template_of(const VolumeHeader& header);
+// Notes what the volume takes, as of the header's epoch.
+void put_usage(VolumeHeader& header, const VolumeUsage& usage);
+std::optional<VolumeUsage> usage_of(const VolumeHeader& header);
+// Whether somebody had it since that was noted.
+bool is_usage_old(const VolumeHeader& header);
 template <size_t kFieldBytes>
 std::string get_text(const char (&field)[kFieldBytes]) {
   return std::string(field, strnlen(field, kFieldBytes));

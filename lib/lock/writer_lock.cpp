@@ -349,6 +349,7 @@ void WriterLock::put_record(const LockState& next, const Peer& owner, const Peer
   if (record.is_taken) header.incompatible_features |= kFeatureJournal;
   header.owner = record.owner;
   header.written_epoch = record.written_epoch;
+  if (usage_) put_usage(header, *usage_);
   if (record.epoch != header.epoch) {
     const HostIdentity& host = this_host();
     header.epoch = record.epoch;
@@ -533,6 +534,19 @@ void WriterLock::resize(uint64_t size_bytes) {
   const std::lock_guard change(change_mutex_);
   VolumeHeader header = header_;
   (header.is_taken != 0 ? header.true_size_bytes : header.size_bytes) = size_bytes;
+  put(header);
+}
+
+void WriterLock::note_usage(const VolumeUsage& usage) {
+  const std::lock_guard change(change_mutex_);
+  usage_ = usage;
+}
+
+void WriterLock::record_usage() {
+  const std::lock_guard change(change_mutex_);
+  if (!usage_ || has_failed_) return;
+  VolumeHeader header = header_;
+  put_usage(header, *usage_);
   put(header);
 }
 

@@ -96,6 +96,10 @@ class WriterLock {
   void put_back();
   // Records a new size; whether the volume is taken stays as it is.
   void resize(uint64_t size_bytes);
+  // What the volume takes now; the next record that is written says it, for those who only look.
+  void note_usage(const VolumeUsage& usage);
+  // The record stays, and says that now.
+  void record_usage();
   // Records that the volume does not need its parent any more.
   void forget_parent();
 
@@ -124,6 +128,7 @@ class WriterLock {
   VolumeHeader found_{};
   LockState state_;
   Peer standby_;
+  std::optional<VolumeUsage> usage_;
   std::function<void()> stop_ = [] {};
   bool has_failed_ = false;
   // Where claims are; and what was found of them when it began.

@@ -44,10 +44,10 @@ void create_map(Backend& backend, const std::string& folder, const Uuid& volume,
   finish(backend, folder, volume, *log, snapshot);
 }
 
-void create_fork_map(Backend& backend, const std::string& folder, const Uuid& fork,
-                     const Uuid& parent, const VersionRecord& base,
-                     const std::vector<SourceRow>& sources, const std::shared_ptr<MapLog>& from,
-                     SpinningSharedMutex& mutex) {
+uint64_t create_fork_map(Backend& backend, const std::string& folder, const Uuid& fork,
+                         const Uuid& parent, const VersionRecord& base,
+                         const std::vector<SourceRow>& sources, const std::shared_ptr<MapLog>& from,
+                         SpinningSharedMutex& mutex) {
   MapSnapshot snapshot = first_snapshot(base.number + 1, base.number, base.size_bytes);
   for (const SourceRow& row : sources)
     if (row.last < base.number) snapshot.sources.push_back(row);
@@ -58,6 +58,7 @@ void create_fork_map(Backend& backend, const std::string& folder, const Uuid& fo
   snapshot.current.foreign_blocks = copier.data_blocks();
   snapshot.live_bytes = copier.written_bytes();
   finish(backend, folder, fork, *log, snapshot);
+  return snapshot.current.foreign_blocks;
 }
 
 }  // namespace tplstore

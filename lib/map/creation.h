@@ -18,9 +18,10 @@ void create_map(Backend& backend, const std::string& folder, const Uuid& volume,
 // that version's tree, so that a read is one lookup at any depth of forks. The numbers of its
 // versions go on where the parent's version had got to, so a source says by itself whose file a
 // block is in: up to the base, an ancestor's, which the source table names.
-void create_fork_map(Backend& backend, const std::string& folder, const Uuid& fork,
-                     const Uuid& parent, const VersionRecord& base,
-                     const std::vector<SourceRow>& sources, const std::shared_ptr<MapLog>& from,
-                     SpinningSharedMutex& mutex);
+// Returns how many blocks it has of others.
+uint64_t create_fork_map(Backend& backend, const std::string& folder, const Uuid& fork,
+                         const Uuid& parent, const VersionRecord& base,
+                         const std::vector<SourceRow>& sources, const std::shared_ptr<MapLog>& from,
+                         SpinningSharedMutex& mutex);
 
 }  // namespace tplstore

@@ -379,6 +379,11 @@ LogPosition MapLog::position() const {
   return tail_;
 }
 
+uint64_t MapLog::written_bytes() const {
+  const Lock guard(mutex_);
+  return std::max(zeroed_end_, tail_.offset);
+}
+
 bool MapLog::has_failed() const {
   const Lock guard(mutex_);
   return has_failed_;

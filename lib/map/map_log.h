@@ -125,7 +125,8 @@ class MapLog {
   // Makes all that was appended before the call durable.
   void sync() EXCLUDES(mutex_);
 
-  LogPosition position() const EXCLUDES(mutex_);  // of the tail
+  LogPosition position() const EXCLUDES(mutex_);    // of the tail
+  uint64_t written_bytes() const EXCLUDES(mutex_);  // with what is zeroed ahead
   uint64_t seed() const { return seed_; }
   uint64_t generation() const { return generation_; }
   const std::string& name() const { return name_; }

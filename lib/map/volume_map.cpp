@@ -31,7 +31,7 @@ constexpr size_t kRecordsAtOnce = 1024;  // of a journal
 
 // --- making and opening
 
-void VolumeMap::create_fork(uint32_t version, const std::string& folder, const Uuid& fork) {
+uint64_t VolumeMap::create_fork(uint32_t version, const std::string& folder, const Uuid& fork) {
   const Lock maintenance(maintenance_mutex_);
   VersionRecord base;
   std::vector<SourceRow> sources;
@@ -40,7 +40,7 @@ void VolumeMap::create_fork(uint32_t version, const std::string& folder, const U
     base = find_version(version);
     sources = state_.table().sources;
   }
-  create_fork_map(backend_, folder, fork, volume_, base, sources, log(), mutex_);
+  return create_fork_map(backend_, folder, fork, volume_, base, sources, log(), mutex_);
 }
 
 std::unique_ptr<VolumeMap> VolumeMap::open(Backend& backend, const std::string& folder,
@@ -738,6 +738,16 @@ MapStats VolumeMap::stats() const {
   stats.log_generation = log_->generation();
   stats.memory_bytes = loaded_bytes(state_.current().root);
   return stats;
+}
+
+VolumeUsage VolumeMap::usage() const {
+  const SharedLock guard(mutex_);
+  const VersionRecord& current = state_.current();
+  uint64_t blocks = current.file_blocks;
+  for (const auto& [number, version] : state_.table().all()) blocks += version.file_blocks;
+  for (const auto& [number, count] : state_.table().removed_files) blocks += count;
+  return {current.number, blocks * kBlockBytes, current.foreign_blocks * kBlockBytes,
+          blocks * kBlockBytes + log_->written_bytes()};
 }
 
 }  // namespace tplstore

@@ -121,8 +121,8 @@ class VersionChange {
 class VolumeMap {
  public:
   // Makes the map of a fork of this map's version: a copy of that version's tree. The version is
-  // pinned before.
-  void create_fork(uint32_t version, const std::string& folder, const Uuid& fork);
+  // pinned before. Returns how many blocks it has of others.
+  uint64_t create_fork(uint32_t version, const std::string& folder, const Uuid& fork);
   // Reads the map and replays the log. For writing, call start_writing() before changing anything.
   static std::unique_ptr<VolumeMap> open(Backend& backend, const std::string& folder,
                                          const Uuid& volume, Access access);
@@ -245,6 +245,7 @@ class VolumeMap {
   bool evict_some();
 
   MapStats stats() const;
+  VolumeUsage usage() const;
   // Throws when an earlier failure has made the volume unusable until it is opened again.
   void check_usable() const { commits_.check(); }
   // Syncs what data is in, after whose failure nobody can tell what is durable: what it throws

@@ -21,7 +21,9 @@ namespace {
 constexpr std::chrono::milliseconds kUpkeepInterval{250};
 // How late a volume may go that was removed and kept for a while.
 constexpr std::chrono::seconds kExpiryInterval{60};
+constexpr std::chrono::seconds kLookAtSpaceInterval{5};
 constexpr size_t kListedVersionsMax = 4096;
+constexpr size_t kSegmentsSampled = 256;
 
 }  // namespace
 
@@ -328,8 +330,17 @@ void Store::Impl::run_upkeep() {
       if (evicts)
         for (const auto& volume : registry.readers()) volume->maintain(evicts);
     });
+    looking_at_space.attempt(say, [this] { look_at_space(); });
     guard.lock();
   }
+}
+
+void Store::Impl::look_at_space() {
+  const auto now = std::chrono::steady_clock::now();
+  if (now < look_at_space_at) return;
+  look_at_space_at = now + kLookAtSpaceInterval;
+  if (const auto space = backend->space())
+    if (const auto line = low_water.look(backend->describe(), *space)) options.log(*line);
 }
 
 std::shared_ptr<TemplateImage> Store::Impl::open_template(const std::string& name) {
@@ -460,6 +471,8 @@ StoreStats Store::stats() {
   }
   stats.map_cache_bytes = node_memory_bytes();
   stats.map_cache_max_bytes = impl_->options.map_cache_bytes;
+  for (size_t i = 0; i < kRequestKindCount; ++i)
+    stats.durations[i] = impl_->times.total(static_cast<RequestKind>(i));
   if (impl_->tier) stats.tier = impl_->tier->stats();
   if (impl_->boot) {
     const BootStats boot = impl_->boot->stats();
@@ -535,6 +548,85 @@ StoreSpace Store::space() {
       space.other_bytes += bytes;
   }
   return space;
+}
+
+// Names are hashes: the segments of the first folders are as good as any.
+uint64_t Store::Impl::estimate_segments(Backend& in) {
+  const std::vector<std::string> folders = in.list(std::string(paths::kSegments));
+  uint64_t bytes = 0;
+  size_t segments = 0, seen = 0;
+  for (const std::string& folder : folders) {
+    const std::string path = fmt::format("{}/{}", paths::kSegments, folder);
+    const std::vector<std::string> names = in.list(path);
+    const size_t looked_at = std::min(names.size(), kSegmentsSampled - segments);
+    uint64_t of_folder = 0;
+    for (size_t i = 0; i < looked_at; ++i)
+      of_folder += allocated_at(in, fmt::format("{}/{}", path, names[i]));
+    // One folder may have more than are looked at.
+    if (looked_at > 0)
+      bytes +=
+          static_cast<uint64_t>(static_cast<double>(of_folder) * static_cast<double>(names.size()) /
+                                static_cast<double>(looked_at));
+    segments += looked_at;
+    ++seen;
+    if (segments == kSegmentsSampled) break;
+  }
+  return seen == 0 ? 0 : bytes / seen * folders.size() + bytes % seen * folders.size() / seen;
+}
+
+StoreSpace Store::estimate_space() {
+  StoreSpace space;
+  for (const VolumeStats& volume : noted_volumes())
+    if (volume.usage) space.volume_bytes += volume.usage->occupied_bytes;
+  try {
+    space.template_bytes += impl_->estimate_segments(impl_->origin);
+  } catch (const Error& error) {
+    impl_->options.log(error.what());
+  }
+  for (const std::string& name : impl_->backend->list("")) {
+    if (name == paths::kVolumes || name == paths::kSegments) continue;
+    const bool is_templates = name == paths::kTemplates || name == paths::kTables;
+    (is_templates ? space.template_bytes : space.other_bytes) +=
+        impl_->allocated_at(*impl_->backend, name);
+  }
+  return space;
+}
+
+std::vector<VolumeStats> Store::noted_volumes() {
+  std::vector<VolumeStats> volumes;
+  impl_->for_each_name(
+      [&](const std::string& name, const Uuid& uuid) {
+        try {
+          const VolumeHeader header = read_header(*impl_->backend, volume_folder(uuid), uuid);
+          VolumeStats& volume = volumes.emplace_back();
+          volume.name = name;
+          volume.is_open = false;
+          volume.size_bytes = disk_size(header);
+          volume.usage = usage_of(header);
+          volume.is_usage_old = is_usage_old(header);
+        } catch (const Error& error) {
+          // What is damaged must not hide the rest; what is not there is just being removed.
+          if (error.code() != ENOENT) impl_->options.log(error.what());
+        }
+      },
+      [&](const std::string&, const Error& error) { impl_->options.log(error.what()); });
+  return volumes;
+}
+
+StoreFileSystems Store::file_systems() {
+  const auto look = [this](Backend& backend) -> std::optional<FileSystemSpace> {
+    try {
+      if (const auto space = backend.space())
+        return FileSystemSpace{space->total_bytes, space->free_bytes};
+    } catch (const Error& error) {
+      impl_->options.log(error.what());
+    }
+    return {};
+  };
+  StoreFileSystems spaces;
+  spaces.store = look(*impl_->backend);
+  if (!impl_->origin.location().empty()) spaces.templates = look(impl_->origin);
+  return spaces;
 }
 
 LockInfo Store::show_lock(const std::string& volume) {

@@ -229,7 +229,13 @@ class Store {
   void repair(Findings& findings);
 
   StoreStats stats();
+  // What is on the headers of all volumes, open or not: a small read of each.
+  std::vector<VolumeStats> noted_volumes();
   StoreSpace space();
+  // The same in a time that does not grow with the data: of volumes what was noted, of segments
+  // what the first few hundred take, which are a fair sample, being named by hashes.
+  StoreSpace estimate_space();
+  StoreFileSystems file_systems();
   // Whether this process has the volume open for writing.
   bool is_open(const std::string& volume);
 

@@ -16,12 +16,14 @@
 #include "boot/boot.h"
 #include "store/boot_disks.h"
 #include "store/journal_files.h"
+#include "store/low_water.h"
 #include "store/store.h"
 #include "store/volume_disk.h"
 #include "store/volume_registry.h"
 #include "template/origin.h"
 #include "template/store_identity.h"
 #include "tier/tier.h"
+#include "volume/request_times.h"
 
 namespace tplstore {
 
@@ -96,6 +98,7 @@ struct Store::Impl {
   bool is_foreign(const std::string& object, const Error& error);
   uint64_t allocated_below(Backend& in, const std::string& folder);
   uint64_t allocated_at(Backend& in, const std::string& name);
+  uint64_t estimate_segments(Backend& in);
   std::unique_ptr<Backend> open_origin(const std::string& location);
   std::unique_ptr<Boot> make_boot();
   void make_tier();
@@ -103,11 +106,13 @@ struct Store::Impl {
   void wake();
   void run_upkeep();
   void end_upkeep();
+  void look_at_space();
 
   const std::unique_ptr<Backend> backend;
   const StoreOptions options;
   const StoreIdentity identity;
   std::unique_ptr<Boot> boot;  // or none
+  RequestTimes times;
   JournalFiles journals{identity.uuid, options.run_directory, options.log};
   Origin origin{*backend, [this](const std::string& location) { return open_origin(location); }};
   std::unique_ptr<Tier> tier;  // or none
@@ -132,7 +137,11 @@ struct Store::Impl {
   std::condition_variable upkeep_changed;
   bool upkeep_wanted = false;
   bool upkeep_ends = false;
-  Chore upkeep_of_all;  // the thread's
+  // The thread's.
+  Chore upkeep_of_all;
+  Chore looking_at_space;
+  LowWater low_water;
+  std::chrono::steady_clock::time_point look_at_space_at{};
   std::thread upkeep;
 };
 

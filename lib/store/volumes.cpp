@@ -32,7 +32,7 @@ VolumeEnvironment Store::Impl::environment() {
   return {*backend,         [this](const std::string& name) { return open_template(name); },
           options.log,      [this] { wake(); },
           stop.get_token(), boot ? &boot->memory() : nullptr,
-          &journals};
+          &journals,        &times};
 }
 
 // --- making, showing, resizing

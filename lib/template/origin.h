@@ -82,6 +82,7 @@ class Origin final : public Backend {
   uint32_t write_alignment_bytes() const override;
   std::string describe() const override;
   StorageKind kind() const override;
+  std::optional<StorageSpace> space() override { return present().space(); }
 
  private:
   struct Place {

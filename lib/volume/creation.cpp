@@ -38,7 +38,9 @@ void create_objects(Backend& backend, uint32_t current, const VolumeHeader& head
 void create_volume(Backend& backend, const Uuid& volume, uint64_t size_bytes,
                    const TemplateImage* base) {
   create_map(backend, volume_folder(volume), volume, size_bytes);
-  create_objects(backend, 1, new_header(volume, size_bytes, base));
+  VolumeHeader header = new_header(volume, size_bytes, base);
+  put_usage(header, {.current_version = 1});
+  create_objects(backend, 1, header);
 }
 
 }  // namespace tplstore

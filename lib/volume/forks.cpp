@@ -41,11 +41,12 @@ void Forks::create(const std::string& version, const Uuid& fork) {
   map.change_forks(PinRecord{base.number, fork});
   try {
     map.commit();
-    map.create_fork(base.number, volume_folder(fork), fork);
+    const uint64_t blocks = map.create_fork(base.number, volume_folder(fork), fork);
     VolumeHeader header = new_header(fork, base.size_bytes, volume_.template_image.get());
     header.incompatible_features = kFeatureFork;
     header.parent = volume_.uuid;
     header.parent_version = base.number;
+    put_usage(header, {.current_version = base.number + 1, .shared_bytes = blocks * kBlockBytes});
     create_objects(volume_.backend, base.number + 1, header);
   } catch (...) {
     // Otherwise the pin of a fork that is not there is dropped later.

@@ -26,6 +26,8 @@
 
 namespace tplstore {
 
+class RequestTimes;
+
 // What a volume is given by the store that it belongs to.
 struct VolumeEnvironment {
   Backend& backend;
@@ -40,6 +42,8 @@ struct VolumeEnvironment {
   CellCache* cells = nullptr;
   // Where records of the map are kept that no commit covers; nothing when they need not be.
   JournalPlace* journals = nullptr;
+  // Where it is counted how long requests take; or none.
+  RequestTimes* times = nullptr;
 };
 
 std::string volume_folder(const Uuid& volume);

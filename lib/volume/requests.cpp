@@ -2,7 +2,9 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <chrono>
 
+#include "volume/request_times.h"
 #include "volume/volume.h"
 
 namespace tplstore {
@@ -28,12 +30,51 @@ struct Volume::Edge {
   alignas(kBlockBytes) std::array<std::byte, kBlockBytes> data;
 };
 
-template <typename Operation>
-void Volume::counted(Counter requests, std::optional<Counter> bytes, uint64_t length,
-                     Operation operation) {
+namespace {
+
+// What is counted of each kind of request.
+struct Counted {
+  Counter requests;
+  std::optional<Counter> bytes;
+  Counter time_ns;
+};
+constexpr Counted kCounted[kRequestKindCount] = {
+    {Counter::kReads, Counter::kReadBytes, Counter::kReadNs},
+    {Counter::kWrites, Counter::kWriteBytes, Counter::kWriteNs},
+    {Counter::kTrims, Counter::kTrimBytes, Counter::kTrimNs},
+    {Counter::kZeroes, Counter::kZeroBytes, Counter::kZeroNs},
+    {Counter::kFlushes, {}, Counter::kFlushNs}};
+
+// Of one request, until it has ended, however that is.
+template <RequestKind kind>
+class RequestClock {
+ public:
+  RequestClock(Counters::Line& counters, RequestTimes* times)
+      : counters_(counters), times_(times) {}
+  ~RequestClock() {
+    const auto ns = static_cast<uint64_t>(std::chrono::nanoseconds(Clock::now() - began_).count());
+    counters_.add(kCounted[static_cast<size_t>(kind)].time_ns, ns);
+    if (times_ != nullptr) times_->add(kind, ns);
+  }
+  RequestClock(const RequestClock&) = delete;
+  RequestClock& operator=(const RequestClock&) = delete;
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  Counters::Line& counters_;
+  RequestTimes* const times_;
+  const Clock::time_point began_ = Clock::now();
+};
+
+}  // namespace
+
+template <RequestKind kind, typename Operation>
+void Volume::counted([[maybe_unused]] uint64_t length, Operation operation) {
+  constexpr Counted kCounters = kCounted[static_cast<size_t>(kind)];
   Counters::Line& counters = counters_.own();
-  counters.add(requests);
-  if (bytes) counters.add(*bytes, length);
+  counters.add(kCounters.requests);
+  if constexpr (kCounters.bytes.has_value()) counters.add(*kCounters.bytes, length);
+  const RequestClock<kind> clock(counters, open_.environment.times);
   try {
     operation();
   } catch (...) {
@@ -50,8 +91,7 @@ bool Volume::reads_as_hole(const Run& run) const {
 // --- reading
 
 void Volume::read(uint32_t version, uint64_t offset, MutableBytes into, ReadFollower* follower) {
-  counted(Counter::kReads, Counter::kReadBytes, into.size(),
-          [&] { read_range(version, offset, into, follower); });
+  counted<RequestKind::kRead>(into.size(), [&] { read_range(version, offset, into, follower); });
 }
 
 void Volume::read_range(uint32_t version, uint64_t offset, MutableBytes into,
@@ -218,7 +258,7 @@ void Volume::cache(uint32_t version, uint64_t offset, uint64_t length) {
 // --- writing
 
 void Volume::flush() {
-  counted(Counter::kFlushes, {}, 0, [&] {
+  counted<RequestKind::kFlush>(0, [&] {
     const uint64_t writes_before = writes();
     open_.map().commit();
     writes_at_flush_.store(writes_before);
@@ -270,8 +310,8 @@ void Volume::Right::fail_lost() {
 }
 
 void Volume::write(uint64_t offset, Bytes from, bool durable, const Right& right) {
-  counted(Counter::kWrites, Counter::kWriteBytes, from.size(),
-          [&] { change(durable, [&] { write_range(offset, from, right); }); });
+  counted<RequestKind::kWrite>(from.size(),
+                               [&] { change(durable, [&] { write_range(offset, from, right); }); });
 }
 
 void Volume::write_range(uint64_t offset, Bytes from, const Right& right) {
@@ -429,13 +469,13 @@ bool Volume::try_first_write(uint64_t offset, Bytes from, Edge& head, Edge& tail
 // --- trimming and zeroing
 
 void Volume::trim(uint64_t offset, uint64_t length, bool durable, const Right& right) {
-  counted(Counter::kTrims, Counter::kTrimBytes, length,
-          [&] { change(durable, [&] { discard(offset, length, right); }); });
+  counted<RequestKind::kTrim>(length,
+                              [&] { change(durable, [&] { discard(offset, length, right); }); });
 }
 
 void Volume::zero(uint64_t offset, uint64_t length, bool durable, const Right& right) {
-  counted(Counter::kZeroes, Counter::kZeroBytes, length,
-          [&] { change(durable, [&] { discard(offset, length, right); }); });
+  counted<RequestKind::kZero>(length,
+                              [&] { change(durable, [&] { discard(offset, length, right); }); });
 }
 
 void Volume::discard(uint64_t offset, uint64_t length, const Right& right) {

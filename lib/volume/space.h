@@ -17,6 +17,9 @@
 
 namespace tplstore {
 
+// With less than that left, space is given back though guests write.
+inline constexpr uint64_t kRoomBytes = uint64_t{4} << 30;
+
 class SpaceReclaimer {
  public:
   // Its map tells what a crash has left; it is not written yet.

@@ -20,7 +20,6 @@ constexpr std::chrono::milliseconds kReclaimBudget{100};
 constexpr std::chrono::seconds kReclaimPause{5};
 constexpr std::chrono::milliseconds kGuestRests{250};
 constexpr size_t kFreeRangesMax = 1 << 18;
-constexpr uint64_t kRoomBytes = uint64_t{4} << 30;
 constexpr std::chrono::milliseconds kCloseReclaimBudget{1000};
 // A VM that wants the volume meanwhile waits for this.
 constexpr std::chrono::milliseconds kUnownedReclaimBudget{100};
@@ -149,7 +148,11 @@ bool Volume::close(const std::optional<LockLeave>& last) noexcept {
   const bool is_recorded =
       open_.attempt("its header says that it is in use, which the next opening corrects", [&] {
         open_.record_size();
-        if (last) open_.lock->apply(*last);
+        open_.lock->note_usage(open_.map().usage());
+        if (last)
+          open_.lock->apply(*last);
+        else
+          open_.lock->record_usage();
       });
   open_.lock.reset();
   return is_closed && is_recorded;
@@ -225,7 +228,7 @@ uint64_t Volume::requests() const {
 VolumeStats Volume::stats() {
   VolumeStats stats;
   stats.name = open_.name;
-  stats.current_version = open_.current;
+  stats.usage = open_.map().usage();
   stats.size_bytes = size_bytes();
   for (size_t i = 0; i < kCounterCount; ++i)
     stats.counters[i] = counters_.total(static_cast<Counter>(i));

@@ -135,9 +135,8 @@ class Volume {
   void recover(Reserve draws_on);
   void recover_last_life();
 
-  template <typename Operation>
-  void counted(Counter requests, std::optional<Counter> bytes, uint64_t length,
-               Operation operation);
+  template <RequestKind kind, typename Operation>
+  void counted(uint64_t length, Operation operation);
   template <typename Operation>
   void change(bool durable, Operation operation);
   template <typename Pass, typename Gate>

@@ -61,6 +61,8 @@ check() {
 serve
 $python "$tmp/fill.py" "$(uri vm1)" 1 "$tmp/flushed"
 df -h "$tmp/small" | tail -n 1
+await 10 grep -q "are free on its file system; when it is full" "$tmp/server.log" ||
+    fail "the server's log says nothing of a full disk"
 check
 kill_nbdkit
 serve

@@ -149,11 +149,10 @@ bool Volume::close(const std::optional<LockLeave>& last) noexcept {
       open_.attempt("its header says that it is in use, which the next opening corrects", [&] {
         open_.record_size();
         open_.lock->note_usage(open_.map().usage());
-        if (last)
-          open_.lock->apply(*last);
-        else
-          open_.lock->record_usage();
+        if (last) open_.lock->apply(*last);
       });
+  // The record that stays says it too; for those who only look.
+  if (!last) open_.attempt("what it takes was not noted", [this] { open_.lock->record_usage(); });
   open_.lock.reset();
   return is_closed && is_recorded;
 }

@@ -106,6 +106,16 @@ Shape numbers_at(const std::vector<std::string_view>& paths) {
   return Shape::object(std::move(members));
 }
 
+Shape durations_shape() {
+  const Shape numbers = Shape::list_of(Shape::number(UINT64_MAX));
+  std::vector<std::pair<std::string, Shape>> members = {{"bounds_ns", numbers}};
+  for (const DurationMetric& metric : duration_metrics())
+    members.emplace_back(
+        metric.metric.pointer().back(),
+        Shape::object({{"counts", numbers}, {"sum_ns", Shape::number(UINT64_MAX)}}));
+  return Shape::object(std::move(members));
+}
+
 const Shape& stats_shape() {
   std::vector<std::string_view> of_volume, of_all = {"/map/max_bytes"};
   for (const VolumeMetric& metric : volume_metrics()) {
@@ -114,7 +124,11 @@ const Shape& stats_shape() {
   }
   static const Shape shape = numbers_at(of_all).with(
       {{"servers", Shape::list_of(server_shape())},
-       {"volumes", Shape::list_of(numbers_at(of_volume).with({{"name", Shape::name()}}))}});
+       {"request_durations", durations_shape()},
+       {"volumes", Shape::list_of(numbers_at(of_volume).with(
+                       {{"name", Shape::name()},
+                        {"open", Shape::boolean()},
+                        {"space", Shape::object({{"old", Shape::boolean()}})}}))}});
   return shape;
 }
 

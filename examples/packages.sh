@@ -5,14 +5,14 @@
 # of it there it does not touch the network. Works as root, or with sudo.
 
 packages_build="g++ ccache cmake ninja-build pkg-config nbdkit nbdkit-plugin-dev libnbd-dev
-  liburing-dev libxxhash-dev libssl-dev libfmt-dev nlohmann-json3-dev libcli11-dev prometheus-cpp-dev
-  libsmartcols-dev   doctest-dev"
+  liburing-dev libxxhash-dev libssl-dev libzstd-dev libfmt-dev nlohmann-json3-dev libcli11-dev
+  prometheus-cpp-dev libsmartcols-dev doctest-dev"
 packages_run="nbdkit qemu-utils libnbd-bin"
 packages_guest="mmdebstrap debian-archive-keyring e2fsprogs busybox-static cpio kmod
   qemu-system-x86 qemu-block-extra"
 packages_chroot="mmdebstrap debian-archive-keyring"
 packages_package="$packages_chroot dpkg-dev debhelper lintian git"
-packages_test="python3 python3-libnbd fio jq fuse3 e2fsprogs xfsprogs mount util-linux procps"
+packages_test="python3 python3-libnbd fio jq fuse3 e2fsprogs xfsprogs mount util-linux procps zstd"
 
 as_root() {
     if [ "$(id -u)" = 0 ]; then

@@ -33,6 +33,12 @@ struct Forgery {
     header.base_number = 7;
     header.base_size_bytes = size_bytes;
   }
+  void set_template(const std::string& name, uint64_t size_bytes) {
+    texts += name;
+    header.features = kIncrementSinceTemplate;
+    header.template_name_bytes = static_cast<uint16_t>(name.size());
+    header.base_size_bytes = size_bytes;
+  }
   void set_texts(const std::string& volume, const std::string& version, const std::string& note) {
     texts = volume + version + note;
     header.volume_name_bytes = static_cast<uint16_t>(volume.size());
@@ -145,7 +151,8 @@ TEST_CASE("a file that is cut after it was opened is refused") {
   Place place;
   SparseDisk disk = example_disk();
   place.write(disk, example_info(kExampleBytes));
-  const IncrementReader reader = IncrementReader::open(place.file);
+  IncrementReader reader = IncrementReader::open(place.file);
+  reader.verify();
   REQUIRE(::truncate(place.file.c_str(), 400) == 0);
   const Thrown thrown = thrown_by([&] { reader.verify(); });
   CHECK(thrown.code == EIO);
@@ -179,7 +186,7 @@ TEST_CASE("records that were moved, dropped, repeated or put in from another fil
     trailer.checksum = checksum(bytes_of(trailer).first(40), header.checksum);
     to.put(trailer);
     write_file(place.file, to.bytes());
-    const IncrementReader reader = IncrementReader::open(place.file);
+    IncrementReader reader = IncrementReader::open(place.file);
     CHECK(thrown_by([&] { reader.verify(); }).code == EIO);
   };
 
@@ -213,7 +220,21 @@ TEST_CASE("what is wrong behind right checksums is refused") {
   using F = Forgery;
   check("is not an incremental file", [](F& f) { f.header.magic = 1; });
   check("use a newer tplstore", [](F& f) { f.header.format = 2; });
-  check("use a newer tplstore", [](F& f) { f.header.features = 1; });
+  check("use a newer tplstore", [](F& f) { f.header.features = 2; });
+  check("", [](F& f) { f.set_template("golden", 512); });
+  check("a base of 0 bytes", [](F& f) { f.set_template("golden", 0); });
+  check("no template can have", [](F& f) { f.set_template("../golden", 512); });
+  check("a template without a name", [](F& f) { f.set_template("", 512); });
+  check("less than its header says", [](F& f) {
+    f.set_template("golden", 512);
+    f.header.template_name_bytes = UINT16_MAX;
+  });
+  check("two bases", [](F& f) {
+    f.set_template("golden", 512);
+    f.set_base(512);
+  });
+  // Without the bit these are reserved, and nobody's business.
+  check("", [](F& f) { f.header.template_name_bytes = 17; });
   check("no version", [](F& f) { f.header.volume = {}; });
   check("no version", [](F& f) { f.header.number = 0; });
   check("no version", [](F& f) { f.header.number = UINT32_MAX; });
@@ -266,7 +287,7 @@ TEST_CASE("what is wrong behind right checksums is refused") {
     f.records[0].second.resize(512);
     f.change_trailer = [](IncrementTrailer& trailer) { trailer.data_bytes = 512; };
   });
-  check("its records are not those that its end says", [](F& f) {
+  check("not the one that was written there", [](F& f) {
     f.add_data(0, 512);
     f.records[0].second.resize(1024);
     f.change_trailer = [](IncrementTrailer& trailer) { trailer.data_bytes = 1024; };
@@ -300,7 +321,7 @@ TEST_CASE("what is wrong behind right checksums is refused") {
   check_trailer(totals, [](T& trailer) { trailer.zero_bytes = 0; });
   check_trailer(totals, [](T& trailer) { trailer.chain ^= 1; });
   // The same number of bytes in another way.
-  check_trailer("a record is missing", [](T& trailer) {
+  check_trailer(totals, [](T& trailer) {
     trailer.record_count = 15;
     trailer.data_bytes = 0;
   });
@@ -312,6 +333,37 @@ TEST_CASE("what is wrong behind right checksums is refused") {
     trailer.record_count = 0;
     trailer.data_bytes = 600;
   });
+}
+
+TEST_CASE("compressed files that are damaged, cut or go on are refused, whatever is in them") {
+  Place place;
+  SparseDisk disk = example_disk();
+  const IncrementOptions options{.may_replace = true, .compression = Compression::kZstd};
+  write_increment(disk, example_info(kExampleBytes), place.file, options);
+  const ByteVector good = read_file(place.file);
+  CHECK(check_file(place.file) == 0);
+  for (uint64_t size = 0; size < good.size(); size += size < 32 ? 1 : 7) {
+    CAPTURE(size);
+    write_file(place.file, Bytes(good).first(size));
+    REQUIRE(check_file(place.file) != 0);
+  }
+  for (uint64_t byte = 0; byte < good.size(); byte += byte < 32 ? 1 : 5) {
+    CAPTURE(byte);
+    ByteVector bad = good;
+    bad[byte] ^= std::byte{0x10};
+    write_file(place.file, bad);
+    // Some bits of a frame mean nothing to what is unpacked.
+    if (check_file(place.file) != 0) continue;
+    SparseDisk target(kExampleBytes);
+    IncrementReader::open(place.file).apply(target);
+    REQUIRE(target.has_content_of(disk));
+  }
+  ByteVector longer = good;
+  longer.insert(longer.end(), good.begin(), good.end());
+  write_file(place.file, longer);
+  const Thrown thrown = thrown_by([&] { IncrementReader::open(place.file).verify(); });
+  CHECK(thrown.code == EIO);
+  CHECK(thrown.text.find("behind its end") != std::string::npos);
 }
 
 TEST_CASE("what is no incremental file is refused, with a reason") {

@@ -17,7 +17,7 @@ TEST_CASE("a change is written, read back, and makes the base what the version i
   CHECK(place.write(disk, info) == 150 + 200 + 512);
   CHECK(std::filesystem::file_size(place.file) == 128 + 26 + 4 * 40 + 862 + 48);
 
-  const IncrementReader reader = IncrementReader::open(place.file);
+  IncrementReader reader = IncrementReader::open(place.file);
   CHECK(reader.info().base == info.base);
   CHECK(reader.info().version == info.version);
   CHECK(reader.info().volume_name == "vm1");
@@ -85,7 +85,7 @@ TEST_CASE("random changes with odd ranges survive the way") {
       expected.put(range.offset, content);
     }
     place.write(disk, example_info(size));
-    const IncrementReader reader = IncrementReader::open(place.file);
+    IncrementReader reader = IncrementReader::open(place.file);
     reader.verify();
     reader.apply(target);
     REQUIRE(target.has_content_of(expected));
@@ -120,7 +120,7 @@ TEST_CASE("an empty change is a file of its own") {
   CHECK(place.write(disk, example_info(1 << 20)) == 0);
   CHECK(std::filesystem::file_size(place.file) == 128 + 26 + 48);
   SparseDisk target(1 << 20);
-  const IncrementReader reader = IncrementReader::open(place.file);
+  IncrementReader reader = IncrementReader::open(place.file);
   reader.verify();
   reader.apply(target);
   CHECK(target.written.empty());
@@ -135,7 +135,7 @@ TEST_CASE("a whole version is a change of nothing") {
   info.base_size_bytes = 0;
   info.version_name = info.note = "";
   place.write(disk, info);
-  const IncrementReader reader = IncrementReader::open(place.file);
+  IncrementReader reader = IncrementReader::open(place.file);
   CHECK(reader.info().base.is_nil());
   CHECK(reader.info().base_size_bytes == 0);
   CHECK(reader.info().version_name.empty());
@@ -143,6 +143,33 @@ TEST_CASE("a whole version is a change of nothing") {
   SparseDisk target(kExampleBytes);
   reader.apply(target);
   CHECK(target.has_content_of(disk));
+}
+
+TEST_CASE("a change since a template says which one, and goes through a compressed file") {
+  Place place;
+  SparseDisk disk = example_disk();
+  IncrementInfo info = example_info(kExampleBytes);
+  info.base = {};
+  info.template_name = "debian12";
+  info.template_content.bytes.fill(0xab);
+  for (const Compression compression : {Compression::kNone, Compression::kZstd}) {
+    write_increment(disk, info, place.file, {.may_replace = true, .compression = compression});
+    IncrementReader reader = IncrementReader::open(place.file);
+    CHECK(reader.info().base.is_nil());
+    CHECK(reader.info().is_since_template());
+    CHECK(reader.info().template_name == "debian12");
+    CHECK(reader.info().template_content == info.template_content);
+    CHECK(reader.info().base_size_bytes == 8192);
+    CHECK(reader.info().note == "before the upgrade");
+    REQUIRE(reader.can_verify());
+    reader.verify();
+    SparseDisk target(kExampleBytes);
+    reader.apply(target);
+    CHECK(target.has_content_of(disk));
+    CHECK(reader.data_bytes() == 862);
+  }
+  info.base = example_info(kExampleBytes).base;
+  CHECK(thrown_by([&] { place.write(disk, info); }).code == EINVAL);
 }
 
 TEST_CASE("the largest disk, with changes far apart and zeroes without end") {
@@ -155,7 +182,7 @@ TEST_CASE("the largest disk, with changes far apart and zeroes without end") {
   IncrementInfo info = example_info(kVolumeBytesMax);
   info.base_size_bytes = kVolumeBytesMax;
   CHECK(place.write(disk, info) == (3 << 20) + 4096);
-  const IncrementReader reader = IncrementReader::open(place.file);
+  IncrementReader reader = IncrementReader::open(place.file);
   CHECK(reader.zero_bytes() == zero_bytes);
   reader.verify();
   SparseDisk target(kVolumeBytesMax);
@@ -295,7 +322,7 @@ TEST_CASE("reading can be interrupted before each record") {
   Place place;
   SparseDisk disk = example_disk();
   place.write(disk, example_info(kExampleBytes));
-  const IncrementReader reader = IncrementReader::open(place.file);
+  IncrementReader reader = IncrementReader::open(place.file);
   const auto no_progress = [](uint64_t, uint64_t) {};
   CHECK(thrown_by([&] { reader.verify(no_progress, [] { return true; }); }).code == EINTR);
   SparseDisk target(kExampleBytes);

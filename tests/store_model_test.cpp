@@ -704,7 +704,7 @@ class Model {
       info.created_ns = infos.at(number).created_ns;
       info.size_bytes = disk->size_bytes();
       write_increment(*disk, info, file, {});
-      const IncrementReader reader = IncrementReader::open(file);
+      IncrementReader reader = IncrementReader::open(file);
       reader.verify();
       Store::ImportedVersion imported;
       if (base != 0) imported.base = std::to_string(made.number);

@@ -1,9 +1,8 @@
 // Chooses what is written: a disk, or what changed between two versions.
 #include "export_command.h"
 
+#include <signal.h>
 #include <unistd.h>
-
-#include <map>
 
 #include "control/json_output.h"
 #include "export_file.h"
@@ -22,12 +21,26 @@ bool is_increment(const ExportArguments& arguments) {
   return arguments.format == kIncrement || !arguments.since.empty();
 }
 
+Compression compression_of(const ExportArguments& arguments) {
+  return arguments.compression.empty() ? Compression::kNone : Compression::kZstd;
+}
+
+// What was written, where that does not go to standard output itself.
+void print_exported(const Context& context, const ExportArguments& arguments, json result,
+                    const std::function<std::string(const json&)>& for_people) {
+  if (is_standard_stream(arguments.file)) return;
+  result["compression"] =
+      arguments.compression.empty() ? json(nullptr) : json(arguments.compression);
+  context.print(result, for_people);
+}
+
 void export_image(const Context& context, const ExportArguments& arguments,
                   const Exported& exported) {
   Progress progress("exporting " + arguments.name);
   const InterruptGuard guard;
   ExportOptions options;
   options.format = arguments.format == "qcow2" ? ImageFormat::kQcow2 : ImageFormat::kRaw;
+  options.compression = compression_of(arguments);
   options.may_replace = arguments.is_forced;
   options.progress = [&](uint64_t done, uint64_t total) { progress.update(done, total); };
   options.interrupted = interrupted;
@@ -42,7 +55,7 @@ void export_image(const Context& context, const ExportArguments& arguments,
                        {"format", arguments.format.empty() ? "raw" : arguments.format},
                        {"size", disk->size_bytes()},
                        {"data_bytes", written}};
-  context.print(result, [](const json& value) {
+  print_exported(context, arguments, result, [](const json& value) {
     return fmt::format("{}: {}, {} of them data\n", plain(value["file"]), size(value["size"]),
                        size(value["data_bytes"]));
   });
@@ -58,6 +71,7 @@ void export_increment(const Context& context, const ExportArguments& arguments,
   Progress progress("exporting " + arguments.name);
   const InterruptGuard guard;
   IncrementOptions options;
+  options.compression = compression_of(arguments);
   options.may_replace = arguments.is_forced;
   options.progress = [&](uint64_t done, uint64_t total) { progress.update(done, total); };
   options.interrupted = interrupted;
@@ -66,14 +80,34 @@ void export_increment(const Context& context, const ExportArguments& arguments,
   const auto store = context.open_store();
   const auto [data_bytes, info] = exported.write_increment(*store, arguments, options);
   progress.clear();
-  const json result = {{"file", arguments.file},           {"format", kIncrement},
-                       {"size", info.size_bytes},          {"data_bytes", data_bytes},
-                       {"base", identity_json(info.base)}, {"origin", identity_json(info.version)}};
-  context.print(result, [&](const json& value) {
-    return fmt::format("{}: {}{}, {} of data\n", plain(value["file"]), arguments.name,
-                       arguments.since.empty() ? ", whole" : " since version " + arguments.since,
+  json result = {{"file", arguments.file},           {"format", kIncrement},
+                 {"size", info.size_bytes},          {"data_bytes", data_bytes},
+                 {"base", identity_json(info.base)}, {"origin", identity_json(info.version)}};
+  result["base_template"] =
+      info.is_since_template()
+          ? json{{"name", info.template_name}, {"content_id", info.template_content.hex()}}
+          : json(nullptr);
+  const std::string since = info.is_since_template()  ? " since template " + info.template_name
+                            : arguments.since.empty() ? ", whole"
+                                                      : " since version " + arguments.since;
+  print_exported(context, arguments, result, [&](const json& value) {
+    return fmt::format("{}: {}{}, {} of data\n", plain(value["file"]), arguments.name, since,
                        size(value["data_bytes"]));
   });
+}
+
+// Wrong usage that only all arguments together show.
+void check_arguments(const Context& context, const ExportArguments& arguments) {
+  if (!arguments.since.empty() && !arguments.format.empty() && arguments.format != kIncrement)
+    wrong_usage(
+        fmt::format("--since writes an incremental file, not --format {}", arguments.format));
+  const bool is_qcow2 = arguments.format == "qcow2";
+  if (is_qcow2 && !arguments.compression.empty())
+    wrong_usage("--compress is for raw and incremental files, not for --format qcow2");
+  if (!is_standard_stream(arguments.file)) return;
+  if (is_qcow2)
+    wrong_usage("qcow2 cannot be written to a pipe: name a file, or ./- for one of that name");
+  if (context.is_json) wrong_usage("standard output is for the data: leave out --json");
 }
 
 }  // namespace
@@ -81,16 +115,13 @@ void export_increment(const Context& context, const ExportArguments& arguments,
 void add_export_command(const Command& group, Context& context, const Exported& exported) {
   auto arguments = std::make_shared<ExportArguments>();
   const auto action = [&context, arguments, exported] {
+    // Whoever reads it may go before all is written, and that is an error like others.
+    if (is_standard_stream(arguments->file)) ::signal(SIGPIPE, SIG_IGN);
     (is_increment(*arguments) ? export_increment : export_image)(context, *arguments, exported);
   };
   const Command command = add_command(group, context, "export", exported.description, action);
   command.add_option(exported.what, arguments->name, "What to export").required();
-  // The word for a pipe, which would need formats that are written from front to back.
-  const auto check_file = [](const std::string& file) -> std::string {
-    return file == "-" ? "it cannot be written to a pipe: name a file, or ./- for one of that name"
-                       : "";
-  };
-  command.add_option("FILE", arguments->file, "The file to write").required().check(check_file);
+  command.add_option("FILE", arguments->file, "The file to write; - is standard output").required();
   const bool has_increments = exported.write_increment != nullptr;
   const std::set<std::string> formats = has_increments
                                             ? std::set<std::string>{"raw", "qcow2", kIncrement}
@@ -103,17 +134,18 @@ void add_export_command(const Command& group, Context& context, const Exported& 
       .check(one_of(formats));
   if (has_increments) {
     command
-        .add_option("--since", arguments->since,
-                    "Write an incremental file: only what changed since this version")
+        .add_option(
+            "--since", arguments->since,
+            "Write an incremental file: what changed since this version, or since the template")
         .type_name("VERSION");
-    command.on_parsed([&context, arguments, action] {
-      if (!arguments->since.empty() && !arguments->format.empty() &&
-          arguments->format != kIncrement)
-        wrong_usage(
-            fmt::format("--since writes an incremental file, not --format {}", arguments->format));
-      context.action = action;
-    });
   }
+  command.add_option("--compress", arguments->compression, "zstd: compress what is written")
+      .type_name("METHOD")
+      .check(one_of({"zstd"}));
+  command.on_parsed([&context, arguments, action] {
+    check_arguments(context, *arguments);
+    context.action = action;
+  });
   command.add_flag("--force", arguments->is_forced, "Replace the file if it exists");
   add_json_option(command, context);
 }

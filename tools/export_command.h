@@ -12,9 +12,12 @@ namespace tplstore::tool {
 struct ExportArguments {
   std::string name;
   std::string file;
-  std::string format;  // empty unless given
-  std::string since;   // of an incremental file, the version that it is based on; or empty
+  std::string format;       // empty unless given
+  std::string since;        // of an incremental file, the version that it is based on; or empty
+  std::string compression;  // likewise
   bool is_forced = false;
+
+  bool is_since_template() const { return since == "template"; }
 };
 
 // What is exported, and how.
@@ -30,7 +33,8 @@ struct Exported {
       write_increment;
 };
 
-// Declares `export WHAT FILE [--format F] [--since VERSION] [--force]` below `group`.
+// Declares `export WHAT FILE [--format F] [--since VERSION] [--compress C] [--force]` below
+// `group`.
 void add_export_command(const Command& group, Context& context, const Exported& exported);
 
 // Who the tool is when it opens an export.

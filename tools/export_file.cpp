@@ -9,22 +9,35 @@
 #include "transfer/disk_copy.h"
 
 namespace tplstore::tool {
+namespace {
+
+std::unique_ptr<ImageSink> make_sink(const Disk& disk, const OutputFile& target,
+                                     const ExportOptions& options) {
+  const uint64_t size = disk.size_bytes();
+  if (options.format == ImageFormat::kQcow2)
+    return make_qcow2_sink(target.descriptor(), size, target.name());
+  if (target.is_stream() || options.compression != Compression::kNone)
+    return make_stream_sink(target.descriptor(), size, target.name(), options.compression,
+                            options.interrupted);
+  return make_raw_sink(target.descriptor(), size, target.name());
+}
+
+}  // namespace
 
 void check_export_target(const std::string& file, const ExportOptions& options) {
   check_publish_target(file, options.may_replace);
 }
 
 uint64_t export_disk(Disk& disk, const std::string& file, const ExportOptions& options) {
-  check_export_target(file, options);
-  AtomicFile target(file);
+  OutputFile target(file, options.may_replace);
   const auto fail_interrupted = [&] {
-    if (options.interrupted()) fail(EINTR, file, "interrupted: nothing was left behind");
+    if (options.interrupted())
+      fail(EINTR, target.name(), "{}",
+           target.is_stream() ? "interrupted" : "interrupted: nothing was left behind");
   };
   uint64_t written = 0;
   try {
-    const auto sink = options.format == ImageFormat::kRaw
-                          ? make_raw_sink(target.descriptor(), disk.size_bytes(), file)
-                          : make_qcow2_sink(target.descriptor(), disk.size_bytes(), file);
+    const auto sink = make_sink(disk, target, options);
     copy_disk(disk, {.piece_bytes = kSinkBufferBytes,
                      .unit_bytes = sink->granularity_bytes(),
                      .take_buffer = [&] { return sink->take_buffer(); },
@@ -46,7 +59,7 @@ uint64_t export_disk(Disk& disk, const std::string& file, const ExportOptions& o
     fail_interrupted();
     throw;
   }
-  target.publish(options.may_replace);
+  target.publish();
   return written;
 }
 

@@ -1,9 +1,11 @@
-// Raw files are written in place; qcow2 goes to a qemu-nbd over a socket, several writes at a time.
+// Raw files are written in place, streams with all their zeroes; qcow2 goes to a qemu-nbd over a
+// socket, several writes at a time.
 #include "image_sink.h"
 
 #include <libnbd.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <optional>
@@ -46,6 +48,46 @@ class RawSink final : public ImageSink {
   std::string file_;
   const int descriptor_;
   ByteVector buffer_;
+};
+
+class StreamSink final : public ImageSink {
+ public:
+  StreamSink(int descriptor, uint64_t size_bytes, const std::string& file, Compression compression,
+             const StreamInterrupted& interrupted)
+      : size_bytes_(size_bytes),
+        stream_(descriptor, file, compression, size_bytes, interrupted),
+        buffer_(kSinkBufferBytes),
+        zeroes_(kSinkBufferBytes) {}
+
+  uint32_t granularity_bytes() const override { return kBlockBytes; }
+  MutableBytes take_buffer() override { return buffer_; }
+
+  void write(uint64_t offset, Bytes from) override {
+    write_zeroes_up_to(offset);
+    stream_.append(from);
+    position_ += from.size();
+  }
+
+  void finish() override {
+    write_zeroes_up_to(size_bytes_);
+    stream_.finish();
+  }
+
+ private:
+  void write_zeroes_up_to(uint64_t offset) {
+    ensure(offset >= position_, "a stream is written from its beginning to its end");
+    while (position_ < offset) {
+      const uint64_t count = std::min<uint64_t>(offset - position_, zeroes_.size());
+      stream_.append(Bytes(zeroes_).first(count));
+      position_ += count;
+    }
+  }
+
+  const uint64_t size_bytes_;
+  ByteWriter stream_;
+  ByteVector buffer_;
+  const ByteVector zeroes_;
+  uint64_t position_ = 0;
 };
 
 // Several writes are in flight to a private qemu-nbd, which ends with the connection.
@@ -147,6 +189,12 @@ class Qcow2Sink final : public ImageSink {
 std::unique_ptr<ImageSink> make_raw_sink(int descriptor, uint64_t size_bytes,
                                          const std::string& file) {
   return std::make_unique<RawSink>(descriptor, size_bytes, file);
+}
+
+std::unique_ptr<ImageSink> make_stream_sink(int descriptor, uint64_t size_bytes,
+                                            const std::string& file, Compression compression,
+                                            const StreamInterrupted& interrupted) {
+  return std::make_unique<StreamSink>(descriptor, size_bytes, file, compression, interrupted);
 }
 
 std::unique_ptr<ImageSink> make_qcow2_sink(int descriptor, uint64_t size_bytes,

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "base/bytes.h"
+#include "transfer/byte_stream.h"
 
 namespace tplstore::tool {
 
@@ -34,5 +35,9 @@ std::unique_ptr<ImageSink> make_raw_sink(int descriptor, uint64_t size_bytes,
                                          const std::string& file);
 std::unique_ptr<ImageSink> make_qcow2_sink(int descriptor, uint64_t size_bytes,
                                            const std::string& file);
+// Writes raw to what cannot seek, or compressed: zeroes and all.
+std::unique_ptr<ImageSink> make_stream_sink(int descriptor, uint64_t size_bytes,
+                                            const std::string& file, Compression compression,
+                                            const StreamInterrupted& interrupted);
 
 }  // namespace tplstore::tool

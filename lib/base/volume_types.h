@@ -76,7 +76,11 @@ struct NewVersion {
   std::string name;  // may be empty
   std::string note;  // likewise
   VersionIdentity origin;
+  int64_t created_ns = 0;  // of one that was made elsewhere: when; 0: now
 };
+
+// Stands for what a volume was before its first version: its template, or zeroes.
+inline constexpr uint32_t kBeforeFirstVersion = UINT32_MAX;
 
 struct VersionInfo {
   uint32_t number = 0;

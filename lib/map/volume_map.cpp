@@ -294,7 +294,7 @@ void VolumeMap::find_difference(uint32_t from, uint32_t to, const BlockRange& bl
   NodeRef roots[2];
   {
     const SharedLock guard(mutex_);
-    roots[0] = find_version(from).root;
+    if (from != kBeforeFirstVersion) roots[0] = find_version(from).root;
     roots[1] = find_version(to).root;
   }
   tplstore::find_difference(reader, roots[0], roots[1], blocks, visit);
@@ -426,7 +426,7 @@ uint32_t VersionChange::freeze(const FreezeRequest& request, LogReservation& res
   const VersionRecord* base = std::as_const(map_.state_).find(record.parent);
   if (base == nullptr || (base->is_hidden() && !request.may_be_hidden))
     fail(ENOENT, fmt::format("version {}", record.parent), "is not there any more");
-  record.created_ns = now_unix_ns();
+  record.created_ns = request.created_ns != 0 ? request.created_ns : now_unix_ns();
   record.size_bytes = base->size_bytes;
   record.is_unswept = (current.flags & kVersionUnswept) != 0;
   record.for_reader = request.for_reader;

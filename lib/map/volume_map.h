@@ -73,6 +73,7 @@ struct FreezeRequest {
   uint32_t parent = 0;  // whose root and size the next version starts with; 0: the frozen one's
   bool may_be_hidden = false;  // that one
   bool for_reader = false;     // hidden from the start; see map/version_table.h
+  int64_t created_ns = 0;      // 0: now
 };
 
 class VersionChange;

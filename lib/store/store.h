@@ -23,6 +23,7 @@
 #include "base/findings.h"
 #include "base/volume_types.h"
 #include "boot/boot.h"
+#include "template/content_id.h"
 #include "template/move_origin.h"
 #include "tier/tier.h"
 
@@ -170,19 +171,25 @@ class Store {
   // Takes time in proportion to that.
   void diff_versions(const std::string& volume, const std::string& from, const std::string& to,
                      const std::function<void(const ChangedRange&)>& add);
-  // Makes a version with what `fill` writes over `base` (empty: over nothing, and the volume is
-  // made). Current is put back to `base` before, unless it is like it. EBUSY while a writer is
-  // connected; EINVAL when `base` is known to be another version than `base_identity`. A name or
-  // a note that the version cannot have is refused before `fill` is called. When it fails, current
-  // is like `base`, and what it was before, if that was something else, is a version.
+  // Makes a version with what `fill` writes over `base` (empty: over nothing, or over the template
+  // with that content, and the volume is made). Current is put back to `base` before, unless it is
+  // like it. EBUSY while a writer is connected; EINVAL when `base` is known to be another version
+  // than `base_identity`; ENOENT when no template is that. A name or a note that the version cannot
+  // have is refused before `fill` is called. When it fails, current is like `base`, and what it was
+  // before, if that was something else, is a version.
   struct ImportedVersion {
     std::string base;
     VersionIdentity base_identity;
     uint64_t size_bytes = 0;
     NewVersion version;
+    std::optional<ContentId> template_content{};
+    std::string template_name{};  // that it probably has here, if that is known
   };
   VersionInfo import_version(const std::string& volume, const ImportedVersion& imported,
                              const std::function<void(Disk&)>& fill);
+  // Makes a volume with what `fill` writes over nothing; when it fails there is none.
+  VolumeInfo import_volume(const std::string& name, uint64_t size_bytes,
+                           const std::function<void(Disk&)>& fill);
 
   // --- exports
   std::vector<ExportInfo> list_exports();
@@ -191,6 +198,15 @@ class Store {
   // peer that only reads, "vm1" is "vm1@current".
   std::unique_ptr<Disk> open_export(std::string_view export_name, const Peer& peer,
                                     bool only_reads = false);
+  // A frozen version as a disk of what it does not have from its volume's template, and what that
+  // is. EINVAL when there is none.
+  struct TemplateChanges {
+    std::unique_ptr<Disk> disk;
+    std::string template_name;
+    ContentId template_content;
+    uint64_t template_bytes = 0;
+  };
+  TemplateChanges open_template_changes(const std::string& volume, const std::string& version);
 
   // Removes what an interrupted creation or removal of a volume left behind; how many volumes.
   // EBUSY while volumes are being created or templates imported.

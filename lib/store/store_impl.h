@@ -40,6 +40,19 @@ struct Store::Impl {
   Impl(std::unique_ptr<Backend> backend_of, const StoreOptions& options_of);
 
   std::shared_ptr<TemplateImage> open_template(const std::string& name);
+  // The same, to make a volume of it: its import may be about to make the name durable, or have
+  // failed to, and the volume needs it.
+  std::shared_ptr<TemplateImage> open_durable_template(const std::string& name);
+  // One that has this content, first of all the one with that name; nothing when none has.
+  std::shared_ptr<TemplateImage> find_template(const ContentId& content, const std::string& likely);
+  // Makes a volume of what `fill` writes over nothing or over a template: has its name when all is
+  // there and durable, and is gone when that fails. With the gc lock held.
+  void make_filled(const std::string& name, uint64_t size_bytes, const TemplateImage* base,
+                   const std::function<void(Volume&, Disk&)>& fill);
+  // Throws EEXIST when there is such a volume, EINVAL when there cannot be.
+  void check_is_new(const std::string& volume);
+  VersionInfo import_new(const std::string& name, const ImportedVersion& imported,
+                         const std::function<void(Disk&)>& fill);
   Uuid uuid_of(const std::string& volume);
   // Has something happen to a volume's lock, whether it is open here or nowhere.
   LockStep change_lock(const std::string& volume, const LockEvent& event, const Peer& peer = {});

@@ -1,10 +1,13 @@
 // What a store does with versions and forks of its volumes.
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <thread>
 
+#include "backend/layout.h"
 #include "base/names.h"
 #include "store/store_impl.h"
+#include "template/manifest.h"
 
 namespace tplstore {
 namespace {
@@ -211,53 +214,131 @@ void check_base(const std::string& object, const VersionInfo& base, const Versio
 
 }  // namespace
 
-VersionInfo Store::import_version(const std::string& name, const ImportedVersion& imported,
-                                  const std::function<void(Disk&)>& fill) {
-  const std::string object = fmt::format("volume {}", name);
-  const bool is_new = imported.base.empty();
-  // A new volume has its name once it is whole; until then gc must not take it for a remnant.
-  const auto gc_lock = is_new ? impl_->share_gc_lock() : nullptr;
-  if (is_new) {
-    check_name("volume", name);
-    if (!impl_->is_free_name(name)) fail(EEXIST, object, "exists already");
-    check_volume_size(object, imported.size_bytes);
+std::shared_ptr<TemplateImage> Store::Impl::open_durable_template(const std::string& name) {
+  auto image = open_template(name);
+  backend->sync_folder(std::string(paths::kTemplates));
+  return image;
+}
+
+std::shared_ptr<TemplateImage> Store::Impl::find_template(const ContentId& content,
+                                                          const std::string& likely) {
+  std::vector<std::string> names = backend->list(std::string(paths::kTemplates));
+  std::ranges::stable_partition(names, [&](const std::string& name) { return name == likely; });
+  for (const std::string& name : names) {
+    try {
+      const auto manifest = is_valid_name(name) ? load_manifest(*backend, name) : std::nullopt;
+      if (manifest && manifest->content_id == content) return open_durable_template(name);
+    } catch (const Error& error) {
+      options.log(error.what());  // another one may have it
+    }
   }
-  const Uuid uuid = is_new ? random_uuid() : impl_->uuid_of(name);
-  if (is_new) impl_->make_objects(object, uuid, imported.size_bytes, nullptr);
+  return nullptr;
+}
+
+void Store::Impl::make_filled(const std::string& name, uint64_t size_bytes,
+                              const TemplateImage* base,
+                              const std::function<void(Volume&, Disk&)>& fill) {
+  const std::string object = fmt::format("volume {}", name);
+  check_volume_size(object, size_bytes);
+  const Uuid uuid = random_uuid();
+  make_objects(object, uuid, size_bytes, base);
   try {
-    auto attachment = impl_->registry.attach(uuid, name, tool_peer(), VolumeRegistry::Use::kAlone);
+    auto attachment = registry.attach(uuid, name, tool_peer(), VolumeRegistry::Use::kAlone);
     Volume& volume = attachment->volume();
     CurrentDisk disk(std::move(attachment), false);
-    volume.versions().check_new(imported.version);
-    std::optional<VersionInfo> base;
-    if (!is_new) {
-      base = volume.versions().find(imported.base);
-      check_base(object, *base, imported.base_identity, uuid);
-      if (imported.size_bytes < base->size_bytes)
-        fail(EINVAL, object, "{} bytes are less than the {} of version {}", imported.size_bytes,
-             base->size_bytes, base->number);
-      if (!is_current_like(volume, *base)) volume.versions().rollback(imported.base);
-    }
-    try {
-      if (imported.size_bytes > volume.size_bytes()) volume.resize(imported.size_bytes);
-      fill(disk);
-      VersionInfo made = volume.versions().create(imported.version);
-      if (is_new && !impl_->publish(name, uuid)) fail(EEXIST, object, "exists already");
-      return made;
-    } catch (...) {
-      if (base) {
-        const VersionInfo remains = volume.versions().rollback(std::to_string(base->number));
-        volume.versions().remove({std::to_string(remains.number)});
-      }
-      throw;
-    }
+    fill(volume, disk);
+    disk.flush();
+    if (!publish(name, uuid)) fail(EEXIST, object, "exists already");
   } catch (...) {
-    if (is_new) {
-      impl_->sync_names();
-      impl_->remove_unneeded(uuid, name);
-    }
+    sync_names();
+    remove_unneeded(uuid, name);
     throw;
   }
+}
+
+// A new volume has its name once it is whole; until then gc must not take it for a remnant, so the
+// gc lock is held.
+void Store::Impl::check_is_new(const std::string& volume) {
+  check_name("volume", volume);
+  if (!is_free_name(volume)) fail(EEXIST, fmt::format("volume {}", volume), "exists already");
+}
+
+VolumeInfo Store::import_volume(const std::string& name, uint64_t size_bytes,
+                                const std::function<void(Disk&)>& fill) {
+  const auto gc_lock = impl_->share_gc_lock();
+  impl_->check_is_new(name);
+  impl_->make_filled(name, size_bytes, nullptr, [&](Volume&, Disk& disk) { fill(disk); });
+  return show_volume(name);
+}
+
+VersionInfo Store::Impl::import_new(const std::string& name, const ImportedVersion& imported,
+                                    const std::function<void(Disk&)>& fill) {
+  const auto gc_lock = share_gc_lock();
+  check_is_new(name);
+  std::shared_ptr<TemplateImage> base;
+  if (imported.template_content) {
+    base = find_template(*imported.template_content, imported.template_name);
+    if (!base)
+      fail(ENOENT, fmt::format("template {}", imported.template_name),
+           "the changes are based on it, and no template here has its content, {}: import that "
+           "template first, or export the volume in full",
+           imported.template_content->hex());
+    if (imported.size_bytes < base->size_bytes())
+      fail(EINVAL, fmt::format("volume {}", name), "{} bytes are less than the {} of template {}",
+           imported.size_bytes, base->size_bytes(), base->name());
+  }
+  VersionInfo made;
+  make_filled(name, imported.size_bytes, base.get(), [&](Volume& volume, Disk& disk) {
+    volume.versions().check_new(imported.version);
+    fill(disk);
+    made = volume.versions().create(imported.version);
+  });
+  return made;
+}
+
+VersionInfo Store::import_version(const std::string& name, const ImportedVersion& imported,
+                                  const std::function<void(Disk&)>& fill) {
+  if (imported.base.empty()) return impl_->import_new(name, imported, fill);
+  const std::string object = fmt::format("volume {}", name);
+  const Uuid uuid = impl_->uuid_of(name);
+  auto attachment = impl_->registry.attach(uuid, name, tool_peer(), VolumeRegistry::Use::kAlone);
+  Volume& volume = attachment->volume();
+  CurrentDisk disk(std::move(attachment), false);
+  volume.versions().check_new(imported.version);
+  const VersionInfo base = volume.versions().find(imported.base);
+  check_base(object, base, imported.base_identity, uuid);
+  if (imported.size_bytes < base.size_bytes)
+    fail(EINVAL, object, "{} bytes are less than the {} of version {}", imported.size_bytes,
+         base.size_bytes, base.number);
+  if (!is_current_like(volume, base)) volume.versions().rollback(imported.base);
+  try {
+    if (imported.size_bytes > volume.size_bytes()) volume.resize(imported.size_bytes);
+    fill(disk);
+    return volume.versions().create(imported.version);
+  } catch (...) {
+    const VersionInfo remains = volume.versions().rollback(std::to_string(base.number));
+    volume.versions().remove({std::to_string(remains.number)});
+    throw;
+  }
+}
+
+// --- exporting
+
+Store::TemplateChanges Store::open_template_changes(const std::string& volume,
+                                                    const std::string& version) {
+  const Uuid uuid = impl_->uuid_of(volume);
+  TemplateChanges changes;
+  changes.template_name = template_of(read_header(*impl_->backend, volume_folder(uuid), uuid));
+  if (changes.template_name.empty())
+    fail(EINVAL, fmt::format("volume {}", volume),
+         "has no template: export it in full, with --format increment and without --since");
+  HeldVersion held = impl_->hold_version(uuid, volume, version);
+  // The one that the volume has: it has been opened with it.
+  const auto base = impl_->open_template(changes.template_name);
+  changes.template_content = base->content_id();
+  changes.template_bytes = base->size_bytes();
+  changes.disk = std::make_unique<ChangesDisk>(std::nullopt, std::move(held));
+  return changes;
 }
 
 }  // namespace tplstore

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <memory>
 #include <mutex>
+#include <optional>
 
 #include "base/disk.h"
 #include "store/volume_registry.h"
@@ -148,12 +149,15 @@ class CurrentReaderDisk final : public FrozenDisk {
   std::atomic<VersionDisk*> frozen_{nullptr};
 };
 
-// What changed between two frozen versions: the later one's bytes where they differ, as data, even
-// if they are zeroes; all else is a hole.
+// What changed between two frozen versions, or since the template: the later one's bytes where they
+// differ, as data, even if they are zeroes; all else is a hole.
 class ChangesDisk final : public FrozenDisk {
  public:
-  ChangesDisk(HeldVersion since, HeldVersion version)
-      : since_(std::move(since)), version_(std::move(version)) {}
+  // Without `since`: what the volume has that it did not begin with.
+  ChangesDisk(std::optional<HeldVersion> since, HeldVersion version)
+      : since_(std::move(since)),
+        since_number_(since_ ? since_->version.number : kBeforeFirstVersion),
+        version_(std::move(version)) {}
 
   uint64_t size_bytes() const override { return version_.version.size_bytes; }
   void read(uint64_t offset, MutableBytes into) override;
@@ -163,15 +167,19 @@ class ChangesDisk final : public FrozenDisk {
 
  private:
   std::string name() const override {
-    return fmt::format("{}@{}..{}", version_.volume->name(), since_.version.number,
+    if (!since_)
+      return fmt::format("{}@{} since its template", version_.volume->name(),
+                         version_.version.number);
+    return fmt::format("{}@{}..{}", version_.volume->name(), since_number_,
                        version_.version.number);
   }
   void changes(uint64_t offset, uint64_t length,
                const std::function<void(const ChangedRange&)>& add) {
-    version_.volume->changes(since_.version.number, version_.version.number, offset, length, add);
+    version_.volume->changes(since_number_, version_.version.number, offset, length, add);
   }
 
-  const HeldVersion since_;
+  const std::optional<HeldVersion> since_;
+  const uint32_t since_number_;
   const HeldVersion version_;
 };
 

@@ -83,9 +83,7 @@ VolumeInfo Store::create_volume(const std::string& name, uint64_t size_bytes,
   std::shared_ptr<TemplateImage> base;
   if (!template_name.empty()) {
     check_name("template", template_name);
-    base = impl_->open_template(template_name);
-    // Its import may be about to make the name durable, or have failed to: the volume needs it.
-    backend.sync_folder(std::string(paths::kTemplates));
+    base = impl_->open_durable_template(template_name);
     if (size_bytes == 0) size_bytes = round_up(base->size_bytes(), kSectorBytes);
     if (size_bytes < base->size_bytes())
       fail(EINVAL, object, "{} bytes are less than the {} of template {}", size_bytes,

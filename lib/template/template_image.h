@@ -31,6 +31,7 @@ class TemplateImage {
   const std::string& name() const { return manifest_.name; }
   const Uuid& uuid() const { return manifest_.uuid; }
   uint64_t size_bytes() const { return manifest_.size_bytes; }
+  const ContentId& content_id() const { return manifest_.content_id; }
 
   // For [offset, offset + into.size()), any alignment: zero-fills what is a hole or lies past the
   // end, and has the block source plan the rest.

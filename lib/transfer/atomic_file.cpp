@@ -11,10 +11,16 @@
 #include "base/bytes.h"
 #include "base/error.h"
 #include "base/files.h"
+#include "transfer/byte_stream.h"
 
 namespace tplstore {
 
 void check_publish_target(const std::string& file, bool may_replace) {
+  if (is_standard_stream(file)) {
+    if (::isatty(STDOUT_FILENO) == 1)
+      fail(EINVAL, "standard output", "is a terminal: pipe it to a command, or name a file");
+    return;
+  }
   struct stat status {};
   if (::lstat(file.c_str(), &status) != 0) {
     if (errno != ENOENT) fail_errno(errno, file, "looking for the file");
@@ -82,6 +88,18 @@ void AtomicFile::publish(bool may_replace) {
   }
   const FileDescriptor folder(::open(folder_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!folder || ::fsync(folder.get()) != 0) fail_errno(errno, file_, "syncing its folder");
+}
+
+OutputFile::OutputFile(const std::string& file, bool may_replace)
+    : name_(is_standard_stream(file) ? "standard output" : file), may_replace_(may_replace) {
+  check_publish_target(file, may_replace);
+  if (!is_standard_stream(file)) file_.emplace(file);
+}
+
+int OutputFile::descriptor() const { return file_ ? file_->descriptor() : STDOUT_FILENO; }
+
+void OutputFile::publish() {
+  if (file_) file_->publish(may_replace_);
 }
 
 }  // namespace tplstore

@@ -5,17 +5,19 @@
 // again unless the file is published. An existing file is replaced only if that is asked for, and
 // never anything but a regular file.
 //
-// Thread safety: one thread. Errors: Error about the file with the system's errno; EEXIST.
+// Thread safety: one thread. Errors: Error about the file with the system's errno; EEXIST; EINVAL
+// for a standard output that is a terminal.
 #pragma once
 
 #include <filesystem>
+#include <optional>
 #include <string>
 
 #include "base/files.h"
 
 namespace tplstore {
 
-// Throws EEXIST when publishing under this name would, as things are now: before the work is done.
+// Throws what publishing under this name would, as things are now: before the work is done.
 void check_publish_target(const std::string& file, bool may_replace);
 
 class AtomicFile {
@@ -41,6 +43,22 @@ class AtomicFile {
   std::string target_;
   std::string hidden_;  // its name until it is published; empty while it has none
   FileDescriptor descriptor_;
+};
+
+// Such a file, or standard output for "-", where nothing can be taken back.
+class OutputFile {
+ public:
+  OutputFile(const std::string& file, bool may_replace);
+
+  int descriptor() const;
+  bool is_stream() const { return !file_; }
+  const std::string& name() const { return name_; }  // for messages
+  void publish();
+
+ private:
+  std::string name_;
+  bool may_replace_;
+  std::optional<AtomicFile> file_;
 };
 
 }  // namespace tplstore

@@ -27,4 +27,8 @@ struct DiskCopy {
 
 void copy_disk(Disk& disk, const DiskCopy& copy);
 
+// Tells a piece of a disk apart in such runs.
+void split_piece(uint64_t offset, Bytes piece, uint64_t unit_bytes,
+                 const std::function<void(uint64_t offset, Bytes run, bool is_zeroes)>& add);
+
 }  // namespace tplstore

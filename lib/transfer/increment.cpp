@@ -2,10 +2,6 @@
 // nothing before it has been checked.
 #include "transfer/increment.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <cerrno>
 #include <functional>
@@ -38,8 +34,12 @@ bool is_version_name(const std::string& name) {
 std::optional<std::string> find_fault(const IncrementInfo& info) {
   if (!is_version(info.version)) return "no version";
   if (!info.base.is_nil() && !is_version(info.base)) return "half a base";
+  if (!info.base.is_nil() && info.is_since_template()) return "two bases";
+  if (info.is_since_template() && !is_valid_name(info.template_name))
+    return "a name that no template can have";
   if (!is_disk_size(info.size_bytes)) return fmt::format("a disk of {} bytes", info.size_bytes);
-  if (info.base.is_nil() ? info.base_size_bytes != 0 : !is_disk_size(info.base_size_bytes))
+  const bool has_base = !info.base.is_nil() || info.is_since_template();
+  if (has_base ? !is_disk_size(info.base_size_bytes) : info.base_size_bytes != 0)
     return fmt::format("a base of {} bytes", info.base_size_bytes);
   if (!is_valid_name(info.volume_name)) return "a name that no volume can have";
   if (!info.version_name.empty() && !is_version_name(info.version_name))
@@ -66,9 +66,8 @@ uint64_t trailer_checksum(const IncrementTrailer& trailer, uint64_t head_checksu
 // Writes the file from its beginning to its end.
 class IncrementWriter {
  public:
-  IncrementWriter(int descriptor, const std::string& file, const IncrementInfo& info)
-      : file_(file), descriptor_(descriptor) {
-    const std::string texts = info.volume_name + info.version_name + info.note;
+  IncrementWriter(ByteWriter& stream, const IncrementInfo& info) : stream_(stream) {
+    const std::string texts = info.volume_name + info.version_name + info.note + info.template_name;
     IncrementHeader header{};
     header.magic = kIncrementMagic;
     header.format = kIncrementFormat;
@@ -82,9 +81,14 @@ class IncrementWriter {
     header.volume_name_bytes = static_cast<uint16_t>(info.volume_name.size());
     header.version_name_bytes = static_cast<uint16_t>(info.version_name.size());
     header.note_bytes = static_cast<uint16_t>(info.note.size());
+    if (info.is_since_template()) {
+      header.features = kIncrementSinceTemplate;
+      header.template_name_bytes = static_cast<uint16_t>(info.template_name.size());
+      header.template_content = info.template_content;
+    }
     header.checksum = header_checksum(header, as_bytes(texts));
-    append(bytes_of(header));
-    append(as_bytes(texts));
+    stream_.append(bytes_of(header));
+    stream_.append(as_bytes(texts));
     head_checksum_ = header.checksum;
     trailer_.magic = kIncrementTrailerMagic;
     trailer_.chain = header.checksum;
@@ -102,17 +106,16 @@ class IncrementWriter {
   void add_data(uint64_t offset, Bytes data) {
     put_zeroes();
     put_record({IncrementKind::kData, 0, offset, data.size(), checksum(data), 0});
-    append(data);
+    stream_.append(data);
     trailer_.data_bytes += data.size();
   }
 
-  // Makes all of it durable; the number of bytes recorded as data.
+  // The number of bytes recorded as data.
   uint64_t finish() {
     put_zeroes();
     trailer_.checksum = trailer_checksum(trailer_, head_checksum_);
-    append(bytes_of(trailer_));
-    write_out();
-    if (::fsync(descriptor_) != 0) fail_errno(errno, file_, "syncing");
+    stream_.append(bytes_of(trailer_));
+    stream_.finish();
     return trailer_.data_bytes;
   }
 
@@ -131,27 +134,10 @@ class IncrementWriter {
     record.chain = record_chain(record, trailer_.chain);
     trailer_.chain = record.chain;
     ++trailer_.record_count;
-    append(bytes_of(record));
+    stream_.append(bytes_of(record));
   }
 
-  void append(Bytes bytes) {
-    buffer_.insert(buffer_.end(), bytes.begin(), bytes.end());
-    if (buffer_.size() >= kIncrementDataBytesMax) write_out();
-  }
-
-  void write_out() {
-    for (Bytes rest = buffer_; !rest.empty();) {
-      const ssize_t count = ::write(descriptor_, rest.data(), rest.size());
-      if (count < 0 && errno == EINTR) continue;
-      if (count < 0) fail_errno(errno, file_, "writing");
-      rest = rest.subspan(static_cast<size_t>(count));
-    }
-    buffer_.clear();
-  }
-
-  const std::string& file_;
-  const int descriptor_;
-  ByteVector buffer_;
+  ByteWriter& stream_;
   uint64_t head_checksum_ = 0;
   IncrementTrailer trailer_{};  // totals and chain so far
   std::optional<IncrementRecord> zeroes_;
@@ -166,11 +152,14 @@ uint64_t write_increment(Disk& disk, const IncrementInfo& info, const std::strin
     fail(EINVAL, file, "cannot be written: it has {}", *fault);
   const uint64_t size = disk.size_bytes();
   ensure(size == info.size_bytes, "an incremental file has the size of its disk");
-  check_publish_target(file, options.may_replace);
-  AtomicFile target(file);
-  IncrementWriter writer(target.descriptor(), file, info);
+  OutputFile target(file, options.may_replace);
+  ByteWriter stream(target.descriptor(), target.name(), options.compression, {},
+                    options.interrupted);
+  IncrementWriter writer(stream, info);
   const auto tell_progress = [&](uint64_t offset) {
-    if (options.interrupted()) fail(EINTR, file, "interrupted: nothing was left behind");
+    if (options.interrupted())
+      fail(EINTR, target.name(), "{}",
+           target.is_stream() ? "interrupted" : "interrupted: nothing was left behind");
     options.progress(offset, size);
   };
 
@@ -188,7 +177,7 @@ uint64_t write_increment(Disk& disk, const IncrementInfo& info, const std::strin
                    .progress = tell_progress});
   const uint64_t data_bytes = writer.finish();
   tell_progress(size);
-  target.publish(options.may_replace);
+  target.publish();
   return data_bytes;
 }
 
@@ -197,54 +186,50 @@ void IncrementReader::fail_damaged(fmt::format_string<Args...> what, Args&&... a
   fail(EIO, file_, "damaged: {}; {}", fmt::format(what, std::forward<Args>(args)...), kRepair);
 }
 
-IncrementReader IncrementReader::open(const std::string& file) {
-  // O_NONBLOCK: a named pipe must not make us wait for its writer.
-  FileDescriptor descriptor(::open(file.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
-  if (!descriptor) fail_errno(errno, file, "opening the incremental file");
-  IncrementReader reader(file, std::move(descriptor));
+IncrementReader IncrementReader::open(const std::string& file,
+                                      const IncrementInterrupted& interrupted) {
+  IncrementReader reader(std::make_unique<ByteReader>(file, interrupted));
   reader.read_header();
-  reader.read_trailer();
+  if (reader.file_bytes_) reader.look_at_end();
   return reader;
 }
 
-IncrementReader::IncrementReader(std::string file, FileDescriptor descriptor)
-    : file_(std::move(file)), descriptor_(std::move(descriptor)) {
-  struct stat status {};
-  if (::fstat(descriptor_.get(), &status) != 0)
-    fail_errno(errno, file_, "looking at the incremental file");
-  if (!S_ISREG(status.st_mode))
-    fail(EINVAL, file_, "is not a regular file: copy the incremental file into one");
-  file_bytes_ = static_cast<uint64_t>(status.st_size);
+IncrementReader::IncrementReader(std::unique_ptr<ByteReader> stream)
+    : file_(stream->name()), stream_(std::move(stream)), file_bytes_(stream_->file_bytes()) {}
+
+void IncrementReader::take(MutableBytes into) {
+  const uint64_t position = stream_->position();
+  const size_t count = stream_->read(into);
+  if (count < into.size())
+    fail_damaged("it ends at byte {}, before what it should have", position + count);
 }
 
-void IncrementReader::read(uint64_t position, MutableBytes into) const {
-  while (!into.empty()) {
-    const ssize_t count =
-        ::pread(descriptor_.get(), into.data(), into.size(), static_cast<off_t>(position));
-    if (count < 0 && errno == EINTR) continue;
-    if (count < 0) fail_errno(errno, file_, "reading");
-    if (count == 0) fail_damaged("it ends at byte {}, before what it should have", position);
-    position += static_cast<uint64_t>(count);
-    into = into.subspan(static_cast<size_t>(count));
-  }
+// What follows the first bytes of it, which were taken already.
+template <typename T>
+void IncrementReader::take_rest(T& into, size_t taken) {
+  take(std::as_writable_bytes(std::span(&into, 1)).subspan(taken));
 }
 
 void IncrementReader::read_header() {
   IncrementHeader header{};
-  const uint64_t head_bytes = std::min<uint64_t>(file_bytes_, sizeof header);
-  read(0, std::as_writable_bytes(std::span(&header, 1)).first(head_bytes));
+  const size_t count = stream_->read(std::as_writable_bytes(std::span(&header, 1)));
   if (header.magic != kIncrementMagic)
-    fail(EINVAL, file_, "is not an incremental file, or its beginning is damaged: choose another");
-  const uint64_t text_bytes =
-      uint64_t{header.volume_name_bytes} + header.version_name_bytes + header.note_bytes;
+    fail(EINVAL, file_,
+         "is not an incremental file, or its beginning is damaged: choose another, or --format raw "
+         "for the image of a disk");
+  const bool is_since_template = (header.features & kIncrementSinceTemplate) != 0;
+  const uint64_t text_bytes = uint64_t{header.volume_name_bytes} + header.version_name_bytes +
+                              header.note_bytes +
+                              (is_since_template ? header.template_name_bytes : 0);
   records_position_ = sizeof header + text_bytes;
-  if (file_bytes_ < records_position_ + sizeof(IncrementTrailer))
-    fail_damaged("{} bytes are less than its header says", file_bytes_);
+  if (count < sizeof header ||
+      (file_bytes_ && *file_bytes_ < records_position_ + sizeof(IncrementTrailer)))
+    fail_damaged("{} bytes are less than its header says", file_bytes_.value_or(count));
   ByteVector texts(text_bytes);
-  read(sizeof header, texts);
+  take(texts);
   if (header.checksum != header_checksum(header, texts))
     fail_damaged("the checksum of its header does not match");
-  if (header.format != kIncrementFormat || header.features != 0)
+  if (header.format != kIncrementFormat || (header.features & ~kIncrementSinceTemplate) != 0)
     fail(EINVAL, file_,
          "has format {} with features {:#x}, this program reads format {}: use a newer tplstore",
          header.format, header.features, kIncrementFormat);
@@ -259,44 +244,62 @@ void IncrementReader::read_header() {
   info_.created_ns = header.created_ns;
   info_.size_bytes = header.size_bytes;
   info_.base_size_bytes = header.base_size_bytes;
+  if (is_since_template) {
+    info_.template_name = decoder.take_text(header.template_name_bytes);
+    info_.template_content = header.template_content;
+    if (info_.template_name.empty()) fail_damaged("its header has a template without a name");
+  }
   if (const auto fault = find_fault(info_)) fail_damaged("its header has {}", *fault);
 }
 
-void IncrementReader::read_trailer() {
-  const uint64_t position = file_bytes_ - sizeof trailer_;
-  read(position, std::as_writable_bytes(std::span(&trailer_, 1)));
-  if (trailer_.magic != kIncrementTrailerMagic ||
-      trailer_.checksum != trailer_checksum(trailer_, head_checksum_))
+void IncrementReader::check_trailer(const IncrementTrailer& trailer) const {
+  if (trailer.magic != kIncrementTrailerMagic ||
+      trailer.checksum != trailer_checksum(trailer, head_checksum_))
     fail_damaged("it does not end as it should: it was cut, or its end was changed");
-  if (trailer_.data_bytes > info_.size_bytes ||
-      trailer_.zero_bytes > info_.size_bytes - trailer_.data_bytes)
+  if (trailer.data_bytes > info_.size_bytes ||
+      trailer.zero_bytes > info_.size_bytes - trailer.data_bytes)
     fail_damaged("it says that it has more than the whole disk");
+}
+
+// Before a plain file is read: most of what can have become of it shows there.
+void IncrementReader::look_at_end() {
+  const uint64_t position = *file_bytes_ - sizeof trailer_;
+  if (stream_->read_at(position, std::as_writable_bytes(std::span(&trailer_, 1))) < sizeof trailer_)
+    fail_damaged("it has become shorter");
+  check_trailer(trailer_);
   // The product is no more than the file has, and the sum of two disk sizes cannot overflow.
   const uint64_t records_bytes = position - records_position_;
   if (trailer_.record_count > records_bytes / sizeof(IncrementRecord) ||
       trailer_.record_count * sizeof(IncrementRecord) + trailer_.data_bytes != records_bytes)
-    fail_damaged("{} bytes is not the size that its end says", file_bytes_);
+    fail_damaged("{} bytes is not the size that its end says", *file_bytes_);
 }
 
 // How far a walk over the records is.
 struct IncrementReader::Cursor {
-  uint64_t position;         // in the file
-  uint64_t chain;            // up to here
-  uint64_t next_offset = 0;  // in the disk: the ranges so far end there
-  uint64_t zero_bytes = 0;   // in the ranges so far
+  uint64_t chain;             // up to here
+  uint64_t next_offset = 0;   // in the disk: the ranges so far end there
+  uint64_t record_count = 0;  // so far, as the sums
+  uint64_t data_bytes = 0;
+  uint64_t zero_bytes = 0;
   ByteVector buffer;
 };
 
-// The record at the cursor, which is sound and within bounds.
-IncrementRecord IncrementReader::take_record(Cursor& at) const {
-  const uint64_t start = at.position, end = file_bytes_ - sizeof trailer_;
+// The next record, which is sound and within bounds; nothing when the trailer came instead.
+std::optional<IncrementRecord> IncrementReader::take_record(Cursor& at) {
+  const uint64_t start = stream_->position();
+  uint64_t beginning = 0;
+  take(std::as_writable_bytes(std::span(&beginning, 1)));
+  if (beginning == kIncrementTrailerMagic) {
+    take_trailer(at);
+    return std::nullopt;
+  }
   IncrementRecord record{};
-  if (end - at.position < sizeof record) fail_damaged("a record is missing at byte {}", start);
-  read(at.position, std::as_writable_bytes(std::span(&record, 1)));
-  at.position += sizeof record;
+  std::memcpy(&record, &beginning, sizeof beginning);
+  take_rest(record, sizeof beginning);
   if (record.chain != record_chain(record, at.chain))
     fail_damaged("the record at byte {} is not the one that was written there", start);
   at.chain = record.chain;
+  ++at.record_count;
 
   if (record.kind != IncrementKind::kData && record.kind != IncrementKind::kZero)
     fail_damaged("the record at byte {} is of no known kind", start);
@@ -304,48 +307,79 @@ IncrementRecord IncrementReader::take_record(Cursor& at) const {
       record.length > info_.size_bytes - record.offset)
     fail_damaged("the range of the record at byte {} is out of order or out of the disk", start);
   at.next_offset = record.offset + record.length;
-  if (record.kind == IncrementKind::kZero)
+  if (record.kind == IncrementKind::kZero) {
     at.zero_bytes += record.length;
-  else if (record.length > kIncrementDataBytesMax || record.length > end - at.position)
+    return record;
+  }
+  at.data_bytes += record.length;
+  const uint64_t data_end = stream_->position() + record.length;
+  if (record.length > kIncrementDataBytesMax ||
+      (file_bytes_ && data_end + sizeof trailer_ > *file_bytes_))
     fail_damaged("the record at byte {} has more data than can be", start);
   return record;
 }
 
+// Behind its magic. It must be the last, and say what came before it.
+void IncrementReader::take_trailer(const Cursor& at) {
+  IncrementTrailer trailer{};
+  trailer.magic = kIncrementTrailerMagic;
+  take_rest(trailer, sizeof trailer.magic);
+  check_trailer(trailer);
+  if (trailer.record_count != at.record_count || trailer.data_bytes != at.data_bytes ||
+      trailer.zero_bytes != at.zero_bytes || trailer.chain != at.chain)
+    fail_damaged("its records are not those that its end says");
+  std::byte more[1];
+  if (stream_->read(more) != 0)
+    fail_damaged("it goes on at byte {}, behind its end", stream_->position() - 1);
+  trailer_ = trailer;
+}
+
 // The data of the record that was taken last; they are in the cursor's buffer.
-Bytes IncrementReader::take_data(const IncrementRecord& record, Cursor& at) const {
+Bytes IncrementReader::take_data(const IncrementRecord& record, Cursor& at) {
   if (record.kind == IncrementKind::kZero) return {};
   at.buffer.resize(std::max(at.buffer.size(), record.length));
   const MutableBytes data = MutableBytes(at.buffer).first(record.length);
-  read(at.position, data);
+  const uint64_t position = stream_->position();
+  take(data);
   if (checksum(data) != record.data_checksum)
-    fail_damaged("the checksum of the data at byte {} does not match", at.position);
-  at.position += data.size();
+    fail_damaged("the checksum of the data at byte {} does not match", position);
   return data;
+}
+
+void IncrementReader::go_to_records() {
+  if (stream_->position() == records_position_) return;
+  stream_->rewind();
+  ByteVector before(records_position_);
+  take(before);
 }
 
 // Calls `consume` with each record and its data, everything about it having been checked.
 void IncrementReader::walk(const Consumer& consume, const IncrementProgress& progress,
-                           const IncrementInterrupted& interrupted) const {
-  Cursor at{.position = records_position_, .chain = head_checksum_, .buffer = {}};
-  for (uint64_t i = 0; i < trailer_.record_count; ++i) {
+                           const IncrementInterrupted& interrupted) {
+  go_to_records();
+  Cursor at{.chain = head_checksum_, .buffer = {}};
+  while (true) {
     if (interrupted()) fail(EINTR, file_, "interrupted");
-    progress(at.position, file_bytes_);
-    const IncrementRecord record = take_record(at);
-    consume(record, take_data(record, at));
+    if (file_bytes_) {
+      progress(stream_->position(), *file_bytes_);
+    } else {
+      progress(at.next_offset, info_.size_bytes);
+    }
+    const std::optional<IncrementRecord> record = take_record(at);
+    if (!record) break;
+    consume(*record, take_data(*record, at));
   }
-  if (at.position != file_bytes_ - sizeof trailer_ || at.chain != trailer_.chain ||
-      at.zero_bytes != trailer_.zero_bytes)
-    fail_damaged("its records are not those that its end says");
-  progress(file_bytes_, file_bytes_);
+  const uint64_t all = file_bytes_.value_or(info_.size_bytes);
+  progress(all, all);
 }
 
 void IncrementReader::verify(const IncrementProgress& progress,
-                             const IncrementInterrupted& interrupted) const {
+                             const IncrementInterrupted& interrupted) {
   walk([](const IncrementRecord&, Bytes) {}, progress, interrupted);
 }
 
 void IncrementReader::apply(Disk& into, const IncrementProgress& progress,
-                            const IncrementInterrupted& interrupted) const {
+                            const IncrementInterrupted& interrupted) {
   if (into.size_bytes() != info_.size_bytes)
     fail(EINVAL, file_, "is for a disk of {} bytes, this one has {}: give it that size first",
          info_.size_bytes, into.size_bytes());

@@ -265,7 +265,9 @@ void Versions::check_new(const NewVersion& request) {
 
 VersionInfo Versions::create(const NewVersion& request) {
   check_new(request);
-  return freeze({request.name, request.note, request.origin, 0});
+  FreezeRequest freezing{request.name, request.note, request.origin};
+  freezing.created_ns = request.created_ns;
+  return freeze(freezing);
 }
 
 VersionInfo Versions::rollback(const std::string& number_or_name) {

@@ -80,7 +80,7 @@ class Volume {
   void extents(uint32_t version, uint64_t offset, uint64_t length,
                const std::function<bool(const Extent&)>& add);
   // Calls `add` for the ranges within [offset, offset + length) that differ between two versions,
-  // in rising order.
+  // in rising order. `from` may be kBeforeFirstVersion.
   void changes(uint32_t from, uint32_t to, uint64_t offset, uint64_t length,
                const std::function<void(const ChangedRange&)>& add);
   void cache(uint32_t version, uint64_t offset, uint64_t length);

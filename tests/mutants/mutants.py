@@ -944,8 +944,8 @@ MUTANTS = [
            ["volume_fork_test", "fork_crash_test"]),
     Mutant("volume-outlives-its-template",
            "A volume is durable before its template is.",
-           "lib/store/volumes.cpp",
-           "    backend.sync_folder(std::string(paths::kTemplates));\n", "",
+           "lib/store/versions.cpp",
+           "  backend->sync_folder(std::string(paths::kTemplates));\n", "",
            ["store_operations_test"]),
     # --- copies of segments
     Mutant("copies-are-not-compared", "A damaged block of a copy is served.",

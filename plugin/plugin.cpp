@@ -277,7 +277,7 @@ void on_cleanup() noexcept {
 }
 
 void on_dump_plugin() noexcept {
-  printf("tplstore_version=%s\n", kVersion);
+  printf("tplstore_version=%s\n", kProgramVersion);
   printf("tplstore_compiler=%s\n", __VERSION__);
   printf("tplstore_build=%s\n", TPLSTORE_BUILD);
   printf("tplstore_nbdkit=%s\n", TPLSTORE_NBDKIT_VERSION);
@@ -418,7 +418,7 @@ constexpr nbdkit_plugin make_plugin() {
   nbdkit_plugin table{};
   table.name = "tplstore";
   table.longname = "tplstore: disks of virtual machines from golden templates";
-  table.version = kVersion;
+  table.version = kProgramVersion;
   table.description =
       "Serves the volumes, versions and templates of a store: VOLUME[;writer=TOKEN[;multi]],\n"
       "VOLUME@current, VOLUME@VERSION, template/NAME. See nbdkit-tplstore-plugin(1) and "

@@ -6,13 +6,13 @@
 
 namespace tplstore {
 
-struct Finding {
+struct Violation {
   std::string broken;  // empty: all holds
   std::vector<std::string> run;
   size_t worlds = 0;
 };
 
-inline std::string text_of(const Finding& finding) {
+inline std::string text_of(const Violation& finding) {
   std::string text = finding.broken;
   for (const std::string& line : finding.run) text += "\n    " + line;
   return text;

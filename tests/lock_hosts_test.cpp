@@ -73,7 +73,7 @@ struct World {
 class Explorer {
  public:
   explicit Explorer(Without without) : without_(without) {}
-  Finding explore();
+  Violation explore();
 
  private:
   struct Edge {
@@ -92,7 +92,7 @@ class Explorer {
   void remove_old_claims(World& world) const;
   const char* look_for_broken(const World& world) const;
   bool is_anothers(const World& world, size_t h) const;
-  Finding find_stuck(size_t host) const;
+  Violation find_stuck(size_t host) const;
   std::vector<std::string> run_to(uint32_t index) const;
 
   const Without without_;
@@ -311,7 +311,7 @@ bool Explorer::is_anothers(const World& world, size_t h) const {
 }
 
 // Worlds from which a host, or any (kHosts), never gets the volume.
-Finding Explorer::find_stuck(size_t host) const {
+Violation Explorer::find_stuck(size_t host) const {
   const bool is_any = host == kHosts;
   std::vector<std::vector<uint32_t>> before(worlds_.size());
   for (const Edge& edge : edges_)
@@ -339,7 +339,7 @@ Finding Explorer::find_stuck(size_t host) const {
   return {"", {}, worlds_.size()};
 }
 
-Finding Explorer::explore() {
+Violation Explorer::explore() {
   worlds_.push_back(&index_of_.try_emplace(World(), 0).first->first);
   first_edge_.push_back(0);
   for (current_ = 0; current_ < worlds_.size(); ++current_) {
@@ -350,7 +350,7 @@ Finding Explorer::explore() {
   }
   if (has_wrong_claims_) return {"an epoch needs a claim that should not, or none", {}, 0};
   for (size_t host = 0; host <= kHosts; ++host)
-    if (Finding finding = find_stuck(host); !finding.broken.empty()) return finding;
+    if (Violation finding = find_stuck(host); !finding.broken.empty()) return finding;
   return {"", {}, worlds_.size()};
 }
 

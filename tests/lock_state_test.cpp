@@ -167,7 +167,7 @@ class Explorer {
  public:
   explicit Explorer(const Setup& setup) : setup_(setup) {}
 
-  Finding explore();
+  Violation explore();
 
  private:
   struct Edge {
@@ -682,7 +682,7 @@ std::vector<std::string> Explorer::run_to(uint32_t index) const {
   return run;
 }
 
-Finding Explorer::explore() {
+Violation Explorer::explore() {
   World start;
   start.kills = setup_.kills;
   start.cuts = setup_.cuts;
@@ -714,22 +714,22 @@ Finding Explorer::explore() {
   const auto find = [&](const char* broken, const std::vector<char>& reaches,
                         const std::function<bool(const World&)>& where) {
     for (uint32_t i = 0; i < worlds_.size(); ++i)
-      if (!reaches[i] && where(*worlds_[i])) return Finding{broken, run_to(i), worlds_.size()};
-    return Finding{"", {}, worlds_.size()};
+      if (!reaches[i] && where(*worlds_[i])) return Violation{broken, run_to(i), worlds_.size()};
+    return Violation{"", {}, worlds_.size()};
   };
   const auto is_owner = [](const World& world, size_t v) {
     const Vm& vm = world.vms[v];
     return vm.ticket != 0 && vm.ticket == world.lock.owner.ticket && !vm.is_entering;
   };
   for (const size_t v : {kP, kQ, kX}) {
-    const Finding finding =
+    const Violation finding =
         find("L1: a change waits for ever",
              can_reach([v](const World& w) { return w.vms[v].change != Change::kWaits; }, any),
              [v](const World& w) { return w.vms[v].change == Change::kWaits; });
     if (!finding.broken.empty()) return finding;
   }
   if (setup_.has_hand_over) {
-    const Finding finding = find(
+    const Violation finding = find(
         "L2: the destination never gets in",
         can_reach(
             [&](const World& w) { return is_owner(w, kQ) && w.vms[kQ].change == Change::kGoes; },
@@ -749,7 +749,7 @@ Finding Explorer::explore() {
         });
     if (!finding.broken.empty()) return finding;
   }
-  Finding finding =
+  Violation finding =
       find("L4: a VM never gets in",
            can_reach([&](const World& w) { return is_owner(w, kX); }, any), [](const World& w) {
              return w.is_up && w.vms[kX].life == Life::kRuns && !w.vms[kX].is_stale &&

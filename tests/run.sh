@@ -38,7 +38,7 @@ for preset in "${presets[@]}"; do
     if [ ! -e "$cache" ] || grep -q '^CMAKE_UNITY_BUILD:.*=ON' "$cache"; then
         pieces=(-DCMAKE_UNITY_BUILD=ON "-DCMAKE_CXX_FLAGS_DEBUG=-O1 -g1")
     fi
-    cmake --preset "$preset" "${pieces[@]+"${pieces[@]}"}"
+    cmake --preset "$preset" -DTPLSTORE_WERROR=ON "${pieces[@]+"${pieces[@]}"}"
     cmake --build --preset "$preset"
     (cd "build/$preset" && find . -name CTestTestfile.cmake) | while read -r file; do
         mkdir -p "$all/$preset/$(dirname "$file")"

@@ -193,7 +193,7 @@ std::vector<World> evict(const World& before, Fault fault) {
   return {};
 }
 
-Finding explore(Fault fault) {
+Violation explore(Fault fault) {
   struct Visited {
     std::string from;
     const char* step;
@@ -203,7 +203,7 @@ Finding explore(Fault fault) {
   first.readers[1].cell = 1;
   std::vector<World> open{first};
   visited[first.key()] = {"", "begin"};
-  Finding finding;
+  Violation finding;
   while (!open.empty()) {
     const World world = open.back();
     open.pop_back();
@@ -231,7 +231,7 @@ Finding explore(Fault fault) {
 }  // namespace
 
 TEST_CASE("in no order of steps does anybody read another cell's bytes") {
-  const Finding finding = explore(Fault::kNone);
+  const Violation finding = explore(Fault::kNone);
   INFO(text_of(finding));
   CHECK(finding.broken.empty());
   CHECK(finding.worlds > 10000);

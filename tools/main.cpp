@@ -61,7 +61,7 @@ std::vector<std::string> split_nbdkit_options(std::vector<std::string>& argument
 int run(std::vector<std::string> arguments) {
   Context context;
   CLI::App app("Disks of VMs from golden templates, with versions, over NBD", "tplstore");
-  app.set_version_flag("-V,--version", std::string("tplstore ") + tplstore::kVersion);
+  app.set_version_flag("-V,--version", std::string("tplstore ") + tplstore::kProgramVersion);
   app.set_help_flag("-h,--help", "Print this help and exit");
   const tplstore::tool::Command commands(&app);
   tplstore::tool::add_common_options(commands, context);

@@ -1,6 +1,7 @@
 // Goes by what query-block and query-named-block-nodes tell.
 #include "qemu_disk.h"
 
+#include <algorithm>
 #include <cerrno>
 
 #include "base/bytes.h"
@@ -152,9 +153,9 @@ QemuDisk::QemuDisk(Qmp& qmp, const std::string& volume) : qmp_(qmp), volume_(vol
 }
 
 bool QemuDisk::has_node(const std::string& name) {
-  for (const json& node : qmp_.run("query-named-block-nodes", {{"flat", true}}))
-    if (text(node, "node-name") == name) return true;
-  return false;
+  const json nodes = qmp_.run("query-named-block-nodes", {{"flat", true}});
+  return std::ranges::any_of(nodes,
+                             [&](const json& node) { return text(node, "node-name") == name; });
 }
 
 void QemuDisk::remove_node(const std::string& name) noexcept {

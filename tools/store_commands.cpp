@@ -9,6 +9,7 @@
 
 #include "backend/open_backend.h"
 #include "base/text.h"
+#include "base/version.h"
 #include "base/units.h"
 #include "command.h"
 #include "control/json_output.h"
@@ -81,7 +82,7 @@ std::string stats_text(const json& stats) {
 // The releases that are at work, each once.
 json build_json(const json& servers) {
   json build = json::array();
-  build.push_back({{"component", "command"}, {"version", TPLSTORE_VERSION}});
+  build.push_back({{"component", "command"}, {"version", std::string(kProgramVersion)}});
   std::set<std::string> seen;
   for (const json& server : servers)
     if (const std::string version = plain(server["version"]); seen.insert(version).second)

@@ -2,7 +2,7 @@
 #include "table.h"
 
 #include <fmt/format.h>
-#include <libsmartcols.h>
+#include <libsmartcols/libsmartcols.h>
 
 #include <algorithm>
 #include <cctype>
@@ -30,7 +30,10 @@ std::vector<std::string> split(const std::string& names) {
 
 std::string names_of(const Columns& columns) {
   std::string names;
-  for (const Column& column : columns) names += (names.empty() ? "" : ",") + column.key();
+  for (const Column& column : columns) {
+    if (!names.empty()) names += ",";
+    names += column.key();
+  }
   return names;
 }
 

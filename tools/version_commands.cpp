@@ -146,7 +146,9 @@ void remove_versions(const Context& context, const Removal& removal) {
   json all = json::array();
   std::string text;
   bool has_failed = false;
-  for (const auto& [volume, versions] : removal.wanted) {
+  for (const auto& wanted : removal.wanted) {
+    const auto& volume = wanted.first;  // no structured binding, which clang 14 lets no lambda see
+    const auto& versions = wanted.second;
     json removed = json::array();
     std::optional<Error> failure;
     try {

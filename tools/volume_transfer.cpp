@@ -304,7 +304,7 @@ void import_image(const Context& context, const ImportArguments& arguments) {
   });
 }
 
-void add_import(const Command& group, Context& context) {
+void add_volume_import(const Command& group, Context& context) {
   auto arguments = std::make_shared<ImportArguments>();
   const auto action = [&context, arguments] {
     (arguments->format == kRaw ? import_image : import_version)(context, *arguments);
@@ -346,7 +346,7 @@ void add_volume_transfer_commands(const Command& group, Context& context) {
       group, context,
       {"VOLUME", "Write a volume (VOLUME), or one of its versions (VOLUME@VERSION), to a file",
        open_for_export, write_volume_increment});
-  add_import(group, context);
+  add_volume_import(group, context);
 }
 
 }  // namespace tplstore::tool

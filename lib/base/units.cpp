@@ -50,7 +50,7 @@ struct DurationUnit {
   int64_t seconds;
 };
 constexpr DurationUnit kDurationUnits[] = {
-    {'w', 7 * 86400}, {'d', 86400}, {'h', 3600}, {'m', 60}, {'s', 1}};
+    {'w', int64_t{7} * 86400}, {'d', 86400}, {'h', 3600}, {'m', 60}, {'s', 1}};
 constexpr int64_t kDurationMax_s = int64_t{200} * 365 * 86400;
 
 }  // namespace

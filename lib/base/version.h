@@ -3,6 +3,6 @@
 
 namespace tplstore {
 
-extern const char kVersion[];
+extern const char kProgramVersion[];
 
 }  // namespace tplstore

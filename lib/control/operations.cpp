@@ -300,7 +300,7 @@ namespace {
 
 using Call = Operation::Call;
 
-json self() { return {{"pid", ::getpid()}, {"version", std::string(kVersion)}}; }
+json self() { return {{"pid", ::getpid()}, {"version", std::string(kProgramVersion)}}; }
 
 json stats(const Call& call) {
   json stats = stats_json(call.store.stats());

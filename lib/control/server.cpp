@@ -60,7 +60,7 @@ json perform(Store& store, const json& request) {
     fail(EPROTO, "control request",
          "it is of another release's protocol, and this server (tplstore {}) speaks protocol {}: "
          "use the tplstore that belongs to it, or restart it",
-         std::string(kVersion), control::kProtocol);
+         std::string(kProgramVersion), control::kProtocol);
   const control::Operation& operation = control::operation_of(request);
   if (operation.concerns_volume) {
     const std::string volume = control::volume_of(request);

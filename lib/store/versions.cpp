@@ -54,6 +54,7 @@ std::vector<VersionInfo> Store::create_versions(const std::vector<std::string>& 
     for (const auto& [uuid, name] : names) made[name] = std::move(infos[i++]);
   }
   std::vector<VersionInfo> in_order;
+  in_order.reserve(volumes.size());
   for (const std::string& volume : volumes) in_order.push_back(made.at(volume));
   return in_order;
 }
@@ -223,7 +224,8 @@ std::shared_ptr<TemplateImage> Store::Impl::open_durable_template(const std::str
 std::shared_ptr<TemplateImage> Store::Impl::find_template(const ContentId& content,
                                                           const std::string& likely) {
   std::vector<std::string> names = backend->list(std::string(paths::kTemplates));
-  std::ranges::stable_partition(names, [&](const std::string& name) { return name == likely; });
+  std::stable_partition(names.begin(), names.end(),
+                        [&](const std::string& name) { return name == likely; });
   for (const std::string& name : names) {
     try {
       const auto manifest = is_valid_name(name) ? load_manifest(*backend, name) : std::nullopt;

@@ -76,7 +76,6 @@ void Store::Impl::make_objects(const std::string& object, const Uuid& uuid, uint
 VolumeInfo Store::create_volume(const std::string& name, uint64_t size_bytes,
                                 const std::string& template_name) {
   check_name("volume", name);
-  Backend& backend = *impl_->backend;
   const std::string object = fmt::format("volume {}", name);
   if (!impl_->is_free_name(name)) fail(EEXIST, object, "exists already");
   const auto gc_lock = impl_->share_gc_lock();

@@ -17,7 +17,7 @@
 namespace tplstore {
 namespace {
 
-constexpr size_t kBufferBytes = size_t{1} << 20;
+constexpr size_t kStreamBufferBytes = size_t{1} << 20;
 constexpr int kLookAgainMs = 100;
 constexpr int kWindowBitsMax = 27;  // 128 MiB, what zstd(1) unpacks without being told to
 constexpr size_t kFrameHeaderBytesMax = 18;
@@ -90,7 +90,7 @@ ByteReader::ByteReader(const std::string& file, StreamInterrupted interrupted, b
     : name_(is_standard_stream(file) ? "standard input" : file),
       is_stream_(is_standard_stream(file)),
       interrupted_(std::move(interrupted)),
-      buffer_(kBufferBytes) {
+      buffer_(kStreamBufferBytes) {
   if (is_stream_) {
     descriptor_ = STDIN_FILENO;
     if (::isatty(descriptor_) == 1)
@@ -265,9 +265,9 @@ ByteWriter::~ByteWriter() = default;
 
 void ByteWriter::append(Bytes bytes) {
   if (packer_) return packer_->pack(bytes, [this](Bytes packed) { write_out(packed); });
-  if (buffer_.empty() && bytes.size() >= kBufferBytes) return write_out(bytes);
+  if (buffer_.empty() && bytes.size() >= kStreamBufferBytes) return write_out(bytes);
   buffer_.insert(buffer_.end(), bytes.begin(), bytes.end());
-  if (buffer_.size() < kBufferBytes) return;
+  if (buffer_.size() < kStreamBufferBytes) return;
   write_out(buffer_);
   buffer_.clear();
 }

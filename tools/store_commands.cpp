@@ -9,8 +9,8 @@
 
 #include "backend/open_backend.h"
 #include "base/text.h"
-#include "base/version.h"
 #include "base/units.h"
+#include "base/version.h"
 #include "command.h"
 #include "control/json_output.h"
 #include "progress.h"

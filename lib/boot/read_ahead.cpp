@@ -17,10 +17,16 @@ uint64_t memory_of(const Profile& profile) {
   return profile.runs.size() * 2 * sizeof(ProfileRun) + profile.hashes.size() * sizeof(Hash128);
 }
 
+bool is_over(const std::shared_ptr<FollowedBoot>& boot) {
+  return boot->is_over.load() || boot->disk->is_gone();
+}
+
 }  // namespace
 
 bool ReadAhead::step() {
   auto begun = windows_.take_begun();
+  // What it holds may be the room that is waited for.
+  std::erase_if(waiting_, is_over);
   if (!waiting_.empty() && !buffer_) buffer_ = PrefetchBuffer::make(memory_);
   if (buffer_) std::ranges::move(std::exchange(waiting_, {}), std::back_inserter(begun));
   if (options_.prefetch)
@@ -72,7 +78,7 @@ bool ReadAhead::begin(const std::shared_ptr<FollowedBoot>& boot) {
   if (!buffer_) return false;
   Reading reading;
   auto beside = memory_.hold_beside(memory_of(profile));
-  if (!beside) return false;
+  if (!beside) return true;
   reading.besides.push_back(std::move(*beside));
   reading.profile = std::make_shared<const Profile>(std::move(profile));
   std::shared_ptr<const Pack> pack;
@@ -97,8 +103,7 @@ bool ReadAhead::begin(const std::shared_ptr<FollowedBoot>& boot) {
 }
 
 bool ReadAhead::step(const Uuid& owner, Reading& reading) {
-  std::erase_if(reading.boots,
-                [](const auto& boot) { return boot->is_over.load() || boot->disk->is_gone(); });
+  std::erase_if(reading.boots, is_over);
   if (reading.boots.empty()) return false;
   const int64_t now_ms = options_.clock_ms();
   uint64_t hits = 0, unused = 0;

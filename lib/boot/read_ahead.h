@@ -68,7 +68,7 @@ class ReadAhead {
   };
 
   Done now(uint64_t number);
-  // False where there is no room yet.
+  // False where there is no room yet for what is read into.
   bool begin(const std::shared_ptr<FollowedBoot>& boot);
   bool step(const Uuid& owner, Reading& reading);
 

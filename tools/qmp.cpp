@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <filesystem>
 
+#include "base/error.h"
 #include "control/json_shape.h"
 
 namespace tplstore::tool {

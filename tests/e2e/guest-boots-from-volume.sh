@@ -15,10 +15,10 @@ tplstore template import golden "$guest/disk.raw"
 tplstore volume create vm1 --template golden
 serve
 
-# boot LOG MARKER [DRIVE]
+# boot LOG MARKER [DRIVE [QEMU-OPTION...]]
 boot() {
     guest_start "${3-$(uri vm1)}" "$tmp/$1.log" -kernel "$guest/vmlinuz" -initrd "$guest/initrd" \
-        -append "console=ttyS0 root=/dev/vda rw quiet panic=-1 no_timer_check"
+        -append "console=ttyS0 root=/dev/vda rw quiet panic=-1 no_timer_check" "${@:4}"
     guest_expect "GUEST up, marker: $2" 240
 }
 
@@ -29,10 +29,14 @@ marker() {
     debugfs -R "cat /marker" "$tmp/copy.raw" 2>/dev/null
 }
 
-boot first none
+boot first none "$(uri vm1)" -qmp "unix:$tmp/qmp,server=on,wait=off"
 guest_say "write before"
 guest_expect "GUEST wrote before" 60
 tplstore version create vm1
+# Its disk is made larger while it runs.
+tplstore volume resize vm1 1100M --qmp "$tmp/qmp"
+guest_say 'run dd if=/dev/zero of=/dev/vda bs=1M seek=1096 count=4 oflag=direct 2>/dev/null && echo "GUEST has $(cat /sys/block/vda/size) sectors"'
+guest_expect "GUEST has $((1100 << 11)) sectors" 60
 guest_say "write after"
 guest_expect "GUEST wrote after" 60
 kill_nbdkit  # the host crashes

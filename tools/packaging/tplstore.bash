@@ -16,7 +16,7 @@ _tplstore_templates() {
 }
 
 _tplstore_volumes() {
-    _tplstore_ask volume list --json "${in_store[@]}" | _tplstore_values name
+    _tplstore_ask volume list --json "$@" "${in_store[@]}" | _tplstore_values name
 }
 
 # Versions of a volume, by number and by name.
@@ -27,10 +27,15 @@ _tplstore_versions() {
     _tplstore_values number <<<"$list"
 }
 
+# The columns of a list, which the tool names to who asks for another one.
+_tplstore_columns() {
+    timeout 3 "${tool[@]}" "$@" --sort . 2>&1 </dev/null | sed -n "s/.*there are //; s/,/ /gp"
+}
+
 # What can stand for a word of the usage, like VOLUME, in a command; one a line. "files" and "folders"
 # are the shell's to find.
 _tplstore_candidates() {
-    local what=$1 command=$2
+    local what=$1 command=$2 word
     case "$command:$what" in
     *:DIR) echo folders ;;
     init:STORE) echo folders ;;
@@ -42,7 +47,16 @@ _tplstore_candidates() {
             printf '%s\n' raw qcow2 increment
         fi ;;
     "tier add:KIND") printf '%s\n' ssd local ;;
+    *:COLUMN | *:COLUMNS)
+        # shellcheck disable=SC2086
+        for word in $(_tplstore_columns $command); do echo "${value%"${value##*,}"}$word"; done ;;
     "template import:NAME" | "volume create:NAME" | "version create:NAME") ;;  # a new one
+    "volume restore:NAME") _tplstore_volumes --removed ;;
+    "volume rename:OLD") _tplstore_volumes ;;
+    config:KEY) echo keep ;;
+    init:HOW) echo refuse-foreign ;;
+    *export:METHOD) echo zstd ;;
+    *import:METHOD) echo none ;;
     "volume create:TEMPLATE" | "--template:"*) _tplstore_templates ;;
     template*:NAME) _tplstore_templates ;;
     boot*:NAME) _tplstore_templates; _tplstore_volumes ;;
@@ -54,7 +68,15 @@ _tplstore_candidates() {
         else
             _tplstore_volumes
         fi ;;
-    *:VERSION | *:FROM) [ -z "$first" ] || _tplstore_versions "${first%%@*}" ;;
+    "version rm:VERSION")
+        if [[ $value == *@* || -z $first || $first == *@* ]]; then
+            _tplstore_candidates VOLUME@ "$command"
+        else
+            _tplstore_versions "$first"
+        fi ;;
+    *:VERSION | *:FROM)
+        [ "$expects" != --since ] || echo template
+        [ -z "$first" ] || _tplstore_versions "${first%%@*}" ;;
     "version diff:TO")
         echo current
         [ -z "$first" ] || _tplstore_versions "${first%%@*}" ;;

@@ -36,6 +36,10 @@ TEST_CASE("what is no NBD connection is none") {
         "json:{}", R"(json:{"driver":"nbd"})", R"(json:{"driver":"raw","file":7})",
         R"(json:{"driver":"qcow2","file":{"driver":"file"}})"})
     CHECK(parse_nbd_node(name).is_null());
+  // One that would take all of the stack.
+  std::string layers;
+  for (int i = 0; i < 100000; ++i) layers += "file.";
+  CHECK(parse_nbd_node("json:{\"" + layers + "driver\":\"nbd\"}").is_null());
 }
 
 }  // namespace tplstore::tool

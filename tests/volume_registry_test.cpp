@@ -70,6 +70,21 @@ TEST_CASE("zeroing that was given up does not zero newer bytes") {
   CHECK(f.read(0, 2 * kBlockBytes) == filled(2 * kBlockBytes, 3));
 }
 
+TEST_CASE("one connection more of a VM is let in where an operator says so, and no second") {
+  Fixture f;
+  const auto first = f.store->open_export("vm1", vm_peer());
+  f.store->let_join("vm1", std::chrono::seconds(30));
+  const auto second = f.store->open_export("vm1", vm_peer());
+  CHECK(f.store->show_lock("vm1").connections == 2);
+  auto third =
+      std::async([&] { return error_code([&] { f.store->open_export("vm1", vm_peer()); }); });
+  // Which is in use, and does not go by itself.
+  do first->write(0, filled(kBlockBytes, 1), false);
+  while (third.wait_for(std::chrono::milliseconds(1)) != std::future_status::ready);
+  CHECK(third.get() == EBUSY);
+  CHECK(f.store->show_lock("vm1").connections == 2);
+}
+
 TEST_CASE("a VM gets a volume at once that is open for the store's own work") {
   Fixture f;
   f.store->open_export("vm1", test_peer())->write(0, filled(kBlockBytes, 1), true);

@@ -15,6 +15,8 @@ using nlohmann::json;
 
 // As README recommends it; what the connection before had, qemu does not tell.
 constexpr int kReconnectDelay_s = 60;
+// Nodes upon nodes that a name may tell of; no guest has as many.
+constexpr ptrdiff_t kLayersMax = 32;
 
 std::string text(const json& object, const char* key) {
   if (!object.is_object()) return "";
@@ -36,11 +38,12 @@ std::string volume_in(const json& connection) {
   return name.substr(0, name.find(';'));
 }
 
-// {"a.b": 1} as {"a": {"b": 1}}.
+// {"a.b": 1} as {"a": {"b": 1}}; without what is too deep for any use.
 json nested(const json& flat) {
   if (!flat.is_object()) return nullptr;
   json result = json::object();
   for (const auto& [key, value] : flat.items()) {
+    if (std::ranges::count(key, '.') > kLayersMax) continue;
     json* at = &result;
     size_t begin = 0;
     for (size_t dot = key.find('.'); dot != std::string::npos; dot = key.find('.', begin)) {

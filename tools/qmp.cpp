@@ -34,13 +34,14 @@ FileDescriptor connect_to_qemu(const std::string& path) {
 
 Qmp::Qmp(const std::string& path)
     : path_(path), socket_(connect_to_qemu(path)), channel_(socket_.get(), kLineBytesMax) {
-  if (!read().contains("QMP")) fail(EPROTO, path_, "that is no QMP socket");
+  if (!read(control::Clock::now() + kTimeout).contains("QMP"))
+    fail(EPROTO, path_, "that is no QMP socket");
   run("qmp_capabilities");
 }
 
-json Qmp::read() {
+json Qmp::read(control::Clock::time_point deadline) {
   std::string line;
-  const auto result = channel_.read_line(line, control::Clock::now() + kTimeout);
+  const auto result = channel_.read_line(line, deadline);
   if (result != control::LineChannel::Result::kLine)
     fail(EPROTO, path_, "qemu ended the conversation");
   json message = parse_json_from(path_, line);
@@ -51,10 +52,12 @@ json Qmp::read() {
 json Qmp::run(const std::string& command, const json& arguments) {
   json request = {{"execute", command}};
   if (!arguments.empty()) request["arguments"] = arguments;
-  if (!channel_.write_line(request.dump(), control::Clock::now() + kTimeout))
+  // Of the command, whatever else is told meanwhile.
+  const auto deadline = control::Clock::now() + kTimeout;
+  if (!channel_.write_line(request.dump(), deadline))
     fail(EPROTO, path_, "qemu ended the conversation");
   while (true) {
-    json answer = read();
+    json answer = read(deadline);
     if (answer.contains("return")) return answer["return"];
     if (!answer.contains("error")) continue;
     const json& error = answer["error"];

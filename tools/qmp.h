@@ -20,7 +20,7 @@ class Qmp {
                      const nlohmann::json& arguments = nlohmann::json::object());
 
  private:
-  nlohmann::json read();
+  nlohmann::json read(control::Clock::time_point deadline);
 
   const std::string path_;
   FileDescriptor socket_;

@@ -107,11 +107,18 @@ void resize_under(Store& store, const ResizeArguments& arguments, uint64_t wante
   if (volume["size"] != wanted || disk.size_bytes() == wanted)
     volume =
         perform(store, {{"op", "volume-resize"}, {"volume", arguments.volume}, {"size", wanted}});
-  perform(store,
-          {{"op", "volume-let-join"}, {"volume", arguments.volume}, {"seconds", kJoinSeconds}});
+  const auto let_join = [&](uint64_t seconds) {
+    perform(store, {{"op", "volume-let-join"}, {"volume", arguments.volume}, {"seconds", seconds}});
+  };
+  let_join(kJoinSeconds);
   try {
     disk.grow(wanted);
   } catch (const Error& error) {
+    try {
+      let_join(0);
+    } catch (const Error&) {
+      // It ends by itself.
+    }
     fail(error.code(), "volume " + arguments.volume,
          "has {} now, and its VM does not see it, which goes on with what it has: {}; the same "
          "command tries again, and a restart of the VM does without",

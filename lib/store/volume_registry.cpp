@@ -94,6 +94,7 @@ void VolumeRegistry::begin_ownership(Entry& entry, const Attachment& attachment)
   entry.ticket = attachment.ticket_;
   entry.peer = attachment.peer_;
   entry.is_alone = attachment.is_alone_;
+  entry.joins_until = {};  // that was another one's
   entry.is_draining = true;
   entry.requests_before = entry.requests_seen = entry.volume->requests();
   entry.quiet_since = Clock::now();
@@ -172,6 +173,7 @@ std::unique_ptr<VolumeRegistry::Attachment> VolumeRegistry::attach(const Uuid& u
       if (answer == LockAnswer::kYes) {
         std::unique_ptr<Attachment> attachment =
             add(uuid, entry, std::make_shared<const Peer>(peer));
+        if (event.may_join) entry.joins_until = {};  // one comes by it, and no more
         guard.unlock();
         if (let_in(*attachment, event)) return attachment;
         attachment.reset();

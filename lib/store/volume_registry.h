@@ -89,7 +89,7 @@ class VolumeRegistry {
   // Has something happen to the lock of a volume that is open here, at an operator's wish; nothing
   // when it is not. `peer`: see WriterLock.
   std::optional<LockStep> change_lock(const Uuid& uuid, LockEvent event, const Peer& peer);
-  // For so long another connection of the VM that has the volume is let in beside the one that it
+  // For so long one more connection of the VM that has the volume is let in beside the one that it
   // has; false when none has.
   bool let_join(const Uuid& uuid, Clock::duration duration);
   // The program ends: what VMs are connected to stays theirs when it is closed from now on.

@@ -1,10 +1,12 @@
 // Incremental files that are damaged, cut, put together from others, or made to do harm.
 #include <doctest/doctest.h>
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "increment_testing.h"
 #include "map/node.h"
+#include "volume_testing.h"
 
 using namespace tplstore;
 using namespace tplstore::testing;
@@ -364,6 +366,98 @@ TEST_CASE("compressed files that are damaged, cut or go on are refused, whatever
   const Thrown thrown = thrown_by([&] { IncrementReader::open(place.file).verify(); });
   CHECK(thrown.code == EIO);
   CHECK(thrown.text.find("behind its end") != std::string::npos);
+}
+
+TEST_CASE("whatever is put together at random is refused, or changes nothing beside its disk") {
+  const uint64_t seed = random_u64();
+  CAPTURE(seed);
+  std::mt19937_64 random(seed);
+  const auto one_of = [&](std::initializer_list<uint64_t> values) {
+    return *(values.begin() + random() % values.size());
+  };
+  constexpr uint64_t kSize = Forgery::kDiskBytes;
+  const auto odd_number = [&] {
+    return one_of({0, 1, 40, 511, 512, 4096, kIncrementDataBytesMax, kIncrementDataBytesMax + 1,
+                   kSize - 512, kSize, kVolumeBytesMax, uint64_t{1} << 63, UINT64_MAX - 511,
+                   UINT64_MAX, random()});
+  };
+  Place place;
+  uint64_t accepted = 0;
+  for (uint64_t i = 0, count = test_operations(kIsSanitized ? 150 : 600); i < count; ++i) {
+    CAPTURE(i);
+    Forgery forgery;
+    const uint64_t faults = random() % 3;  // of which some do no harm
+    if (random() % 3 == 0) forgery.set_base(4096);
+    if (random() % 4 == 0) forgery.set_template("golden", 4096);
+    for (uint64_t at = 0, records = random() % 5; records > 0; --records) {
+      const uint64_t length = 1 + random() % 5000;
+      random() % 2 == 0 ? forgery.add_data(at, length) : forgery.add_zeroes(at, length);
+      at += length + random() % 9000;
+    }
+    for (uint64_t fault = 0; fault < faults; ++fault) {
+      auto& records = forgery.records;
+      const uint64_t number = odd_number();
+      const bool has_records = !records.empty();
+      IncrementRecord* const record =
+          has_records ? &records[random() % records.size()].first : nullptr;
+      switch (random() % 10) {
+        case 0:
+          forgery.header.size_bytes = number;
+          break;
+        case 1:
+          forgery.header.base_size_bytes = number;
+          break;
+        case 2:
+          forgery.header.note_bytes = static_cast<uint16_t>(number);
+          break;
+        case 3:
+          forgery.header.features = static_cast<uint32_t>(number);
+          break;
+        case 4:
+          if (record) record->offset = number;
+          break;
+        case 5:
+          if (record) record->length = number;
+          break;
+        case 6:
+          if (record) record->kind = IncrementKind(static_cast<uint32_t>(number));
+          break;
+        case 7:
+          if (has_records) records.push_back(records[random() % records.size()]);
+          break;
+        case 8:
+          if (has_records) records[random() % records.size()].second.resize(random() % 9000);
+          break;
+        default:
+          forgery.change_trailer = [which = random() % 3, number](IncrementTrailer& trailer) {
+            (which == 0   ? trailer.record_count
+             : which == 1 ? trailer.data_bytes
+                          : trailer.zero_bytes) = number;
+          };
+      }
+    }
+    ByteVector content = forgery.content();
+    if (random() % 8 == 0) content.resize(random() % content.size());
+    if (random() % 8 == 0) content[random() % content.size()] ^= std::byte{4};
+    if (random() % 2 == 0) {
+      const FileDescriptor out(
+          ::open(place.file.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
+      ByteWriter writer(out.get(), place.file, Compression::kZstd, {}, [] { return false; });
+      writer.append(content);
+      writer.finish();
+    } else {
+      write_file(place.file, content);
+    }
+    const Thrown thrown = thrown_by([&] {
+      IncrementReader reader = IncrementReader::open(place.file);
+      SparseDisk target(reader.info().size_bytes);
+      reader.apply(target);
+    });
+    INFO(thrown.text);
+    REQUIRE((thrown.code == 0 || thrown.code == EIO || thrown.code == EINVAL));
+    accepted += thrown.code == 0 ? 1 : 0;
+  }
+  CHECK(accepted > 10);
 }
 
 TEST_CASE("what is no incremental file is refused, with a reason") {

@@ -13,7 +13,8 @@ using namespace tplstore::testing;
 TEST_CASE("a change is written, read back, and makes the base what the version is") {
   Place place;
   SparseDisk disk = example_disk();
-  const IncrementInfo info = example_info(kExampleBytes);
+  IncrementInfo info = example_info(kExampleBytes);
+  info.base_created_ns = 1'767'225'500'000'000'001;
   CHECK(place.write(disk, info) == 150 + 200 + 512);
   CHECK(std::filesystem::file_size(place.file) == 128 + 26 + 4 * 40 + 862 + 48);
 
@@ -26,6 +27,7 @@ TEST_CASE("a change is written, read back, and makes the base what the version i
   CHECK(reader.info().created_ns == info.created_ns);
   CHECK(reader.info().size_bytes == kExampleBytes);
   CHECK(reader.info().base_size_bytes == 8192);
+  CHECK(reader.info().base_created_ns == info.base_created_ns);
   CHECK(reader.data_bytes() == 862);
   CHECK(reader.zero_bytes() == 4096);
 

@@ -85,6 +85,7 @@ std::pair<uint64_t, IncrementInfo> write_volume_increment(Store& store,
     source = fmt::format("{}@{}..{}", volume.name, base.number, version.number);
     info.base = base.identity;
     info.base_size_bytes = base.size_bytes;
+    info.base_created_ns = base.created_ns;
   }
   info.version = version.identity;
   info.volume_name = volume.name;
@@ -151,6 +152,21 @@ std::string find_elsewhere(Store& store, const VersionIdentity& base) {
   return "; import that version first, or name another one with --base";
 }
 
+// Stores of which one was copied from the other have versions of the same identities that are not
+// the same: those that each has made since.
+void check_is_that_base(const VolumeInfo& volume, uint32_t number, const std::string& file,
+                        const IncrementInfo& info) {
+  const VersionInfo& base = version_of(volume, std::to_string(number));
+  if (info.base_created_ns == 0 || base.created_ns == info.base_created_ns) return;
+  fail(
+      EINVAL, file,
+      "has only what changed since {} (of {}) as of {}, and what volume {} has as that, version "
+      "{}, is of {}: one of the two stores was copied, and both went on; say --base {} if you know "
+      "that the two are the same",
+      identity_text(info.base), info.volume_name, format_time(info.base_created_ns), volume.name,
+      number, format_time(base.created_ns), number);
+}
+
 // The volume's version that the changes are based on: the one that has the base's identity, which
 // it keeps from store to store.
 std::string find_base(Store& store, const ImportArguments& arguments,
@@ -163,7 +179,10 @@ std::string find_base(Store& store, const ImportArguments& arguments,
            number);
   const std::vector<uint32_t> found =
       volume ? versions_that_are(*volume, info.base) : std::vector<uint32_t>{};
-  if (found.size() == 1) return std::to_string(found[0]);
+  if (found.size() == 1) {
+    check_is_that_base(*volume, found[0], file, info);
+    return std::to_string(found[0]);
+  }
   const std::string since = fmt::format("has only what changed since {} (of {})",
                                         identity_text(info.base), info.volume_name);
   if (found.empty())

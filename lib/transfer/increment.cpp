@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 #include <functional>
 #include <optional>
 #include <vector>
@@ -78,6 +79,9 @@ class IncrementWriter {
     header.size_bytes = info.size_bytes;
     header.base_size_bytes = info.base_size_bytes;
     header.created_ns = info.created_ns;
+    if (!info.base.is_nil())
+      std::memcpy(header.template_content.bytes.data(), &info.base_created_ns,
+                  sizeof info.base_created_ns);
     header.volume_name_bytes = static_cast<uint16_t>(info.volume_name.size());
     header.version_name_bytes = static_cast<uint16_t>(info.version_name.size());
     header.note_bytes = static_cast<uint16_t>(info.note.size());
@@ -244,6 +248,9 @@ void IncrementReader::read_header() {
   info_.created_ns = header.created_ns;
   info_.size_bytes = header.size_bytes;
   info_.base_size_bytes = header.base_size_bytes;
+  if (!info_.base.is_nil())
+    std::memcpy(&info_.base_created_ns, header.template_content.bytes.data(),
+                sizeof info_.base_created_ns);
   if (is_since_template) {
     info_.template_name = decoder.take_text(header.template_name_bytes);
     info_.template_content = header.template_content;

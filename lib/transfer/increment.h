@@ -60,6 +60,8 @@ struct IncrementHeader {
   uint16_t version_name_bytes;
   uint16_t note_bytes;
   uint16_t template_name_bytes;  // these two with kIncrementSinceTemplate only, else reserved
+  // Of a base that is a version the first 8 bytes say when that was frozen, and the rest is
+  // reserved.
   ContentId template_content;
   uint64_t checksum;  // of all before it (as the seed) and of the names and the note behind it
 };
@@ -119,6 +121,7 @@ struct IncrementInfo {
   int64_t created_ns = 0;        // when the version was frozen
   uint64_t size_bytes = 0;       // of the version
   uint64_t base_size_bytes = 0;  // 0 without a base
+  int64_t base_created_ns = 0;   // when the base was frozen; 0 where that is not known
   // The template that it is based on, if it is: the name that it has in the store that it came
   // from, and what it is called everywhere.
   std::string template_name;

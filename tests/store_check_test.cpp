@@ -174,6 +174,47 @@ TEST_CASE("nothing is given back of a volume whose map is damaged") {
   CHECK(f.backend->content(file) == before);
 }
 
+TEST_CASE(
+    "what says that a volume is kept, what is of one moment and the configuration are looked at") {
+  MapFixture f;
+  const auto finds = [&](const std::string& object, std::string_view content,
+                         const std::string& problem) {
+    f.backend->set_content(object, as_bytes(content));
+    has(f.found(), object + ": " + problem);
+    f.backend->remove(object);
+    require_sound(*f.backend);
+  };
+  const std::string other = random_uuid().text();
+  const std::string_view removed = "{\"name\":\"vm2\",\"removed_ns\":1,\"until_ns\":2}";
+  finds("removed/" + other, removed, "is of a volume that is not there");
+  finds("removed/" + other, "{", "damaged: it does not say what was removed");
+  finds("sets/" + other, f.uuid.text() + " 1\n", "is damaged, so that nobody can tell");
+  finds("config.1", "[]", "damaged: it is no JSON object; remove it");
+}
+
+TEST_CASE("what is made, restored or removed while a store is looked at is no fault") {
+  const auto memory = memory_store();
+  Store store(std::make_unique<ForwardingBackend>(*memory), StoreOptions());
+  ForwardingBackend between(*memory);
+  store.create_volume("kept", kSmallDiskBytes, "");
+  store.create_volume("gone", kSmallDiskBytes, "");
+  store.create_version("kept", {});
+  store.remove_volume("kept", Store::IfDamaged::kKeep, 3600);
+  size_t lists = 0;
+  between.around = [&](ForwardingBackend::Call call, const std::string& name,
+                       const std::function<void()>& go_on) {
+    const bool is_it = call == ForwardingBackend::Call::kList && name == "volumes";
+    if (is_it && lists++ == 0) {
+      store.create_volume("new", kSmallDiskBytes, "");
+      store.restore_volume("kept");
+    }
+    go_on();
+    if (is_it && lists == 1) store.remove_volume("gone");
+  };
+  require_sound(between);
+  CHECK(lists == 1);
+}
+
 // A store with volumes, versions, forks and a template, as use makes it.
 struct UsedStore {
   std::unique_ptr<MemoryBackend> memory = memory_store();

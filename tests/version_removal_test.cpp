@@ -286,6 +286,101 @@ TEST_CASE("on a full disk a version can be removed, and that makes room") {
   CHECK(f.read("vm1", kRegionBlocks) == filled(kBlockBytes, 3));
 }
 
+TEST_CASE("versions that are removed and kept can be restored until their time has come") {
+  Fixture f;
+  const Uuid uuid = f.store->create_volume("vm1", kRegionBytes, "").uuid;
+  for (int value = 1; value <= 3; ++value) {
+    f.write("vm1", 0, value);
+    f.store->create_version("vm1", {fmt::format("v{}", value), "", {}});
+  }
+  const auto visible = [&] {
+    std::string names;
+    for (const VersionInfo& version : f.store->show_volume("vm1").versions)
+      if (!version.is_hidden && !version.is_current) names += version.name + " ";
+    return names;
+  };
+  const std::string object = "removed/" + uuid.text();
+  CHECK(f.store->put_versions_aside("vm1", {"v1", "2"}, 3600).size() == 2);
+  CHECK(visible() == "v3 ");
+  for (const std::string version : {"v1", "2"}) {
+    CHECK(error_code([&] { f.store->open_export("vm1@" + version, new_peer()); }) == ENOENT);
+    CHECK(error_code([&] { f.store->rollback("vm1", version); }) == ENOENT);
+    CHECK(error_code([&] { f.store->fork_volume("vm2", "vm1", version, 0); }) == ENOENT);
+    CHECK(error_code([&] { f.store->remove_versions("vm1", {version}); }) == ENOENT);
+  }
+  CHECK(error_message([&] { f.store->rollback("vm1", "v1"); }).find("restore vm1 v1") !=
+        std::string::npos);
+  // All or none; and a name is not given twice, so that each can come back.
+  CHECK(error_code([&] { f.store->put_versions_aside("vm1", {"v3", "v1"}, 3600); }) == ENOENT);
+  CHECK(visible() == "v3 ");
+  CHECK(error_code([&] { f.store->create_version("vm1", {"v1", "", {}}); }) == EEXIST);
+  CHECK(error_code([&] { f.store->restore_version("vm1", "v3"); }) == ENOENT);
+  CHECK(f.store->list_removed_versions("vm1").size() == 2);
+  // Nothing takes them for garbage.
+  f.store->remove_expired();
+  f.store->remove_orphans();
+  f.store->reclaim();
+  CHECK(f.store->restore_version("vm1", "v1").number == 1);
+  CHECK(visible() == "v1 v3 ");
+  CHECK(f.read("vm1@v1", 0) == filled(kBlockBytes, 1));
+
+  // Its time comes; what is read stays until that ends, and what is damaged stays.
+  f.memory->set_content(object + ".2", as_bytes(std::string_view("{\"removed_ns\":1}")));
+  f.store->remove_expired();
+  CHECK(f.store->restore_version("vm1", "v2").number == 2);
+  const auto reader = f.store->open_export("vm1@v2", new_peer());
+  const std::string_view expired = "{\"removed_ns\":1,\"until_ns\":2}";
+  f.memory->set_content(object + ".2", as_bytes(expired));
+  f.memory->set_content(object + ".3", as_bytes(expired));
+  f.store->remove_expired();
+  CHECK(f.memory->list("removed") == std::vector<std::string>{uuid.text() + ".2"});
+  CHECK(visible() == "v1 ");
+  CHECK(bytes_at(*reader, 0) == filled(kBlockBytes, 2));
+  f.store->create_version("vm1", {"v3", "", {}});
+
+  // Of a volume that can be restored they can be, too; with the volume they go.
+  f.store->remove_versions("vm1", {"v3"});
+  CHECK(error_code([&] { f.store->remove_volume("vm1"); }) == EBUSY);
+}
+
+TEST_CASE("what is kept of a volume's versions goes with the volume and not before") {
+  Fixture f;
+  const Uuid uuid = f.store->create_volume("vm1", kRegionBytes, "").uuid;
+  f.write("vm1", 0, 1);
+  f.version("vm1");
+  f.store->put_versions_aside("vm1", {"1"}, 1);
+  const std::string object = "removed/" + uuid.text() + ".1";
+  const std::string_view expired = "{\"removed_ns\":1,\"until_ns\":2}";
+  f.memory->set_content(object, as_bytes(expired));
+  f.store->remove_volume("vm1", Store::IfDamaged::kKeep, 3600);
+  f.store->remove_expired();
+  f.store->remove_orphans();
+  CHECK(f.memory->get(object, 4096));
+  f.store->restore_volume("vm1");
+  f.store->restore_version("vm1", "1");
+  CHECK(f.read("vm1@1", 0) == filled(kBlockBytes, 1));
+  f.store->put_versions_aside("vm1", {"1"}, 3600);
+  f.store->remove_volume("vm1");
+  CHECK(f.memory->list("removed").empty());
+  f.memory->put_new("removed/" + random_uuid().text() + ".7", as_bytes(expired));
+  f.store->remove_expired();
+  CHECK(f.memory->list("removed").empty());
+}
+
+TEST_CASE("a version that could not be put aside is there, and one of several is all of them") {
+  Fixture f;
+  f.store->create_volume("vm1", kRegionBytes, "");
+  for (int i = 0; i < 3; ++i) f.version("vm1");
+  size_t puts = 0;
+  f.backend->on_put = [&](const std::string& name) {
+    if (name.starts_with("removed/") && ++puts == 2) fail(EIO, name, "syncing its folder");
+  };
+  CHECK(error_code([&] { f.store->put_versions_aside("vm1", {"1", "2", "3"}, 60); }) == EIO);
+  CHECK(f.memory->list("removed").empty());
+  for (const std::string version : {"1", "2", "3"})
+    CHECK(f.store->open_export("vm1@" + version, new_peer()) != nullptr);
+}
+
 TEST_CASE("an import that fails leaves the volume as it was") {
   Fixture f;
   f.store->create_volume("vm1", kRegionBytes, "");
@@ -328,6 +423,81 @@ TEST_CASE("an import that fails leaves the volume as it was") {
   imported.size_bytes = kRegionBytes;
   CHECK(error_code([&] { f.store->import_version("vm2", imported, breaks); }) == EIO);
   CHECK(f.store->list_volumes().size() == 1);
+}
+
+TEST_CASE("an import that is cut off anywhere is complete, or has not been") {
+  Random random(test_seed());
+  const auto backend = memory_store();
+  {
+    Store store(std::make_unique<ForwardingBackend>(*backend), StoreOptions());
+    store.create_volume("vm1", kRegionBytes, "");
+    store.open_export("vm1", new_peer())->write(0, filled(kBlockBytes, 1), true);
+    const VersionInfo base = store.create_version("vm1", {"base", "", {}});
+    backend->set_recording(false);
+    backend->set_recording(true);
+    Store::ImportedVersion imported;
+    imported.base = "base";
+    imported.base_identity = base.identity;
+    imported.size_bytes = 2 * kRegionBytes;
+    imported.version = {"there", "", {random_uuid(), 7}};
+    const auto fill = [](Disk& disk) {
+      disk.write(0, filled(kBlockBytes, 3), true);
+      disk.write(kBlockBytes, filled(kBlockBytes, 3), false);
+    };
+    store.import_version("vm1", imported, fill);
+  }
+  size_t whole = 0, none = 0;
+  const auto look = [&](MemoryBackend& after) {
+    Store store(std::make_unique<ForwardingBackend>(after), StoreOptions());
+    const auto disk = store.open_export("vm1", new_peer());
+    std::vector<std::string> names;
+    const VolumeInfo volume = store.show_volume("vm1");
+    for (const VersionInfo& version : volume.versions)
+      if (!version.is_hidden) names.push_back(version.name);
+    const bool is_whole = names.size() == 3;
+    CHECK(names[0] == "base");
+    if (is_whole) CHECK(names[1] == "there");
+    CHECK(names.back().empty());
+    CHECK(names.size() == (is_whole ? 3 : 2));
+    CHECK(volume.size_bytes == (is_whole ? 2 : 1) * kRegionBytes);
+    CHECK(bytes_at(*disk, 0) == filled(kBlockBytes, is_whole ? 3 : 1));
+    CHECK(bytes_at(*disk, kBlockBytes) == filled(kBlockBytes, is_whole ? 3 : 0));
+    CHECK(!after.get(volume_folder(volume.uuid) + "/import", 100));
+    ++(is_whole ? whole : none);
+  };
+  for (CrashWalker walker(*backend);; walker.advance()) {
+    for (const auto kind : {MemoryBackend::Crash::kKill, MemoryBackend::Crash::kLoseUnsynced,
+                            MemoryBackend::Crash::kRandom}) {
+      if (kIsSanitized && !random.chance(4)) continue;
+      const auto after = walker.crash(kind, random.below(UINT64_MAX));
+      const size_t events = walker.event_count();
+      INFO("crash " << static_cast<int>(kind) << " behind event " << events << ": "
+                    << (events == 0 ? "-" : backend->describe_event(events - 1)));
+      if (random.chance(2)) {
+        // Undoing it is cut off too.
+        Store(std::make_unique<ForwardingBackend>(*after), StoreOptions()).reclaim_volume("vm1");
+        look(*after->crash(random.below(after->event_count() + 1), kind, random.below(UINT64_MAX)));
+      } else {
+        look(*after);
+      }
+    }
+    if (walker.is_at_end()) break;
+  }
+  MESSAGE(whole << " whole, " << none << " not begun");
+  CHECK(whole > 0);
+  CHECK(none > 0);
+}
+
+TEST_CASE("a volume with half an import that cannot be undone is not a VM's until it is put back") {
+  Fixture f;
+  const Uuid uuid = f.store->create_volume("vm1", kRegionBytes, "").uuid;
+  f.write("vm1", 0, 1);
+  f.version("vm1");
+  f.memory->set_content(volume_folder(uuid) + "/import", as_bytes(std::string_view("1 x")));
+  CHECK(error_message([&] { f.store->open_export("vm1", new_peer()); }).find("rollback vm1") !=
+        std::string::npos);
+  f.store->rollback("vm1", "1");
+  CHECK(bytes_at(*f.store->open_export("vm1", new_peer()), 0) == filled(kBlockBytes, 1));
 }
 
 TEST_CASE("the log stays small while versions come and go") {

@@ -102,6 +102,35 @@ TEST_CASE_FIXTURE(StoreFixture,
   writer.join();
 }
 
+TEST_CASE_FIXTURE(StoreFixture,
+                  "what is damaged or no set takes no version, and is in nobody's way") {
+  const Uuid uuid = store->show_volume("vm1").uuid;
+  store->create_version("vm1", {"one", "", {}});
+  store->create_version("vm1", {"two", "", {}});
+  const std::string id = random_uuid().text(), object = "sets/" + id;
+  put_version_set(*backend, {id, {{uuid, 2}}, {}});
+  CHECK(!has_version(*store, "vm1", "two"));
+  std::string text = to_text(memory->content(object));
+  text[text.find(" 2") + 1] = '1';
+  for (const std::string& damaged :
+       {text, text.substr(0, text.find('\n') + 1), std::string(), std::string(70000, 'x')}) {
+    memory->set_content(object, as_bytes(damaged));
+    CHECK(has_version(*store, "vm1", "one"));
+    CHECK(has_version(*store, "vm1", "two"));
+    store->open_export("vm1", new_peer());
+    CHECK(has_version(*store, "vm1", "one"));
+    CHECK(has_version(*store, "vm1", "two"));
+  }
+  memory->remove(object);
+  memory->put_new(object + "/folder", {});
+  store->create_volume("vm2", kDiskBytes, "");
+  store->create_versions({"vm1", "vm2"}, {"both", "", {}});
+  CHECK(has_version(*store, "vm1", "both"));
+  CHECK(has_version(*store, "vm2", "both"));
+  const auto versions = store->show_volume("vm1").versions;
+  CHECK(versions[2].created_ns == store->show_volume("vm2").versions[0].created_ns);
+}
+
 TEST_CASE_FIXTURE(StoreFixture, "when one volume fails none has the version") {
   store->create_volume("vm2", kDiskBytes, "");
   const auto one = store->open_export("vm1", test_peer(1));

@@ -117,6 +117,25 @@ TEST_CASE_FIXTURE(StoreFixture, "what was kept long enough goes, but for what fo
   CHECK(memory->list("volumes").empty());
 }
 
+TEST_CASE("a volume that is restored and removed again while it was about to go stays") {
+  TwoServers s;
+  const Uuid uuid = s.one->create_volume("vm1", kDiskBytes, "").uuid;
+  s.one->remove_volume("vm1", Store::IfDamaged::kKeep, 1);
+  const std::string_view expired = "{\"name\":\"vm1\",\"removed_ns\":1,\"until_ns\":2}";
+  s.memory->set_content("removed/" + uuid.text(), as_bytes(expired));
+  s.between->around = [&](ForwardingBackend::Call call, const std::string& name,
+                          const std::function<void()>& go_on) {
+    if (call == ForwardingBackend::Call::kLock && name.ends_with("/lock")) {
+      s.between->around = nullptr;
+      s.one->restore_volume("vm1");
+      s.one->remove_volume("vm1", Store::IfDamaged::kKeep, 3600);
+    }
+    go_on();
+  };
+  CHECK(s.two->remove_expired() == 0);
+  CHECK(s.two->restore_volume("vm1").uuid == uuid);
+}
+
 TEST_CASE_FIXTURE(StoreFixture, "a template that only a removed volume needs is needed") {
   import_test_template(*backend, "golden", filled(kRegionBytes, 3));
   store->create_volume("vm2", 0, "golden");

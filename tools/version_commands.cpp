@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "base/text.h"
+#include "base/units.h"
 #include "command.h"
 #include "control/operations.h"
 #include "table.h"
@@ -105,8 +106,12 @@ bool is_any_current(const json& volume, const std::vector<std::string>& versions
 }
 
 json remove_all_or_none(Store& store, const std::string& volume,
-                        const std::vector<std::string>& versions) {
-  const json request = {{"op", "version-rm"}, {"volume", volume}, {"versions", versions}};
+                        const std::vector<std::string>& versions, int64_t keep_s) {
+  json request = {{"op", "version-rm"}, {"volume", volume}, {"versions", versions}};
+  if (keep_s > 0) {
+    request["op"] = "version-put-aside";
+    request["seconds"] = static_cast<uint64_t>(keep_s);
+  }
   json removed;
   std::optional<Error> refused;  // for good: there is nothing to be tried for a while
   retry_while_busy([&] {
@@ -121,8 +126,48 @@ json remove_all_or_none(Store& store, const std::string& volume,
   return removed;
 }
 
+std::string kept_versions_text(const json& versions) {
+  Table table({{"VERSION", Align::kRight},
+               {"NAME", Align::kLeft},
+               {"CREATED", Align::kLeft},
+               {"SIZE", Align::kRight},
+               {"REMOVED", Align::kLeft},
+               {"UNTIL", Align::kLeft}});
+  for (const json& version : versions)
+    table.add_row({plain(version["number"]), plain(version["name"]), plain(version["created"]),
+                   size(version["size"]), plain(version["removed"]), plain(version["kept_until"])});
+  return table.text();
+}
+
+void list_kept_versions(const Context& context, const std::string& volume) {
+  if (!context.list.is_whole())
+    fail(EINVAL, "version list",
+         "--removed has columns of its own: leave out --columns and --sort");
+  const auto store = context.open_store();
+  const auto kept = store->list_removed_versions(volume);
+  json found_volume = find_volume(*store, volume), versions = json::array();
+  for (json& version : found_volume["versions"]) {
+    const auto found = kept.find(version["number"].get<uint32_t>());
+    if (found == kept.end()) continue;
+    const bool is_known = !found->second.is_damaged;
+    version["removed"] = is_known ? json(format_time(found->second.removed_ns)) : json(nullptr);
+    version["kept_until"] = is_known ? json(format_time(found->second.until_ns)) : json(nullptr);
+    versions.push_back(std::move(version));
+  }
+  context.print(versions, kept_versions_text);
+}
+
+void restore_version(const Context& context, const std::string& volume, const std::string& named) {
+  const std::string version = version_of_volume(volume, named);
+  const auto store = context.open_store();
+  const json restored =
+      perform(*store, {{"op", "version-restore"}, {"volume", volume}, {"version", version}});
+  context.print(restored, [&](const json& value) { return version_title(volume, value) + "\n"; });
+}
+
 struct Removal {
   std::vector<std::string> words;
+  std::string keep;
   std::vector<std::pair<std::string, std::vector<std::string>>> wanted;  // volumes, their versions
 };
 
@@ -140,9 +185,26 @@ void understand(Removal& removal) {
     if (versions.empty()) wrong_usage("VERSION is required");
 }
 
+// Those of them that are kept are brought back, to be removed for good.
+void end_keeping(Store& store, const std::string& volume,
+                 const std::vector<std::string>& versions) {
+  const auto kept = store.list_removed_versions(volume);
+  if (kept.empty()) return;
+  const json found = find_volume(store, volume);
+  for (const std::string& wanted : versions)
+    for (const json& version : found["versions"])
+      if (kept.contains(version["number"].get<uint32_t>()) &&
+          (wanted == plain(version["number"]) || version["name"] == wanted))
+        perform(
+            store,
+            {{"op", "version-restore"}, {"volume", volume}, {"version", plain(version["number"])}});
+}
+
 // All of them in one step; where that cannot be, each by itself.
 void remove_versions(const Context& context, const Removal& removal) {
   const auto store = context.open_store();
+  const int64_t keep_s =
+      removal.keep.empty() ? store->removal_keep_s() : parse_duration_s("--keep", removal.keep);
   json all = json::array();
   std::string text;
   bool has_failed = false;
@@ -152,7 +214,8 @@ void remove_versions(const Context& context, const Removal& removal) {
     json removed = json::array();
     std::optional<Error> failure;
     try {
-      removed = remove_all_or_none(*store, volume, versions);
+      if (!removal.keep.empty() && keep_s == 0) end_keeping(*store, volume, versions);
+      removed = remove_all_or_none(*store, volume, versions, keep_s);
     } catch (const Error& error) {
       failure = error;
     }
@@ -167,7 +230,7 @@ void remove_versions(const Context& context, const Removal& removal) {
       try {
         find_volume(*store, volume);
         for_each_of(versions, [&](const std::string& version) {
-          for (json& one : remove_all_or_none(*store, volume, {version}))
+          for (json& one : remove_all_or_none(*store, volume, {version}, keep_s))
             removed.push_back(std::move(one));
         });
       } catch (const NotAllDone&) {
@@ -179,6 +242,20 @@ void remove_versions(const Context& context, const Removal& removal) {
       }
     }
     if (removed.empty()) continue;
+    if (keep_s > 0) {
+      const auto kept = store->list_removed_versions(volume);
+      for (json& version : removed) {
+        const auto found = kept.find(version["number"].get<uint32_t>());
+        if (found == kept.end()) continue;
+        version["kept_until"] = format_time(found->second.until_ns);
+        text +=
+            fmt::format("{}: removed; until {} 'tplstore version restore {} {}' brings it back\n",
+                        version_title(volume, version), plain(version["kept_until"]), volume,
+                        plain(version["number"]));
+        all.push_back(std::move(version));
+      }
+      continue;
+    }
     for (json& version : removed_json(removed, find_volume(*store, volume))) {
       text += fmt::format("{}: removed{}\n", version_title(volume, version),
                           version["kept"].get<bool>() ? "; " + kept_for_text(version) : "");
@@ -187,6 +264,30 @@ void remove_versions(const Context& context, const Removal& removal) {
   }
   context.print(all, [&](const json&) { return text; });
   if (has_failed) throw NotAllDone();
+}
+
+// A command that takes VOLUME VERSION, or VOLUME@VERSION.
+void add_for_version(const Command& group, Context& context, const std::string& name,
+                     const std::string& description,
+                     void (*perform_it)(const Context&, const std::string&, const std::string&)) {
+  auto words = std::make_shared<std::pair<std::string, std::string>>();
+  const auto action = [&context, words, perform_it] {
+    perform_it(context, words->first, words->second);
+  };
+  const Command command = add_command(group, context, name, description, action);
+  command.on_parsed([&context, words, action] {
+    auto& [first, wanted] = *words;
+    const auto [volume, version] = split_version_name(first);
+    if (version && !wanted.empty())
+      wrong_usage(fmt::format("{} names a version already, and there is one more", first));
+    if (!version && wanted.empty()) wrong_usage("VERSION is required");
+    if (version) wanted = *version;
+    first = volume;
+    context.action = action;
+  });
+  command.add_option("VOLUME", words->first, "The volume, or VOLUME@VERSION").required();
+  command.add_option("VERSION", words->second, "The version's number or name");
+  add_json_option(command, context);
 }
 
 }  // namespace
@@ -208,32 +309,20 @@ void add_version_commands(const Command& app, Context& context) {
       .type_name("TEXT");
   add_json_option(create, context);
 
-  auto listed = std::make_shared<std::string>();
-  const Command list = add_command(group, context, "list", "List a volume's versions",
-                                   [&context, listed] { list_versions(context, *listed); });
-  list.add_option("VOLUME", *listed, "The volume").required();
+  auto listed = std::make_shared<std::pair<std::string, bool>>();
+  const Command list =
+      add_command(group, context, "list", "List a volume's versions", [&context, listed] {
+        (listed->second ? list_kept_versions : list_versions)(context, listed->first);
+      });
+  list.add_option("VOLUME", listed->first, "The volume").required();
+  list.add_flag("--removed", listed->second, "Those that were removed and can be restored");
   add_list_options(list, context, version_columns());
 
-  auto rolled_back = std::make_shared<std::pair<std::string, std::string>>();
-  const auto roll = [&context, rolled_back] {
-    roll_back(context, rolled_back->first, rolled_back->second);
-  };
-  const Command rollback = add_command(
-      group, context, "rollback",
-      "Put a volume back to a version; what it contains now is kept as a version too", roll);
-  rollback.on_parsed([&context, rolled_back, roll] {
-    auto& [name, wanted] = *rolled_back;
-    const auto [volume, version] = split_version_name(name);
-    if (version && !wanted.empty())
-      wrong_usage(fmt::format("{} names a version already, and there is one more", name));
-    if (!version && wanted.empty()) wrong_usage("VERSION is required");
-    if (version) wanted = *version;
-    name = volume;
-    context.action = roll;
-  });
-  rollback.add_option("VOLUME", rolled_back->first, "The volume, or VOLUME@VERSION").required();
-  rollback.add_option("VERSION", rolled_back->second, "The version's number or name");
-  add_json_option(rollback, context);
+  add_for_version(group, context, "rollback",
+                  "Put a volume back to a version; what it contains now is kept as a version too",
+                  roll_back);
+  add_for_version(group, context, "restore", "Bring back a version that was removed and kept",
+                  restore_version);
 
   auto removed = std::make_shared<Removal>();
   const auto remove_them = [&context, removed] { remove_versions(context, *removed); };
@@ -248,6 +337,12 @@ void add_version_commands(const Command& app, Context& context) {
                   "A volume and the numbers or names of its versions, or VOLUME@VERSION of any")
       .required()
       .type_name("");
+  remove
+      .add_option("--keep", removed->keep,
+                  "For how long 'version restore' can bring them back, like 7d; 0 for not at all; "
+                  "the store's own unless given")
+      .type_name("T")
+      .check(is_duration());
   add_json_option(remove, context);
 
   add_diff_command(group, context);

@@ -476,6 +476,23 @@ const std::vector<Operation>& operations() {
          return versions_json(c.store.remove_versions(c.volume, c.texts("versions")));
        },
        {{"versions", Kind::kTexts}}},
+      // They can be restored for so many seconds.
+      {"version-put-aside",
+       kVolume,
+       versions_shape,
+       [](const Call& c) {
+         return versions_json(c.store.put_versions_aside(
+             c.volume, c.texts("versions"),
+             static_cast<int64_t>(std::min(c.number("seconds"), kKeepSecondsMax))));
+       },
+       {{"versions", Kind::kTexts}, {"seconds", Kind::kNumber}}},
+      {"version-restore",
+       kVolume,
+       version_shape,
+       [](const Call& c) {
+         return version_json(c.store.restore_version(c.volume, c.text("version")));
+       },
+       {{"version", Kind::kText}}},
       {"lock-show", kVolume, lock_shape,
        [](const Call& c) { return lock_json(c.store.show_lock(c.volume)); }},
       // Of the epoch that was shown; answers what was.

@@ -29,6 +29,7 @@ namespace control {
 inline constexpr uint64_t kHandOverSecondsMax = 86400;
 
 inline constexpr uint64_t kJoinSecondsMax = 60;
+inline constexpr uint64_t kKeepSecondsMax = uint64_t{200} * 365 * 86400;
 
 struct Operation {
   struct Argument {

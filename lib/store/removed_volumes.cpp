@@ -4,6 +4,8 @@
 // is no garbage: the name that it had, when it was removed, and until when it is kept. That object
 // is made before the name is removed, and removed after a name leads to the volume again: as long
 // as one does, it means nothing.
+#include "store/removed_volumes.h"
+
 #include <algorithm>
 #include <cerrno>
 #include <nlohmann/json.hpp>
@@ -46,6 +48,12 @@ RemovedVolume parse_removed(const Uuid& uuid, const std::string& text) {
 
 }  // namespace
 
+std::optional<RemovedVolume> read_removed(Backend& backend, const Uuid& volume) {
+  const auto content = backend.get(removed_object(volume), kRemovedBytesMax);
+  if (!content) return std::nullopt;
+  return parse_removed(volume, to_text(*content));
+}
+
 int64_t Store::removal_keep_s() { return load_config(*impl_->backend).keep_s; }
 
 void Store::set_removal_keep_s(int64_t seconds) {
@@ -67,10 +75,9 @@ std::vector<RemovedVolume> Store::Impl::removed_volumes(const std::string& name)
     Uuid uuid;
     if (!parse_uuid(part, uuid)) continue;
     try {
-      const auto content = backend->get(removed_object(uuid), kRemovedBytesMax);
-      if (!content) continue;
-      RemovedVolume removed = parse_removed(uuid, to_text(*content));
-      if (name.empty() || name == removed.name || name == part) list.push_back(std::move(removed));
+      auto removed = read_removed(*backend, uuid);
+      if (removed && (name.empty() || name == removed->name || name == part))
+        list.push_back(std::move(*removed));
     } catch (const Error& error) {
       options.log(error.what());  // and it stays
     }
@@ -108,9 +115,8 @@ void Store::Impl::forget_removed(const Uuid& uuid) {
 }
 
 std::optional<int64_t> Store::Impl::kept_until(const Uuid& uuid) {
-  const auto content = backend->get(removed_object(uuid), kRemovedBytesMax);
-  if (!content) return std::nullopt;
-  return parse_removed(uuid, to_text(*content)).until_ns;
+  const auto removed = read_removed(*backend, uuid);
+  return removed ? std::optional(removed->until_ns) : std::nullopt;
 }
 
 std::vector<RemovedVolume> Store::list_removed() {
@@ -150,14 +156,17 @@ VolumeInfo Store::restore_volume(const std::string& name, const std::string& new
   return impl_->info_of(as, impl_->volume_names(&damaged));
 }
 
-// It has no name. EBUSY while its locks are held, by who restores it.
-void Store::Impl::remove_for_good(const RemovedVolume& removed) {
+// It has no name, and its time has come; or that is not so any more. EBUSY while its locks are
+// held, by who restores it.
+bool Store::Impl::remove_for_good(const RemovedVolume& removed, int64_t now_ns) {
   const Uuid& uuid = removed.uuid;
   std::optional<VolumeHeader> header;
   bool is_needed = false;
   {
     const RemovalLocks locks = lock_for_removal(*backend, volume_folder(uuid), uuid, removed.name);
-    if (!can_be_restored(uuid) || is_named(uuid)) return;
+    // Since it was listed it may have been restored, and removed again for longer.
+    const auto now = read_removed(*backend, uuid);
+    if (!now || now->until_ns > now_ns || is_named(uuid)) return false;
     header = header_if_readable(uuid);
     is_needed = has_forks(uuid);
     backend->remove(removed_object(uuid));
@@ -168,6 +177,7 @@ void Store::Impl::remove_for_good(const RemovedVolume& removed) {
     release_parent(uuid);
   else if (header)
     release_parent(header->parent);
+  return true;
 }
 
 uint64_t Store::Impl::remove_expired() {
@@ -176,14 +186,35 @@ uint64_t Store::Impl::remove_expired() {
   for (const RemovedVolume& removed : removed_volumes()) {
     if (removed.until_ns > now_ns) continue;
     try {
-      remove_for_good(removed);
-      ++count;
+      if (remove_for_good(removed, now_ns)) ++count;
     } catch (const Error& error) {
       if (error.code() != ENOENT && error.code() != EBUSY)
         options.log(fmt::format("volume {}, which was removed: {}", removed.name, error.what()));
     }
   }
+  for (const Uuid& uuid : volumes_of_removed_versions(*backend)) {
+    try {
+      remove_expired_versions(uuid, now_ns);
+    } catch (const Error& error) {
+      if (error.code() != ENOENT && error.code() != EBUSY)
+        options.log(fmt::format("versions that were removed: {}", error.what()));
+    }
+  }
   return count;
+}
+
+// Of a volume that can be restored they wait for that.
+void Store::Impl::remove_expired_versions(const Uuid& uuid, int64_t now_ns) {
+  if (backend->list(volume_folder(uuid)).empty()) return drop_removed_versions(*backend, uuid);
+  const auto removed = find_removed_versions(*backend, uuid);
+  const bool has_expired =
+      std::ranges::any_of(removed, [&](const auto& one) { return one.second.until_ns <= now_ns; });
+  if (!has_expired || can_be_restored(uuid)) return;
+  if (!registry.is_open(uuid) && !is_free(uuid)) return;  // whose server does it
+  with_owner(uuid, uuid.text(), [&](Volume& volume) {
+    volume.versions().remove_expired(now_ns);
+    if (registry.connections(uuid) == 0) give_back(volume);
+  });
 }
 
 uint64_t Store::remove_expired() { return impl_->remove_expired(); }

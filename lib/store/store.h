@@ -26,6 +26,7 @@
 #include "template/content_id.h"
 #include "template/move_origin.h"
 #include "tier/tier.h"
+#include "volume/removed_versions.h"
 
 namespace tplstore {
 
@@ -141,7 +142,8 @@ class Store {
   // Gives the one its name back that was removed last under this name, or has this uuid; or gives
   // it another name. ENOENT; EEXIST when there is a volume of that name.
   VolumeInfo restore_volume(const std::string& name, const std::string& new_name = "");
-  // Removes those for good whose time has come; how many. A server does that by itself.
+  // Removes those for good whose time has come, and versions likewise; how many volumes. A server
+  // does that by itself, for the volumes that it has open and those that nobody has.
   uint64_t remove_expired();
   // For how many seconds a volume is kept that is removed where nobody says so.
   int64_t removal_keep_s();
@@ -167,6 +169,14 @@ class Store {
   // nothing needs is given back at once where no VM is connected, else in the background.
   std::vector<VersionInfo> remove_versions(const std::string& volume,
                                            const std::vector<std::string>& versions);
+  // The same, but for so many seconds they are kept and can be restored; as long as that their
+  // names are not free.
+  std::vector<VersionInfo> put_versions_aside(const std::string& volume,
+                                              const std::vector<std::string>& versions,
+                                              int64_t keep_s);
+  VersionInfo restore_version(const std::string& volume, const std::string& version);
+  // Those that were removed and are kept, by their numbers.
+  std::map<uint32_t, RemovedVersion> list_removed_versions(const std::string& volume);
   // Calls `add` for what differs between two versions, in rising order; an empty `to` is current.
   // Takes time in proportion to that.
   void diff_versions(const std::string& volume, const std::string& from, const std::string& to,

@@ -12,8 +12,11 @@
 #include "base/names.h"
 #include "boot/boot_check.h"
 #include "lock/volume_header.h"
+#include "store/removed_volumes.h"
+#include "store/store_config.h"
 #include "template/template_check.h"
 #include "volume/forks.h"
+#include "volume/version_set.h"
 #include "volume/volume_check.h"
 
 namespace tplstore {
@@ -28,6 +31,12 @@ bool exists(Backend& store, const std::string& object) {
   } catch (const Error& error) {
     return error.code() != ENOENT;
   }
+}
+
+// Without the object, which a finding has by itself.
+std::string message_of(const Error& error) {
+  const std::string what = error.what(), prefix = error.object() + ": ";
+  return what.starts_with(prefix) ? what.substr(prefix.size()) : what;
 }
 
 bool is_locked(Backend& store, const std::string& object) {
@@ -50,6 +59,10 @@ class StoreCheck {
   void check_servers();
   Uuid read_name(const std::string& name);
   void check_names();
+  void check_removed();
+  void check_sets();
+  bool has_got_name(const Uuid& uuid);
+  bool is_removed_meanwhile(const Uuid& uuid);
   void check_volume_folders();
   void check_nameless(const Uuid& uuid, bool is_sure);
   void check_one(const Uuid& uuid, const std::string& name);
@@ -81,6 +94,8 @@ CheckReport StoreCheck::run() {
     check_servers();
     check_names();
     check_volume_folders();
+    check_removed();
+    check_sets();
     check_all_templates();
   } else {
     check_name("volume", options_.volume);
@@ -104,6 +119,13 @@ void StoreCheck::check_top() {
   if (!exists(store_, std::string(paths::kGcLock)))
     findings().fault(std::string(paths::kGcLock),
                      "is missing, so that nothing can be imported or created", Repair::kGcLock);
+  try {
+    load_config(store_);
+  } catch (const Error& error) {
+    findings().fault(error.object(), fmt::format("{}; remove it, and say again what 'tplstore "
+                                                 "config' is to have",
+                                                 message_of(error)));
+  }
   try {
     check_gc_claims(store_, findings());
   } catch (const Error& error) {
@@ -224,9 +246,75 @@ void StoreCheck::check_volume_folders() {
 
 void StoreCheck::check_one(const Uuid& uuid, const std::string& name) {
   findings().begin("volume " + name, uuid);
+  const size_t before = findings().count();
+  const uint64_t faults_before = findings().faults();
   ++report_.volumes;
   check_volume(store_, uuid, name, findings());
   check_volume_profiles(store_, uuid, findings());
+  if (findings().faults() == faults_before || !is_removed_meanwhile(uuid)) return;
+  findings().drop_from(before);
+  --report_.volumes;
+}
+
+// The header goes first, when nothing leads to it any more.
+bool StoreCheck::is_removed_meanwhile(const Uuid& uuid) {
+  const bool is_kept = exists(store_, fmt::format("{}/{}", paths::kRemoved, uuid.text()));
+  return !exists(store_, header_name(volume_folder(uuid))) && !is_kept && !has_got_name(uuid) &&
+         !is_in_parentage(uuid);
+}
+
+// Names that nothing else looks at.
+void StoreCheck::check_removed() {
+  const std::string top(paths::kRemoved);
+  findings().begin("store");
+  for (const std::string& part : store_.list(top)) {
+    const std::string object = fmt::format("{}/{}", top, part);
+    Uuid uuid;
+    const auto version = parse_removed_version(part);
+    if (version && find_removed_versions(store_, version->first)[version->second].is_damaged &&
+        exists(store_, object))
+      findings().fault(object,
+                       "is damaged, so that nobody can tell how long that version is kept: restore "
+                       "it, or remove it with '--keep 0'");
+    if (!version && !parse_uuid(part, uuid))
+      findings().note(object, "is unknown, and was not looked at");
+    if (uuid.is_nil()) continue;
+    try {
+      if (!read_removed(store_, uuid) || names_.contains(uuid)) continue;
+      if (store_.list(volume_folder(uuid)).empty() && exists(store_, object))
+        findings().fault(object, "is of a volume that is not there: put that back, or remove this");
+    } catch (const Error& error) {
+      findings().fault(object,
+                       fmt::format("{}; as long as it is there the volume is kept: 'tplstore "
+                                   "gc' removes that when this is removed, and a name brings "
+                                   "it back: its uuid in an object 'names/NAME'",
+                                   message_of(error)));
+    }
+  }
+}
+
+void StoreCheck::check_sets() {
+  findings().begin("store");
+  for (const VersionSet& set : find_version_sets(store_))
+    if (set.is_damaged())
+      findings().fault(fmt::format("{}/{}", paths::kSets, set.id),
+                       "is damaged, so that nobody can tell which versions were to be of one "
+                       "moment, and may be there of some volumes only: remove it");
+}
+
+// Whether it has a name now.
+bool StoreCheck::has_got_name(const Uuid& uuid) {
+  const std::string folder(paths::kVolumeNames);
+  for (const std::string& name : store_.list(folder)) {
+    try {
+      const auto content = store_.get(fmt::format("{}/{}", folder, name), kUuidTextBytesMax);
+      Uuid named;
+      if (content && parse_uuid(to_text(*content), named) && named == uuid) return true;
+    } catch (const Error&) {
+      // It is told where names are looked at.
+    }
+  }
+  return false;
 }
 
 // One that forks need, or what creating or removing one has left, or one that has lost its name.
@@ -239,7 +327,10 @@ void StoreCheck::check_nameless(const Uuid& uuid, bool is_sure) {
                            return other != uuid && is_fork_of(store_, other, uuid);
                          });
   if (is_needed) return check_one(uuid, uuid.text());
-  if (!is_sure) {
+  // It may have been made, restored or removed since names and folders were listed.
+  const bool is_creating = is_locked(store_, std::string(paths::kGcLock));
+  if (store_.list(folder).empty() || has_got_name(uuid)) return;
+  if (!is_sure || is_creating) {
     findings().note(folder, "has no name: it may have lost it, or is being created");
     return;
   }

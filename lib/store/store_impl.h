@@ -72,8 +72,9 @@ struct Store::Impl {
   void put_aside(const std::string& name, const Uuid& uuid, int64_t keep_s);
   void forget_removed(const Uuid& uuid);
   std::optional<int64_t> kept_until(const Uuid& uuid);
-  void remove_for_good(const RemovedVolume& removed);
+  bool remove_for_good(const RemovedVolume& removed, int64_t now_ns);
   uint64_t remove_expired();
+  void remove_expired_versions(const Uuid& uuid, int64_t now_ns);
   void check_names(const std::map<Uuid, std::string>& names);
   void for_each_name(
       const std::function<void(const std::string& name, const Uuid& volume)>& visit,

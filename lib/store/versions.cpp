@@ -6,6 +6,7 @@
 
 #include "backend/layout.h"
 #include "base/names.h"
+#include "base/units.h"
 #include "store/store_impl.h"
 #include "template/manifest.h"
 
@@ -76,6 +77,26 @@ std::vector<VersionInfo> Store::remove_versions(const std::string& volume,
     if (impl_->registry.connections(uuid) == 0) give_back(open);
   });
   return removed;
+}
+
+std::vector<VersionInfo> Store::put_versions_aside(const std::string& volume,
+                                                   const std::vector<std::string>& versions,
+                                                   int64_t keep_s) {
+  const int64_t until_ns = now_unix_ns() + keep_s * 1'000'000'000;
+  std::vector<VersionInfo> removed;
+  impl_->with_owner(volume,
+                    [&](Volume& open) { removed = open.versions().put_aside(versions, until_ns); });
+  return removed;
+}
+
+VersionInfo Store::restore_version(const std::string& volume, const std::string& version) {
+  VersionInfo restored;
+  impl_->with_owner(volume, [&](Volume& open) { restored = open.versions().restore(version); });
+  return restored;
+}
+
+std::map<uint32_t, RemovedVersion> Store::list_removed_versions(const std::string& volume) {
+  return find_removed_versions(*impl_->backend, impl_->uuid_of(volume));
 }
 
 HeldVersion Store::Impl::hold_version(const Uuid& uuid, const std::string& name,
@@ -313,15 +334,21 @@ VersionInfo Store::import_version(const std::string& name, const ImportedVersion
     fail(EINVAL, object, "{} bytes are less than the {} of version {}", imported.size_bytes,
          base.size_bytes, base.number);
   if (!is_current_like(volume, base)) volume.versions().rollback(imported.base);
+  VersionInfo made;
+  volume.versions().begin_import(base.number);
   try {
     if (imported.size_bytes > volume.size_bytes()) volume.resize(imported.size_bytes);
     fill(disk);
-    return volume.versions().create(imported.version);
+    made = volume.versions().create(imported.version);
   } catch (...) {
-    const VersionInfo remains = volume.versions().rollback(std::to_string(base.number));
-    volume.versions().remove({std::to_string(remains.number)});
+    // Also when somebody has made a version of it meanwhile.
+    const uint32_t half = volume.versions().freeze({"", "", {}, base.number}).number;
+    volume.versions().remove({std::to_string(half)});
+    volume.versions().end_import();
     throw;
   }
+  volume.versions().end_import();
+  return made;
 }
 
 // --- exporting

@@ -276,6 +276,7 @@ std::optional<VolumeHeader> Store::Impl::header_if_readable(const Uuid& uuid) {
 void Store::Impl::remove_objects(const Uuid& uuid) {
   const std::string folder = volume_folder(uuid);
   backend->remove(header_name(folder));
+  drop_removed_versions(*backend, uuid);
   journals.remove_others(uuid, "");
   const std::vector<std::string> parts = backend->list(folder);
   // Also when it was gone already: who removed it may have died before that was durable.

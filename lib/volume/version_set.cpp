@@ -1,4 +1,4 @@
-// Lines of a volume's uuid and a number.
+// Lines of a volume's uuid and a number, and one of the checksum of those.
 #include "volume/version_set.h"
 
 #include <algorithm>
@@ -11,6 +11,9 @@ namespace tplstore {
 namespace {
 
 constexpr uint64_t kSetBytesMax = 1 << 16;
+constexpr std::string_view kChecksum = "checksum ";
+constexpr size_t kLineBytesMax = 36 + 1 + 10 + 1;
+static_assert(kVersionSetMax * kLineBytesMax + kChecksum.size() + 17 <= kSetBytesMax);
 
 std::string set_object(const std::string& id) { return fmt::format("{}/{}", paths::kSets, id); }
 
@@ -18,9 +21,18 @@ std::string settled_object(const std::string& id, const Uuid& volume) {
   return fmt::format("{}.{}", set_object(id), volume.text());
 }
 
-// Nothing when it is damaged.
+std::string checksum_line(std::string_view lines) {
+  return fmt::format("{}{:016x}\n", kChecksum, checksum(as_bytes(lines)));
+}
+
+// Nothing when it is damaged: versions are removed by what it says.
 std::vector<VersionSet::Member> parse_members(std::string_view text) {
   std::vector<VersionSet::Member> members;
+  const size_t end_of_lines = text.rfind(kChecksum);
+  if (end_of_lines == std::string_view::npos ||
+      text.substr(end_of_lines) != checksum_line(text.substr(0, end_of_lines)))
+    return {};
+  text = text.substr(0, end_of_lines);
   constexpr size_t kUuidBytes = 36;
   while (!text.empty()) {
     const size_t end = text.find('\n');
@@ -36,6 +48,20 @@ std::vector<VersionSet::Member> parse_members(std::string_view text) {
     text.remove_prefix(end + 1);
   }
   return members;
+}
+
+// Its content; nothing when it is gone, or is no object that a set can be.
+std::optional<std::string> read_set(Backend& backend, const std::string& id) {
+  try {
+    const auto content = backend.get(set_object(id), kSetBytesMax);
+    if (content) return to_text(*content);
+  } catch (const Error& error) {
+    if (error.code() != EFBIG && error.code() != EISDIR && error.code() != ELOOP &&
+        error.code() != ENXIO)
+      throw;
+    return "";
+  }
+  return std::nullopt;
 }
 
 // Of a volume that is gone nobody lists anything.
@@ -54,9 +80,9 @@ std::vector<VersionSet> find_version_sets(Backend& backend) {
   for (const std::string& name : names) {
     Uuid uuid;
     if (!parse_uuid(name, uuid)) continue;
-    const auto content = backend.get(set_object(name), kSetBytesMax);
+    const auto content = read_set(backend, name);
     if (!content) continue;  // removed since it was listed
-    sets.push_back({name, parse_members(to_text(*content)), {}});
+    sets.push_back({name, parse_members(*content), {}});
   }
   // Of those that were settled since, their lists would not have it.
   for (VersionSet& set : sets)
@@ -78,6 +104,7 @@ void put_version_set(Backend& backend, const VersionSet& set) {
   std::string text;
   for (const VersionSet::Member& member : set.members)
     text += fmt::format("{} {}\n", member.volume.text(), member.number);
+  text += checksum_line(text);
   backend.put_new(set_object(set.id), as_bytes(text));  // or it is there already
 }
 
@@ -115,7 +142,8 @@ void settle_version_sets(OpenVolume& volume, VersionChange& change) {
       volume.backend.put_new(settled_object(set.id, volume.uuid), {});
       set.settled.insert(volume.uuid);
     }
-    if (is_settled(volume.backend, set)) remove_version_set(volume.backend, set);
+    if (!set.is_damaged() && is_settled(volume.backend, set))
+      remove_version_set(volume.backend, set);
   }
 }
 

@@ -31,7 +31,10 @@ struct VersionSet {
   std::string id;
   std::vector<Member> members;
   std::set<Uuid> settled;  // those about which it has nothing to say any more
+
+  bool is_damaged() const { return members.empty(); }
 };
+inline constexpr size_t kVersionSetMax = 1000;  // volumes
 
 std::vector<VersionSet> find_version_sets(Backend& backend);
 // The versions of a volume that are not there yet, or never will be.

@@ -9,18 +9,24 @@
 #include <set>
 
 #include "base/names.h"
+#include "volume/removed_versions.h"
 #include "volume/version_set.h"
 
 namespace tplstore {
 
 namespace {
 
-// Versions that are not there, though the map has them. What was put into the map and given up
-// while that was read has been pending before or after.
+// Versions that are not there, though the map has them: of sets that are not complete, or removed
+// and kept. What was put into the map and given up while that was read has been pending before or
+// after.
 class Pending {
  public:
   explicit Pending(OpenVolume& volume) : volume_(volume) { look_again(); }
-  void look_again() { numbers_.merge(pending_versions(volume_.backend, volume_.uuid)); }
+  void look_again() {
+    numbers_.merge(pending_versions(volume_.backend, volume_.uuid));
+    for (const auto& [number, removed] : find_removed_versions(volume_.backend, volume_.uuid))
+      numbers_.insert(number);
+  }
   bool contains(uint32_t number) const { return numbers_.contains(number); }
 
  private:
@@ -83,6 +89,11 @@ VersionInfo Versions::find(const std::string& number_or_name) {
   const auto record = volume_.with_map(
       [&](VolumeMap& map) { return map.ask(&MapState::record_of, number_or_name); });
   pending.look_again();
+  if (record && find_removed_versions(volume_.backend, volume_.uuid).contains(record->number))
+    fail(ENOENT, volume_.object,
+         "has no version '{0}' any more: it was removed; 'tplstore version restore {1} {0}' brings "
+         "it back",
+         number_or_name, volume_.name);
   if (!record || record->is_hidden() || pending.contains(record->number))
     fail(ENOENT, volume_.object, "has no version '{}'; see 'tplstore version list {}'",
          number_or_name, volume_.name);
@@ -106,8 +117,16 @@ std::unique_ptr<HeldLock> Versions::hold(uint32_t version) {
 // --- freezing
 
 void Versions::check_is_free(const std::string& version_name) {
-  if (!version_name.empty() && volume_.map().ask(&MapState::record_of, version_name))
-    fail(EEXIST, volume_.object, "has a version '{}' already", version_name);
+  if (version_name.empty()) return;
+  const auto record = volume_.map().ask(&MapState::record_of, version_name);
+  if (!record) return;
+  if (find_removed_versions(volume_.backend, volume_.uuid).contains(record->number))
+    fail(
+        EEXIST, volume_.object,
+        "has a version '{0}', number {1}, that was removed and is kept with its name: 'tplstore "
+        "version restore {2} {1}' brings it back, 'tplstore version rm {2} {1} --keep 0' ends that",
+        version_name, record->number, volume_.name);
+  fail(EEXIST, volume_.object, "has a version '{}' already", version_name);
 }
 
 void Versions::freeze(VersionChange& change, const FreezeRequest& request) {
@@ -151,7 +170,10 @@ class Versions::Freezing {
       : versions_(versions),
         volume_(versions.volume_),
         change_(volume_.map().change_versions()),
-        request_{request.name, request.note, request.origin} {
+        request_{.name = request.name,
+                 .note = request.note,
+                 .origin = request.origin,
+                 .created_ns = request.created_ns} {
     settle_version_sets(volume_, change_);
     versions_.check_is_free(request.name);
     volume_.files.prepare(volume_.current + 1, volume_.size_bytes);
@@ -189,7 +211,13 @@ class Versions::Freezing {
 };
 
 std::vector<VersionInfo> Versions::create_together(std::span<Versions* const> volumes,
-                                                   const NewVersion& request) {
+                                                   const NewVersion& wanted) {
+  NewVersion request = wanted;
+  if (request.created_ns == 0) request.created_ns = now_unix_ns();  // of one moment
+  if (volumes.size() > kVersionSetMax)
+    fail(EINVAL, volumes.front()->volume_.object,
+         "and {} others: versions of one moment can be made of {} volumes at most",
+         volumes.size() - 1, kVersionSetMax);
   for (Versions* const versions : volumes) versions->check_new(request);
   std::vector<VersionInfo> infos;
   {
@@ -271,37 +299,173 @@ VersionInfo Versions::create(const NewVersion& request) {
 }
 
 VersionInfo Versions::rollback(const std::string& number_or_name) {
-  return freeze({"", "", {}, find(number_or_name).number});
+  VersionInfo kept = freeze({"", "", {}, find(number_or_name).number});
+  end_import();  // whatever current was, now it is whole
+  return kept;
+}
+
+// --- importing
+//
+// "import" in the volume's folder has the numbers of the base and of the version that is filled.
+// What becomes of that can be told by current: as long as it is that version, it is half; when it
+// is the next one, and starts from it, it was completed; when it starts from the base, it was
+// undone.
+
+namespace {
+
+constexpr uint64_t kImportBytesMax = 64;
+
+std::string import_object(const OpenVolume& volume) { return volume.folder + "/import"; }
+
+}  // namespace
+
+void Versions::begin_import(uint32_t base) {
+  const std::string text = fmt::format("{} {}\n", base, volume_.current.load());
+  if (!volume_.backend.put_new(import_object(volume_), as_bytes(text)))
+    fail(EBUSY, import_object(volume_), "an import that was cut off has not been undone");
+}
+
+void Versions::end_import() { volume_.backend.remove(import_object(volume_)); }
+
+bool Versions::is_importing() {
+  return volume_.backend.get(import_object(volume_), kImportBytesMax).has_value();
+}
+
+void Versions::undo_import() {
+  const auto content = volume_.backend.get(import_object(volume_), kImportBytesMax);
+  if (!content) return;
+  const std::string text = to_text(*content);
+  const size_t middle = text.find(' ');
+  const auto base = parse_version_number(text.substr(0, middle));
+  const auto filled = middle == std::string::npos || !text.ends_with('\n')
+                          ? std::nullopt
+                          : parse_version_number(text.substr(middle + 1, text.size() - middle - 2));
+  if (!base || !filled)
+    fail(EIO, import_object(volume_),
+         "damaged: nobody can tell what an import that was cut off was based on; 'tplstore version "
+         "rollback {} VERSION' puts the volume back",
+         volume_.name);
+  VolumeMap& map = volume_.map();
+  {
+    VersionChange change = map.change_versions();
+    if (volume_.current == *filled) {
+      FreezeRequest request;
+      request.parent = *base;
+      freeze(change, request);
+    }
+    const bool is_undone = map.ask([&](const MapState& state) {
+      const VersionRecord* const half = state.table().find(*filled);
+      return state.current().number == *filled + 1 && state.current().parent == *base &&
+             half != nullptr && !half->is_removed();
+    });
+    if (is_undone) change.hide({*filled});
+    map.commit();
+  }
+  end_import();
+}
+
+struct Versions::Removal {
+  std::vector<VersionInfo> removed;
+  std::vector<uint32_t> numbers;
+  std::vector<std::unique_ptr<HeldLock>> holds;
+};
+
+Versions::Removal Versions::begin_removal(const std::vector<std::string>& wanted) {
+  Removal removal;
+  for (const std::string& number_or_name : wanted) {
+    if (number_or_name == std::to_string(volume_.current))
+      fail(EBUSY, volume_.object,
+           "version {} is current, and cannot be removed: roll back to another one first, or "
+           "remove the volume",
+           number_or_name);
+    VersionInfo info = find(number_or_name);
+    if (std::ranges::find(removal.numbers, info.number) != removal.numbers.end()) continue;
+    removal.holds.push_back(volume_.try_lock(info.number, LockMode::kExclusive));
+    if (!removal.holds.back())
+      fail(EBUSY, volume_.object, "version {} is being read; disconnect that first",
+           number_or_name);
+    info.is_hidden = true;
+    removal.numbers.push_back(info.number);
+    removal.removed.push_back(std::move(info));
+  }
+  return removal;
 }
 
 std::vector<VersionInfo> Versions::remove(const std::vector<std::string>& wanted) {
-  std::vector<VersionInfo> removed;
-  std::vector<std::unique_ptr<HeldLock>> holds;
-  std::vector<uint32_t> numbers;
+  Removal removal;
   {
     VersionChange change = volume_.map().change_versions();
-    for (const std::string& number_or_name : wanted) {
-      if (number_or_name == std::to_string(volume_.current))
-        fail(EBUSY, volume_.object,
-             "version {} is current, and cannot be removed: roll back to another one first, or "
-             "remove the volume",
-             number_or_name);
-      VersionInfo info = find(number_or_name);
-      if (std::ranges::find(numbers, info.number) != numbers.end()) continue;
-      holds.push_back(volume_.try_lock(info.number, LockMode::kExclusive));
-      if (!holds.back())
-        fail(EBUSY, volume_.object, "version {} is being read; disconnect that first",
-             number_or_name);
-      info.is_hidden = true;
-      numbers.push_back(info.number);
-      removed.push_back(std::move(info));
-    }
-    change.hide(numbers);
+    removal = begin_removal(wanted);
+    change.hide(removal.numbers);
   }
   // Who opens one of them after this finds it gone.
   volume_.map().commit();
   volume_.environment.wake();
-  return removed;
+  return std::move(removal.removed);
+}
+
+// --- removing for a while
+
+std::vector<VersionInfo> Versions::put_aside(const std::vector<std::string>& wanted,
+                                             int64_t until_ns) {
+  const VersionChange change = volume_.map().change_versions();
+  Removal removal = begin_removal(wanted);
+  const RemovedVersion removed{.removed_ns = now_unix_ns(), .until_ns = until_ns};
+  size_t count = 0;
+  try {
+    for (; count < removal.numbers.size(); ++count)
+      put_removed_version(volume_.backend, volume_.uuid, removal.numbers[count], removed);
+  } catch (...) {
+    // Also the one that may be there and is not durable.
+    for (size_t i = 0; i <= count; ++i)
+      volume_.attempt(
+          "a version that was not to be removed is kept as one that can be restored",
+          [&] { drop_removed_version(volume_.backend, volume_.uuid, removal.numbers[i]); });
+    throw;
+  }
+  return std::move(removal.removed);
+}
+
+VersionInfo Versions::restore(const std::string& number_or_name) {
+  const VersionChange change = volume_.map().change_versions();
+  const auto record = volume_.map().ask(&MapState::record_of, number_or_name);
+  if (!record || record->is_hidden() ||
+      !find_removed_versions(volume_.backend, volume_.uuid).contains(record->number))
+    fail(ENOENT, volume_.object,
+         "has no version '{}' that was removed and is kept; see 'tplstore version list {} "
+         "--removed'",
+         number_or_name, volume_.name);
+  drop_removed_version(volume_.backend, volume_.uuid, record->number);
+  return info_of(*record);
+}
+
+uint64_t Versions::remove_expired(int64_t now_ns) {
+  std::vector<uint32_t> numbers, left;
+  std::vector<std::unique_ptr<HeldLock>> holds;
+  {
+    VersionChange change = volume_.map().change_versions();
+    for (const auto& [number, removed] : find_removed_versions(volume_.backend, volume_.uuid)) {
+      const bool is_there = volume_.map().ask([number = number](const MapState& state) {
+        const VersionRecord* const found = state.table().find(number);
+        return found != nullptr && !found->is_removed();
+      });
+      if (!is_there) {
+        left.push_back(number);
+      } else if (removed.until_ns <= now_ns) {
+        auto hold = volume_.try_lock(number, LockMode::kExclusive);
+        if (!hold) continue;
+        holds.push_back(std::move(hold));
+        numbers.push_back(number);
+      }
+    }
+    if (!numbers.empty()) change.hide(numbers);
+    volume_.map().commit();
+    for (const auto& gone : {numbers, left})
+      for (const uint32_t number : gone)
+        drop_removed_version(volume_.backend, volume_.uuid, number);
+  }
+  if (!numbers.empty()) volume_.environment.wake();
+  return numbers.size();
 }
 
 }  // namespace tplstore

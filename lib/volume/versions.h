@@ -44,6 +44,15 @@ class Versions {
   // version can have, EEXIST for a name that another one has.
   void check_new(const NewVersion& request);
   VersionInfo rollback(const std::string& number_or_name);
+  // Current, which is what the frozen version `base` is, is about to become a version that comes
+  // from elsewhere. From here on, and until end_import(), it is nothing that anybody wants: after a
+  // crash the next opening undoes it.
+  void begin_import(uint32_t base);
+  void end_import();
+  // Puts current back to what it was, if that has begun and no version has come of it.
+  void undo_import();
+  // Whether current is half an import.
+  bool is_importing();
   // Freezes current: what create() and rollback() come to.
   VersionInfo freeze(const FreezeRequest& request);
   // Freezes current for one who wants to read it as it is now. EBUSY when there are too many of
@@ -53,8 +62,18 @@ class Versions {
   // Removes frozen versions, all or none. EBUSY when one is being read. Their space comes back in
   // the background.
   std::vector<VersionInfo> remove(const std::vector<std::string>& numbers_or_names);
+  // The same, but they are kept until then, and can be restored (volume/removed_versions.h). A name
+  // that one of them has no other version gets.
+  std::vector<VersionInfo> put_aside(const std::vector<std::string>& numbers_or_names,
+                                     int64_t until_ns);
+  VersionInfo restore(const std::string& number_or_name);
+  // Removes those for good whose time has come, but for what is being read; how many.
+  uint64_t remove_expired(int64_t now_ns);
 
  private:
+  // Those that remove() removes, all of them: with the locks of their readers' slots.
+  struct Removal;
+  Removal begin_removal(const std::vector<std::string>& numbers_or_names);
   void check_is_free(const std::string& version_name);
   class Freezing;  // of a volume among others
   void freeze(VersionChange& change, const FreezeRequest& request);

@@ -37,6 +37,11 @@ std::unique_ptr<Volume> Volume::open_for_writing(const VolumeEnvironment& enviro
   try {
     open.open_template(open.lock->header());
     volume->recover(Reserve::kDeletions);
+    if (claim.is_connection && claim.peer.is_vm && volume->versions_.is_importing())
+      fail(EIO, open.object,
+           "an import into it was cut off, and cannot be undone now (see the log), so what it has "
+           "is half of something: 'tplstore version rollback {} VERSION' puts it back",
+           name);
     return volume;
   } catch (...) {
     open.attempt("cannot be opened", [] { throw; });
@@ -71,6 +76,8 @@ void Volume::recover(Reserve draws_on) {
     VersionChange change = open_.map().change_versions();
     settle_version_sets(open_, change);
   });
+  open_.attempt("what an import has left that was cut off is not undone",
+                [this] { versions_.undo_import(); });
   open_.record_size();
   open_.lock->when_failed([&map] { map.stop(); });
 }

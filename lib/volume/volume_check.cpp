@@ -393,7 +393,7 @@ void VolumeCheck::check_names(const std::vector<std::string>& parts) {
     const size_t dot = part.find('.');
     const std::string kind = part.substr(0, dot);
     const bool is_single = kind == "header" || kind == "lock" || kind == "readers" ||
-                           kind == "map" || kind == "rename";
+                           kind == "map" || kind == "rename" || kind == "import";
     const bool is_numbered = kind == "map" || kind == "data" || kind == "owner" || kind == "boot";
     const bool is_number = dot != std::string::npos && dot + 1 < part.size() &&
                            part.find_first_not_of("0123456789", dot + 1) == std::string::npos;

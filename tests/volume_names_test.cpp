@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <map>
 
+#include "store/removed_volumes.h"
 #include "store/store_config.h"
 #include "store_testing.h"
 
@@ -136,6 +137,16 @@ TEST_CASE("a volume that is restored and removed again while it was about to go 
   CHECK(s.two->restore_volume("vm1").uuid == uuid);
 }
 
+TEST_CASE("a clock that is set forward while a program runs ends nothing") {
+  constexpr int64_t kHour = int64_t{3600} * 1'000'000'000, kBegin = 400'000 * kHour;
+  const ExpiryClock clock(kBegin, 5 * kHour);
+  CHECK(clock.now_ns(kBegin + 9 * kHour, 14 * kHour) == kBegin + 9 * kHour);
+  CHECK(clock.now_ns(kBegin - 9 * kHour, 5 * kHour) == kBegin - 9 * kHour);
+  CHECK(clock.now_ns(3 * kBegin, 6 * kHour) == kBegin + 2 * kHour);
+  // One that was wrong when it began is corrected.
+  CHECK(clock.now_ns(kBegin + kHour / 2, 5 * kHour) == kBegin + kHour / 2);
+}
+
 TEST_CASE_FIXTURE(StoreFixture, "a template that only a removed volume needs is needed") {
   import_test_template(*backend, "golden", filled(kRegionBytes, 3));
   store->create_volume("vm2", 0, "golden");
@@ -155,6 +166,9 @@ TEST_CASE_FIXTURE(StoreFixture, "damage of what says that a volume is kept takes
     CHECK(store->remove_orphans() == 0);
     CHECK(store->list_removed().empty());
   }
+  memory->fail_reads("removed/", EIO);
+  CHECK(store->remove_orphans() == 0);
+  memory->fail_reads("removed/", 0);
   CHECK(memory->list("volumes").size() == 1);
 }
 

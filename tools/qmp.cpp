@@ -41,7 +41,13 @@ Qmp::Qmp(const std::string& path)
 
 json Qmp::read(control::Clock::time_point deadline) {
   std::string line;
-  const auto result = channel_.read_line(line, deadline);
+  auto result = control::LineChannel::Result::kClosed;
+  try {
+    result = channel_.read_line(line, deadline);
+  } catch (const Error& error) {
+    if (error.code() != ETIMEDOUT) throw;
+    fail(ETIMEDOUT, path_, "qemu does not answer; is another program connected to that socket?");
+  }
   if (result != control::LineChannel::Result::kLine)
     fail(EPROTO, path_, "qemu ended the conversation");
   json message = parse_json_from(path_, line);

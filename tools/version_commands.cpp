@@ -118,6 +118,11 @@ json remove_all_or_none(Store& store, const std::string& volume,
     try {
       removed = perform_once(store, request);
     } catch (const Error& error) {
+      if (error.code() == ENOSPC && keep_s > 0)
+        fail(ENOSPC, "volume " + volume,
+             "there is no room to note that its version is kept; --keep 0 removes it for good, and "
+             "makes room ({})",
+             error.what());
       if (error.code() != EBUSY || !is_any_current(find_volume(store, volume), versions)) throw;
       refused = error;
     }

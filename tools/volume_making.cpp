@@ -157,7 +157,15 @@ void remove_volume(Store& store, const std::string& name, const RemovalArguments
   } catch (const Error&) {
   }
   std::optional<int64_t> until;
-  retry_while_busy([&] { until = store.remove_volume(name, if_damaged, keep_s); });
+  try {
+    retry_while_busy([&] { until = store.remove_volume(name, if_damaged, keep_s); });
+  } catch (const Error& error) {
+    if (error.code() != ENOSPC || keep_s == 0) throw;
+    fail(ENOSPC, "volume " + name,
+         "there is no room to note that it is kept; --keep 0 removes it for good, and makes room "
+         "({})",
+         error.what());
+  }
   if (until) {
     fmt::print("{0}: removed; until {1} 'tplstore volume restore {0}' brings it back\n",
                printable(name), format_time(*until));

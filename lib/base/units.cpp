@@ -102,4 +102,10 @@ int64_t now_unix_ns() {
       .count();
 }
 
+int64_t since_boot_ns() {
+  timespec now{};
+  ::clock_gettime(CLOCK_BOOTTIME, &now);
+  return int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
+}
+
 }  // namespace tplstore

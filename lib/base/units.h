@@ -27,5 +27,6 @@ std::string format_time(int64_t unix_ns);
 // What format_time() writes, and nothing else; exact to a second.
 std::optional<int64_t> parse_time(std::string_view text);
 int64_t now_unix_ns();
+int64_t since_boot_ns();  // also while the host slept
 
 }  // namespace tplstore

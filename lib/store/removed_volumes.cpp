@@ -182,7 +182,7 @@ bool Store::Impl::remove_for_good(const RemovedVolume& removed, int64_t now_ns) 
 
 uint64_t Store::Impl::remove_expired() {
   uint64_t count = 0;
-  const int64_t now_ns = now_unix_ns();
+  const int64_t now_ns = expiry_clock.now_ns(now_unix_ns(), since_boot_ns());
   for (const RemovedVolume& removed : removed_volumes()) {
     if (removed.until_ns > now_ns) continue;
     try {

@@ -13,10 +13,12 @@
 #include <thread>
 
 #include "base/chore.h"
+#include "base/units.h"
 #include "boot/boot.h"
 #include "store/boot_disks.h"
 #include "store/journal_files.h"
 #include "store/low_water.h"
+#include "store/removed_volumes.h"
 #include "store/store.h"
 #include "store/volume_disk.h"
 #include "store/volume_registry.h"
@@ -134,6 +136,7 @@ struct Store::Impl {
   bool has_copies = false;   // the block source knows of the tier; upkeep's
   bool was_booting = false;  // likewise
   std::chrono::steady_clock::time_point expire_at{};  // likewise
+  const ExpiryClock expiry_clock{now_unix_ns(), since_boot_ns()};
   std::mutex templates_mutex;
   std::map<std::string, std::weak_ptr<TemplateImage>> templates;
   std::mutex foreign_mutex;

@@ -9,6 +9,7 @@
 #include <set>
 
 #include "base/names.h"
+#include "base/units.h"
 #include "volume/removed_versions.h"
 #include "volume/version_set.h"
 

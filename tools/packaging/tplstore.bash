@@ -22,7 +22,7 @@ _tplstore_volumes() {
 # Versions of a volume, by number and by name.
 _tplstore_versions() {
     local list
-    list=$(_tplstore_ask version list "$1" --json "${in_store[@]}")
+    list=$(_tplstore_ask version list "$@" --json "${in_store[@]}")
     _tplstore_values name <<<"$list"
     _tplstore_values number <<<"$list"
 }
@@ -74,6 +74,7 @@ _tplstore_candidates() {
         else
             _tplstore_versions "$first"
         fi ;;
+    "version restore:VERSION") [ -z "$first" ] || _tplstore_versions "${first%%@*}" --removed ;;
     *:VERSION | *:FROM)
         [ "$expects" != --since ] || echo template
         [ -z "$first" ] || _tplstore_versions "${first%%@*}" ;;

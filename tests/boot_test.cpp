@@ -156,12 +156,15 @@ TEST_CASE("a volume that was removed gets no profile") {
 TEST_CASE(
     "a pack is made where it helps, and read in place of the profile; one that is damaged is not") {
   Host host;
+  std::ranges::fill(host.origin.uuid.bytes, uint8_t{0xff});  // the last one where things are in order
+  const auto begin_far = [](const std::shared_ptr<TestDisk>& disk, ReadFollower& follower) {
+    disk->read(follower, 0, 8);
+    disk->read(follower, 73, 8);
+  };
   // So far apart that each read is a request of its own.
-  const auto boot_far = [](Host& on, const std::string& name) {
-    const auto disk = on.disk(name);
+  const auto boot_disk_far = [&](Host& on, const std::shared_ptr<TestDisk>& disk) {
     const auto follower = on.boot->follow(disk);
-    disk->read(*follower, 0, 8);
-    disk->read(*follower, 73, 8);
+    begin_far(disk, *follower);
     on.wait(0);
     for (uint64_t i = 2; i < 110; ++i) disk->read(*follower, 73 * i, 8);
     const auto window = on.boot->done(disk->volume());
@@ -171,6 +174,9 @@ TEST_CASE(
         TestTemplate::key(4), TestTemplate::key(5), TestTemplate::key(6), TestTemplate::key(7)});
     on.wait(10'000);
     return *window;
+  };
+  const auto boot_far = [&](Host& on, const std::string& name) {
+    return boot_disk_far(on, on.disk(name));
   };
   for (int i = 0; i < 2; ++i) boot_far(host, "vm1");
   CHECK(host.boot->show(*host.template_disk()).pack == BootStatus::PackState::kNone);
@@ -185,6 +191,28 @@ TEST_CASE(
   const BootWindow window = boot_far(later, "vm4");
   CHECK(window.use.prefetched == 110 * 8 - 16);
   CHECK(later.origin.planned_bytes() == 16 * kBlockBytes);
+
+  // What it has of the template is in the pack, of a volume too that has more of its own.
+  const auto changed = later.disk("changed");
+  changed->write_version(later.store, 3, 3000, 5192);
+  boot_disk_far(later, changed);
+  const uint64_t before = later.origin.planned_bytes();
+  boot_disk_far(later, changed);
+  CHECK(later.origin.planned_bytes() - before == 16 * kBlockBytes);
+
+  // And who has none waits for the one of somebody else, which may have what it looks for.
+  Host both(host);
+  const auto own = both.disk("own");
+  own->write_version(both.store, 3, 1000, 7192);
+  boot_disk_far(both, own);
+  boot_far(both, "vm5");
+  const uint64_t so_far = both.origin.planned_bytes();
+  const auto fresh = both.disk("vm6");
+  const auto own_follower = both.boot->follow(own), fresh_follower = both.boot->follow(fresh);
+  begin_far(own, *own_follower);
+  begin_far(fresh, *fresh_follower);
+  both.wait(0);
+  CHECK(both.origin.planned_bytes() - so_far == 16 * kBlockBytes);
 
   Host damaged(host);
   const std::string name = "packs/" + host.origin.uuid.text() + ".1";

@@ -75,6 +75,18 @@ TEST_CASE("with little memory a reading waits for room, and has it to itself") {
   disk->read(*follower, 1, 1);
   host.boot->tend();
   CHECK(memory.stats().prefetch_bytes == 0);
+  std::weak_ptr<TestDisk> ended;
+  {
+    const auto other = host.disk("vm3");
+    ended = other;
+    const auto other_follower = host.boot->follow(other);
+    other->read(*other_follower, 0, 1);
+    other->read(*other_follower, 1, 1);
+    host.boot->tend();
+    host.boot->done(other->volume());
+  }
+  host.wait(0);
+  CHECK(ended.expired());  // what it has in memory may be the room that is waited for
   others.reset();
   host.boot->tend();
   CHECK(memory.stats().prefetch_bytes > kCapBytes / 2);

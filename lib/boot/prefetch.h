@@ -54,6 +54,7 @@ class Prefetch {
   // Reads the next few requests in the name of a window; false when there is nothing left.
   bool step(BootDisk& disk, CellMemory::Window& window, MutableBytes buffer);
 
+  bool has_pack() const { return pack_ != nullptr; }       // of which not all is read yet
   uint64_t requests() const { return requests_; }          // that were read
   uint64_t taken_bytes() const { return taken_bytes_; }    // that have entered
   uint64_t passed_bytes() const { return passed_bytes_; }  // of the profile, taken or not

@@ -12,6 +12,7 @@ constexpr uint64_t kUnusedBlocksMax = 100;
 constexpr int64_t kUnusedMs = 30'000;
 constexpr int64_t kSlowMs = 500;
 constexpr uint64_t kSlowRequests = 64;
+constexpr int64_t kPacksFirstMs = 1000;
 
 uint64_t memory_of(const Profile& profile) {
   return profile.runs.size() * 2 * sizeof(ProfileRun) + profile.hashes.size() * sizeof(Hash128);
@@ -38,7 +39,18 @@ bool ReadAhead::step() {
     options_.attempt([&] {
       windows_.set_heads(disk->volume(), find_profile(store_, *disk).stored.profile.runs);
     });
+  // A pack that is being read may have what others would look for in many places.
+  const int64_t now_ms = options_.clock_ms();
+  const auto goes_first = [&](const auto& owned) {
+    const Reading& reading = owned.second;
+    return reading.prefetch->has_pack() && now_ms - reading.begun_ms < kPacksFirstMs;
+  };
+  const bool are_packs_first = std::ranges::any_of(readings_, goes_first);
   for (auto at = readings_.begin(); at != readings_.end();) {
+    if (are_packs_first && !goes_first(*at)) {
+      ++at;
+      continue;
+    }
     bool has_more = false;
     options_.attempt([&] { has_more = step(at->first, at->second); });
     at = has_more ? std::next(at) : readings_.erase(at);
@@ -84,7 +96,8 @@ bool ReadAhead::begin(const std::shared_ptr<FollowedBoot>& boot) {
   std::shared_ptr<const Pack> pack;
   const auto template_uuid = boot->disk->template_uuid();
   const auto& runs = reading.profile->runs;
-  if (options_.packs && template_uuid && 2 * count_own_blocks(runs) < count_blocks(runs)) {
+  // A pack has its template's blocks one after the other, so a quarter of them is worth it.
+  if (options_.packs && template_uuid && 4 * count_own_blocks(runs) < 3 * count_blocks(runs)) {
     pack = open_pack(store_, *template_uuid, secret_);
     auto held = pack ? memory_.hold_beside(pack->memory_bytes()) : std::nullopt;
     if (held) reading.besides.push_back(std::move(*held));

@@ -1,8 +1,8 @@
 // Which profiles are read ahead (boot/prefetch.h): one reading for each profile, however many
 // volumes boot by it, for as long as one of their windows is open; and `boot warm`.
 //
-// A reading ends when all is in memory, when it has its share of the memory, and when nobody has
-// found anything of it for half a minute.
+// A pack is read before anything else, for a second. A reading ends when all is in memory, when it
+// has its share of the memory, and when nobody has found anything of it for half a minute.
 //
 // Thread safety: step(), has_waiting() and stop() from one thread, the rest from any. Errors: the
 // backend's and the disk's, from warm() only.

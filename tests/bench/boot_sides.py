@@ -94,8 +94,11 @@ class Tplstore(Side):
         return {boot["name"]: boot for boot in json.loads(self.run("boot", "show", "--json"))}
 
     def learn_each(self, count, *options):
-        """Lets it see one boot of each of so many volumes, as they are."""
-        learner = Tplstore(self.bench, "boot-quiet=1", store=os.path.basename(self.store), slow=False)
+        """Lets it see one boot of each of so many volumes, as they are, from cold and within the
+        limits: what is slow to read gets a pack."""
+        learner = Tplstore(self.bench, *self.options, "boot-quiet=1",
+                           store=os.path.basename(self.store))
+        self.bench.drop_caches()
         guests = subprocess.Popen([self.bench.replay_trace, "--hold", *options, self.bench.trace] +
                                   learner.serve(count), stdin=subprocess.PIPE,
                                   stdout=subprocess.DEVNULL)
@@ -105,7 +108,7 @@ class Tplstore(Side):
             return all(boots[f"vm{i}"]["windows"] and boots[f"vm{i}"]["windows"][-1]["reason"]
                        for i in range(count))
 
-        wait_for(has_learnt, "learning", 120)
+        wait_for(has_learnt, "learning", 240)
         guests.communicate()
         learner.stop()
 

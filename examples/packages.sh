@@ -12,7 +12,8 @@ packages_guest="mmdebstrap debian-archive-keyring e2fsprogs busybox-static cpio 
   qemu-system-x86 qemu-block-extra"
 packages_chroot="mmdebstrap debian-archive-keyring"
 packages_package="$packages_chroot dpkg-dev debhelper lintian git"
-packages_test="python3 python3-libnbd fio jq fuse3 e2fsprogs xfsprogs mount util-linux procps zstd"
+packages_test="python3 python3-libnbd fio jq fuse3 e2fsprogs xfsprogs mount util-linux procps zstd
+  lld"
 
 as_root() {
     if [ "$(id -u)" = 0 ]; then

@@ -37,6 +37,7 @@ for preset in "${presets[@]}"; do
     cache=build/$preset/CMakeCache.txt
     if [ ! -e "$cache" ] || grep -q '^CMAKE_UNITY_BUILD:.*=ON' "$cache"; then
         pieces=(-DCMAKE_UNITY_BUILD=ON "-DCMAKE_CXX_FLAGS_DEBUG=-O1 -g1")
+        ! command -v ld.lld >/dev/null || pieces+=(-DCMAKE_EXE_LINKER_FLAGS=-fuse-ld=lld)
     fi
     cmake --preset "$preset" -DTPLSTORE_WERROR=ON "${pieces[@]+"${pieces[@]}"}"
     cmake --build --preset "$preset"

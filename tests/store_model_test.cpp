@@ -924,7 +924,7 @@ class Model {
 
 TEST_CASE("volumes, versions and forks are what the model says, and take the space it says") {
   Random random(test_seed());
-  const uint64_t operations = test_operations(kIsSanitized ? 60'000 : 500'000);
+  const uint64_t operations = test_operations(kIsSanitized ? 25'000 : 200'000);
   uint64_t done = 0;
   while (done < operations) {
     Model model(random);
@@ -937,7 +937,7 @@ TEST_CASE("volumes, versions and forks are what the model says, and take the spa
 
 TEST_CASE("they are so too where a boot cache keeps what is read") {
   Random random(test_seed());
-  const uint64_t operations = test_operations(kIsSanitized ? 20'000 : 200'000);
+  const uint64_t operations = test_operations(kIsSanitized ? 10'000 : 100'000);
   uint64_t done = 0;
   bool has_hit = false;
   while (done < operations) {

@@ -423,7 +423,7 @@ class World : TierFixture {
 }  // namespace
 
 TEST_CASE("whatever becomes of the tier, guests read what the template has") {
-  const uint64_t steps = test_operations(200'000);
+  const uint64_t steps = test_operations(kIsSanitized ? 60'000 : 200'000);
   constexpr uint64_t kStepsOfWorld = 10'000;
   const uint64_t first_seed = test_seed();
   uint64_t reads = 0, moved = 0;

@@ -344,7 +344,7 @@ void live_on(MemoryBackend& backend, const Uuid& uuid, const Values& values,
 TEST_CASE("after a crash each sector shows what was flushed last or something written since") {
   Random random(test_seed());
   Counts counts;
-  for (unsigned round = 0; round < (kIsSanitized ? 2u : 8u); ++round) {
+  for (unsigned round = 0; round < (kIsSanitized ? 1u : 4u); ++round) {
     const auto backend = memory_store();
     const Uuid uuid = random_uuid();
     create_volume(*backend, uuid, kDiskBytes, nullptr);
@@ -522,7 +522,7 @@ TEST_CASE("a crash under many writers loses nothing that any of them flushed") {
   constexpr uint64_t kSectors = 256;
   const uint64_t seed = test_seed();
   uint64_t states = 0;
-  for (unsigned round = 0; round < (kIsSanitized ? 2u : 6u); ++round) {
+  for (unsigned round = 0; round < (kIsSanitized ? 1u : 4u); ++round) {
     const auto backend = memory_store();
     const Uuid uuid = random_uuid();
     create_volume(*backend, uuid, kDiskBytes, nullptr);

@@ -10,7 +10,7 @@ namespace {
 
 constexpr uint64_t kDiskBytes = 2 * kRegionBytes;
 // A sample of the bytes has to do; each run takes another one.
-constexpr uint64_t kStepMax = kIsSanitized ? 50 : 5;
+constexpr uint64_t kStepMax = kIsSanitized ? 120 : 10;
 
 // What is compared: two stretches where the writes go.
 constexpr uint64_t kStretches[] = {0, kRegionBytes - 8 * kBlockBytes};

@@ -226,7 +226,7 @@ class Model {
 
 TEST_CASE("a volume behaves like a byte array, whatever is done to it") {
   Random random(test_seed());
-  const uint64_t operations = test_operations(kIsSanitized ? 40'000 : 100'000);
+  const uint64_t operations = test_operations(kIsSanitized ? 20'000 : 60'000);
   uint64_t done = 0;
   for (unsigned round = 0; done < operations; ++round) {
     const auto backend = memory_store();

@@ -88,9 +88,9 @@ def full_images(bench):
     os.unlink(shifted)
     ours.origins = [("--template", f"image{i}") for i in range(16)]
     options = ("--shift", str(shift))
-    for _ in range(3):
+    for packs in (0, 0, 16):
         ours.make(16)
-        ours.learn_each(16, *options)
+        ours.learn_each(16, *options, packs=packs)
     clones = Copies(bench, "writeback"), Copies(bench, "none")
     overlays = Overlays(bench, "none")
     one, many, qcow2, *full = bench.compare(

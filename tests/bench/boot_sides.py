@@ -93,9 +93,9 @@ class Tplstore(Side):
         """What is known, by names."""
         return {boot["name"]: boot for boot in json.loads(self.run("boot", "show", "--json"))}
 
-    def learn_each(self, count, *options):
+    def learn_each(self, count, *options, packs=0):
         """Lets it see one boot of each of so many volumes, as they are, from cold and within the
-        limits: what is slow to read gets a pack."""
+        limits: what is slow to read gets a pack. Waits a while for so many of them."""
         learner = Tplstore(self.bench, *self.options, "boot-quiet=1",
                            store=os.path.basename(self.store))
         self.bench.drop_caches()
@@ -109,6 +109,10 @@ class Tplstore(Side):
                        for i in range(count))
 
         wait_for(has_learnt, "learning", 240)
+        end = time.monotonic() + 30
+        while time.monotonic() < end and packs > sum(
+                boot["pack"]["state"] == "ready" for boot in self.boots().values()):
+            time.sleep(0.2)
         guests.communicate()
         learner.stop()
 

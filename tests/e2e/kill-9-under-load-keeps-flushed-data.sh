@@ -29,7 +29,7 @@ if [ "${1-}" = --serve ]; then
 fi
 
 # A sanitizer looks for something else than what is lost.
-kills=${KILLS-$([ -z "$TPLSTORE_PRELOAD" ] && echo 25 || echo 8)}
+kills=${KILLS-$([ -z "$TPLSTORE_PRELOAD" ] && echo 12 || echo 4)}
 new_store
 tplstore volume create vm1 --size 24M
 

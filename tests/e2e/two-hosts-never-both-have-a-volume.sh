@@ -158,7 +158,7 @@ END
 
 for meeting in true false; do
     # With locks that meet who is too late waits for a moment.
-    rounds=30
+    rounds=15
     ! $meeting || rounds=5
     rm -rf "$store"
     new_store

@@ -16,6 +16,7 @@
 #include "store/store_config.h"
 #include "template/template_check.h"
 #include "volume/forks.h"
+#include "volume/removed_versions.h"
 #include "volume/version_set.h"
 #include "volume/volume_check.h"
 

@@ -310,13 +310,42 @@ TEST_CASE("whatever a request contains, it gets an answer, and the next one too"
 TEST_CASE("a request of another protocol is refused, and so is an answer") {
   Served served;
   for (const char* request :
-       {R"({"op":"ping"})", R"({"protocol":2,"op":"ping"})", R"({"protocol":"1","op":"ping"})",
+       {R"({"op":"stats"})", R"({"protocol":2,"op":"stats"})", R"({"protocol":"1","op":"stats"})",
         R"({"protocol":2,"op":"what nobody knows yet"})"}) {
     CAPTURE(request);
     const json answer = ask_once(served, request);
     CHECK(answer["code"] == "EPROTO");
     CHECK(answer["error"].get<std::string>().find("speaks protocol 1") != std::string::npos);
   }
+}
+
+TEST_CASE("whatever protocol a server speaks, any tool may ask who it is and end it") {
+  Served served;
+  CHECK(ask_once(served, R"({"protocol":2,"op":"ping"})")["result"]["pid"] == ::getpid());
+  CHECK(ask_once(served, R"({"op":"server-stop","more":[1]})")["result"]["closed_volumes"] == 0);
+  CHECK(served.store->has_left());
+
+  // And the other way round: first it is a ping that is answered, since this may take long.
+  Unserved unserved;
+  const FileDescriptor listener = unserved.listen();
+  std::thread server([&] {
+    constexpr std::string_view kAnswer =
+        R"({"protocol":2,"ok":true,"new":0,"result":{"pid":7,"version":"2.0","closed_volumes":3,)"
+        R"("unclean_volumes":[],"new":{}}})"
+        "\n";
+    for (int i = 0; i < 3; ++i) {
+      const FileDescriptor accepted(::accept(listener.get(), nullptr, nullptr));
+      char request[1000];
+      CHECK(::recv(accepted.get(), request, sizeof request, 0) > 0);
+      CHECK(::send(accepted.get(), kAnswer.data(), kAnswer.size(), MSG_NOSIGNAL) > 0);
+    }
+  });
+  const ControlClient client = unserved.client(kNotLong);
+  const std::vector<json> stopped = client.ask_all({{"op", "server-stop"}}, Patience::kEndless);
+  REQUIRE(stopped.size() == 1);
+  CHECK(stopped[0]["closed_volumes"] == 3);
+  CHECK(error_code([&] { client.ask_all({{"op", "stats"}}); }) == EPROTO);
+  server.join();
 }
 
 TEST_CASE("a connection carries one request, and is closed behind its answer") {

@@ -22,6 +22,14 @@ bool mentions(const Thrown& thrown, std::string_view text) {
   return thrown.text.find(text) != std::string::npos;
 }
 
+// Where it is in every format.
+Uuid uuid_of(const MemoryBackend& store) {
+  const ByteVector content = store.content(kIdentityObject);
+  Uuid uuid;
+  std::memcpy(&uuid, content.data() + 32, sizeof uuid);
+  return uuid;
+}
+
 }  // namespace
 
 TEST_CASE("a store of another format is refused, and the line says what to do") {
@@ -38,6 +46,8 @@ TEST_CASE("a store of another format is refused, and the line says what to do") 
                                       : "was made by a newer tplstore (format"));
     CHECK(mentions(thrown,
                    format < 3 ? "export its volumes and templates with that one" : "use that one"));
+    // Its servers can be found nevertheless, and ended.
+    CHECK(load_store_uuid(store) == uuid_of(store));
   }
 }
 

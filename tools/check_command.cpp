@@ -5,7 +5,6 @@
 #include "base/text.h"
 #include "base/units.h"
 #include "command.h"
-#include "control/servers.h"
 #include "progress.h"
 #include "store/store_check.h"
 #include "table.h"
@@ -120,12 +119,7 @@ void check(const Context& context, const CheckArguments& arguments) {
   CheckReport report = look();
   uint64_t faults = report.findings.faults();
   if (arguments.repairs && faults > 0) {
-    {
-      const auto store = context.open_store(/*with_tier=*/true);
-      store->repair(report.findings);
-      // It removes what leads to dead ones of this host.
-      if (arguments.volume.empty()) control::find_servers(*backend, control::run_directory(false));
-    }
+    context.open_store(/*with_tier=*/true)->repair(report.findings);
     const CheckReport after = look();
     faults = after.findings.faults();
     note_repaired(report, after);

@@ -3,9 +3,11 @@
 #include <cerrno>
 #include <thread>
 
+#include "backend/open_backend.h"
 #include "command.h"
 #include "control/servers.h"
 #include "table.h"
+#include "template/store_identity.h"
 
 namespace tplstore::tool {
 namespace {
@@ -16,21 +18,33 @@ using nlohmann::json;
 constexpr std::chrono::seconds kEndWaitMax{60};
 constexpr std::chrono::milliseconds kLookAgain{10};
 
+constexpr const char* kEvery = "all";
+
+struct StopArguments {
+  // Of the one server that is meant. Empty for none: a unit whose server has ended knows no pid.
+  std::string pid = kEvery;
+};
+
 std::string stopped_text(const json& servers) {
   std::string text;
   for (const json& server : servers)
     text += fmt::format("server {}: stopped, {} volumes closed\n", plain(server["pid"]),
                         plain(server["closed_volumes"]));
-  return text.empty() ? "no server of this store runs here\n" : text;
+  return text.empty() ? "no such server of this store runs here\n" : text;
 }
 
-void stop_servers(const Context& context) {
-  const auto store = context.open_store();
-  Backend& backend = store->backend();
+void stop_servers(const Context& context, const StopArguments& arguments) {
+  // No Store: the server may be of a release that has put something into it that we do not know.
+  const auto storage = open_backend(context.store_directory, {});
+  Backend& backend = *storage;
+  load_store_uuid(backend);  // a clear error when it is none
   const std::string directory = control::run_directory(/*makes=*/false);
-  const auto before = control::find_servers(backend, directory);
-  const json stopped =
-      ControlClient(backend, directory).ask_all({{"op", "server-stop"}}, Patience::kEndless);
+  auto before = control::find_servers(backend, directory);
+  std::erase_if(before, [&](const control::ServerPlace& server) {
+    return arguments.pid != kEvery && server.pid() != arguments.pid;
+  });
+  const json stopped = ControlClient(backend, directory)
+                           .ask_each(before, {{"op", "server-stop"}}, Patience::kEndless);
   const auto deadline = std::chrono::steady_clock::now() + kEndWaitMax;
   for (const control::ServerPlace& server : before) {
     const auto is_there = [&] {
@@ -54,10 +68,16 @@ void stop_servers(const Context& context) {
 
 void add_server_commands(const Command& app, Context& context) {
   const Command group = add_group(app, context, "server", "The servers of the store");
+  auto arguments = std::make_shared<StopArguments>();
   const Command stop = add_command(
       group, context, "stop",
       "End them as soon as all that was answered is durable, and tell their clients nothing",
-      [&context] { stop_servers(context); });
+      [&context, arguments] { stop_servers(context, *arguments); });
+  stop.add_option("--pid", arguments->pid, "Only the one that is this process")
+      .type_name("PID")
+      .check([](const std::string& pid) {
+        return pid.empty() ? "" : whole_number_from(1, INT32_MAX)(pid);
+      });
   add_json_option(stop, context);
 }
 

@@ -34,7 +34,6 @@ enum class Repair {
   kTables,   // write the tables of a template's segments anew
   kSegment,  // mend a segment from a copy in this host's tier
   kGcLock,   // make the lock of imports and gc, which is empty
-  kServers,  // remove what leads to servers of this host that are dead
 };
 
 struct LostRange {

@@ -59,7 +59,7 @@ std::optional<json> exchange(const control::ServerPlace& server, const json& req
       fail(ECONNRESET, server.describe(),
            "it ended before it answered; look what was done, and try again");
   }
-  return control::parse_answer(server.describe(), line);
+  return control::parse_answer(server.describe(), request, line);
 }
 
 }  // namespace
@@ -91,8 +91,13 @@ std::optional<json> ControlClient::ask_owner(const json& request, Patience patie
 }
 
 std::vector<json> ControlClient::ask_all(const json& request, Patience patience) const {
+  return ask_each(control::find_servers(backend_, directory_), request, patience);
+}
+
+std::vector<json> ControlClient::ask_each(const std::vector<control::ServerPlace>& servers,
+                                          const json& request, Patience patience) const {
   std::vector<json> results;
-  for (const control::ServerPlace& server : control::find_servers(backend_, directory_)) {
+  for (const control::ServerPlace& server : servers) {
     try {
       if (std::optional<json> answer = ask(server, request, patience))
         results.push_back(result_of(server.describe(), request, std::move(*answer)));

@@ -39,6 +39,10 @@ class ControlClient {
   // What every server answers. One that ends meanwhile is left out.
   std::vector<nlohmann::json> ask_all(const nlohmann::json& request,
                                       Patience patience = Patience::kUsual) const;
+  // The same of these servers.
+  std::vector<nlohmann::json> ask_each(const std::vector<control::ServerPlace>& servers,
+                                       const nlohmann::json& request,
+                                       Patience patience = Patience::kUsual) const;
 
  private:
   // The answer; nothing when there is no such server any more.

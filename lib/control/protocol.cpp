@@ -15,7 +15,12 @@ constexpr uint64_t kErrnoMax = 4095;  // as the kernel has it
 
 }  // namespace
 
-json parse_answer(const std::string& server, std::string_view line) {
+bool is_for_ever(const json& request) {
+  const auto operation = request.find("op");
+  return operation != request.end() && (*operation == "ping" || *operation == "server-stop");
+}
+
+json parse_answer(const std::string& server, const json& request, std::string_view line) {
   static const Shape begin = Shape::object({{"ok", Shape::boolean()}});
   static const Shape error = Shape::object({{"errno", Shape::number(kErrnoMax)},
                                             {"code", Shape::text()},
@@ -24,10 +29,10 @@ json parse_answer(const std::string& server, std::string_view line) {
   json answer = parse_json_from(server, line);
   begin.check(answer, server);
   const auto protocol = answer.find("protocol");
-  if (protocol == answer.end() || *protocol != kProtocol)
+  if (!is_for_ever(request) && (protocol == answer.end() || *protocol != kProtocol))
     fail(EPROTO, server,
          "it is of another release and speaks another protocol ({} instead of {}): use the "
-         "tplstore that belongs to it, or restart it",
+         "tplstore that belongs to it, or restart it ('tplstore server stop' ends it)",
          protocol != answer.end() && protocol->is_number_unsigned() ? protocol->dump() : "none",
          kProtocol);
   if (answer["ok"] == true) {

@@ -11,6 +11,11 @@
 // the protocol rises when what is asked or answered changes so that the other side cannot do with
 // it; both sides then refuse, with a line that says so. New keys alone do not raise it.
 //
+// Two requests are for ever, so that any release's tool can exchange any release's server: "ping"
+// (who are you: pid and version) and "server-stop" (close your volumes and end). What is asked,
+// what is answered, and what is around an answer never change for these two, and neither side looks
+// at the number in them.
+//
 // Thread safety: pure functions. Errors: Error(EPROTO).
 #pragma once
 
@@ -26,7 +31,11 @@ inline constexpr size_t kAnswerBytesMax = size_t{64} << 20;
 // The code of an answer about a volume that the server asked does not have open.
 inline constexpr std::string_view kCodeNotOpen = "ENOENT_OPEN";
 
-// A server's whole answer: of this protocol, and either a result or an error as above.
-nlohmann::json parse_answer(const std::string& server, std::string_view line);
+// Whether a request, of whatever protocol, is one of the two.
+bool is_for_ever(const nlohmann::json& request);
+// A server's whole answer to `request`: of this protocol, unless that is for ever, and either a
+// result or an error as above.
+nlohmann::json parse_answer(const std::string& server, const nlohmann::json& request,
+                            std::string_view line);
 
 }  // namespace tplstore::control

@@ -56,7 +56,8 @@ json error_answer(const Error& error) {
 json perform(Store& store, const json& request) {
   if (!request.is_object()) fail(EINVAL, "control request", "it is not a JSON object");
   const auto protocol = request.find("protocol");
-  if (protocol == request.end() || *protocol != control::kProtocol)
+  if (!control::is_for_ever(request) &&
+      (protocol == request.end() || *protocol != control::kProtocol))
     fail(EPROTO, "control request",
          "it is of another release's protocol, and this server (tplstore {}) speaks protocol {}: "
          "use the tplstore that belongs to it, or restart it",

@@ -59,7 +59,7 @@ std::string process_of(const std::string& object) {
 ServerPlace place_of(Backend& backend, const std::string& object, const std::string& process,
                      const std::string& directory) {
   return {object, directory,
-          fmt::format("{}.{}{}", load_identity(backend).uuid.text(), process, kSuffix)};
+          fmt::format("{}.{}{}", load_store_uuid(backend).text(), process, kSuffix)};
 }
 
 // Each with a line of its own. The last one rises.
@@ -161,6 +161,11 @@ std::string run_directory(bool makes) {
 std::string ServerPlace::describe() const {
   const size_t dot = socket.find('.');
   return "server " + socket.substr(dot + 1, socket.find('.', dot + 1) - dot - 1);
+}
+
+std::string ServerPlace::pid() const {
+  const size_t begin = socket.find('.') + 1;
+  return socket.substr(begin, socket.find_first_of("-.", begin) - begin);
 }
 
 Announcement::Announcement(Backend& backend, const std::string& directory) : backend_(backend) {

@@ -42,7 +42,9 @@ struct ServerPlace {
   std::string socket;  // its name there
 
   std::string path() const { return directory + "/" + socket; }
-  // For messages: "server 4711".
+  // The server's process, as that knows itself; where pids have namespaces others may have it too.
+  std::string pid() const;
+  // For messages: "server 4711", or "server 4711-1" for another one of that pid.
   std::string describe() const;
 };
 

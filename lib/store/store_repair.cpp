@@ -125,7 +125,6 @@ void StoreRepair::mend_one(const Finding& fault) {
     case Repair::kCollect:
       gc(store_.templates(), [this] { store_.template_users(); });
       return;
-    case Repair::kServers:  // the tool does that
     case Repair::kNone:
       return;
   }

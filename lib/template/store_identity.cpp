@@ -15,6 +15,22 @@ constexpr uint64_t kHeadBytes = offsetof(StoreIdentity, reserved_too);
 
 uint64_t checksum_of(Bytes object) { return checksum(object.subspan(sizeof(uint64_t))); }
 
+// Of any format, with the object's size.
+std::pair<StoreIdentity, size_t> read_identity(Backend& backend) {
+  const auto content = backend.get(kIdentityObject, kIdentityBytesMax);
+  if (!content)
+    fail(ENOENT, backend.describe(), "is not a store; make one with 'tplstore init {}'",
+         backend.describe());
+  StoreIdentity identity{};
+  if (!content->empty())
+    std::memcpy(&identity, content->data(), std::min(content->size(), sizeof identity));
+  if (content->size() < kHeadBytes || identity.magic != kStoreMagic ||
+      identity.checksum != checksum_of(*content))
+    fail(EIO, backend.describe(), "damaged: its identity ('{}') fails its checksum",
+         kIdentityObject);
+  return {identity, content->size()};
+}
+
 }  // namespace
 
 StoreIdentity make_identity(uint64_t incompatible_features) {
@@ -44,17 +60,7 @@ void allow_feature(Backend& backend, uint64_t feature) {
 }
 
 StoreIdentity load_identity(Backend& backend) {
-  const auto content = backend.get(kIdentityObject, kIdentityBytesMax);
-  if (!content)
-    fail(ENOENT, backend.describe(), "is not a store; make one with 'tplstore init {}'",
-         backend.describe());
-  StoreIdentity identity{};
-  if (!content->empty())
-    std::memcpy(&identity, content->data(), std::min(content->size(), sizeof identity));
-  if (content->size() < kHeadBytes || identity.magic != kStoreMagic ||
-      identity.checksum != checksum_of(*content))
-    fail(EIO, backend.describe(), "damaged: its identity ('{}') fails its checksum",
-         kIdentityObject);
+  const auto [identity, bytes] = read_identity(backend);
   if (identity.format < kStoreFormat)
     fail(EINVAL, backend.describe(),
          "was made by an older tplstore (format {}), which this one does not read; export its "
@@ -63,10 +69,12 @@ StoreIdentity load_identity(Backend& backend) {
   if (identity.format != kStoreFormat || (identity.incompatible_features & ~kKnownFeatures) != 0)
     fail(EINVAL, backend.describe(), "was made by a newer tplstore (format {}); use that one",
          identity.format);
-  if (content->size() != sizeof identity)
+  if (bytes != sizeof identity)
     fail(EIO, backend.describe(), "damaged: its identity ('{}') has {} bytes", kIdentityObject,
-         content->size());
+         bytes);
   return identity;
 }
+
+Uuid load_store_uuid(Backend& backend) { return read_identity(backend).first.uuid; }
 
 }  // namespace tplstore

@@ -49,5 +49,7 @@ bool put_new_identity(Backend& backend, const StoreIdentity& identity);
 void allow_feature(Backend& backend, uint64_t feature);
 // ENOENT when this is no store, EIO when it is damaged, EINVAL when it has another format.
 StoreIdentity load_identity(Backend& backend);
+// The one thing in it that has its place in every format: EIO and ENOENT likewise.
+Uuid load_store_uuid(Backend& backend);
 
 }  // namespace tplstore

@@ -67,7 +67,21 @@ vm_is_right vm1 "$tmp/server.socket"
 ! grep -i -E "cannot send after|shutdown" "$tmp/server.log" || fail "an error was answered"
 await 10 is_free vm1 || fail "vm1 stays open behind its VM"
 stop_server
-equals "with no server" "$(tplstore server stop)" "no server of this store runs here"
+for which in "" "--pid $$"; do
+    # shellcheck disable=SC2086
+    equals "with no server" "$(tplstore server stop $which)" "no such server of this store runs here"
+done
+
+echo "One of two servers" >&2
+serve
+start_nbdkit other "$TPLSTORE_PLUGIN" "$store"
+# What a unit says whose server has ended by itself.
+equals "of no pid" "$(tplstore server stop --pid "")" "no such server of this store runs here"
+tplstore server stop --pid "${nbdkit_pid[server]}"
+wait "${nbdkit_pid[server]}" || fail "the server ended with $?"
+unset "nbdkit_pid[server]"
+equals "who is left" "$(tplstore stats --json | jq -c '[.servers[].pid]')" "[${nbdkit_pid[other]}]"
+stop_server other
 
 echo "Another build, at a socket that is always there" >&2
 for build in old new; do

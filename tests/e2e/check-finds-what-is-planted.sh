@@ -146,7 +146,7 @@ echo x >boot/$uuid1.1 | store: boot/UUID1.1: is of a template that is not there 
 echo x >$v1/boot.1 | volume vm1: volumes/UUID1/boot.1: damaged.* | mended
 mkdir -p packs; echo x >packs/$template.1 | store: packs/TEMPLATE.1: damaged.* | mended
 mkdir -p tables; head -c 100 /dev/zero >tables/1 | store: tables/1: has a table that is none of its segment | mended
-mkdir -p servers; : >servers/$(sed -E 's/^(.{8})(.{4})(.{4})(.{4})/\1-\2-\3-\4-/' /etc/machine-id).1 | store: servers/.*.1: leads to a server that is dead | mended
+mkdir -p servers; : >servers/$(sed -E 's/^(.{8})(.{4})(.{4})(.{4})/\1-\2-\3-\4-/' /etc/machine-id).1 | nothing | no
 rm gc.lock | store: gc.lock: is missing, so that nothing can be imported or created | mended
 echo "$uuid1 /nowhere/segments" >origin.1 | store: .*/nowhere/segments.* | no
 flip store 100 | store: .*: damaged: its identity .* | no

@@ -60,7 +60,6 @@ others=$(find "$store" "$tmp/state" "$tmp/ssd" ! \( -uid "$user" -gid "$group" \
 [ -z "$others" ] || fail "these are not the service's: $others"
 
 read -r -a start < <(of_unit tplstore@.service ExecStart | sed 's/ \$.*//')
-read -r -a stop < <(of_unit tplstore@.service ExecStop)
 uri="nbd+unix:///vm1?socket=$tmp/run/main.sock"
 # Its number, which is not that of the job.
 service_pid() {
@@ -105,7 +104,10 @@ grep -q "recovered" "$tmp/server.log" || fail "nothing is said of a recovery"
 read -r -a prune < <(of_unit tplstore-prune@.service ExecStart | sed 's/ \$.*//')
 run_unit tplstore-prune@.service "${prune[@]}" --keep-last 1 >"$tmp/pruned"
 equals "versions" "$(tplstore version list vm1 --json | jq -c 'map(.number)')" "[2,3]"
+pid=$(service_pid)
+read -r -a stop < <(of_unit tplstore@.service ExecStop | sed "s/\${MAINPID}/$pid/")
 run_unit tplstore@.service "${stop[@]}" >"$tmp/stop.log"
+grep -q "server $pid: stopped" "$tmp/stop.log" || fail "it stopped something else"
 wait $server || fail "the server ended with $?"
 others=$(find "$store" "$tmp/state" "$tmp/ssd" ! \( -uid "$user" -gid "$group" \))
 [ -z "$others" ] || fail "these are not the service's: $others"

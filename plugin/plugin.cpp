@@ -18,6 +18,7 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <atomic>
 #include <charconv>
 #include <chrono>
 #include <cstdlib>
@@ -31,6 +32,7 @@
 
 #include "backend/open_backend.h"
 #include "base/host.h"
+#include "base/log.h"
 #include "base/text.h"
 #include "base/units.h"
 #include "base/version.h"
@@ -97,6 +99,28 @@ void keep_silent_if_leaving() {
   while (true) pause();
 }
 
+std::atomic<bool> is_serving{false};
+
+// nbdkit knows errors only, and no levels: under the journal a line goes there by itself, in one
+// piece.
+void log_line(LogLevel level, const char* line) noexcept {
+  try {
+    if (is_journal_stderr()) {
+      const std::string text = with_level(level, fmt::format("tplstore: {}\n", line));
+      (void)!::write(STDERR_FILENO, text.data(), text.size());
+      return;
+    }
+  } catch (const std::exception&) {
+    // There is no memory for a level.
+  }
+  nbdkit_error("%s", line);
+}
+
+// Why something failed. Before it serves that is the end of the process, whatever it is.
+void log_failure(LogLevel level, const char* line) noexcept {
+  log_line(is_serving ? level : LogLevel::kError, line);
+}
+
 // Runs a callback's body; `failure` is what the callback returns when it throws.
 template <typename Body, typename Result>
 Result guard(Result failure, Body body) noexcept {
@@ -104,15 +128,15 @@ Result guard(Result failure, Body body) noexcept {
     return body();
   } catch (const Error& error) {
     keep_silent_if_leaving();
-    nbdkit_error("%s", error.what());
+    log_failure(level_of(error), error.what());
     nbdkit_set_error(wire_errno(error.code()));
   } catch (const std::bad_alloc&) {
     keep_silent_if_leaving();
-    nbdkit_error("out of memory");
+    log_failure(LogLevel::kError, "out of memory");
     nbdkit_set_error(ENOMEM);
   } catch (const std::exception& error) {
     keep_silent_if_leaving();
-    nbdkit_error("%s", printable(error.what()).c_str());
+    log_failure(LogLevel::kError, printable(error.what()).c_str());
     nbdkit_set_error(EIO);
   }
   return failure;
@@ -235,17 +259,18 @@ int on_get_ready() noexcept {
     if (ready.options.tier_state.empty() && tier_state != nullptr && *tier_state != '\0')
       ready.options.tier_state = absolute_location(tier_state);
     raise_descriptor_limit();
-    ready.options.log = [](const std::string& line) {
-      nbdkit_error("%s", printable(line).c_str());
+    ready.options.log = [](LogLevel level, const std::string& line) {
+      log_line(level, printable(line).c_str());
     };
     ready.options.run_directory = [] { return control::run_directory(/*makes=*/true); };
     ready.store = Store::open(ready.location, ready.options);
     const StorageKind kind = ready.store->backend().kind();
     check_shared(ready.location, kind, ready.is_shared, "shared=refuse-foreign");
     if (kind.reach == StorageKind::Reach::kHosts)
-      ready.options.log(fmt::format(
-          "{}: on {}; what another host has, or has left, is refused until 'tplstore lock break'",
-          ready.location, kind.name));
+      ready.options.log(LogLevel::kNotice,
+                        fmt::format("{}: on {}; what another host has, or has left, is refused "
+                                    "until 'tplstore lock break'",
+                                    ready.location, kind.name));
   });
 }
 
@@ -258,6 +283,7 @@ int on_after_fork() noexcept {
     // Not by nbdkit's own way, on which it answers ESHUTDOWN: that is an I/O error in the guests.
     server->control->when_left([] { _exit(0); });
     server->control->start();
+    is_serving = true;
   });
 }
 

@@ -730,7 +730,7 @@ TEST_CASE("the result of every request is what it is said to be, and nothing els
     json asked = one;
     asked["protocol"] = control::kProtocol;
     const json answer =
-        control::parse_answer("server", answer_control_request(*served.store, asked.dump()));
+        control::parse_answer("server", one, answer_control_request(*served.store, asked.dump()));
     CAPTURE(answer.dump());
     REQUIRE(answer["ok"] == true);
     const json& result = answer["result"];

@@ -55,8 +55,7 @@ struct AlignedPages {
 };
 
 // Reads many ranges as one batch; whether all came right.
-bool reads_right(IoRingPool& pool, const FilledFile& file, uint64_t seed,
-                 const IoRingPool::Log& log = {}) {
+bool reads_right(IoRingPool& pool, const FilledFile& file, uint64_t seed, const Log& log = {}) {
   std::mt19937_64 random(seed);
   std::vector<ByteVector> buffers(200);
   std::vector<IoOp> ops;

@@ -57,8 +57,8 @@ std::unique_ptr<Store> Context::open_store(bool with_tier) const {
   options.has_tier = with_tier;
   if (!tier_state.empty()) options.tier_state = absolute_location(tier_state);
   if (is_verbose)
-    options.log = [](const std::string& line) {
-      print_error(fmt::format("tplstore: {}\n", printable(line)));
+    options.log = [](LogLevel level, const std::string& line) {
+      print_error(with_level(level, fmt::format("tplstore: {}\n", printable(line))));
     };
   return Store::open(store_directory, options);
 }

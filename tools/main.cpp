@@ -9,13 +9,16 @@
 #include <string>
 #include <vector>
 
+#include "base/log.h"
 #include "base/text.h"
 #include "base/version.h"
 #include "command.h"
 
 namespace {
 
+using tplstore::LogLevel;
 using tplstore::printable;
+using tplstore::with_level;
 using tplstore::tool::Context;
 
 constexpr int kDone = 0;
@@ -23,7 +26,8 @@ constexpr int kFailed = 1;
 constexpr int kWrongUsage = 2;
 
 int report(const std::string& message) {
-  tplstore::print_error(fmt::format("tplstore: {}\n", printable(message)));
+  tplstore::print_error(
+      with_level(LogLevel::kError, fmt::format("tplstore: {}\n", printable(message))));
   return kFailed;
 }
 
@@ -39,8 +43,9 @@ int report_wrong_usage(const CLI::App& app, const CLI::ParseError& error) {
   const std::vector<std::string> unknown = app.remaining(true);
   if (!innermost->get_subcommands({}).empty() && !unknown.empty())
     message = fmt::format("'{}': there is no such command", unknown.front());
-  tplstore::print_error(
-      fmt::format("tplstore: {}\nRun '{} --help' for its usage.\n", printable(message), command));
+  tplstore::print_error(with_level(
+      LogLevel::kError,
+      fmt::format("tplstore: {}\nRun '{} --help' for its usage.\n", printable(message), command)));
   return kWrongUsage;
 }
 

@@ -13,6 +13,7 @@
 #include <tuple>
 
 #include "base/files.h"
+#include "base/log.h"
 #include "base/text.h"
 #include "command.h"
 #include "transfer/child_process.h"
@@ -112,7 +113,9 @@ bool is_in_path(const std::string& program) {
   return false;
 }
 
-void say(const std::string& line) { print_error(fmt::format("tplstore: {}\n", line)); }
+void say(LogLevel level, const std::string& line) {
+  print_error(with_level(level, fmt::format("tplstore: {}\n", line)));
+}
 
 // Says what follows from a fault of releases of nbdkit that are still in use.
 void warn_of_nbdkit() {
@@ -128,7 +131,7 @@ void warn_of_nbdkit() {
   auto& [major, minor, patch] = release;
   if (std::sscanf(text.c_str(), "nbdkit %u.%u.%u", &major, &minor, &patch) != 3) return;
   if (release >= kSoundNbdkit) return;
-  say(
+  say(LogLevel::kWarning,
       fmt::format("nbdkit {}.{}.{} may end, and all VMs lose their connections, when one that has "
                   "requests under way is killed; nothing acknowledged is lost: have it started "
                   "again, and give "
@@ -165,7 +168,7 @@ void serve(const Context& context, const ServeArguments& arguments) {
       fail(EINVAL, "serve",
            "it was started with sockets that are open (LISTEN_FDS), and listens on no other: leave "
            "out what says where to listen");
-    say(fmt::format("serving {} on the sockets it was given", printable(store)));
+    say(LogLevel::kInfo, fmt::format("serving {} on the sockets it was given", printable(store)));
   } else if (arguments.port != 0) {
     words.insert(words.end(), {"--port", std::to_string(arguments.port)});
     // NBD without TLS lets everybody write: only this host, unless an address is given.
@@ -186,7 +189,7 @@ void serve(const Context& context, const ServeArguments& arguments) {
   words.push_back(find_plugin());
   words.push_back("store=" + store);
   words.insert(words.end(), parameters.begin(), parameters.end());
-  if (!uri.empty()) say(fmt::format("serving {} as {}", printable(store), uri));
+  if (!uri.empty()) say(LogLevel::kInfo, fmt::format("serving {} as {}", printable(store), uri));
   warn_of_nbdkit();
   become(std::move(words));
 }

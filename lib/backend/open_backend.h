@@ -9,6 +9,7 @@
 #include <string>
 
 #include "backend/backend.h"
+#include "base/log.h"
 
 namespace tplstore {
 
@@ -16,7 +17,7 @@ struct BackendOptions {
   bool direct = false;      // data bypasses the page cache, where that can be done
   bool is_private = false;  // new objects are for the owner's eyes alone
   // Gets a line when something works in a lesser way.
-  std::function<void(const std::string&)> log = [](const std::string&) {};
+  Log log = {};
 };
 
 // The same location, whatever directory the process goes to. EINVAL.

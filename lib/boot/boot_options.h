@@ -10,6 +10,7 @@
 
 #include "base/alarm.h"
 #include "base/error.h"
+#include "base/log.h"
 #include "boot/window.h"
 
 namespace tplstore {
@@ -22,7 +23,7 @@ struct BootOptions {
   uint64_t bytes = uint64_t{2} << 30;
   bool prefetch = true;
   bool packs = true;
-  std::function<void(const std::string&)> log = [](const std::string&) {};
+  Log log = {};
   // Milliseconds of a clock that only rises.
   std::function<int64_t()> clock_ms = steady_ms;
 

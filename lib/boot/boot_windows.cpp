@@ -269,7 +269,7 @@ std::optional<BootWindow> BootWindows::end(Followed& followed, WindowEnd reason)
 }
 
 void BootWindows::say(const std::optional<BootWindow>& report) const {
-  if (report && report->blocks > 0) options_.log(report->line());
+  if (report && report->blocks > 0) options_.log(LogLevel::kInfo, report->line());
 }
 
 std::optional<BootWindow> BootWindows::done(const Uuid& volume) {

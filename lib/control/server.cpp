@@ -222,7 +222,7 @@ struct ControlServer::Impl {
 
   Store& store;
   std::string directory;
-  std::function<void(const std::string&)> log;
+  Log log;
   ControlLimits limits;
   std::function<void()> left = [] {};
 
@@ -240,8 +240,7 @@ struct ControlServer::Impl {
   control::Clock::time_point accept_at{};
   std::unique_ptr<OperationThreads> operations;
 
-  Impl(Store& the_store, std::string the_directory, std::function<void(const std::string&)> the_log,
-       ControlLimits the_limits)
+  Impl(Store& the_store, std::string the_directory, Log the_log, ControlLimits the_limits)
       : store(the_store),
         directory(std::move(the_directory)),
         log(std::move(the_log)),
@@ -453,8 +452,7 @@ void ControlServer::Impl::run() {
   }
 }
 
-ControlServer::ControlServer(Store& store, std::string directory,
-                             std::function<void(const std::string&)> log, ControlLimits limits)
+ControlServer::ControlServer(Store& store, std::string directory, Log log, ControlLimits limits)
     : impl_(std::make_unique<Impl>(store, std::move(directory), std::move(log), limits)) {}
 
 ControlServer::~ControlServer() { stop(); }

@@ -18,6 +18,7 @@
 #include <string>
 #include <string_view>
 
+#include "base/log.h"
 #include "store/store.h"
 
 namespace tplstore {
@@ -36,8 +37,7 @@ class ControlServer {
  public:
   // `store` must outlive it; `directory` is where the socket shall be (control/servers.h). `log`
   // gets lines for the operator; from any thread.
-  ControlServer(Store& store, std::string directory, std::function<void(const std::string&)> log,
-                ControlLimits limits = {});
+  ControlServer(Store& store, std::string directory, Log log, ControlLimits limits = {});
   ~ControlServer();  // stops it
 
   // Opens the socket, has the store lead to it, and starts to answer. After a fork, not before.

@@ -235,8 +235,7 @@ std::vector<Neighbours::Unseen> Neighbours::look(Backend& backend) {
   return unseen;
 }
 
-NeighbourWatch::NeighbourWatch(Backend& backend, Announcement& own,
-                               std::function<void(const std::string&)> log)
+NeighbourWatch::NeighbourWatch(Backend& backend, Announcement& own, Log log)
     : thread_([&backend, &own, log = std::move(log)](const std::stop_token& stop) {
         Neighbours neighbours;
         std::set<std::string> told;

@@ -25,6 +25,7 @@
 
 #include "backend/backend.h"
 #include "base/files.h"
+#include "base/log.h"
 #include "control/socket.h"
 
 namespace tplstore::control {
@@ -89,7 +90,7 @@ class Neighbours {
 class NeighbourWatch {
  public:
   // std::system_error when there is no thread for it.
-  NeighbourWatch(Backend& backend, Announcement& own, std::function<void(const std::string&)> log);
+  NeighbourWatch(Backend& backend, Announcement& own, Log log);
 
  private:
   std::jthread thread_;

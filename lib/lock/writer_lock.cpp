@@ -252,9 +252,9 @@ RemovalLocks lock_for_removal(Backend& backend, const std::string& folder, const
   return locks;
 }
 
-std::unique_ptr<WriterLock> WriterLock::acquire(
-    Backend& backend, const std::string& folder, const Uuid& volume, const std::string& name,
-    const Claim& claim, const std::function<void(const std::string&)>& log) {
+std::unique_ptr<WriterLock> WriterLock::acquire(Backend& backend, const std::string& folder,
+                                                const Uuid& volume, const std::string& name,
+                                                const Claim& claim, const Log& log) {
   std::unique_ptr<WriterLock> lock(new WriterLock());
   try {
     lock->lock_ = try_lock_for(backend, lock_name(folder), LockMode::kExclusive, kWaitMax);
@@ -276,7 +276,8 @@ std::unique_ptr<WriterLock> WriterLock::acquire(
   if (taken.answer != LockAnswer::kYes)
     fail_refused(name, taken.answer, lock->header_, lock->claims_);
   if (writer)
-    log(fmt::format("volume {}: taking over from {}, which has died", name, describe(*writer)));
+    log(LogLevel::kNotice,
+        fmt::format("volume {}: taking over from {}, which has died", name, describe(*writer)));
   return lock;
 }
 

@@ -22,6 +22,7 @@
 #include <mutex>
 #include <string>
 
+#include "base/log.h"
 #include "lock/claims.h"
 #include "lock/volume_header.h"
 
@@ -62,8 +63,7 @@ class WriterLock {
   // died.
   static std::unique_ptr<WriterLock> acquire(Backend& backend, const std::string& folder,
                                              const Uuid& volume, const std::string& name,
-                                             const Claim& claim,
-                                             const std::function<void(const std::string&)>& log);
+                                             const Claim& claim, const Log& log);
   // Takes the lock for a moment, without a claim: the header stays as it is. Nothing when somebody
   // holds it. EBUSY when the header says "taken": its owner died, and what it left is for the next
   // writer to take over.

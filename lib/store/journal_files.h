@@ -12,6 +12,7 @@
 #include <functional>
 #include <string>
 
+#include "base/log.h"
 #include "map/update_journal.h"
 
 namespace tplstore {
@@ -19,8 +20,7 @@ namespace tplstore {
 class JournalFiles final : public JournalPlace {
  public:
   // `run_directory` makes it if need be, and is empty in a process that serves no disks.
-  JournalFiles(const Uuid& store, std::function<std::string()> run_directory,
-               std::function<void(const std::string&)> log)
+  JournalFiles(const Uuid& store, std::function<std::string()> run_directory, Log log)
       : store_(store), run_directory_(std::move(run_directory)), log_(std::move(log)) {}
 
   Uuid boot() const override;
@@ -37,7 +37,7 @@ class JournalFiles final : public JournalPlace {
 
   const Uuid store_;
   const std::function<std::string()> run_directory_;
-  const std::function<void(const std::string&)> log_;
+  const Log log_;
 };
 
 }  // namespace tplstore

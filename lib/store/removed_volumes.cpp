@@ -64,7 +64,7 @@ bool Store::Impl::can_be_restored(const Uuid& uuid) {
   try {
     return backend->get(removed_object(uuid), kRemovedBytesMax).has_value();
   } catch (const Error& error) {
-    options.log(error.what());
+    options.log(error);
     return true;  // as far as anybody can tell
   }
 }
@@ -79,7 +79,7 @@ std::vector<RemovedVolume> Store::Impl::removed_volumes(const std::string& name)
       if (removed && (name.empty() || name == removed->name || name == part))
         list.push_back(std::move(*removed));
     } catch (const Error& error) {
-      options.log(error.what());  // and it stays
+      options.log(error);  // and it stays
     }
   }
   if (list.empty()) return list;
@@ -189,7 +189,8 @@ uint64_t Store::Impl::remove_expired() {
       if (remove_for_good(removed, now_ns)) ++count;
     } catch (const Error& error) {
       if (error.code() != ENOENT && error.code() != EBUSY)
-        options.log(fmt::format("volume {}, which was removed: {}", removed.name, error.what()));
+        options.log(level_of(error),
+                    fmt::format("volume {}, which was removed: {}", removed.name, error.what()));
     }
   }
   for (const Uuid& uuid : volumes_of_removed_versions(*backend)) {

@@ -69,7 +69,7 @@ Store::Store(std::unique_ptr<Backend> backend, const StoreOptions& options)
   try {
     impl_->origin.check();
   } catch (const Error& error) {
-    impl_->options.log(error.what());  // whoever needs no template can go on
+    impl_->options.log(error);  // whoever needs no template can go on
   }
   if (options.has_tier) impl_->make_tier();
 }
@@ -220,7 +220,7 @@ std::vector<BootStatus> Store::show_boots() {
       boots.push_back(impl_->boot ? impl_->boot->show(*disk)
                                   : show_stored_boots(*impl_->backend, *disk));
     } catch (const Error& error) {
-      if (error.code() != ENOENT) impl_->options.log(error.what());  // it is just being removed
+      if (error.code() != ENOENT) impl_->options.log(error);  // it is just being removed
     }
   };
   for (const TemplateInfo& info : list_templates(*impl_->backend))
@@ -229,7 +229,7 @@ std::vector<BootStatus> Store::show_boots() {
       [&](const std::string& name, const Uuid& uuid) {
         add([&] { return impl_->boot_disks.of_volume(name, uuid); });
       },
-      [&](const std::string&, const Error& error) { impl_->options.log(error.what()); });
+      [&](const std::string&, const Error& error) { impl_->options.log(error); });
   return boots;
 }
 
@@ -401,7 +401,7 @@ std::vector<ExportInfo> Store::list_exports() {
     } catch (const Error& error) {
       // What is damaged must not hide the rest; what is not there was removed since it was listed.
       if (error.code() != ENOENT)
-        impl_->options.log(fmt::format("volume {}: {}", name, error.what()));
+        impl_->options.log(level_of(error), fmt::format("volume {}: {}", name, error.what()));
     }
   }
   exports.insert(exports.end(), std::make_move_iterator(versions.begin()),
@@ -536,7 +536,7 @@ StoreSpace Store::space() {
     if (!impl_->origin.location().empty())
       space.template_bytes += impl_->allocated_at(impl_->origin, std::string(paths::kSegments));
   } catch (const Error& error) {
-    impl_->options.log(error.what());
+    impl_->options.log(error);
   }
   for (const std::string& name : impl_->backend->list("")) {
     const uint64_t bytes = impl_->allocated_at(*impl_->backend, name);
@@ -581,7 +581,7 @@ StoreSpace Store::estimate_space() {
   try {
     space.template_bytes += impl_->estimate_segments(impl_->origin);
   } catch (const Error& error) {
-    impl_->options.log(error.what());
+    impl_->options.log(error);
   }
   for (const std::string& name : impl_->backend->list("")) {
     if (name == paths::kVolumes || name == paths::kSegments) continue;
@@ -606,10 +606,10 @@ std::vector<VolumeStats> Store::noted_volumes() {
           volume.is_usage_old = is_usage_old(header);
         } catch (const Error& error) {
           // What is damaged must not hide the rest; what is not there is just being removed.
-          if (error.code() != ENOENT) impl_->options.log(error.what());
+          if (error.code() != ENOENT) impl_->options.log(error);
         }
       },
-      [&](const std::string&, const Error& error) { impl_->options.log(error.what()); });
+      [&](const std::string&, const Error& error) { impl_->options.log(error); });
   return volumes;
 }
 
@@ -619,7 +619,7 @@ StoreFileSystems Store::file_systems() {
       if (const auto space = backend.space())
         return FileSystemSpace{space->total_bytes, space->free_bytes};
     } catch (const Error& error) {
-      impl_->options.log(error.what());
+      impl_->options.log(error);
     }
     return {};
   };
@@ -652,6 +652,7 @@ LockInfo Store::break_lock(const std::string& volume, uint64_t epoch) {
   LockInfo before = show_lock(volume);
   fail_unless_broken(volume, impl_->change_lock(volume, LockBreak{epoch}));
   impl_->options.log(
+      LogLevel::kNotice,
       fmt::format("volume {}: its lock was broken in epoch {}, by an operator; {} had it", volume,
                   epoch, before.writer ? describe(*before.writer) : "nobody"));
   return before;

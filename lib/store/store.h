@@ -21,6 +21,7 @@
 #include "backend/backend.h"
 #include "base/disk.h"
 #include "base/findings.h"
+#include "base/log.h"
 #include "base/volume_types.h"
 #include "boot/boot.h"
 #include "template/content_id.h"
@@ -36,7 +37,7 @@ struct StoreOptions {
   IoMode io = IoMode::kBuffered;
   uint64_t map_cache_bytes = uint64_t{64} << 20;
   // Log lines for the operator (recoveries, take-overs, damage, I/O errors).
-  std::function<void(const std::string&)> log = [](const std::string&) {};
+  Log log = {};
   // Every process at the other end of a Unix socket is one VM: its connections add up.
   bool same_vm_is_pid = false;
   // How long a volume is kept for the VM that was connected when a server died, where nobody can

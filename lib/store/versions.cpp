@@ -187,7 +187,7 @@ VolumeInfo Store::fork_volume(const std::string& name, const std::string& parent
     try {
       copy_boots_for_fork(backend, impl_->uuid_of(parent), uuid);
     } catch (const Error& error) {
-      impl_->options.log(error.what());  // it learns anew how it boots
+      impl_->options.log(error);  // it learns anew how it boots
     }
     if (impl_->publish(name, uuid)) return;
     impl_->remove_unneeded(uuid, name);
@@ -252,7 +252,7 @@ std::shared_ptr<TemplateImage> Store::Impl::find_template(const ContentId& conte
       const auto manifest = is_valid_name(name) ? load_manifest(*backend, name) : std::nullopt;
       if (manifest && manifest->content_id == content) return open_durable_template(name);
     } catch (const Error& error) {
-      options.log(error.what());  // another one may have it
+      options.log(error);  // another one may have it
     }
   }
   return nullptr;

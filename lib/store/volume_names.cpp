@@ -94,7 +94,7 @@ std::map<Uuid, std::string> Store::Impl::volume_names(std::vector<std::string>* 
   std::map<Uuid, std::string> names;
   const auto report = [&](const std::string& name, const Error& error) {
     if (damaged == nullptr) throw error;
-    options.log(error.what());
+    options.log(error);
     damaged->push_back(name);
   };
   for_each_name(

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "base/host.h"
+#include "base/log.h"
 #include "base/units.h"
 
 namespace tplstore {
@@ -30,8 +31,8 @@ std::chrono::milliseconds milliseconds_of(std::chrono::steady_clock::duration du
 
 // Of what has happened, whether there is memory for the line or not.
 template <typename... Arguments>
-void log_if_possible(const std::function<void(const std::string&)>& log,
-                     fmt::format_string<Arguments...> text, Arguments&&... arguments) noexcept {
+void log_if_possible(const Log& log, fmt::format_string<Arguments...> text,
+                     Arguments&&... arguments) noexcept {
   try {
     log(fmt::format(text, std::forward<Arguments>(arguments)...));
   } catch (const std::exception&) {

@@ -163,7 +163,7 @@ std::vector<VolumeInfo> Store::list_volumes() {
       const bool is_gone = error.code() == ENOENT && !impl_->has_name(name);
       if (is_gone) continue;  // removed since it was listed
       // One that is damaged must not hide the others, and is listed with what is known of it.
-      impl_->options.log(fmt::format("volume {}: {}", name, error.what()));
+      impl_->options.log(level_of(error), fmt::format("volume {}: {}", name, error.what()));
     }
     list.push_back(std::move(info));
   }
@@ -266,7 +266,7 @@ std::optional<VolumeHeader> Store::Impl::header_if_readable(const Uuid& uuid) {
     return read_header(*backend, volume_folder(uuid), uuid);
   } catch (const Error& error) {
     if (error.code() != ENOENT && error.code() != EIO) throw;
-    if (error.code() == EIO) options.log(error.what());
+    if (error.code() == EIO) options.log(error);
     return std::nullopt;
   }
 }
@@ -326,7 +326,8 @@ void Store::Impl::release_parent(Uuid uuid) {
       }
       // Else the server that has it open notices by itself.
     } catch (const Error& error) {
-      if (error.code() == EIO) options.log(fmt::format("not collected: {}", error.what()));
+      if (error.code() == EIO)
+        options.log(level_of(error), fmt::format("not collected: {}", error.what()));
       if (error.code() != ENOENT && error.code() != EBUSY && error.code() != EIO) throw;
     }
     uuid = next;
@@ -432,7 +433,7 @@ uint64_t Store::remove_orphans() {
       ++count;
       impl_->release_parent(parent);
     } catch (const Error& error) {
-      impl_->options.log(fmt::format("not collected: {}", error.what()));
+      impl_->options.log(level_of(error), fmt::format("not collected: {}", error.what()));
     }
   }
   return count;
@@ -460,7 +461,7 @@ void Store::reclaim() {
           reclaim_volume(name);
       }
     } catch (const Error& error) {
-      if (error.code() != ENOENT && error.code() != EBUSY) impl_->options.log(error.what());
+      if (error.code() != ENOENT && error.code() != EBUSY) impl_->options.log(error);
     }
   }
 }

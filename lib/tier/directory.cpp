@@ -304,7 +304,7 @@ void TierDirectory::say(const std::string& problem) {
   if (!problem.empty()) {
     world_->log(fmt::format("tier: {}; its segments are read at the origin", problem));
   } else if (was_said) {
-    world_->log(fmt::format("tier: {}: is used again", entry(*table()).path));
+    world_->log(LogLevel::kNotice, fmt::format("tier: {}: is used again", entry(*table()).path));
   }
 }
 

@@ -52,9 +52,9 @@ void TierWorld::leave() {
   while (visits_ > 0) left_.wait(mutex_);
 }
 
-void TierWorld::log(const std::string& line) noexcept {
+void TierWorld::log(LogLevel level, const std::string& line) noexcept {
   attempt([&] {
-    if (const Visit visit(*this); visit) options.log(line);
+    if (const Visit visit(*this); visit) options.log(level, line);
   });
 }
 

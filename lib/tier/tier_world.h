@@ -14,6 +14,7 @@
 
 #include "backend/backend.h"
 #include "base/host.h"
+#include "base/log.h"
 #include "base/mutex.h"
 #include "template/segment_copies.h"
 #include "template/store_identity.h"
@@ -30,7 +31,7 @@ struct TierOptions {
   // Called by threads that may be left behind: it must own what it needs. Throws where there is no
   // directory.
   std::function<std::unique_ptr<Backend>(const std::string& path)> open_directory;
-  std::function<void(const std::string&)> log = [](const std::string&) {};
+  Log log = {};
   // A copy of this segment has come.
   std::function<void(const Hash128&)> look_again = [](const Hash128&) {};
   uint64_t fill_bytes_per_second = uint64_t{100} << 20;
@@ -65,7 +66,8 @@ class TierWorld {
   void leave();
 
   // Each is a visit of its own, and nothing once there is no more.
-  void log(const std::string& line) noexcept;
+  void log(const std::string& line) noexcept { log(LogLevel::kWarning, line); }
+  void log(LogLevel level, const std::string& line) noexcept;
   void changed() noexcept;
   void look_again(const Hash128& name) noexcept;
 

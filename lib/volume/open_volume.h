@@ -16,6 +16,7 @@
 
 #include "backend/backend.h"
 #include "base/grace_period.h"
+#include "base/log.h"
 #include "base/mutex.h"
 #include "base/volume_types.h"
 #include "lock/writer_lock.h"
@@ -33,7 +34,7 @@ struct VolumeEnvironment {
   Backend& backend;
   // Opens a template, or shares one that is open.
   std::function<std::shared_ptr<TemplateImage>(const std::string& name)> open_template;
-  std::function<void(const std::string&)> log;
+  Log log;
   // Called when there is something to maintain.
   std::function<void()> wake;
   // Ends what takes long.

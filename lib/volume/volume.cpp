@@ -86,7 +86,8 @@ void Volume::recover_last_life() {
   VolumeMap& map = open_.map();
   DataFiles& files = open_.files;
   JournalPlace* const journals = open_.environment.journals;
-  open_.environment.log(fmt::format("{}: was not closed, recovered it", open_.object));
+  open_.environment.log(LogLevel::kNotice,
+                        fmt::format("{}: was not closed, recovered it", open_.object));
   // What was written may be in the page cache only, and after a failed sync it stays there for
   // good: it must not go away again after it has been served.
   try {

@@ -90,7 +90,7 @@ tplstore version create vm1
 tplstore version create vm1
 nbdcopy "$tmp/image.raw" "$uri"
 
-# It dies with a VM.
+# It dies with a VM. For who looks for errors there is nothing to see.
 start_client write "$uri"
 kill -9 "$pid"
 wait $server 2>/dev/null || true
@@ -98,7 +98,11 @@ kill -9 "$client"
 start_service
 nbdcopy "$uri" "$tmp/copy"
 on_exit kill -9 "$(service_pid)"
-grep -q "recovered" "$tmp/server.log" || fail "nothing is said of a recovery"
+grep -q "^<5>.*recovered" "$tmp/server.log" || fail "nothing is said of a recovery"
+grep -q "^<5>.*taking over" "$tmp/server.log" || fail "nothing is said of a take-over"
+! nbdinfo "${uri/vm1/missing}" 2>/dev/null || fail "there is no such volume"
+grep -q "^<4>.*missing" "$tmp/server.log" || fail "nothing is said of what is not there"
+! grep -E "^<[0-3]>|tplstore: .*error" "$tmp/server.log" || fail "these are no errors"
 
 # What the timer does, and the end.
 read -r -a prune < <(of_unit tplstore-prune@.service ExecStart | sed 's/ \$.*//')
@@ -111,3 +115,9 @@ grep -q "server $pid: stopped" "$tmp/stop.log" || fail "it stopped something els
 wait $server || fail "the server ended with $?"
 others=$(find "$store" "$tmp/state" "$tmp/ssd" ! \( -uid "$user" -gid "$group" \))
 [ -z "$others" ] || fail "these are not the service's: $others"
+# That it cannot start is an error.
+mv "$store" "$store.away"
+start_service
+nbdinfo "$uri" 2>/dev/null || true
+! wait $server || fail "it serves nothing"
+grep -q "^<3>.*$store" "$tmp/server.log" || fail "it does not say why it cannot start"

@@ -103,8 +103,8 @@ bool is_absent(int code) { return code == ENOENT || code == ENOTDIR; }
 
 }  // namespace
 
-DirBackend::DirBackend(const std::string& directory, bool direct,
-                       std::function<void(const std::string&)> log, const DirOptions& options)
+DirBackend::DirBackend(const std::string& directory, bool direct, Log log,
+                       const DirOptions& options)
     : resources_(options.descriptor_cap == 0
                      ? resources_of_process()
                      : std::make_shared<DirResources>(options.descriptor_cap)),

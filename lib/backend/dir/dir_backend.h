@@ -34,6 +34,7 @@
 #include "backend/backend.h"
 #include "backend/dir/dir_object.h"
 #include "backend/dir/io_ring.h"
+#include "base/log.h"
 
 namespace tplstore {
 
@@ -57,8 +58,7 @@ struct DirResources {
 class DirBackend final : public Backend {
  public:
   // The directory must exist (ENOENT). `log` gets a line when something works in a lesser way.
-  DirBackend(const std::string& directory, bool direct, std::function<void(const std::string&)> log,
-             const DirOptions& options = {});
+  DirBackend(const std::string& directory, bool direct, Log log, const DirOptions& options = {});
   ~DirBackend() override;
 
   std::unique_ptr<Object> open(const std::string& name, Access access, Purpose purpose) override;

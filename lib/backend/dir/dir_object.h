@@ -39,6 +39,7 @@
 #include "backend/dir/bounce_buffer.h"
 #include "backend/dir/io_ring.h"
 #include "base/files.h"
+#include "base/log.h"
 #include "base/mutex.h"
 
 namespace tplstore {
@@ -72,7 +73,7 @@ class DescriptorCache {
 // What a DirBackend and its objects share.
 struct DirStorage {
   DirStorage(std::string directory_path, FileDescriptor root_fd, DescriptorCache& shared_cache,
-             std::function<void(const std::string&)> logger)
+             Log logger)
       : directory(std::move(directory_path)),
         root(std::move(root_fd)),
         cache(shared_cache),
@@ -106,7 +107,7 @@ struct DirStorage {
   const std::string directory;
   const FileDescriptor root;
   DescriptorCache& cache;
-  const std::function<void(const std::string&)> log;
+  const Log log;
   std::function<int(int)> fdatasync;
   std::atomic<bool> is_direct{false};
   std::atomic<bool> has_kept_files{false};  // that could not be given to the owner

@@ -242,7 +242,8 @@ std::unique_ptr<IoRingPool::Ring> IoRingPool::take_ring(const Log& log) noexcept
   if (rings_made_ == 0 && !has_logged_ && log) {
     has_logged_ = true;
     try {
-      log(fmt::format("io_uring cannot be used here ({}); reading and writing without it",
+      log(LogLevel::kNotice,
+          fmt::format("io_uring cannot be used here ({}); reading and writing without it",
                       std::strerror(-result)));
     } catch (...) {
       // A log that fails must not fail a read.

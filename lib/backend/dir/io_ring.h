@@ -27,6 +27,7 @@
 #include <string>
 #include <vector>
 
+#include "base/log.h"
 #include "base/mutex.h"
 
 namespace tplstore {
@@ -84,7 +85,6 @@ class KeptFiles {
 
 class IoRingPool {
  public:
-  using Log = std::function<void(const std::string&)>;
   explicit IoRingPool(size_t rings_max = kRingsMax);
   ~IoRingPool();
   IoRingPool(const IoRingPool&) = delete;

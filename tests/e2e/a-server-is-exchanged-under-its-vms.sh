@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
-# A server is stopped and started under its VMs, and exchanged for one that is installed elsewhere:
-# they notice a pause. No request of theirs fails, nothing that was answered is lost, and others do
-# not get their volumes meanwhile. (Where it is exchanged, both are of one build: what the test can
-# tell is that the other one took over.)
+# A server is stopped and started under its VMs, exchanged for one of another version, and back: they
+# notice a pause. No request of theirs fails, nothing that was answered is lost, and others do not get
+# their volumes meanwhile.
 . "$(dirname "$0")/../functions.sh"
 requires qemu-io nbdcopy nbdinfo jq
 
@@ -83,12 +82,31 @@ unset "nbdkit_pid[server]"
 equals "who is left" "$(tplstore stats --json | jq -c '[.servers[].pid]')" "[${nbdkit_pid[other]}]"
 stop_server other
 
-echo "Another build, at a socket that is always there" >&2
+echo "Another version, at a socket that is always there" >&2
+# The old one is this build with another version in it; TPLSTORE_OLD_BUILD may be the folder of one that
+# is really another.
 for build in old new; do
     mkdir -p "$tmp/$build/tools" "$tmp/$build/plugin"
     cp "$TPLSTORE" "$tmp/$build/tools/tplstore"
     cp "$TPLSTORE_PLUGIN" "$tmp/$build/plugin/nbdkit-tplstore-plugin.so"
 done
+if [ -n "${TPLSTORE_OLD_BUILD-}" ]; then
+    cp "$TPLSTORE_OLD_BUILD/tools/tplstore" "$tmp/old/tools/"
+    cp "$TPLSTORE_OLD_BUILD/plugin/nbdkit-tplstore-plugin.so" "$tmp/old/plugin/"
+else
+    $python - "$("$TPLSTORE" --version | cut -d ' ' -f 2)" "$tmp"/old/*/* <<'END'
+import sys
+version = sys.argv[1].encode() + b"\0"
+for path in sys.argv[2:]:
+    content = open(path, "rb").read()
+    assert version in content, path
+    open(path, "wb").write(content.replace(version, version[:-2] + b"~\0"))
+END
+fi
+version_of() {
+    "$tmp/$1/tools/tplstore" --version | cut -d ' ' -f 2
+}
+[ "$(version_of old)" != "$(version_of new)" ] || fail "both are of one version"
 # What a service manager does: it has the socket, and a server as often as the last one has ended.
 cat >"$tmp/manager.py" <<'END'
 import os, signal, socket, sys, time
@@ -109,35 +127,38 @@ while True:
     print("ended", status, flush=True)
     while not os.path.exists(f"{folder}/go-on"):
         time.sleep(0.01)
+    os.remove(f"{folder}/go-on")
 END
 ln -s old "$tmp/current"
-touch "$tmp/go-on"
 env -u TPLSTORE_PLUGIN python3 "$tmp/manager.py" "$tmp" >"$tmp/manager.out" 2>"$tmp/managed.log" &
 manager=$!
 on_exit kill $manager
-server_pid() { tplstore stats --json | jq '.servers[0].pid // empty'; }
 serves() {
-    local pid
-    pid=$(server_pid) && [ -n "$pid" ] &&
-        grep -q "$(realpath "$tmp/$1")/plugin/nbdkit-tplstore-plugin.so" "/proc/$pid/maps"
+    [ "$(tplstore stats --json | jq -r '.servers[0].version')" = "$(version_of "$1")" ]
 }
+have_ended() { [ "$(grep -c "^ended 0$" "$tmp/manager.out")" = "$1" ]; }
+# Beside the listener: a newcomer, and the VM, which tries again.
+two_wait() { [ "$(grep -c "$tmp/managed.socket" /proc/net/unix)" -ge 3 ]; }
 await 60 serves old || fail "no server starts at the socket"
 refuses "LISTEN_FDS" env LISTEN_FDS=1 bash -c 'LISTEN_PID=$$ exec "$0" serve --socket x' "$TPLSTORE"
 vm vm2 "$tmp/managed.socket" 12000
-await 60 has_written 2000 || fail "the VM writes nothing"
-rm "$tmp/go-on"
-ln -sfn new "$tmp/current"
-tplstore server stop
-await 10 grep -q "ended 0" "$tmp/manager.out" || fail "the old server ended badly"
-! has_ended $vm || fail "the VM has ended too early"
-# Whoever comes while there is no server waits for the next one.
-nbdinfo --size "nbd+unix:///vm1@current?socket=$tmp/managed.socket" >"$tmp/size" 2>&1 &
-newcomer=$!
-# Beside the listener: that one, and the VM, which tries again.
-two_wait() { [ "$(grep -c "$tmp/managed.socket" /proc/net/unix)" -ge 3 ]; }
-await 30 two_wait || fail "nobody waits at the socket"
-touch "$tmp/go-on"
-await 60 serves new || fail "the new build does not serve"
-wait $newcomer || fail "who came in between was turned away: $(cat "$tmp/size")"
-equals "size" "$(cat "$tmp/size")" $((64 << 20))
+# An upgrade and a downgrade: the tool of the one ends the server of the other, whose place it takes.
+exchanges=0
+for version in new old; do
+    exchanges=$((exchanges + 1))
+    await 60 has_written 2000 || fail "the VM writes nothing"
+    ln -sfn $version "$tmp/current"
+    "$tmp/$version/tools/tplstore" server stop
+    await 10 have_ended $exchanges || fail "the server ended badly: $(cat "$tmp/manager.out")"
+    ! has_ended $vm || fail "the VM has ended too early"
+    # Whoever comes while there is no server waits for the next one.
+    nbdinfo --size "nbd+unix:///vm1@current?socket=$tmp/managed.socket" >"$tmp/size" 2>&1 &
+    newcomer=$!
+    await 30 two_wait || fail "nobody waits at the socket"
+    touch "$tmp/go-on"
+    await 60 serves $version || fail "the $version version does not serve"
+    wait $newcomer || fail "who came in between was turned away: $(cat "$tmp/size")"
+    equals "size" "$(cat "$tmp/size")" $((64 << 20))
+done
 vm_is_right vm2 "$tmp/managed.socket"
+! grep -i -E "cannot send after|shutdown" "$tmp/managed.log" || fail "an error was answered"

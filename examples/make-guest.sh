@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Makes a small Debian guest: examples/make-guest.sh OUTDIR
+# Makes a small Debian guest: examples/make-guest.sh OUTDIR [PACKAGE...]
 #
 # Afterwards OUTDIR has
 #   disk.raw   an ext4 file system with Debian (systemd, udev), 1 GiB, sparse
 #   vmlinuz    Debian's kernel for virtual machines
 #   initrd     loads the virtio disk's and ext4's modules and mounts the root file system
 #   version    which version of this script made them; with it there, nothing is done
+# and the guest has the packages that are named.
 #
 # The guest talks on its serial line: it says "GUEST up, marker: TEXT" and takes the lines
 # "write TEXT" (keeps TEXT in /marker; answers "GUEST wrote TEXT"), "run COMMAND" (starts it, and
@@ -19,11 +20,12 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=SCRIPTDIR/packages.sh
 . "$here/packages.sh"
 
-[ $# = 1 ] || { echo "usage: $0 OUTDIR" >&2; exit 2; }
+[ $# -ge 1 ] || { echo "usage: $0 OUTDIR [PACKAGE...]" >&2; exit 2; }
 mkdir -p "$1"
 outdir=$(cd "$1" && pwd)
+packages=("${@:2}")
 version=$(sha256sum <"${BASH_SOURCE[0]}")
-version=${version%% *}
+version="${version%% *}${packages[*]+ ${packages[*]}}"
 
 exec {lock}>"$outdir/lock"
 flock "$lock"  # two at once would both work for half a minute
@@ -42,7 +44,7 @@ suite=$(. /etc/os-release && echo "${VERSION_CODENAME-}")
 # shellcheck disable=SC2016  # they are apt's variables
 mirror=$(apt-get indextargets --format '$(ORIGIN) $(CODENAME) $(REPO_URI)' 'Created-By: Packages' |
     sed -n "s/^Debian $suite //p" | head -n 1)
-as_root mmdebstrap --quiet --variant=minbase --include=systemd-sysv,udev,kmod \
+as_root mmdebstrap --quiet --variant=minbase --include=systemd-sysv,udev,kmod "${packages[@]/#/--include=}" \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
     --dpkgopt='path-exclude=/usr/share/locale/*' \
     "$suite" "$root" ${mirror:+"$mirror"} >"$work/log" 2>&1 </dev/null ||

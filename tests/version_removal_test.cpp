@@ -332,8 +332,11 @@ TEST_CASE("versions that are removed and kept can be restored until their time h
   const std::string_view expired = "{\"removed_ns\":1,\"until_ns\":2}";
   f.memory->set_content(object + ".2", as_bytes(expired));
   f.memory->set_content(object + ".3", as_bytes(expired));
+  f.store->put_versions_aside("vm1", {"v1"}, 3600);
   f.store->remove_expired();
-  CHECK(f.memory->list("removed") == std::vector<std::string>{uuid.text() + ".2"});
+  CHECK(f.memory->list("removed") ==
+        std::vector<std::string>{uuid.text() + ".1", uuid.text() + ".2"});
+  f.store->restore_version("vm1", "v1");
   CHECK(visible() == "v1 ");
   CHECK(bytes_at(*reader, 0) == filled(kBlockBytes, 2));
   f.store->create_version("vm1", {"v3", "", {}});

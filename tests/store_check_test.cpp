@@ -156,12 +156,26 @@ TEST_CASE("what is given back is what no version has, and nothing else") {
     CHECK(error_code([&] { give_back_lone_cells(*f.backend, f.uuid, "vm"); }) == EBUSY);
     volume->close();
   }
+  {
+    // Who opens it has the lock before the header says so.
+    const auto lock = f.backend->try_lock(lock_name(f.folder), LockMode::kExclusive);
+    CHECK(error_code([&] { give_back_lone_cells(*f.backend, f.uuid, "vm"); }) == EBUSY);
+  }
   f.backend->set_kind({"NFS", StorageKind::Reach::kHosts});
   CHECK(error_code([&] { give_back_lone_cells(*f.backend, f.uuid, "vm"); }) == EBUSY);
   f.backend->set_kind({"memory"});
   give_back_lone_cells(*f.backend, f.uuid, "vm");
   CHECK(f.backend->content(file) == before);
   require_sound(*f.backend);
+}
+
+TEST_CASE("a file with data of a version behind the last one stays: its map may be elsewhere") {
+  MapFixture f;
+  const std::string later = DataFiles::name_of(f.folder, 9);
+  f.backend->create(later, kSmallDiskBytes, Purpose::kData)->write(0, filled(kBlockBytes, 9));
+  has(f.found(), "data.9: has data, though the last version is 2");
+  give_back_lone_cells(*f.backend, f.uuid, "vm");
+  CHECK(f.backend->content(later)[0] == std::byte{9});
 }
 
 TEST_CASE("nothing is given back of a volume whose map is damaged") {

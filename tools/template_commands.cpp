@@ -210,7 +210,7 @@ void add_template_commands(const Command& app, Context& context) {
                       [&](const json& value) { return templates_text(value, context.list); });
       });
   list.add_flag("--all", *with_unfinished, "Unfinished imports too");
-  add_json_option(list, context);
+  add_list_options(list, context, kTemplateColumns);
 
   auto shown = std::make_shared<std::string>();
   const Command show = add_command(group, context, "show", "Show a template", [&context, shown] {

@@ -277,7 +277,7 @@ std::unique_ptr<WriterLock> WriterLock::acquire(Backend& backend, const std::str
     fail_refused(name, taken.answer, lock->header_, lock->claims_);
   if (writer)
     log(LogLevel::kNotice,
-        fmt::format("volume {}: taking over from {}, which has died", name, describe(*writer)));
+        fmt::format("volume {}: taking over from {}, which is gone", name, describe(*writer)));
   return lock;
 }
 

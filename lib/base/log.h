@@ -15,7 +15,6 @@
 #include <concepts>
 #include <functional>
 #include <string>
-#include <type_traits>
 #include <utility>
 
 #include "base/error.h"
@@ -34,14 +33,12 @@ class Log {
   Log() = default;
   // From what takes a level and a line, or a line only.
   template <typename Sink>
-  requires(!std::same_as<std::remove_cvref_t<Sink>, Log> &&
-           std::invocable<Sink&, LogLevel, const std::string&>) Log(Sink&& sink)
-      : sink_(std::forward<Sink>(sink)) {}
+  requires(!std::same_as<Sink, Log> && std::invocable<Sink&, LogLevel, const std::string&>)
+      Log(Sink sink)
+      : sink_(std::move(sink)) {}
   template <typename Sink>
-  requires(!std::same_as<std::remove_cvref_t<Sink>, Log> &&
-           std::invocable<Sink&, const std::string&>) Log(Sink&& sink)
-      : sink_(
-            [sink = std::forward<Sink>(sink)](LogLevel, const std::string& line) { sink(line); }) {}
+  requires(!std::same_as<Sink, Log> && std::invocable<Sink&, const std::string&>) Log(Sink sink)
+      : sink_([sink = std::move(sink)](LogLevel, const std::string& line) { sink(line); }) {}
 
   void operator()(LogLevel level, const std::string& line) const {
     if (sink_) sink_(level, line);

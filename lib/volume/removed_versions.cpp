@@ -11,7 +11,7 @@
 namespace tplstore {
 namespace {
 
-constexpr uint64_t kRemovedBytesMax = 4096;
+constexpr uint64_t kRemovedVersionBytesMax = 4096;
 
 std::string object_of(const Uuid& volume, uint32_t number) {
   return fmt::format("{}/{}.{}", paths::kRemoved, volume.text(), number);
@@ -50,7 +50,7 @@ std::map<uint32_t, RemovedVersion> find_removed_versions(Backend& backend, const
     const auto parsed = parse_removed_version(part);
     if (!parsed || parsed->first != volume) continue;
     try {
-      const auto content = backend.get(object_of(volume, parsed->second), kRemovedBytesMax);
+      const auto content = backend.get(object_of(volume, parsed->second), kRemovedVersionBytesMax);
       if (content) removed[parsed->second] = parse(to_text(*content));
     } catch (const Error&) {
       removed[parsed->second].is_damaged = true;

@@ -12,8 +12,8 @@ namespace {
 
 constexpr uint64_t kSetBytesMax = 1 << 16;
 constexpr std::string_view kChecksum = "checksum ";
-constexpr size_t kLineBytesMax = 36 + 1 + 10 + 1;
-static_assert(kVersionSetMax * kLineBytesMax + kChecksum.size() + 17 <= kSetBytesMax);
+constexpr size_t kSetLineBytesMax = 36 + 1 + 10 + 1;
+static_assert(kVersionSetMax * kSetLineBytesMax + kChecksum.size() + 17 <= kSetBytesMax);
 
 std::string set_object(const std::string& id) { return fmt::format("{}/{}", paths::kSets, id); }
 

@@ -114,6 +114,16 @@ void add_list_options(const Command& command, Context& context, const Columns& c
       .excludes(json_option);
 }
 
+void add_keep_option(const Command& command, std::string& into, std::string_view restore) {
+  command
+      .add_option("--keep", into,
+                  fmt::format("For how long '{}' can bring them back, like 7d; 0 for not at all; "
+                              "the store's own unless given",
+                              restore))
+      .type_name("T")
+      .check(is_duration());
+}
+
 void add_size_option(const Command& command, std::string& into, const std::string& description,
                      const std::string& name) {
   command.add_option(name, into, description).type_name("SIZE").check(check_size);

@@ -12,6 +12,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "command_line.h"
@@ -56,6 +57,8 @@ void add_list_options(const Command& command, Context& context, const Columns& c
 // 512M, …; anything else is wrong usage.
 void add_size_option(const Command& command, std::string& into, const std::string& description,
                      const std::string& name = "--size");
+// --keep of what is removed, as "volume restore" brings it back.
+void add_keep_option(const Command& command, std::string& into, std::string_view restore);
 void add_new_size(const Command& command, std::string& into, const std::string& description);
 
 // For options that take a time like 90s or 7d.

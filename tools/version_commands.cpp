@@ -342,12 +342,7 @@ void add_version_commands(const Command& app, Context& context) {
                   "A volume and the numbers or names of its versions, or VOLUME@VERSION of any")
       .required()
       .type_name("");
-  remove
-      .add_option("--keep", removed->keep,
-                  "For how long 'version restore' can bring them back, like 7d; 0 for not at all; "
-                  "the store's own unless given")
-      .type_name("T")
-      .check(is_duration());
+  add_keep_option(remove, removed->keep, "version restore");
   add_json_option(remove, context);
 
   add_diff_command(group, context);

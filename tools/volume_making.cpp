@@ -227,12 +227,7 @@ void add_volume_making_commands(const Command& group, Context& context) {
   const Command remove = add_command(group, context, "rm", "Remove volumes with all their versions",
                                      [&context, removed] { remove_volumes(context, *removed); });
   remove.add_option("NAME", removed->names, "The volumes").required().type_name("");
-  remove
-      .add_option("--keep", removed->keep,
-                  "For how long 'volume restore' can bring them back, like 7d; 0 for not at all; "
-                  "the store's own unless given")
-      .type_name("T")
-      .check(is_duration());
+  add_keep_option(remove, removed->keep, "volume restore");
   remove.add_flag("--force", removed->is_forced, "Also when a header cannot be read");
 
   auto restored = std::make_shared<NewName>();

@@ -90,12 +90,13 @@ VersionInfo Versions::find(const std::string& number_or_name) {
   const auto record = volume_.with_map(
       [&](VolumeMap& map) { return map.ask(&MapState::record_of, number_or_name); });
   pending.look_again();
-  if (record && find_removed_versions(volume_.backend, volume_.uuid).contains(record->number))
+  const bool is_pending = record && pending.contains(record->number);
+  if (is_pending && find_removed_versions(volume_.backend, volume_.uuid).contains(record->number))
     fail(ENOENT, volume_.object,
          "has no version '{0}' any more: it was removed; 'tplstore version restore {1} {0}' brings "
          "it back",
          number_or_name, volume_.name);
-  if (!record || record->is_hidden() || pending.contains(record->number))
+  if (!record || record->is_hidden() || is_pending)
     fail(ENOENT, volume_.object, "has no version '{}'; see 'tplstore version list {}'",
          number_or_name, volume_.name);
   return info_of(*record);

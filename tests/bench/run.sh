@@ -7,6 +7,7 @@
 #   --json FILE   where the results go (build/bench.json)
 #   --before DIR  measure also what another build has made (DIR has its tools/ and plugin/), in the
 #                 same runs, and what we are in relation to it; 0.97 of it is required of each case
+#   --server ARGS what tplstore is served with, like boot-cache=0
 #   --self        nbdkit file in the place of tplstore: how far from 1 this machine's noise goes
 #   --keep        keep the files
 #
@@ -25,6 +26,7 @@ runs=5
 only=
 json=$checkout/build/bench.json
 self=
+server_args=()
 before=
 before_required=0.97
 size_mib=1024
@@ -36,6 +38,7 @@ while [ $# -gt 0 ]; do
     --json) json=$2; shift ;;
     --quick) size_mib=256 seconds=1 ;;
     --before) before=$(cd "$2" && pwd); shift ;;
+    --server) read -ra server_args <<<"$2"; shift ;;
     --self) self=1 ;;
     --keep) export KEEP=1 ;;
     *) sed -n '2,/^#.*--keep/s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
@@ -225,7 +228,7 @@ start_nbdkit file file dir="$peers"
 if [ -z "$self" ]; then
     new_store
     tplstore template import golden "$image" >/dev/null
-    start_nbdkit server "$TPLSTORE_PLUGIN" "$store"
+    start_nbdkit server "$TPLSTORE_PLUGIN" "$store" "${server_args[@]}"
 fi
 if [ -n "$before" ]; then
     (

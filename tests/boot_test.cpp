@@ -105,7 +105,8 @@ TEST_CASE("a stream is neither kept nor learnt, and a boot that is mostly one co
 }
 
 TEST_CASE(
-    "a volume that is no longer as its template has a profile of its own, and so have its forks") {
+    "a volume that is no longer as its template has a profile of its own, by which its forks "
+    "boot") {
   Host host;
   boot_once(host, "vm1");
   const auto disk = host.disk("vm2");
@@ -121,9 +122,16 @@ TEST_CASE(
   CHECK(host.boot->show(*host.template_disk()).profile->boots == 1);
 
   const auto fork = host.disk("fork");
-  copy_boots_for_fork(host.store, disk->volume(), fork->volume());
-  CHECK(show_stored_boots(host.store, *fork).profile->blocks == status.profile->blocks);
-  copy_boots_for_fork(host.store, random_uuid(), random_uuid());  // nothing to copy
+  fork->become_fork_of(*disk);
+  {
+    const auto follower = host.boot->follow(fork);
+    boot_guest(host, *fork, *follower);
+  }
+  host.wait(0);
+  CHECK_FALSE(show_stored_boots(host.store, *fork).profile);
+  CHECK(host.boot->show(*disk).profile->boots == 2);
+  CHECK(host.boot->show(*disk).profile->blocks == status.profile->blocks);
+  CHECK(host.boot->show(*host.template_disk()).profile->boots == 1);
 
   // Rolled back to where it has nothing of its own: what it had goes, and the template's serves.
   disk->write_version(host.store, 4, 0, 0);
@@ -135,9 +143,6 @@ TEST_CASE(
   host.wait(0);
   CHECK_FALSE(host.boot->show(*disk).profile);
   CHECK(host.boot->show(*host.template_disk()).profile->boots == 2);
-
-  host.boot->forget(*fork);
-  CHECK_FALSE(show_stored_boots(host.store, *fork).profile);
 }
 
 TEST_CASE("a volume that was removed gets no profile") {
@@ -156,7 +161,8 @@ TEST_CASE("a volume that was removed gets no profile") {
 TEST_CASE(
     "a pack is made where it helps, and read in place of the profile; one that is damaged is not") {
   Host host;
-  std::ranges::fill(host.origin.uuid.bytes, uint8_t{0xff});  // the last one where things are in order
+  std::ranges::fill(host.origin.uuid.bytes,
+                    uint8_t{0xff});  // the last one where things are in order
   const auto begin_far = [](const std::shared_ptr<TestDisk>& disk, ReadFollower& follower) {
     disk->read(follower, 0, 8);
     disk->read(follower, 73, 8);
@@ -199,6 +205,22 @@ TEST_CASE(
   const uint64_t before = later.origin.planned_bytes();
   boot_disk_far(later, changed);
   CHECK(later.origin.planned_bytes() - before == 16 * kBlockBytes);
+
+  // When that has become steady the rest is in one of its own, by which forks boot too.
+  const auto forget_own = [&] {
+    later.boot->memory().forget(std::vector{CellFileKey::of_version(changed->volume(), 3)});
+    later.wait(10'000);
+  };
+  forget_own();
+  CHECK(later.boot->show(*changed).pack == BootStatus::PackState::kNone);
+  boot_disk_far(later, changed);
+  CHECK(later.boot->show(*changed).pack == BootStatus::PackState::kReady);
+  forget_own();
+  const auto fork = later.disk("fork");
+  fork->become_fork_of(*changed);
+  const uint64_t read_before = later.origin.planned_bytes() + changed->own_bytes();
+  CHECK(boot_disk_far(later, fork).use.misses == 16);
+  CHECK(later.origin.planned_bytes() + changed->own_bytes() - read_before == 16 * kBlockBytes);
 
   // And who has none waits for the one of somebody else, which may have what it looks for.
   Host both(host);

@@ -126,6 +126,8 @@ class TestDisk final : public BootDisk {
   const std::string& name() const override { return name_; }
   Uuid volume() const override { return uuid_; }
   std::optional<Uuid> template_uuid() const override { return template_.uuid; }
+  std::span<const BootAncestor> ancestors() const override { return ancestors_; }
+  void settle() override { ++settled; }
   uint64_t size_bytes() const override { return TestTemplate::kBytes; }
   bool is_gone() const override { return is_gone_; }
   std::shared_ptr<BootDisk> open_template() override {
@@ -166,10 +168,27 @@ class TestDisk final : public BootDisk {
     version_first_ = first;
     version_count_ = count;
     version_ = version;
-    version_file_ = std::make_unique<TestFile>(
+    version_of_ = uuid_;
+    version_file_ = std::make_shared<TestFile>(
         backend, fmt::format("volumes/{}/data.{}", uuid_.text(), version), version, first, count);
     version_cells_ = memory_.file(CellFileKey::of_version(uuid_, version));
   }
+  // And these are what an ancestor's version has, which has them in its own file.
+  void become_fork_of(const TestDisk& parent) {
+    const std::lock_guard guard(mutex_);
+    version_first_ = parent.version_first_;
+    version_count_ = parent.version_count_;
+    version_ = parent.version_;
+    version_file_ = parent.version_file_;
+    version_cells_ = parent.version_cells_;
+    version_of_ = parent.uuid_;
+    ancestors_.push_back({parent.uuid_, parent.version_});
+  }
+  // One that is nearer.
+  void add_ancestor(const BootAncestor& ancestor) {
+    ancestors_.insert(ancestors_.begin(), ancestor);
+  }
+  uint64_t own_bytes() const { return version_file_->planned_bytes; }  // that were read of it
   void go() { is_gone_ = true; }
 
   // A read of a guest: right, or it fails the test.
@@ -198,6 +217,7 @@ class TestDisk final : public BootDisk {
 
   std::function<void()> on_with_cells = [] {};
   std::atomic<int> asked_for_tables{0};
+  std::atomic<int> settled{0};
 
  private:
   uint32_t source_of(uint64_t block) const {
@@ -207,7 +227,7 @@ class TestDisk final : public BootDisk {
     if (source_of(block) != kFromTemplate)
       return {version_cells_,
               version_file_.get(),
-              CellFileKey::of_version(uuid_, version_),
+              CellFileKey::of_version(version_of_, version_),
               static_cast<uint32_t>(block - version_first_),
               1,
               0,
@@ -233,8 +253,10 @@ class TestDisk final : public BootDisk {
   uint64_t version_first_ = 0;
   uint32_t version_count_ = 0;
   uint32_t version_ = 0;
-  std::unique_ptr<TestFile> version_file_;
+  Uuid version_of_;
+  std::shared_ptr<TestFile> version_file_;
   std::shared_ptr<CellFile> version_cells_;
+  std::vector<BootAncestor> ancestors_;
 };
 
 }  // namespace tplstore::testing

@@ -12,14 +12,14 @@ using namespace tplstore::testing;
 
 namespace {
 
-// Three pieces, the second longer than what is written at once.
+// Three pieces, the second of a version, and longer than what is written at once.
 const std::vector<PackPiece> kPieces = {
-    {{1, 1}, 1024, 1000, 24, 0}, {{2, 2}, 1024, 0, 300, 0}, {{3, 3}, 7, 6, 1, 0}};
+    {{1, 1}, 1024, 1000, 24, 0}, {{2, 2}, 3, 70'000, 300, 1}, {{3, 3}, 7, 6, 1, 0}};
 constexpr uint32_t kBlocks = 325;
 
-// What a cell holds is told by its segment and place.
+// What a cell holds is told by its file and place.
 ByteVector cell_of(const PackPiece& piece, uint32_t index) {
-  return block_of(piece.segment.low * 10'000 + piece.first + index);
+  return block_of(piece.file.low * 10'000 + piece.first + index);
 }
 
 void read_cells(size_t piece, uint32_t skip, MutableBytes into) {
@@ -29,7 +29,7 @@ void read_cells(size_t piece, uint32_t skip, MutableBytes into) {
 }
 
 bool make(Backend& store, const Uuid& uuid, const HashSecret& secret = kTestSecret) {
-  return make_pack(store, uuid, kPieces, secret, read_cells);
+  return make_pack(store, template_pack(uuid), uuid, kPieces, secret, read_cells);
 }
 
 // How many blocks of the pack are sound; every one of these is right.
@@ -54,11 +54,11 @@ TEST_CASE("a pack has the cells it was made of; a new one takes its place") {
   MemoryBackend store;
   const Uuid uuid = random_uuid();
   bool is_damaged = false;
-  CHECK_FALSE(open_pack(store, uuid, kTestSecret, &is_damaged));
+  CHECK_FALSE(open_pack(store, template_pack(uuid), uuid, kTestSecret, &is_damaged));
   CHECK(make(store, uuid));
   CHECK(make(store, uuid));
   CHECK(template_pack(uuid).numbers(store) == std::vector<uint64_t>{2});
-  const auto pack = open_pack(store, uuid, kTestSecret, &is_damaged);
+  const auto pack = open_pack(store, template_pack(uuid), uuid, kTestSecret, &is_damaged);
   REQUIRE(pack);
   CHECK_FALSE(is_damaged);
   CHECK(pack->description().block_count() == kBlocks);
@@ -71,10 +71,10 @@ TEST_CASE("a pack of another template or store is none") {
   const Uuid uuid = random_uuid(), other = random_uuid();
   make(store, uuid);
   bool is_damaged = false;
-  CHECK_FALSE(open_pack(store, uuid, random_secret(), &is_damaged));
+  CHECK_FALSE(open_pack(store, template_pack(uuid), uuid, random_secret(), &is_damaged));
   CHECK(is_damaged);
   store.set_content("packs/" + other.text() + ".1", store.content("packs/" + uuid.text() + ".1"));
-  CHECK_FALSE(open_pack(store, other, kTestSecret));
+  CHECK_FALSE(open_pack(store, template_pack(other), other, kTestSecret));
 }
 
 TEST_CASE("whatever is damaged of a pack, no wrong block is sound") {
@@ -98,7 +98,7 @@ TEST_CASE("whatever is damaged of a pack, no wrong block is sound") {
     if (random() % 8 == 0) bytes.insert(bytes.begin(), kBlockBytes, std::byte{1});
     store.set_content(name, bytes);
     bool is_damaged = false;
-    const auto pack = open_pack(store, uuid, kTestSecret, &is_damaged);
+    const auto pack = open_pack(store, template_pack(uuid), uuid, kTestSecret, &is_damaged);
     REQUIRE(bool(pack) != is_damaged);
     if (pack) REQUIRE(count_sound(*pack) < kBlocks);
   }
@@ -109,11 +109,11 @@ TEST_CASE("what is read wrong while it is made leaves the old pack") {
   const Uuid uuid = random_uuid();
   make(store, uuid);
   CHECK(thrown_by([&] {
-          make_pack(store, uuid, kPieces, kTestSecret,
+          make_pack(store, template_pack(uuid), uuid, kPieces, kTestSecret,
                     [](size_t, uint32_t, MutableBytes) { fail(EIO, "segment", "damaged"); });
         }).code == EIO);
   CHECK(template_pack(uuid).numbers(store) == std::vector<uint64_t>{1});
-  CHECK(open_pack(store, uuid, kTestSecret));
+  CHECK(open_pack(store, template_pack(uuid), uuid, kTestSecret));
 }
 
 TEST_CASE("after a crash at any place there is a pack that is right, or none") {
@@ -125,7 +125,7 @@ TEST_CASE("after a crash at any place there is a pack that is right, or none") {
   for (CrashWalker walker(store);; walker.advance()) {
     for (uint64_t i = 0; i < 4; ++i) {
       const auto after = walker.crash(MemoryBackend::Crash::kRandom, seed + i);
-      const auto pack = open_pack(*after, uuid, kTestSecret);
+      const auto pack = open_pack(*after, template_pack(uuid), uuid, kTestSecret);
       (pack ? whole : none) += 1;
       if (pack) REQUIRE(count_sound(*pack) == kBlocks);
       if (walker.is_at_end()) REQUIRE(pack);

@@ -28,10 +28,9 @@ struct Host {
         .stored.profile;
   }
   void put_pack() {
-    Profile profile;
-    profile.owner = origin.uuid;
-    profile.runs.push_back({8, kFromTemplate, 8, 0, 1, {}});
-    CHECK(make_pack_of(store, *disk("debian", true), profile, kTestSecret, memory,
+    FoundProfile found{true, origin.uuid};
+    found.stored.profile.runs.push_back({8, kFromTemplate, 8, 0, 1, {}});
+    CHECK(make_pack_of(store, *disk("debian", true), found, kTestSecret, memory,
                        [] { return false; }));
   }
 
@@ -79,21 +78,90 @@ TEST_CASE("a template's profile and pack are shown, forgotten, and removed with 
   CHECK(host.store.list("packs").empty());
 }
 
-TEST_CASE("a volume's own profile is copied for a fork and forgotten by itself") {
+TEST_CASE("a fork that needs its parent no more keeps the profile that it booted by") {
   Host host;
   const auto parent = host.disk("vm1");
+  parent->write_version(host.store, 3, 0, 100);
   const auto fork = host.disk("fork");
-  copy_boots_for_fork(host.store, parent->volume(), fork->volume());  // nothing to copy
-  CHECK_FALSE(show_stored_boots(host.store, *fork).profile);
+  fork->become_fork_of(*parent);
+  adopt_boots(host.store, *fork);  // there is none
   host.learn(*parent, 3, 8, 8);
-  copy_boots_for_fork(host.store, parent->volume(), fork->volume());
-  for (const auto& disk : {parent, fork}) {
-    const BootStatus status = show_stored_boots(host.store, *disk);
-    REQUIRE(status.profile);
-    CHECK(status.profile->blocks == 8);
-    CHECK(status.profile->own_blocks == 8);
-  }
+  CHECK_FALSE(show_stored_boots(host.store, *fork).profile);
+  CHECK(find_profile(host.store, *fork).owner == parent->volume());
+  adopt_boots(host.store, *fork);
+  const FoundProfile own = find_profile(host.store, *fork);
+  CHECK(own.owner == fork->volume());
+  CHECK(count_own_blocks(own.stored.profile.runs) == 8);
+  adopt_boots(host.store, *fork);  // it has one
   forget_stored_boots(host.store, *fork);
   CHECK_FALSE(show_stored_boots(host.store, *fork).profile);
   CHECK(show_stored_boots(host.store, *parent).profile);
+}
+
+TEST_CASE("a boot belongs to the nearest that a twentieth of it came from") {
+  Host host;
+  const auto grandparent = host.disk("vm1"), parent = host.disk("vm2"), fork = host.disk("vm3");
+  grandparent->write_version(host.store, 2, 0, 100);
+  fork->become_fork_of(*grandparent);
+  fork->add_ancestor({parent->volume(), 5});
+  // Of the template, of the three, and of which is learnt what.
+  struct Case {
+    uint32_t from_template, oldest, middle, own;
+    const TestDisk* owner;
+    uint64_t blocks;
+  };
+  const Case cases[] = {
+      {100, 0, 0, 0, nullptr, 100},           {100, 3, 1, 1, nullptr, 100},
+      {100, 5, 1, 1, grandparent.get(), 105}, {100, 3, 1, 2, grandparent.get(), 103},
+      {100, 0, 6, 3, parent.get(), 106},      {100, 10, 10, 7, fork.get(), 127}};
+  for (const Case& one : cases) {
+    CAPTURE(one.oldest);
+    CAPTURE(one.middle);
+    for (const auto& disk : {grandparent, parent, fork, host.disk("debian", true)})
+      forget_stored_boots(host.store, *disk);
+    std::vector<ProfileRun> runs;
+    const auto add = [&](uint32_t source, uint64_t first, uint32_t count) {
+      if (count > 0) runs.push_back({first, source, count, 0, 1, {}});
+    };
+    add(kFromTemplate, 4000, one.from_template);
+    add(2, 0, one.oldest);
+    add(4, 200, one.middle);
+    add(9, 400, one.own);
+    const auto learnt =
+        learn_boot(host.store, *fork, nullptr, runs, 1 << 20, host.memory, kTestSecret);
+    REQUIRE(learnt);
+    CHECK(learnt->owner == (one.owner == nullptr ? host.origin.uuid : one.owner->volume()));
+    CHECK(learnt->is_of_template == (one.owner == nullptr));
+    CHECK(count_blocks(learnt->stored.profile.runs) == one.blocks);
+    CHECK(find_profile(host.store, *fork).owner == learnt->owner);
+  }
+}
+
+TEST_CASE("a volume's pack has what its template's has not, and settles what it is made of") {
+  Host host;
+  host.put_pack();  // blocks 8 to 15
+  const auto disk = host.disk("vm1");
+  disk->write_version(host.store, 3, 0, 4);
+  FoundProfile found{false, disk->volume()};
+  found.stored.profile.runs = {{4, kFromTemplate, 20, 0, 1, {}}, {0, 3, 4, 0, 1, {}}};
+  const auto make = [&] {
+    return make_pack_of(host.store, *disk, found, kTestSecret, host.memory, [] { return false; });
+  };
+  CHECK(make());
+  CHECK(disk->settled == 1);
+  const auto pack = open_pack(host.store, volume_pack(disk->volume()), disk->volume(), kTestSecret);
+  REQUIRE(pack);
+  const auto& pieces = pack->description().pieces;
+  REQUIRE(pieces.size() == 3);
+  CHECK(pieces[0].key() == TestTemplate::key(0));
+  CHECK(pieces[0].count + pieces[1].count == 12);
+  CHECK(pieces[2].key() == CellFileKey::of_version(disk->volume(), 3));
+  CHECK(pieces[2].count == 4);
+  CHECK_FALSE(make());
+  CHECK(show_stored_boots(host.store, *disk).pack == BootStatus::PackState::kReady);
+  forget_stored_boots(host.store, *disk);
+  CHECK(show_stored_boots(host.store, *disk).pack == BootStatus::PackState::kNone);
+  host.store.remove_folder("volumes/" + disk->volume().text());  // it is removed meanwhile
+  make();
+  CHECK(host.store.list("volumes/" + disk->volume().text()).empty());
 }

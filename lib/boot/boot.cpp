@@ -88,9 +88,12 @@ void Boot::learn(FollowedBoot& boot) {
       learn_boot(store_, disk, origin.get(), runs, options_.bytes / kBlockBytes, memory_, secret_);
   if (!learnt) return;
   windows_.has_new_profile(disk.volume());
-  if (origin && learnt->is_of_template && options_.packs &&
-      learnt->stored.profile.steady_boots >= kSteadyBoots && read_ahead_.was_slow(learnt->owner))
-    make_pack_of(store_, *origin, learnt->stored.profile, secret_, memory_,
+  if (!options_.packs || learnt->stored.profile.steady_boots < kSteadyBoots ||
+      !read_ahead_.was_slow(learnt->owner))
+    return;
+  BootDisk* const packed = learnt->is_of_template ? origin.get() : &disk;
+  if (packed != nullptr && !packed->is_gone())
+    make_pack_of(store_, *packed, *learnt, secret_, memory_,
                  [this] { return alarms_.learn.is_stopped(); });
 }
 

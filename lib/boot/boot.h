@@ -4,9 +4,8 @@
 // The writer of a volume has a follower for each of its connections, whose reads open windows
 // (boot/boot_windows.h); while one is open, what is read is recorded, taken into the memory, and
 // read ahead as the profile has it (boot/read_ahead.h). When it has ended, what was recorded is
-// merged into the profile of the template, or of the volume when at least a twentieth did not come
-// from the template (boot/learning.h); and a pack is made of a template's profile that has become
-// steady and takes long to read.
+// merged into the profile of who that came from (boot/learning.h); and a pack is made of a profile
+// that has become steady and takes long to read.
 //
 // Threads: one ends windows and keeps the memory, one learns, one reads ahead; reads of guests wait
 // for none of them. Without start() there are none, and tend() does what is due.

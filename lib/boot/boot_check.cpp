@@ -28,8 +28,8 @@ void check_profile(Backend& store, const std::string& path, const Uuid& owner, F
 void check_pack(Backend& store, const std::string& path, const Uuid& owner,
                 const HashSecret& secret, Findings& findings) {
   try {
-    if (Pack(store, path, secret).description().template_uuid == owner) return;
-    findings.fault(path, "is a pack of another template", Repair::kDerived);
+    if (Pack(store, path, secret).description().owner == owner) return;
+    findings.fault(path, "is a pack of something else", Repair::kDerived);
   } catch (const Error& error) {
     if (error.code() == ENOENT) return;  // a newer one has taken its place
     findings.fault(error, error.code() == EIO ? Repair::kDerived : Repair::kNone);
@@ -69,10 +69,14 @@ void check_template_boots(Backend& store, const std::set<Uuid>* templates, const
               });
 }
 
-void check_volume_profiles(Backend& store, const Uuid& volume, Findings& findings) {
-  const NumberedObject object = volume_profile(volume);
-  for (const uint64_t number : object.numbers(store))
-    check_profile(store, object.path(number), volume, findings);
+void check_volume_boots(Backend& store, const Uuid& volume, const HashSecret* secret,
+                        bool is_served, Findings& findings) {
+  const NumberedObject profile = volume_profile(volume), pack = volume_pack(volume);
+  for (const uint64_t number : profile.numbers(store))
+    check_profile(store, profile.path(number), volume, findings);
+  if (secret == nullptr || is_served) return;
+  for (const uint64_t number : pack.numbers(store))
+    check_pack(store, pack.path(number), volume, *secret, findings);
 }
 
 }  // namespace tplstore

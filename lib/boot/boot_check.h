@@ -11,10 +11,12 @@
 
 namespace tplstore {
 
-// Of templates; `templates` are those that are there, or none when that is not known. A server may
-// be writing a pack: `is_served`. Without a secret packs are not looked at.
+// A server may be writing a pack: `is_served`. Without a secret packs are not looked at.
+
+// Of templates; `templates` are those that are there, or none when that is not known.
 void check_template_boots(Backend& store, const std::set<Uuid>* templates, const HashSecret* secret,
                           bool is_served, Findings& findings);
-void check_volume_profiles(Backend& store, const Uuid& volume, Findings& findings);
+void check_volume_boots(Backend& store, const Uuid& volume, const HashSecret* secret,
+                        bool is_served, Findings& findings);
 
 }  // namespace tplstore

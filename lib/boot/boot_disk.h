@@ -17,6 +17,13 @@
 
 namespace tplstore {
 
+// What a fork has from the volume that it is a fork of, or from the one that that is a fork of:
+// blocks of versions up to this one, if no ancestor that is further away has them.
+struct BootAncestor {
+  Uuid volume;
+  uint32_t last = 0;
+};
+
 class BootDisk {
  public:
   virtual ~BootDisk() = default;
@@ -24,6 +31,7 @@ class BootDisk {
   virtual const std::string& name() const = 0;  // of the volume or the template, for people
   virtual Uuid volume() const = 0;              // nil: the disk is a template
   virtual std::optional<Uuid> template_uuid() const = 0;  // that it began with, or is
+  virtual std::span<const BootAncestor> ancestors() const { return {}; }  // the nearest first
   virtual uint64_t size_bytes() const = 0;
   // The template that the volume began with, as a disk; nothing when there is none any more.
   virtual std::shared_ptr<BootDisk> open_template() = 0;
@@ -35,6 +43,8 @@ class BootDisk {
   // lies past the disk's end, and what would have to be waited for, is left out.
   virtual void with_cells(std::span<const CellRun> runs,
                           const std::function<void(std::span<const CellPlace>)>& body) = 0;
+  // What is frozen when this is called is so for good when it returns, whatever crashes.
+  virtual void settle() {}
   // Has the tables that the template's blocks are compared with read in one go, where that can be:
   // before a boot that nothing is known of.
   virtual void take_tables() = 0;

@@ -13,8 +13,28 @@ constexpr int kTriesMax = 4;
 constexpr uint64_t kBlocksAtOnce = 1 << 16;
 constexpr uint32_t kCellsAtOnce = 256;
 
-bool is_own(std::span<const ProfileRun> runs) {
-  return count_own_blocks(runs) * kOwnPart >= std::max<uint64_t>(1, count_blocks(runs));
+// Whether enough of it is of versions past this one.
+bool is_own(std::span<const ProfileRun> runs, uint32_t past) {
+  return count_own_blocks(runs, past) * kOwnPart >= std::max<uint64_t>(1, count_blocks(runs));
+}
+
+// Who a boot belongs to that has too little of the volume itself; what is of those that are nearer
+// goes. Nothing when nobody could have it.
+std::optional<FoundProfile> find_owner(const BootDisk& disk, std::vector<ProfileRun>& boot) {
+  const auto ancestors = disk.ancestors();
+  const auto keep_up_to = [&](uint32_t last) {
+    std::erase_if(boot, [last](const ProfileRun& run) {
+      return run.source != kFromTemplate && run.source > last;
+    });
+  };
+  for (size_t i = 0; i < ancestors.size(); ++i) {
+    if (!is_own(boot, i + 1 < ancestors.size() ? ancestors[i + 1].last : 0)) continue;
+    keep_up_to(ancestors[i].last);
+    return FoundProfile{false, ancestors[i].volume};
+  }
+  if (!disk.template_uuid()) return std::nullopt;
+  keep_up_to(0);
+  return FoundProfile{true, *disk.template_uuid()};
 }
 
 // Visits the places of runs, some of them at a time; their `run` is the index among all.
@@ -89,28 +109,35 @@ bool has_header(Backend& store, const NumberedObject& profile) {
   return std::ranges::binary_search(store.list(profile.folder), "header");
 }
 
-// Cells of segments, each once, in the profile's order; and what the disk calls them.
+using Cell = std::pair<CellFileKey, uint32_t>;
+
+std::set<Cell> cells_of(std::span<const PackPiece> pieces) {
+  std::set<Cell> cells;
+  for (const PackPiece& piece : pieces)
+    for (uint32_t i = 0; i < piece.count; ++i) cells.emplace(piece.key(), piece.first + i);
+  return cells;
+}
+
+// Cells, each once and none of `but`, in the profile's order; and what the disk calls them.
 struct Pieces {
   std::vector<PackPiece> pieces;
   std::vector<CellRun> runs;
 };
-using Cell = std::pair<Hash128, uint32_t>;
 
-Pieces pieces_of(BootDisk& disk, std::span<const ProfileRun> runs) {
+Pieces pieces_of(BootDisk& disk, std::span<const ProfileRun> runs, const std::set<Cell>& but) {
   Pieces found;
   std::set<Cell> seen;
-  visit_places(disk, runs, [&](size_t, const CellPlace& place) {
-    if (place.key.kind != CellFileKey::Kind::kSegment) return;
+  visit_places(disk, runs, [&](size_t run, const CellPlace& place) {
     bool is_open = false;
     for (uint32_t i = 0; i < place.count; ++i) {
-      if (!seen.emplace(place.key.segment, place.block + i).second ||
-          seen.size() > kPackBlocksMax) {
+      const Cell cell(place.key, place.block + i);
+      if (but.contains(cell) || seen.size() == kPackBlocksMax || !seen.insert(cell).second) {
         is_open = false;
         continue;
       }
       if (!is_open) {
-        found.pieces.push_back({place.key.segment, place.key.number, place.block + i, 0, 0});
-        found.runs.push_back({kFromTemplate, place.first + i, 0});
+        found.pieces.push_back(PackPiece::of(place.key, place.block + i, 0));
+        found.runs.push_back({runs[run].source, place.first + i, 0});
         is_open = true;
       }
       ++found.pieces.back().count;
@@ -121,14 +148,11 @@ Pieces pieces_of(BootDisk& disk, std::span<const ProfileRun> runs) {
 }
 
 bool has_most(const PackDescription& pack, const std::vector<PackPiece>& pieces) {
-  std::set<Cell> there;
-  for (const PackPiece& piece : pack.pieces)
-    for (uint32_t i = 0; i < piece.count; ++i) there.emplace(piece.segment, piece.first + i);
-  uint64_t blocks = 0, missing = 0;
-  for (const PackPiece& piece : pieces)
-    for (uint32_t i = 0; i < piece.count; ++i, ++blocks)
-      missing += there.contains({piece.segment, piece.first + i}) ? 0 : 1;
-  return 8 * missing <= blocks;
+  const std::set<Cell> there = cells_of(pack.pieces);
+  const std::set<Cell> wanted = cells_of(pieces);
+  const auto missing =
+      std::ranges::count_if(wanted, [&](const Cell& cell) { return !there.contains(cell); });
+  return 8 * static_cast<uint64_t>(missing) <= wanted.size();
 }
 
 // Blocks of a run that the disk has in one place, verified.
@@ -158,17 +182,24 @@ void read_cells(BootDisk& disk, const CellRun& run, MutableBytes into, CellMemor
 
 }  // namespace
 
+NumberedObject FoundProfile::profile() const {
+  return is_of_template ? template_profile(owner) : volume_profile(owner);
+}
+
+NumberedObject FoundProfile::pack() const {
+  return is_of_template ? template_pack(owner) : volume_pack(owner);
+}
+
 FoundProfile find_profile(Backend& store, BootDisk& disk) {
-  FoundProfile found;
-  if (!disk.volume().is_nil()) {
-    found.owner = disk.volume();
-    found.stored = load_profile(store, volume_profile(found.owner), found.owner);
-    if (!found.stored.profile.runs.empty() || !disk.template_uuid()) return found;
+  std::vector<FoundProfile> owners;
+  if (!disk.volume().is_nil()) owners.push_back({false, disk.volume()});
+  for (const BootAncestor& ancestor : disk.ancestors()) owners.push_back({false, ancestor.volume});
+  if (disk.template_uuid()) owners.push_back({true, *disk.template_uuid()});
+  for (FoundProfile& found : owners) {
+    found.stored = load_profile(store, found.profile(), found.owner);
+    if (!found.stored.profile.runs.empty()) return std::move(found);
   }
-  found.is_of_template = true;
-  found.owner = disk.template_uuid().value_or(Uuid{});
-  found.stored = load_profile(store, template_profile(found.owner), found.owner);
-  return found;
+  return std::move(owners.back());
 }
 
 std::optional<FoundProfile> learn_boot(Backend& store, BootDisk& disk, BootDisk* origin,
@@ -178,6 +209,7 @@ std::optional<FoundProfile> learn_boot(Backend& store, BootDisk& disk, BootDisk*
   uint64_t size_bytes = disk.size_bytes();
   for (const ProfileRun& run : boot) size_bytes = std::max(size_bytes, run.end() * kBlockBytes);
   const NumberedObject own_object = volume_profile(disk.volume());
+  const uint32_t not_own = disk.ancestors().empty() ? 0 : disk.ancestors().front().last;
   for (int tries = 0; tries < kTriesMax; ++tries) {
     FoundProfile found{false, disk.volume(), load_profile(store, own_object, disk.volume())};
     Profile& profile = found.stored.profile;
@@ -186,20 +218,20 @@ std::optional<FoundProfile> learn_boot(Backend& store, BootDisk& disk, BootDisk*
       std::erase_if(profile.runs,
                     [&](const ProfileRun& run) { return run.end() > blocks_of(size_bytes); });
       if (!disk.is_gone()) drop_dead_runs(profile, disk);
-      if (!is_own(profile.runs)) profile.runs.clear();  // it is as its template is again
+      if (!is_own(profile.runs, not_own)) profile.runs.clear();  // it is as what it came from again
     }
     std::vector<ProfileRun> runs(boot.begin(), boot.end());
-    if (profile.runs.empty() && !is_own(boot)) {
-      if (!disk.template_uuid()) return std::nullopt;
+    const bool is_own_boot = !profile.runs.empty() || is_own(boot, not_own);
+    if (!is_own_boot) {
+      const auto owner = find_owner(disk, runs);
+      if (!owner) return std::nullopt;
       own_object.remove_all(store);
-      found = {true, *disk.template_uuid(), {}};
-      found.stored = load_profile(store, template_profile(found.owner), found.owner);
+      found = *owner;
+      found.stored = load_profile(store, found.profile(), found.owner);
       before = profile;
-      std::erase_if(runs, [](const ProfileRun& run) { return run.source != kFromTemplate; });
     }
     profile.owner = found.owner;
-    profile.size_bytes =
-        found.is_of_template ? std::max(profile.size_bytes, size_bytes) : size_bytes;
+    profile.size_bytes = is_own_boot ? size_bytes : std::max(profile.size_bytes, size_bytes);
     if (!merge_boot(profile, runs, blocks_max, now_unix_ns())) return std::nullopt;
     take_hashes(profile, before);
     try {
@@ -207,11 +239,11 @@ std::optional<FoundProfile> learn_boot(Backend& store, BootDisk& disk, BootDisk*
     } catch (const Error&) {
       // The template has been removed: they are not known.
     }
-    if (!found.is_of_template && !has_header(store, own_object)) return std::nullopt;
-    const NumberedObject object = found.is_of_template ? template_profile(found.owner) : own_object;
+    const NumberedObject object = found.profile();
+    if (!found.is_of_template && !has_header(store, object)) return std::nullopt;
     if (!put_profile(store, object, found.stored.number, profile)) continue;
-    if (!found.is_of_template && !has_header(store, own_object)) {
-      own_object.remove_all(store);
+    if (!found.is_of_template && !has_header(store, object)) {
+      object.remove_all(store);
       return std::nullopt;
     }
     ++found.stored.number;
@@ -226,19 +258,31 @@ std::set<CellFileKey> files_of(BootDisk& disk, std::span<const ProfileRun> runs)
   return keys;
 }
 
-bool make_pack_of(Backend& store, BootDisk& disk, const Profile& profile, const HashSecret& secret,
-                  CellMemory& memory, const std::function<bool()>& interrupted) {
-  const Pieces found = pieces_of(disk, profile.runs);
-  const auto pack = open_pack(store, profile.owner, secret);
-  if (pack && has_most(pack->description(), found.pieces)) return false;
-  return make_pack(store, profile.owner, found.pieces, secret,
-                   [&](size_t piece, uint32_t skip, MutableBytes into) {
-                     if (interrupted()) fail(EINTR, disk.name(), "its pack is not made now");
-                     CellRun run = found.runs[piece];
-                     run.first += skip;
-                     run.count = static_cast<uint32_t>(into.size() / kBlockBytes);
-                     read_cells(disk, run, into, memory);
-                   });
+bool make_pack_of(Backend& store, BootDisk& disk, const FoundProfile& found,
+                  const HashSecret& secret, CellMemory& memory,
+                  const std::function<bool()>& interrupted) {
+  std::set<Cell> packed;
+  if (!found.is_of_template && disk.template_uuid())
+    if (const auto pack =
+            open_pack(store, template_pack(*disk.template_uuid()), *disk.template_uuid(), secret))
+      packed = cells_of(pack->description().pieces);
+  const Pieces cells = pieces_of(disk, found.stored.profile.runs, packed);
+  const auto pack = open_pack(store, found.pack(), found.owner, secret);
+  if (pack && has_most(pack->description(), cells.pieces)) return false;
+  // A version whose freezing is lost in a crash is another one the next time.
+  disk.settle();
+  const bool is_made = make_pack(store, found.pack(), found.owner, cells.pieces, secret,
+                                 [&](size_t piece, uint32_t skip, MutableBytes into) {
+                                   if (interrupted())
+                                     fail(EINTR, disk.name(), "its pack is not made now");
+                                   CellRun run = cells.runs[piece];
+                                   run.first += skip;
+                                   run.count = static_cast<uint32_t>(into.size() / kBlockBytes);
+                                   read_cells(disk, run, into, memory);
+                                 });
+  if (is_made && !found.is_of_template && !has_header(store, found.pack()))
+    found.pack().remove_all(store);
+  return is_made;
 }
 
 CachedRuns count_cached(BootDisk& disk, std::span<const ProfileRun> runs, CellMemory& memory) {

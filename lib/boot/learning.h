@@ -1,5 +1,9 @@
-// What is learnt from a boot that has ended: the profile of the template or of the volume, and the
-// pack of a template.
+// What is learnt from a boot that has ended: a profile, and a pack.
+//
+// A boot belongs to whoever at least a twentieth of what it read came from: the volume itself, by
+// its own frozen versions; or the nearest of the volumes that it is a fork of; or the template. Its
+// profile and pack are there, and all that have no profile nearer by boot by that: clones by their
+// template's, forks by their parent's.
 //
 // Thread safety: functions of what they are given; a boot that another host learns at the same time
 // is not lost. Errors: the backend's and the disk's.
@@ -18,18 +22,20 @@
 
 namespace tplstore {
 
-// The profile that a disk's boots are read by: the volume's own, or its template's.
+// The profile that a disk's boots are read by: the volume's own, an ancestor's, or its template's.
 struct FoundProfile {
   bool is_of_template = false;
   Uuid owner;
-  StoredProfile stored;  // without runs: there is none
+  StoredProfile stored = {};  // without runs: there is none
+
+  NumberedObject profile() const;
+  NumberedObject pack() const;
 };
 FoundProfile find_profile(Backend& store, BootDisk& disk);
 
-// Takes a boot's runs into the profile that they belong to, which is the volume's when at least a
-// twentieth did not come from the template. The profile as it is then; nothing when the boot does
-// not count. Hashes are made of what is in the memory, if `origin`, the template as a disk, is
-// there.
+// Takes a boot's runs into the profile that they belong to. The profile as it is then; nothing when
+// the boot does not count. Hashes are made of what is in the memory, if `origin`, the template as a
+// disk, is there.
 std::optional<FoundProfile> learn_boot(Backend& store, BootDisk& disk, BootDisk* origin,
                                        std::span<const ProfileRun> boot, uint64_t blocks_max,
                                        CellMemory& memory, const HashSecret& secret);
@@ -37,10 +43,12 @@ std::optional<FoundProfile> learn_boot(Backend& store, BootDisk& disk, BootDisk*
 // The files that have cells of these runs.
 std::set<CellFileKey> files_of(BootDisk& disk, std::span<const ProfileRun> runs);
 
-// Makes the pack of a template's profile, unless there is one that has seven eighths of it; whether
-// it did. The cells are read through the memory. EINTR when `interrupted` says so.
-bool make_pack_of(Backend& store, BootDisk& disk, const Profile& profile, const HashSecret& secret,
-                  CellMemory& memory, const std::function<bool()>& interrupted);
+// Makes the pack of a profile, unless there is one that has seven eighths of it; whether it did. A
+// volume's has what its template's has not. The cells are read through the memory, as the disk, of
+// which the profile is or which boots by it, has them. EINTR when `interrupted` says so.
+bool make_pack_of(Backend& store, BootDisk& disk, const FoundProfile& found,
+                  const HashSecret& secret, CellMemory& memory,
+                  const std::function<bool()>& interrupted);
 
 // How many bytes of these runs the disk has from their sources, and how many of them are in memory.
 struct CachedRuns {

@@ -2,6 +2,7 @@
 #include "boot/pack.h"
 
 #include <algorithm>
+#include <bit>
 #include <optional>
 
 #include "backend/layout.h"
@@ -11,6 +12,9 @@ namespace tplstore {
 namespace {
 
 constexpr uint32_t kChunkBlocks = 256;
+constexpr auto kSegmentKind = static_cast<uint32_t>(CellFileKey::Kind::kSegment);
+constexpr auto kVersionKind = static_cast<uint32_t>(CellFileKey::Kind::kVersion);
+static_assert(kSegmentKind == 0 && kVersionKind == 1);  // as they are stored
 
 uint64_t description_bytes(uint64_t block_count, uint64_t piece_count) {
   return round_up(
@@ -22,11 +26,16 @@ uint64_t description_bytes(uint64_t block_count, uint64_t piece_count) {
 std::optional<std::string> find_fault(const PackDescription& description) {
   uint64_t blocks = 0;
   for (const PackPiece& piece : description.pieces) {
-    if (piece.segment_blocks == 0 || piece.segment_blocks > kSegmentBlocksMax)
-      return fmt::format("a segment of {} blocks", piece.segment_blocks);
-    if (piece.count == 0 || piece.first >= piece.segment_blocks ||
-        piece.count > piece.segment_blocks - piece.first)
-      return "a piece past its segment's end";
+    uint32_t file_blocks = UINT32_MAX;
+    if (piece.kind == kSegmentKind) {
+      file_blocks = piece.number;
+      if (file_blocks == 0 || file_blocks > kSegmentBlocksMax)
+        return fmt::format("a segment of {} blocks", file_blocks);
+    } else if (piece.kind != kVersionKind) {
+      return fmt::format("a piece of kind {}", piece.kind);
+    }
+    if (piece.count == 0 || piece.first >= file_blocks || piece.count > file_blocks - piece.first)
+      return "a piece past its file's end";
     blocks += piece.count;
   }
   if (blocks != description.hashes.size() || blocks > kPackBlocksMax)
@@ -40,6 +49,21 @@ NumberedObject template_pack(const Uuid& template_uuid) {
   return {std::string(paths::kPacks), template_uuid.text()};
 }
 
+NumberedObject volume_pack(const Uuid& volume) {
+  return {fmt::format("{}/{}", paths::kVolumes, volume.text()), "pack"};
+}
+
+PackPiece PackPiece::of(const CellFileKey& key, uint32_t first, uint32_t count) {
+  const bool is_segment = key.kind == CellFileKey::Kind::kSegment;
+  return {is_segment ? key.segment : std::bit_cast<Hash128>(key.volume), key.number, first, count,
+          is_segment ? kSegmentKind : kVersionKind};
+}
+
+CellFileKey PackPiece::key() const {
+  return kind == kSegmentKind ? CellFileKey::of_segment(file, number)
+                              : CellFileKey::of_version(std::bit_cast<Uuid>(file), number);
+}
+
 uint64_t pack_description_bytes(uint32_t block_count, uint32_t piece_count) {
   return description_bytes(block_count, piece_count);
 }
@@ -51,7 +75,7 @@ ByteVector encode_pack(const PackDescription& description, const HashSecret& sec
   encoder.put_bytes(std::as_bytes(std::span(description.pieces)));
   encoder.put_bytes(std::as_bytes(std::span(description.hashes)));
   PackTrailer trailer{};
-  trailer.template_uuid = description.template_uuid;
+  trailer.owner = description.owner;
   trailer.block_count = description.block_count();
   trailer.piece_count = static_cast<uint32_t>(description.pieces.size());
   trailer.magic = kPackMagic;
@@ -77,7 +101,7 @@ PackDescription decode_pack(Bytes bytes, const std::string& object, const HashSe
       bytes.size() != description_bytes(trailer.block_count, trailer.piece_count))
     fail(EIO, object, "damaged, or of another store: its description is not what it was");
   PackDescription description;
-  description.template_uuid = trailer.template_uuid;
+  description.owner = trailer.owner;
   description.pieces.resize(trailer.piece_count);
   description.hashes.resize(trailer.block_count);
   Decoder decoder(bytes, object);
@@ -119,14 +143,13 @@ bool Pack::is_sound(uint32_t index, Bytes block) const {
   return content_hash(block, secret_) == description_.hashes[index];
 }
 
-std::unique_ptr<Pack> open_pack(Backend& store, const Uuid& template_uuid, const HashSecret& secret,
-                                bool* is_damaged) {
-  const NumberedObject object = template_pack(template_uuid);
+std::unique_ptr<Pack> open_pack(Backend& store, const NumberedObject& object, const Uuid& owner,
+                                const HashSecret& secret, bool* is_damaged) {
   std::vector<uint64_t> numbers = object.numbers(store);
   for (; !numbers.empty(); numbers.pop_back()) {
     try {
       auto pack = std::make_unique<Pack>(store, object.path(numbers.back()), secret);
-      if (pack->description().template_uuid == template_uuid) return pack;
+      if (pack->description().owner == owner) return pack;
     } catch (const Error&) {
       // Without it the profile is read block by block.
     }
@@ -135,16 +158,15 @@ std::unique_ptr<Pack> open_pack(Backend& store, const Uuid& template_uuid, const
   return nullptr;
 }
 
-bool make_pack(Backend& store, const Uuid& template_uuid, const std::vector<PackPiece>& pieces,
-               const HashSecret& secret,
+bool make_pack(Backend& store, const NumberedObject& object, const Uuid& owner,
+               const std::vector<PackPiece>& pieces, const HashSecret& secret,
                const std::function<void(size_t piece, uint32_t skip, MutableBytes into)>& read) {
-  PackDescription description{template_uuid, pieces, {}};
+  PackDescription description{owner, pieces, {}};
   uint64_t block_count = 0;
   for (const PackPiece& piece : pieces) block_count += piece.count;
   if (block_count == 0 || block_count > kPackBlocksMax) return false;
   description.hashes.reserve(block_count);
 
-  const NumberedObject object = template_pack(template_uuid);
   const std::vector<uint64_t> numbers = object.numbers(store);
   const uint64_t number = numbers.empty() ? 1 : numbers.back() + 1;
   const uint64_t data_bytes = block_count * kBlockBytes;

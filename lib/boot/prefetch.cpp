@@ -83,15 +83,15 @@ struct Prefetch::Flight {
 };
 
 Prefetch::Prefetch(CellMemory& memory, std::shared_ptr<const Profile> profile,
-                   std::shared_ptr<const Pack> pack, const HashSecret& secret)
+                   std::vector<std::unique_ptr<const Pack>> packs, const HashSecret& secret)
     : memory_(memory),
       profile_(std::move(profile)),
       hashes_(*profile_),
       secret_(secret),
-      pack_(std::move(pack)) {}
+      packs_(std::move(packs)) {}
 
 bool Prefetch::step(BootDisk& disk, CellMemory::Window& window, MutableBytes buffer) {
-  if (pack_ != nullptr) {
+  if (has_pack()) {
     step_pack(window, buffer);
     return true;
   }
@@ -217,9 +217,16 @@ bool Prefetch::are_sound(const Flight& flight, const CellPlace& place, uint64_t 
   return all_are || flight.source->are_sound(static_cast<uint32_t>(first), blocks);
 }
 
+void Prefetch::leave_pack() {
+  packs_.pop_back();
+  pack_at_ = piece_at_ = 0;
+  piece_ = 0;
+}
+
 void Prefetch::step_pack(CellMemory::Window& window, MutableBytes buffer) {
   const GracePeriod::Request in_flight(memory_.requests());
-  const PackDescription& pack = pack_->description();
+  const Pack& opened = *packs_.back();
+  const PackDescription& pack = opened.description();
   const uint32_t begin = pack_at_;
   const auto count = static_cast<uint32_t>(
       std::min<uint64_t>(buffer.size() / kBlockBytes, pack.block_count() - begin));
@@ -227,7 +234,7 @@ void Prefetch::step_pack(CellMemory::Window& window, MutableBytes buffer) {
 
   struct Stretch {
     uint32_t at;     // block of the pack
-    uint32_t first;  // block of the segment that it is
+    uint32_t first;  // block of the file that it is
     CellMemory::Claim claim;
   };
   std::vector<std::shared_ptr<CellFile>> files;
@@ -236,7 +243,7 @@ void Prefetch::step_pack(CellMemory::Window& window, MutableBytes buffer) {
   while (pack_at_ < begin + count) {
     const PackPiece& piece = pack.pieces[piece_];
     const uint32_t length = std::min(piece.count - piece_at_, begin + count - pack_at_);
-    files.push_back(memory_.file(CellFileKey::of_segment(piece.segment, piece.segment_blocks)));
+    files.push_back(memory_.file(piece.key()));
     const uint32_t first = piece.first + piece_at_;
     Stretch stretch{pack_at_, first, memory_.claim(*files.back(), first, length, window)};
     for (const auto& part : stretch.claim.parts()) {
@@ -252,22 +259,25 @@ void Prefetch::step_pack(CellMemory::Window& window, MutableBytes buffer) {
       piece_at_ = 0;
     }
   }
-  const auto last = pack_at_ == pack.block_count() ? std::move(pack_) : pack_;
-  if (stretches.empty()) return;
+  const bool is_last = pack_at_ == pack.block_count();
+  if (stretches.empty()) {
+    if (is_last) leave_pack();
+    return;
+  }
 
   ReadPlan plan;
   for (uint64_t i = 0; i < kRequestsMax; ++i) {
     const uint64_t from = i * request_blocks;
     if (!is_wanted[i]) continue;
     const uint64_t blocks = std::min<uint64_t>(request_blocks, count - from);
-    last->plan_read(begin + static_cast<uint32_t>(from),
-                    buffer.subspan(from * kBlockBytes, blocks * kBlockBytes), plan);
+    opened.plan_read(begin + static_cast<uint32_t>(from),
+                     buffer.subspan(from * kBlockBytes, blocks * kBlockBytes), plan);
     ++requests_;
   }
   try {
     plan.run();
   } catch (const Error&) {
-    pack_.reset();  // then without it
+    leave_pack();  // then without it
     return;
   }
   for (Stretch& stretch : stretches)
@@ -275,11 +285,12 @@ void Prefetch::step_pack(CellMemory::Window& window, MutableBytes buffer) {
       for (uint64_t i = 0; i < part.count(); ++i) {
         const auto index = static_cast<uint32_t>(stretch.at + (part.first - stretch.first) + i);
         const Bytes block = buffer.subspan(size_t{index - begin} * kBlockBytes, kBlockBytes);
-        if (!last->is_sound(index, block)) continue;
+        if (!opened.is_sound(index, block)) continue;
         std::memcpy(part.memory.data() + i * kBlockBytes, block.data(), kBlockBytes);
         stretch.claim.publish(part.first + i, 1);
         taken_bytes_ += kBlockBytes;
       }
+  if (is_last) leave_pack();
 }
 
 }  // namespace tplstore

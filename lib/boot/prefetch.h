@@ -4,7 +4,7 @@
 // and finds more neighbours. What these are is sorted by place, neighbours with gaps of up to
 // 256 KiB between them are one request, of at most 1 MiB, and at most 4 requests are read at once.
 // Cells are claimed right before they are read, so a guest that misses another one reads for
-// itself. Where there is a pack its blocks come first.
+// itself. Where there are packs their blocks come first.
 //
 // Everything is verified before it enters; what cannot be read, or is not what it should be, is
 // left to who asks for it.
@@ -47,14 +47,14 @@ class Prefetch {
  public:
   static constexpr size_t kRequestsMax = 4;
 
-  // `pack` may be nothing. The secret is that of the profile's hashes.
+  // The secret is that of the profile's hashes.
   Prefetch(CellMemory& memory, std::shared_ptr<const Profile> profile,
-           std::shared_ptr<const Pack> pack, const HashSecret& secret);
+           std::vector<std::unique_ptr<const Pack>> packs, const HashSecret& secret);
 
   // Reads the next few requests in the name of a window; false when there is nothing left.
   bool step(BootDisk& disk, CellMemory::Window& window, MutableBytes buffer);
 
-  bool has_pack() const { return pack_ != nullptr; }       // of which not all is read yet
+  bool has_pack() const { return !packs_.empty(); }        // of which not all is read yet
   uint64_t requests() const { return requests_; }          // that were read
   uint64_t taken_bytes() const { return taken_bytes_; }    // that have entered
   uint64_t passed_bytes() const { return passed_bytes_; }  // of the profile, taken or not
@@ -64,6 +64,7 @@ class Prefetch {
   struct Flight;
 
   void step_pack(CellMemory::Window& window, MutableBytes buffer);
+  void leave_pack();
   bool plan_batch(BootDisk& disk, uint64_t request_blocks);
   void read(std::vector<CellPlace> places, CellMemory::Window& window, MutableBytes buffer);
   void take_in(Flight& flight);
@@ -73,14 +74,14 @@ class Prefetch {
   const std::shared_ptr<const Profile> profile_;
   const ProfileHashes hashes_;
   const HashSecret secret_;
-  std::shared_ptr<const Pack> pack_;
-  uint32_t pack_at_ = 0;                      // its next block
-  size_t piece_ = 0;                          // which is in this piece,
-  uint32_t piece_at_ = 0;                     // at this block
-  size_t run_ = 0;                            // the next of the profile,
-  uint32_t run_at_ = 0;                       // from this block on
-  uint64_t batch_blocks_ = 1024;              // how much of it is sorted next
-  std::deque<std::vector<CellRun>> planned_;  // requests of this batch
+  std::vector<std::unique_ptr<const Pack>> packs_;  // the last one first
+  uint32_t pack_at_ = 0;                            // its next block
+  size_t piece_ = 0;                                // which is in this piece,
+  uint32_t piece_at_ = 0;                           // at this block
+  size_t run_ = 0;                                  // the next of the profile,
+  uint32_t run_at_ = 0;                             // from this block on
+  uint64_t batch_blocks_ = 1024;                    // how much of it is sorted next
+  std::deque<std::vector<CellRun>> planned_;        // requests of this batch
   uint64_t requests_ = 0;
   uint64_t taken_bytes_ = 0;
   uint64_t passed_bytes_ = 0;

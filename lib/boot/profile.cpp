@@ -116,9 +116,10 @@ uint64_t count_blocks(std::span<const ProfileRun> runs) {
   return blocks;
 }
 
-uint64_t count_own_blocks(std::span<const ProfileRun> runs) {
+uint64_t count_own_blocks(std::span<const ProfileRun> runs, uint32_t past) {
   uint64_t blocks = 0;
-  for (const ProfileRun& run : runs) blocks += run.source == kFromTemplate ? 0 : run.count;
+  for (const ProfileRun& run : runs)
+    if (run.source != kFromTemplate && run.source > past) blocks += run.count;
   return blocks;
 }
 

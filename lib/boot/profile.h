@@ -94,8 +94,8 @@ struct Profile {
 };
 
 uint64_t count_blocks(std::span<const ProfileRun> runs);
-// Of these, what did not come from the template.
-uint64_t count_own_blocks(std::span<const ProfileRun> runs);
+// Of these, what did not come from the template; of versions past this one.
+uint64_t count_own_blocks(std::span<const ProfileRun> runs, uint32_t past = 0);
 
 // Asserts that it is sound.
 ByteVector encode_profile(const Profile& profile);

@@ -3,8 +3,6 @@
 
 #include <algorithm>
 
-#include "boot/learning.h"
-
 namespace tplstore {
 namespace {
 
@@ -93,19 +91,15 @@ bool ReadAhead::begin(const std::shared_ptr<FollowedBoot>& boot) {
   if (!beside) return true;
   reading.besides.push_back(std::move(*beside));
   reading.profile = std::make_shared<const Profile>(std::move(profile));
-  std::shared_ptr<const Pack> pack;
-  const auto template_uuid = boot->disk->template_uuid();
-  const auto& runs = reading.profile->runs;
-  // A pack has its template's blocks one after the other, so a quarter of them is worth it.
-  if (options_.packs && template_uuid && 4 * count_own_blocks(runs) < 3 * count_blocks(runs)) {
-    pack = open_pack(store_, *template_uuid, secret_);
-    auto held = pack ? memory_.hold_beside(pack->memory_bytes()) : std::nullopt;
+  auto packs = find_packs(*boot->disk, found, *reading.profile);
+  std::erase_if(packs, [&](const auto& pack) {
+    auto held = memory_.hold_beside(pack->memory_bytes());
     if (held) reading.besides.push_back(std::move(*held));
-    if (!held) pack.reset();
-  }
-  reading.prefetch = std::make_unique<Prefetch>(memory_, reading.profile, std::move(pack), secret_);
+    return !held;
+  });
+  reading.prefetch =
+      std::make_unique<Prefetch>(memory_, reading.profile, std::move(packs), secret_);
   reading.boots.push_back(boot);
-  reading.is_of_template = found.is_of_template;
   reading.begun = begun;
   reading.begun_ms = reading.used_ms = options_.clock_ms();
   // What the guest reads for itself would take the room of what it will not have to read.
@@ -113,6 +107,23 @@ bool ReadAhead::begin(const std::shared_ptr<FollowedBoot>& boot) {
     boot->cells->stop_filling();
   readings_.emplace(found.owner, std::move(reading));
   return true;
+}
+
+std::vector<std::unique_ptr<const Pack>> ReadAhead::find_packs(const BootDisk& disk,
+                                                               const FoundProfile& found,
+                                                               const Profile& profile) {
+  std::vector<std::unique_ptr<const Pack>> packs;
+  if (!options_.packs) return packs;
+  const auto open = [&](const FoundProfile& of) {
+    if (auto pack = open_pack(store_, of.pack(), of.owner, secret_))
+      packs.push_back(std::move(pack));
+  };
+  if (!found.is_of_template) open(found);
+  // A pack has its template's blocks one after the other, so a quarter of them is worth it.
+  const auto& runs = profile.runs;
+  if (disk.template_uuid() && 4 * count_own_blocks(runs) < 3 * count_blocks(runs))
+    open({true, *disk.template_uuid()});
+  return packs;
 }
 
 bool ReadAhead::step(const Uuid& owner, Reading& reading) {
@@ -145,14 +156,14 @@ bool ReadAhead::step(const Uuid& owner, Reading& reading) {
   }
   if (prefetch.placed_bytes() == prefetch.passed_bytes()) done_[owner] = reading.begun;
   const Lock guard(mutex_);
-  if (prefetch.requests() > 0 && reading.is_of_template)
+  if (prefetch.requests() > 0)
     was_slow_[owner] = now_ms - reading.begun_ms > kSlowMs || prefetch.requests() > kSlowRequests;
   return false;
 }
 
-bool ReadAhead::was_slow(const Uuid& template_uuid) {
+bool ReadAhead::was_slow(const Uuid& owner) {
   const Lock guard(mutex_);
-  const auto found = was_slow_.find(template_uuid);
+  const auto found = was_slow_.find(owner);
   return found != was_slow_.end() && found->second;
 }
 
@@ -168,13 +179,12 @@ BootWarm ReadAhead::warm(BootDisk& disk,
   if (!buffer || !beside)
     fail(ENOMEM, disk.name(), "there is no room in the boot cache: open windows have it");
   const auto profile = std::make_shared<const Profile>(std::move(found.stored.profile));
-  std::shared_ptr<const Pack> pack;
-  if (options_.packs && found.is_of_template) pack = open_pack(store_, found.owner, secret_);
+  auto packs = find_packs(disk, found, *profile);
   const uint64_t refused_before = memory_.stats().refused;
   const uint64_t wanted_bytes = count_blocks(profile->runs) * kBlockBytes;
   auto window = memory_.open_window();
   try {
-    Prefetch prefetch(memory_, profile, std::move(pack), secret_);
+    Prefetch prefetch(memory_, profile, std::move(packs), secret_);
     while (prefetch.step(disk, *window, buffer->bytes())) {
       progress(std::max(prefetch.passed_bytes(), std::min(prefetch.taken_bytes(), wanted_bytes)),
                wanted_bytes);

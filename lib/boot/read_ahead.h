@@ -16,6 +16,7 @@
 
 #include "base/mutex.h"
 #include "boot/boot_windows.h"
+#include "boot/learning.h"
 #include "boot/prefetch.h"
 
 namespace tplstore {
@@ -42,7 +43,7 @@ class ReadAhead {
   BootWarm warm(BootDisk& disk, const std::function<void(uint64_t done, uint64_t bytes)>& progress,
                 const std::function<bool()>& interrupted);
   // Whether reading a template's profile took so long, the last time, that a pack helps.
-  bool was_slow(const Uuid& template_uuid);
+  bool was_slow(const Uuid& owner);
 
  private:
   // When all of a profile was read: as long as these stay as they are it is in memory still.
@@ -60,7 +61,6 @@ class ReadAhead {
     std::vector<CellMemory::Beside> besides;
     std::unique_ptr<Prefetch> prefetch;
     std::vector<std::shared_ptr<FollowedBoot>> boots;
-    bool is_of_template = false;
     Done begun;
     int64_t begun_ms = 0;
     int64_t used_ms = 0;  // when somebody had found something in memory, the last time
@@ -71,6 +71,10 @@ class ReadAhead {
   // False where there is no room yet for what is read into.
   bool begin(const std::shared_ptr<FollowedBoot>& boot);
   bool step(const Uuid& owner, Reading& reading);
+  // Of the volume's profile, and of its template, the last to be read first.
+  std::vector<std::unique_ptr<const Pack>> find_packs(const BootDisk& disk,
+                                                      const FoundProfile& found,
+                                                      const Profile& profile);
 
   const BootOptions& options_;
   Backend& store_;

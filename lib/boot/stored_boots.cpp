@@ -5,6 +5,14 @@
 #include "template/store_identity.h"
 
 namespace tplstore {
+namespace {
+
+FoundProfile owner_itself(const BootDisk& disk) {
+  if (disk.volume().is_nil()) return {true, disk.template_uuid().value()};
+  return {false, disk.volume()};
+}
+
+}  // namespace
 
 const char* name_of(BootStatus::PackState state) {
   switch (state) {
@@ -22,14 +30,15 @@ BootStatus show_stored_boots(Backend& store, BootDisk& disk) {
   BootStatus status;
   status.name = disk.name();
   status.is_template = disk.volume().is_nil();
-  const FoundProfile found = find_profile(store, disk);
-  const Profile& profile = found.stored.profile;
-  if (found.is_of_template == status.is_template && !profile.runs.empty())
-    status.profile = {found.stored.number, profile.boots,      count_blocks(profile.runs),
-                      profile.created_ns,  profile.updated_ns, count_own_blocks(profile.runs)};
-  if (!status.is_template) return status;
+  const FoundProfile own = owner_itself(disk);
+  const StoredProfile stored = load_profile(store, own.profile(), own.owner);
+  const Profile& profile = stored.profile;
+  if (!profile.runs.empty())
+    status.profile = {stored.number,      profile.boots,      count_blocks(profile.runs),
+                      profile.created_ns, profile.updated_ns, count_own_blocks(profile.runs)};
   bool is_damaged = false;
-  if (const auto pack = open_pack(store, found.owner, load_identity(store).secret, &is_damaged)) {
+  if (const auto pack =
+          open_pack(store, own.pack(), own.owner, load_identity(store).secret, &is_damaged)) {
     status.pack = BootStatus::PackState::kReady;
     status.pack_bytes = pack->object_bytes();
   } else if (is_damaged) {
@@ -39,10 +48,9 @@ BootStatus show_stored_boots(Backend& store, BootDisk& disk) {
 }
 
 void forget_stored_boots(Backend& store, BootDisk& disk) {
-  if (!disk.volume().is_nil()) return volume_profile(disk.volume()).remove_all(store);
-  const Uuid uuid = disk.template_uuid().value();
-  template_profile(uuid).remove_all(store);
-  template_pack(uuid).remove_all(store);
+  const FoundProfile own = owner_itself(disk);
+  own.profile().remove_all(store);
+  own.pack().remove_all(store);
 }
 
 uint64_t remove_boot_orphans(Backend& store, const std::set<Uuid>& templates) {
@@ -50,11 +58,12 @@ uint64_t remove_boot_orphans(Backend& store, const std::set<Uuid>& templates) {
          remove_orphans_in(store, template_pack({}).folder, templates);
 }
 
-void copy_boots_for_fork(Backend& store, const Uuid& parent, const Uuid& child) {
-  StoredProfile stored = load_profile(store, volume_profile(parent), parent);
-  if (stored.profile.runs.empty()) return;
-  stored.profile.owner = child;
-  put_profile(store, volume_profile(child), 0, stored.profile);
+void adopt_boots(Backend& store, BootDisk& fork) {
+  FoundProfile found = find_profile(store, fork);
+  Profile& profile = found.stored.profile;
+  if (found.is_of_template || found.owner == fork.volume() || profile.runs.empty()) return;
+  profile.owner = fork.volume();
+  put_profile(store, volume_profile(fork.volume()), 0, profile);
 }
 
 }  // namespace tplstore

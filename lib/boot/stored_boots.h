@@ -28,7 +28,7 @@ struct BootStatus {
     uint64_t own_blocks = 0;  // that did not come from the template
   };
   std::optional<ProfileStatus> profile;
-  // kDamaged: passed over. Volumes have none.
+  // kDamaged: passed over.
   enum class PackState { kNone, kReady, kDamaged };
   PackState pack = PackState::kNone;
   uint64_t pack_bytes = 0;
@@ -43,7 +43,7 @@ BootStatus show_stored_boots(Backend& store, BootDisk& disk);
 void forget_stored_boots(Backend& store, BootDisk& disk);
 // What is of no template that is there; how many objects. Of a volume all goes with its folder.
 uint64_t remove_boot_orphans(Backend& store, const std::set<Uuid>& templates);
-// A fork starts with its parent's profile, if that has one.
-void copy_boots_for_fork(Backend& store, const Uuid& parent, const Uuid& child);
+// A fork that is about to need its parent no more keeps what it boots by.
+void adopt_boots(Backend& store, BootDisk& fork);
 
 }  // namespace tplstore

@@ -1,6 +1,7 @@
 // Each call finds its volume or template anew.
 #include "store/boot_disks.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <set>
 
@@ -28,11 +29,13 @@ class BootDisks::OfVolume final : public BootDisk {
     size_bytes_ = disk_size(header);
     template_name_ = template_of(header);
     if (!template_name_.empty()) template_uuid_ = header.template_uuid;
+    if (!header.parent.is_nil()) find_ancestors();
   }
 
   const std::string& name() const override { return name_; }
   Uuid volume() const override { return uuid_; }
   std::optional<Uuid> template_uuid() const override { return template_uuid_; }
+  std::span<const BootAncestor> ancestors() const override { return ancestors_; }
   uint64_t size_bytes() const override { return size_bytes_; }
   bool is_gone() const override { return !disks_.registry_.is_open(uuid_); }
   std::shared_ptr<BootDisk> open_template() override {
@@ -51,6 +54,11 @@ class BootDisks::OfVolume final : public BootDisk {
     if (!open) fail(ESHUTDOWN, fmt::format("volume {}", name_), "is not open any more");
     open->volume().with_cells(runs, body);
   }
+  void settle() override {
+    const auto open = disks_.registry_.find_open(uuid_);
+    if (!open) fail(ESHUTDOWN, fmt::format("volume {}", name_), "is not open any more");
+    open->volume().flush();
+  }
   void take_tables() override {
     if (!template_uuid_) return;
     const auto image = disks_.find_.open_template(template_name_);
@@ -59,12 +67,28 @@ class BootDisks::OfVolume final : public BootDisk {
   void drop_cached(std::span<const CellRun> runs) override { drop_cached_of(*this, runs); }
 
  private:
+  void find_ancestors() {
+    const auto take = [this](Volume& volume) {
+      for (const SourceRow& row : volume.ancestors()) ancestors_.push_back({row.volume, row.last});
+    };
+    try {
+      if (const auto open = disks_.registry_.find_open(uuid_))
+        take(open->volume());
+      else
+        take(*disks_.registry_.reader(uuid_, name_, [](Volume&) {}));
+    } catch (const Error&) {
+      ancestors_.clear();  // it is damaged, or going: it boots by its own profile or the template's
+    }
+    std::ranges::reverse(ancestors_);
+  }
+
   BootDisks& disks_;
   const std::string name_;
   const Uuid uuid_;
   uint64_t size_bytes_;
   std::string template_name_;
   std::optional<Uuid> template_uuid_;
+  std::vector<BootAncestor> ancestors_;
 };
 
 class BootDisks::OfTemplate final : public BootDisk {

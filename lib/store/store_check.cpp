@@ -251,7 +251,8 @@ void StoreCheck::check_one(const Uuid& uuid, const std::string& name) {
   const uint64_t faults_before = findings().faults();
   ++report_.volumes;
   check_volume(store_, uuid, name, findings());
-  check_volume_profiles(store_, uuid, findings());
+  check_volume_boots(store_, uuid, identity_ ? &identity_->secret : nullptr, is_served_,
+                     findings());
   if (findings().faults() == faults_before || !is_removed_meanwhile(uuid)) return;
   findings().drop_from(before);
   --report_.volumes;

@@ -184,11 +184,6 @@ VolumeInfo Store::fork_volume(const std::string& name, const std::string& parent
       fail(EINVAL, object, "{} bytes are less than the {} of {}@{}", size_bytes, base.size_bytes,
            parent, base.number);
     volume.forks().create(version, uuid);
-    try {
-      copy_boots_for_fork(backend, impl_->uuid_of(parent), uuid);
-    } catch (const Error& error) {
-      impl_->options.log(error);  // it learns anew how it boots
-    }
     if (impl_->publish(name, uuid)) return;
     impl_->remove_unneeded(uuid, name);
     volume.forks().drop_dead();
@@ -208,7 +203,15 @@ VolumeInfo Store::fork_volume(const std::string& name, const std::string& parent
 VolumeInfo Store::flatten_volume(const std::string& name,
                                  const std::function<void(uint64_t)>& progress) {
   Uuid parent;
-  impl_->with_owner(name, [&](Volume& volume) { parent = volume.forks().flatten(progress); });
+  impl_->with_owner(name, [&](Volume& volume) {
+    const auto disk = impl_->boot_disks.of_volume(name, impl_->uuid_of(name));
+    parent = volume.forks().flatten(progress);
+    try {
+      adopt_boots(*impl_->backend, *disk);
+    } catch (const Error& error) {
+      impl_->options.log(error);  // it learns anew how it boots
+    }
+  });
   impl_->release_parent(parent);
   return show_volume(name);
 }

@@ -165,6 +165,12 @@ bool Volume::close(const std::optional<LockLeave>& last) noexcept {
   return is_closed && is_recorded;
 }
 
+std::vector<SourceRow> Volume::ancestors() {
+  return open_.with_map([](VolumeMap& map) {
+    return map.ask([](const MapState& state) { return state.table().sources; });
+  });
+}
+
 void Volume::resize(uint64_t size_bytes) {
   VersionChange change = open_.map().change_versions();
   if (size_bytes <= this->size_bytes())

@@ -111,6 +111,8 @@ class Volume {
   // Whether nothing has begun to change something since the last flush began.
   bool has_flushed() const { return writes_at_flush_.load() == writes(); }
   void resize(uint64_t size_bytes);  // grows
+  // Of a fork: whose files have blocks of which versions, the nearest ancestor last.
+  std::vector<SourceRow> ancestors();
 
   // --- upkeep, from the store's background thread
   void maintain(bool evicts) noexcept;

@@ -394,7 +394,8 @@ void VolumeCheck::check_names(const std::vector<std::string>& parts) {
     const std::string kind = part.substr(0, dot);
     const bool is_single = kind == "header" || kind == "lock" || kind == "readers" ||
                            kind == "map" || kind == "rename" || kind == "import";
-    const bool is_numbered = kind == "map" || kind == "data" || kind == "owner" || kind == "boot";
+    const bool is_numbered =
+        kind == "map" || kind == "data" || kind == "owner" || kind == "boot" || kind == "pack";
     const bool is_number = dot != std::string::npos && dot + 1 < part.size() &&
                            part.find_first_not_of("0123456789", dot + 1) == std::string::npos;
     if (dot == std::string::npos ? is_single : is_numbered && is_number) continue;

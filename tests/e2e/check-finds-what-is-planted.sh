@@ -144,6 +144,7 @@ flip boot/$template.tables 20 | template .*: boot/TEMPLATE.tables: has tables th
 echo x >boot/$template.1 | store: boot/TEMPLATE.1: damaged.* | mended
 echo x >boot/$uuid1.1 | store: boot/UUID1.1: is of a template that is not there | mended
 echo x >$v1/boot.1 | volume vm1: volumes/UUID1/boot.1: damaged.* | mended
+echo x >$v1/pack.1 | volume vm1: volumes/UUID1/pack.1: damaged.* | mended
 mkdir -p packs; echo x >packs/$template.1 | store: packs/TEMPLATE.1: damaged.* | mended
 mkdir -p tables; head -c 100 /dev/zero >tables/1 | store: tables/1: has a table that is none of its segment | mended
 mkdir -p servers; : >servers/$(sed -E 's/^(.{8})(.{4})(.{4})(.{4})/\1-\2-\3-\4-/' /etc/machine-id).1 | nothing | no

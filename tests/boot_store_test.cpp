@@ -2,6 +2,7 @@
 // never have of it.
 #include <doctest/doctest.h>
 
+#include <set>
 #include <thread>
 
 #include "store_testing.h"
@@ -116,6 +117,100 @@ TEST_CASE_FIXTURE(BootFixture, "what a VM has written others find in memory when
     CHECK(bytes_at(*version, 100 * kBlockBytes, 8 * kBlockBytes) == filled(8 * kBlockBytes, 'a'));
   }));
   CHECK(bytes_at(*disk, 100 * kBlockBytes) == filled(kBlockBytes, 'b'));
+}
+
+TEST_CASE_FIXTURE(BootFixture,
+                  "forks boot by the nearest profile that is theirs, as they are now") {
+  const auto boot_and_learn = [&](const std::string& name) {
+    const auto disk = attach(name);
+    const ByteVector bytes = boot(*disk, 90, 40);
+    CHECK(bytes == bytes_at(*disk, 90 * kBlockBytes, 40 * kBlockBytes));
+    store->end_boot(name);
+    store->boot()->tend();
+  };
+  const auto write = [&](const std::string& name, uint64_t block, char with) {
+    attach(name)->write(block * kBlockBytes, filled(8 * kBlockBytes, with), false);
+    store->create_version(name, {"v", "", {}});
+  };
+  const auto boots_of = [&](const std::string& name) {
+    const auto profile = store->show_boot(name).profile;
+    return profile ? profile->boots : 0;
+  };
+  store->create_volume("vm1", 0, "golden");
+  write("vm1", 100, 'a');
+  boot_and_learn("vm1");
+  CHECK(boots_of("vm1") == 1);
+  store->fork_volume("vm2", "vm1", "v", 0);
+  boot_and_learn("vm2");
+  CHECK(boots_of("vm1") == 2);
+  CHECK(boots_of("vm2") == 0);
+  store->create_version("vm2", {"w", "", {}});
+  store->fork_volume("vm3", "vm2", "w", 0);
+  boot_and_learn("vm3");
+  CHECK(boots_of("vm1") == 3);
+  // Removed, it is there for its forks.
+  store->remove_volume("vm1");
+  write("vm2", 110, 'b');
+  boot_and_learn("vm2");
+  CHECK(boots_of("vm2") == 1);
+  boot_and_learn("vm3");
+  CHECK(boots_of("vm3") == 0);
+  CHECK(store->show_boot("golden").profile == std::nullopt);
+  store->flatten_volume("vm3", [](uint64_t) {});
+  CHECK(boots_of("vm3") == 4);
+  CHECK(store->show_boot("vm3").profile->own_blocks == 8);
+  boot_and_learn("vm3");
+  CHECK(boots_of("vm3") == 5);
+}
+
+TEST_CASE_FIXTURE(BootFixture, "what a fork has of its parent's is read in the parent's pack") {
+  store->create_volume("vm1", 0, "golden");
+  attach("vm1")->write(100 * kBlockBytes, filled(8 * kBlockBytes, 'a'), false);
+  const VersionInfo frozen = store->create_version("vm1", {"v", "", {}});
+  store->fork_volume("vm2", "vm1", "v", 0);
+  const std::string folder = volume_folder(store->show_volume("vm1").uuid);
+  // Reading ahead takes long here.
+  std::set<std::string> asked;
+  const auto boot_ahead = [&](const std::string& name) {
+    const auto disk = attach(name);
+    backend->on_read = [&](const std::string& object) {
+      clock_ms += 300;
+      asked.insert(object);
+    };
+    boot(*disk, 1, 1);
+    store->boot()->tend();
+    ByteVector bytes = bytes_at(*disk, 98 * kBlockBytes, 30 * kBlockBytes);
+    backend->on_read = nullptr;
+    store->end_boot(name);
+    store->boot()->tend();
+    return bytes;
+  };
+  ByteVector wanted = part(image(1), 98, 30);
+  std::ranges::copy(filled(8 * kBlockBytes, 'a'), wanted.begin() + 2 * kBlockBytes);
+  for (int i = 0; i < 5; ++i) {
+    CHECK(boot_ahead("vm2") == wanted);
+    store.reset();
+    open();  // with nothing in memory
+  }
+  CHECK(store->show_boot("vm1").pack == BootStatus::PackState::kReady);
+  CHECK(store->show_boot("vm2").pack == BootStatus::PackState::kNone);
+  const std::string data = fmt::format("{}/data.{}", folder, frozen.number);
+  asked.clear();
+  CHECK(boot_ahead("vm2") == wanted);
+  CHECK(asked.contains(folder + "/pack.1"));
+  CHECK_FALSE(asked.contains(data));
+  // What somebody writes is not what is in it, frozen or not.
+  attach("vm2")->write(100 * kBlockBytes, filled(kBlockBytes, 'b'), false);
+  std::ranges::copy(filled(kBlockBytes, 'b'), wanted.begin() + 2 * kBlockBytes);
+  store.reset();
+  open();
+  CHECK(boot_ahead("vm2") == wanted);
+  store->create_version("vm2", {"w", "", {}});
+  CHECK(boot_ahead("vm2") == wanted);
+  store->flatten_volume("vm2", [](uint64_t) {});
+  store.reset();
+  open();
+  CHECK(boot_ahead("vm2") == wanted);
 }
 
 TEST_CASE_FIXTURE(BootFixture, "a version whose freezing was lost leaves nothing in memory") {

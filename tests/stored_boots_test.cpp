@@ -110,10 +110,9 @@ TEST_CASE("a boot belongs to the nearest that a twentieth of it came from") {
     const TestDisk* owner;
     uint64_t blocks;
   };
-  const Case cases[] = {
-      {100, 0, 0, 0, nullptr, 100},           {100, 3, 1, 1, nullptr, 100},
-      {100, 5, 1, 1, grandparent.get(), 105}, {100, 3, 1, 2, grandparent.get(), 103},
-      {100, 0, 6, 3, parent.get(), 106},      {100, 10, 10, 7, fork.get(), 127}};
+  const Case cases[] = {{100, 0, 0, 0, nullptr, 100},           {100, 3, 1, 1, nullptr, 100},
+                        {100, 6, 1, 1, grandparent.get(), 106}, {100, 5, 1, 4, nullptr, 100},
+                        {100, 0, 6, 3, parent.get(), 106},      {100, 10, 10, 7, fork.get(), 127}};
   for (const Case& one : cases) {
     CAPTURE(one.oldest);
     CAPTURE(one.middle);

@@ -18,22 +18,33 @@ bool is_own(std::span<const ProfileRun> runs, uint32_t past) {
   return count_own_blocks(runs, past) * kOwnPart >= std::max<uint64_t>(1, count_blocks(runs));
 }
 
+// What there is of these runs for who has versions up to this one.
+std::vector<ProfileRun> runs_up_to(uint32_t last, std::span<const ProfileRun> runs) {
+  std::vector<ProfileRun> found;
+  std::ranges::copy_if(runs, std::back_inserter(found), [last](const ProfileRun& run) {
+    return run.source == kFromTemplate || run.source <= last;
+  });
+  return found;
+}
+
+// Whether runs belong to an ancestor, of those that it could have: enough is of its own versions.
+bool belong_to(std::span<const BootAncestor> ancestors, size_t index,
+               std::span<const ProfileRun> runs) {
+  const uint32_t past = index + 1 < ancestors.size() ? ancestors[index + 1].last : 0;
+  return is_own(runs_up_to(ancestors[index].last, runs), past);
+}
+
 // Who a boot belongs to that has too little of the volume itself; what is of those that are nearer
 // goes. Nothing when nobody could have it.
 std::optional<FoundProfile> find_owner(const BootDisk& disk, std::vector<ProfileRun>& boot) {
   const auto ancestors = disk.ancestors();
-  const auto keep_up_to = [&](uint32_t last) {
-    std::erase_if(boot, [last](const ProfileRun& run) {
-      return run.source != kFromTemplate && run.source > last;
-    });
-  };
   for (size_t i = 0; i < ancestors.size(); ++i) {
-    if (!is_own(boot, i + 1 < ancestors.size() ? ancestors[i + 1].last : 0)) continue;
-    keep_up_to(ancestors[i].last);
+    if (!belong_to(ancestors, i, boot)) continue;
+    boot = runs_up_to(ancestors[i].last, boot);
     return FoundProfile{false, ancestors[i].volume};
   }
   if (!disk.template_uuid()) return std::nullopt;
-  keep_up_to(0);
+  boot = runs_up_to(0, boot);
   return FoundProfile{true, *disk.template_uuid()};
 }
 
@@ -191,15 +202,25 @@ NumberedObject FoundProfile::pack() const {
 }
 
 FoundProfile find_profile(Backend& store, BootDisk& disk) {
-  std::vector<FoundProfile> owners;
-  if (!disk.volume().is_nil()) owners.push_back({false, disk.volume()});
-  for (const BootAncestor& ancestor : disk.ancestors()) owners.push_back({false, ancestor.volume});
-  if (disk.template_uuid()) owners.push_back({true, *disk.template_uuid()});
-  for (FoundProfile& found : owners) {
-    found.stored = load_profile(store, found.profile(), found.owner);
-    if (!found.stored.profile.runs.empty()) return std::move(found);
+  FoundProfile found;
+  const auto has_profile = [&](bool is_of_template, const Uuid& owner) {
+    found = {is_of_template, owner};
+    found.stored = load_profile(store, found.profile(), owner);
+    return !found.stored.profile.runs.empty();
+  };
+  if (!disk.volume().is_nil() && has_profile(false, disk.volume())) return found;
+  const auto ancestors = disk.ancestors();
+  for (size_t i = 0; i < ancestors.size(); ++i) {
+    if (!has_profile(false, ancestors[i].volume)) continue;
+    // It may have become another one since.
+    if (belong_to(ancestors, i, found.stored.profile.runs)) return found;
   }
-  return std::move(owners.back());
+  if (disk.template_uuid()) {
+    has_profile(true, *disk.template_uuid());
+  } else {
+    found = {false, disk.volume()};
+  }
+  return found;
 }
 
 std::optional<FoundProfile> learn_boot(Backend& store, BootDisk& disk, BootDisk* origin,

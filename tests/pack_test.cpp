@@ -66,6 +66,23 @@ TEST_CASE("a pack has the cells it was made of; a new one takes its place") {
   CHECK(pack->object_bytes() == store.content("packs/" + uuid.text() + ".2").size());
 }
 
+TEST_CASE("a pack whose description is long is read as well") {
+  MemoryBackend store;
+  store.set_recording(false);
+  const Uuid uuid = random_uuid();
+  std::vector<PackPiece> pieces;
+  for (uint32_t i = 0; i < 6000; ++i) pieces.push_back({{1, 1 + i % 50}, 1024, i / 50, 1, 0});
+  const auto read = [](size_t piece, uint32_t, MutableBytes into) {
+    std::memcpy(into.data(), &piece, sizeof piece);
+  };
+  CHECK(make_pack(store, template_pack(uuid), uuid, pieces, kTestSecret, read));
+  const auto pack = open_pack(store, template_pack(uuid), uuid, kTestSecret);
+  REQUIRE(pack);
+  CHECK(pack->description().pieces.size() == 6000);
+  CHECK(pack->description().pieces.back().key() == pieces.back().key());
+  CHECK(pack->description().block_count() == 6000);
+}
+
 TEST_CASE("a pack of another template or store is none") {
   MemoryBackend store;
   const Uuid uuid = random_uuid(), other = random_uuid();

@@ -12,6 +12,7 @@ namespace tplstore {
 namespace {
 
 constexpr uint32_t kChunkBlocks = 256;
+constexpr uint64_t kTailBytes = 256 << 10;
 constexpr auto kSegmentKind = static_cast<uint32_t>(CellFileKey::Kind::kSegment);
 constexpr auto kVersionKind = static_cast<uint32_t>(CellFileKey::Kind::kVersion);
 static_assert(kSegmentKind == 0 && kVersionKind == 1);  // as they are stored
@@ -120,18 +121,22 @@ Pack::Pack(Backend& store, const std::string& path, const HashSecret& secret)
       object_bytes_(object_->size_bytes()) {
   if (object_bytes_ < kBlockBytes || object_bytes_ % kBlockBytes != 0)
     fail(EIO, path, "damaged: no pack has {} bytes", object_bytes_);
-  ByteVector last(kBlockBytes);
-  object_->read(object_bytes_ - kBlockBytes, last);
+  // The description is likely to be in it.
+  ByteVector tail(std::min<uint64_t>(object_bytes_, kTailBytes));
+  object_->read(object_bytes_ - tail.size(), tail);
   PackTrailer trailer;
-  std::memcpy(&trailer, last.data() + last.size() - sizeof trailer, sizeof trailer);
+  std::memcpy(&trailer, tail.data() + tail.size() - sizeof trailer, sizeof trailer);
   if (trailer.magic != kPackMagic || trailer.block_count > kPackBlocksMax ||
       trailer.piece_count > trailer.block_count ||
       object_bytes_ != uint64_t{trailer.block_count} * kBlockBytes +
                            description_bytes(trailer.block_count, trailer.piece_count))
     fail(EIO, path, "damaged, or not complete: no pack");
-  ByteVector bytes(description_bytes(trailer.block_count, trailer.piece_count));
-  object_->read(object_bytes_ - bytes.size(), bytes);
-  description_ = decode_pack(bytes, path, secret);
+  const uint64_t bytes = description_bytes(trailer.block_count, trailer.piece_count);
+  if (bytes > tail.size()) {
+    tail.resize(bytes);
+    object_->read(object_bytes_ - bytes, tail);
+  }
+  description_ = decode_pack(Bytes(tail).last(bytes), path, secret);
 }
 
 uint64_t Pack::memory_bytes() const {

@@ -50,10 +50,10 @@ std::vector<VersionSet::Member> parse_members(std::string_view text) {
   return members;
 }
 
-// Its content; nothing when it is gone, or is no object that a set can be.
-std::optional<std::string> read_set(Backend& backend, const std::string& id) {
+// What is in an object of the folder, "" where that is none that can be; nothing when it is gone.
+std::optional<std::string> read_object(Backend& backend, const std::string& object) {
   try {
-    const auto content = backend.get(set_object(id), kSetBytesMax);
+    const auto content = backend.get(object, kSetBytesMax);
     if (content) return to_text(*content);
   } catch (const Error& error) {
     if (error.code() != EFBIG && error.code() != EISDIR && error.code() != ELOOP &&
@@ -80,14 +80,14 @@ std::vector<VersionSet> find_version_sets(Backend& backend) {
   for (const std::string& name : names) {
     Uuid uuid;
     if (!parse_uuid(name, uuid)) continue;
-    const auto content = read_set(backend, name);
+    const auto content = read_object(backend, set_object(name));
     if (!content) continue;  // removed since it was listed
     sets.push_back({name, parse_members(*content), {}});
   }
   // Of those that were settled since, their lists would not have it.
   for (VersionSet& set : sets)
     for (const VersionSet::Member& member : set.members)
-      if (backend.get(settled_object(set.id, member.volume), kSetBytesMax))
+      if (read_object(backend, settled_object(set.id, member.volume)))
         set.settled.insert(member.volume);
   return sets;
 }

@@ -96,6 +96,11 @@ VersionInfo Versions::find(const std::string& number_or_name) {
          "has no version '{0}' any more: it was removed; 'tplstore version restore {1} {0}' brings "
          "it back",
          number_or_name, volume_.name);
+  if (!record && number_or_name == std::to_string(current().number))
+    fail(ENOENT, volume_.object,
+         "version {0} is its current one, which is not frozen: 'tplstore version create {1}' does "
+         "that, and '{1}@current' is what it is now",
+         number_or_name, volume_.name);
   if (!record || record->is_hidden() || is_pending)
     fail(ENOENT, volume_.object, "has no version '{}'; see 'tplstore version list {}'",
          number_or_name, volume_.name);

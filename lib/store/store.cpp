@@ -340,7 +340,8 @@ void Store::Impl::look_at_space() {
   if (now < look_at_space_at) return;
   look_at_space_at = now + kLookAtSpaceInterval;
   if (const auto space = backend->space())
-    if (const auto line = low_water.look(backend->describe(), *space)) options.log(*line);
+    if (const auto line = low_water.look(backend->describe(), *space))
+      options.log(line->level, line->text);
 }
 
 std::shared_ptr<TemplateImage> Store::Impl::open_template(const std::string& name) {

@@ -156,7 +156,8 @@ std::string find_elsewhere(Store& store, const VersionIdentity& base) {
 // the same: those that each has made since.
 void check_is_that_base(const VolumeInfo& volume, uint32_t number, const std::string& file,
                         const IncrementInfo& info) {
-  const VersionInfo& base = version_of(volume, std::to_string(number));
+  const std::string version = std::to_string(number);
+  const VersionInfo& base = version_of(volume, version);
   if (info.base_created_ns == 0 || base.created_ns == info.base_created_ns) return;
   fail(
       EINVAL, file,

@@ -8,7 +8,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <filesystem>
+#include <fstream>
 #include <optional>
 
 #include "backend/dir/dir_backend.h"
@@ -212,6 +214,29 @@ TEST_CASE("a copy of a store leads to nobody, and takes nothing from the origina
   CHECK(copied.list("servers").empty());
   CHECK(f.find().size() == 1);
   CHECK(std::filesystem::exists(announcement.place().path()));
+}
+
+TEST_CASE("the servers of a process are found without their stores") {
+  Fixture f;
+  const std::string uuid = "c0ffee00-0000-4000-8000-000000000001.";
+  const std::string pid = std::to_string(::getpid());
+  CHECK(control::find_servers_of(::getpid(), f.directory + "/nowhere").empty());
+
+  const FileDescriptor own = listen_at({"", f.directory, uuid + pid + ".sock"});
+  const FileDescriptor second = listen_at({"", f.directory, uuid + pid + "-1.sock"});
+  listen_at({"", f.directory, uuid + pid + "-2.sock"});  // nobody listens any more
+  // Another namespace's process of that number: the name is as right, who listens is not.
+  const FileDescriptor others = listen_at({"", f.directory, uuid + "1.sock"});
+  std::ofstream(f.directory + "/" + uuid + pid + "-3.sock");
+  std::ofstream(f.directory + "/" + pid);
+
+  auto found = control::find_servers_of(::getpid(), f.directory);
+  std::ranges::sort(found, {}, &control::ServerPlace::socket);
+  REQUIRE(found.size() == 2);
+  CHECK(found[0].describe() == "server " + pid + "-1");
+  CHECK(found[1].describe() == "server " + pid);
+  CHECK(found[1].directory == f.directory);
+  CHECK(control::find_servers_of(1, f.directory).empty());
 }
 
 TEST_CASE("what leads to no socket of this store is refused") {

@@ -25,6 +25,7 @@ namespace tplstore::tool {
 struct Context {
   std::string store_directory;  // where the store is: from --store, or the environment
   std::string tier_state;  // where the tier's table is, likewise; empty: where it is by default
+  bool needs_store = true;
   bool is_json = false;
   bool is_verbose = false;
   ListOptions list;                         // of the command that lists

@@ -92,7 +92,7 @@ int run(std::vector<std::string> arguments) {
       if (const char* store = std::getenv("TPLSTORE_STORE")) context.store_directory = store;
     if (context.tier_state.empty())
       if (const char* folder = std::getenv("TPLSTORE_TIER_STATE")) context.tier_state = folder;
-    if (context.store_directory.empty())
+    if (context.store_directory.empty() && context.needs_store)
       throw CLI::ParseError("a store is needed: use --store DIR or the variable TPLSTORE_STORE",
                             CLI::ExitCodes::RequiredError);
   } catch (const CLI::Success& success) {  // --help, --version

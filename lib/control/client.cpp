@@ -62,23 +62,24 @@ std::optional<json> exchange(const control::ServerPlace& server, const json& req
   return control::parse_answer(server.describe(), request, line);
 }
 
-}  // namespace
-
-std::optional<json> ControlClient::ask(const control::ServerPlace& server, const json& request,
-                                       Patience patience) const {
-  const auto deadline = control::Clock::now() + timeout_;
+// The answer; nothing when there is no such server any more.
+std::optional<json> ask(const control::ServerPlace& server, const json& request, Patience patience,
+                        std::chrono::milliseconds timeout) {
+  const auto deadline = control::Clock::now() + timeout;
   if (patience == Patience::kUsual) return exchange(server, request, deadline, deadline);
   std::optional<json> pong = exchange(server, {{"op", "ping"}}, deadline, deadline);
   if (!pong || (*pong)["ok"] == false) return pong;
   return exchange(server, request, deadline, control::Clock::time_point::max());
 }
 
+}  // namespace
+
 std::optional<json> ControlClient::ask_owner(const json& request, Patience patience) const {
   std::optional<Error> trouble;
   for (const control::ServerPlace& server : control::find_servers(backend_, directory_)) {
     std::optional<json> answer;
     try {
-      answer = ask(server, request, patience);
+      answer = ask(server, request, patience, timeout_);
     } catch (const Error& error) {
       trouble = error;
       continue;
@@ -91,15 +92,15 @@ std::optional<json> ControlClient::ask_owner(const json& request, Patience patie
 }
 
 std::vector<json> ControlClient::ask_all(const json& request, Patience patience) const {
-  return ask_each(control::find_servers(backend_, directory_), request, patience);
+  return ask_each(control::find_servers(backend_, directory_), request, patience, timeout_);
 }
 
-std::vector<json> ControlClient::ask_each(const std::vector<control::ServerPlace>& servers,
-                                          const json& request, Patience patience) const {
+std::vector<json> ask_each(const std::vector<control::ServerPlace>& servers, const json& request,
+                           Patience patience, std::chrono::milliseconds timeout) {
   std::vector<json> results;
   for (const control::ServerPlace& server : servers) {
     try {
-      if (std::optional<json> answer = ask(server, request, patience))
+      if (std::optional<json> answer = ask(server, request, patience, timeout))
         results.push_back(result_of(server.describe(), request, std::move(*answer)));
     } catch (const Error& error) {
       if (error.code() != ECONNRESET) throw;

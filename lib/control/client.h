@@ -23,32 +23,32 @@
 
 namespace tplstore {
 
+constexpr std::chrono::milliseconds kAnswerTimeout = std::chrono::seconds(30);
+
+// What each of these servers answers. One that ends meanwhile is left out.
+std::vector<nlohmann::json> ask_each(const std::vector<control::ServerPlace>& servers,
+                                     const nlohmann::json& request,
+                                     Patience patience = Patience::kUsual,
+                                     std::chrono::milliseconds timeout = kAnswerTimeout);
+
 class ControlClient {
  public:
   // The backend, which the store is on, must outlive it. `directory` is where servers of this user
   // have their sockets.
   explicit ControlClient(Backend& backend,
                          std::string directory = control::run_directory(/*makes=*/false),
-                         std::chrono::milliseconds timeout = std::chrono::seconds(30))
+                         std::chrono::milliseconds timeout = kAnswerTimeout)
       : backend_(backend), directory_(std::move(directory)), timeout_(timeout) {}
 
   // What the server that has the request's volume open answers; nothing when no server has it.
   // The trouble of a server that may have had it is thrown only when no other one answers.
   std::optional<nlohmann::json> ask_owner(const nlohmann::json& request,
                                           Patience patience = Patience::kUsual) const;
-  // What every server answers. One that ends meanwhile is left out.
+  // What every server answers, as ask_each() has it.
   std::vector<nlohmann::json> ask_all(const nlohmann::json& request,
                                       Patience patience = Patience::kUsual) const;
-  // The same of these servers.
-  std::vector<nlohmann::json> ask_each(const std::vector<control::ServerPlace>& servers,
-                                       const nlohmann::json& request,
-                                       Patience patience = Patience::kUsual) const;
 
  private:
-  // The answer; nothing when there is no such server any more.
-  std::optional<nlohmann::json> ask(const control::ServerPlace& server,
-                                    const nlohmann::json& request, Patience patience) const;
-
   Backend& backend_;
   std::string directory_;
   std::chrono::milliseconds timeout_;

@@ -3,6 +3,7 @@
 #include "control/servers.h"
 
 #include <fcntl.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -11,8 +12,10 @@
 #include <climits>
 #include <condition_variable>
 #include <cstdlib>
+#include <filesystem>
 #include <mutex>
 #include <set>
+#include <system_error>
 #include <utility>
 
 #include "backend/layout.h"
@@ -103,6 +106,13 @@ ServerPlace read_place(Backend& backend, const std::string& object, const std::s
   const bool is_sound = path.starts_with('/') && path.ends_with("/" + place.socket);
   place.directory = is_sound ? path.substr(0, path.size() - place.socket.size() - 1) : "";
   return place;
+}
+
+// Who listens at the other end; 0 when that is a process that cannot be seen from here.
+pid_t peer_of(int socket) {
+  ucred peer{};
+  socklen_t length = sizeof peer;
+  return ::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0 ? peer.pid : 0;
 }
 
 // What a dead server has left. Who may not write to the store leaves it to somebody who may.
@@ -275,6 +285,23 @@ std::vector<ServerPlace> find_servers(Backend& backend, const std::string& own_d
         fail(EIO, object, "damaged: it leads to no socket of this store; remove it");
     } catch (const Error& error) {
       if (error.code() != ENOENT) throw;  // gone since it was listed
+    }
+  }
+  return places;
+}
+
+std::vector<ServerPlace> find_servers_of(pid_t pid, const std::string& directory) {
+  std::vector<ServerPlace> places;
+  std::error_code unreadable;
+  for (const auto& entry : std::filesystem::directory_iterator(directory, unreadable)) {
+    const ServerPlace place{"", directory, entry.path().filename().string()};
+    if (!place.socket.ends_with(kSuffix) || place.pid() != std::to_string(pid)) continue;
+    try {
+      // A dead one's name tells nothing, nor does one of another namespace of pids.
+      const FileDescriptor socket = connect_to(place, Clock::now() + kConnectTimeout);
+      if (socket && peer_of(socket.get()) == pid) places.push_back(place);
+    } catch (const Error& error) {
+      if (error.code() != EACCES) throw;  // another user's
     }
   }
   return places;

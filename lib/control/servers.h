@@ -16,6 +16,8 @@
 // Thread safety: free functions all, the classes none. Errors: Error with the system's errno.
 #pragma once
 
+#include <sys/types.h>
+
 #include <functional>
 #include <map>
 #include <memory>
@@ -38,7 +40,7 @@ std::string run_directory(bool makes);
 std::string usable_directory(const std::vector<std::string>& candidates, bool makes);
 
 struct ServerPlace {
-  std::string object;  // that leads to it
+  std::string object;  // that leads to it, if it was found by that
   std::string directory;
   std::string socket;  // its name there
 
@@ -98,6 +100,10 @@ class NeighbourWatch {
 
 // All of this host that are alive, in the order of their names. `own_directory` may be missing.
 std::vector<ServerPlace> find_servers(Backend& backend, const std::string& own_directory);
+
+// Those whose sockets are in `directory` and that are the process `pid`, whatever their stores: by
+// what the system says of who listens there. Their `object` is empty.
+std::vector<ServerPlace> find_servers_of(pid_t pid, const std::string& directory);
 
 // Connects; nothing when nobody listens there.
 FileDescriptor connect_to(const ServerPlace& place, Clock::time_point deadline);

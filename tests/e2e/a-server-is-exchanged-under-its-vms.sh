@@ -68,14 +68,14 @@ await 10 is_free vm1 || fail "vm1 stays open behind its VM"
 stop_server
 for which in "" "--pid $$"; do
     # shellcheck disable=SC2086
-    equals "with no server" "$(tplstore server stop $which)" "no such server of this store runs here"
+    equals "with no server" "$(tplstore server stop $which)" "no such server runs here"
 done
 
 echo "One of two servers" >&2
 serve
 start_nbdkit other "$TPLSTORE_PLUGIN" "$store"
 # What a unit says whose server has ended by itself.
-equals "of no pid" "$(tplstore server stop --pid "")" "no such server of this store runs here"
+equals "of no pid" "$(tplstore server stop --pid "")" "no such server runs here"
 tplstore server stop --pid "${nbdkit_pid[server]}"
 wait "${nbdkit_pid[server]}" || fail "the server ended with $?"
 unset "nbdkit_pid[server]"

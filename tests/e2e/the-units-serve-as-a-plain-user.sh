@@ -110,7 +110,8 @@ run_unit tplstore-prune@.service "${prune[@]}" --keep-last 1 >"$tmp/pruned"
 equals "versions" "$(tplstore version list vm1 --json | jq -c 'map(.number)')" "[2,3]"
 pid=$(service_pid)
 read -r -a stop < <(of_unit tplstore@.service ExecStop | sed "s/\${MAINPID}/$pid/")
-run_unit tplstore@.service "${stop[@]}" >"$tmp/stop.log"
+# Its configuration has been given another store since, which is not there yet.
+store=$store.new run_unit tplstore@.service "${stop[@]}" >"$tmp/stop.log"
 grep -q "server $pid: stopped" "$tmp/stop.log" || fail "it stopped something else"
 wait $server || fail "the server ended with $?"
 others=$(find "$store" "$tmp/state" "$tmp/ssd" ! \( -uid "$user" -gid "$group" \))

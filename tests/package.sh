@@ -45,7 +45,7 @@ mkdir -p "$outdir"
 cp "$work"/first/*.{deb,dsc,tar.xz,changes,buildinfo} "$outdir"
 
 echo "== Looking at them with lintian"
-lintian --fail-on error,warning --no-tag-display-limit "$work"/first/*.changes
+lintian --fail-on error,warning --tag-display-limit 0 "$work"/first/*.changes
 
 suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
 echo "== Installing them in a fresh $suite"

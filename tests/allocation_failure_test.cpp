@@ -161,7 +161,7 @@ TEST_CASE("whichever allocation fails, nothing is lost that was flushed, and not
 TEST_CASE("a store whose upkeep finds no memory goes on") {
   auto memory = memory_store();
   Store store(std::make_unique<ForwardingBackend>(*memory), {});
-  store.create_volume("vm", kDiskBytes, "");
+  store.create_volume("vm", kPatientBytes, "");
   auto disk = store.open_export("vm", test_peer());
   disk->write(0, content_of(0, 1), false);
   store.start();
@@ -202,7 +202,7 @@ TEST_CASE("a connection that finds no memory is refused, and the next one is let
   auto backend = std::make_unique<ForwardingBackend>(*memory);
   spare_memory_of(*backend);
   Store store(std::move(backend), {});
-  store.create_volume("vm", kDiskBytes, "");
+  store.create_volume("vm", kPatientBytes, "");
   open_without_memory(store, "vm", test_peer());
   // One that joins others of its VM.
   const std::string name = "vm;writer=t;multi";

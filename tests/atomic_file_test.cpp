@@ -8,7 +8,7 @@
 #include "template_testing.h"
 #include "temporary_directory.h"
 
-using namespace tplstore;
+namespace tplstore::atomic_file_test {
 using namespace tplstore::testing;
 
 namespace {
@@ -70,3 +70,5 @@ TEST_CASE("a file that is not published leaves nothing behind, however its write
   close(ends[0]);
   close(ends[1]);
 }
+
+}  // namespace tplstore::atomic_file_test

@@ -11,8 +11,7 @@
 #include "memory/memory_backend.h"
 #include "temporary_directory.h"
 
-using namespace tplstore;
-
+namespace tplstore::backend_contract_test {
 namespace {
 
 void no_log(const std::string&) {}
@@ -743,3 +742,5 @@ ON_EVERY_BACKEND("threads that write neighbouring bytes lose none of them", Fixt
     }
   }
 }
+
+}  // namespace tplstore::backend_contract_test

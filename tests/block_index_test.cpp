@@ -9,7 +9,7 @@
 #include "template_testing.h"
 #include "transfer/block_matcher.h"
 
-using namespace tplstore;
+namespace tplstore::block_index_test {
 using namespace tplstore::testing;
 
 namespace {
@@ -203,3 +203,5 @@ TEST_CASE("a place that cannot be read is not a match") {
   matcher.match(batch, std::nullopt, kNoneBuilt);
   CHECK_FALSE(batch[0].match);
 }
+
+}  // namespace tplstore::block_index_test

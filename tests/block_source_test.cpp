@@ -16,7 +16,7 @@
 #include "template_testing.h"
 #include "temporary_directory.h"
 
-using namespace tplstore;
+namespace tplstore::block_source_test {
 using namespace tplstore::testing;
 
 namespace {
@@ -204,3 +204,5 @@ TEST_CASE(
   for (std::thread& thread : threads) thread.join();
   CHECK(wrong == 0);
 }
+
+}  // namespace tplstore::block_source_test

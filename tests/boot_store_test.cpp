@@ -9,7 +9,7 @@
 #include "template/segment.h"
 #include "template_testing.h"
 
-namespace tplstore {
+namespace tplstore::boot_store_test {
 namespace {
 
 constexpr uint64_t kTemplateBlocks = 600;
@@ -299,4 +299,4 @@ TEST_CASE_FIXTURE(BootFixture, "without a boot cache nothing is followed") {
         }) == EINVAL);
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::boot_store_test

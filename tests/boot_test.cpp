@@ -10,7 +10,7 @@
 #include "boot_host.h"
 #include "volume_testing.h"
 
-using namespace tplstore;
+namespace tplstore::boot_test {
 using namespace tplstore::testing;
 
 TEST_CASE("what one boot has read the next one finds in memory, read ahead or there already") {
@@ -297,3 +297,5 @@ TEST_CASE("threads: guests that boot, come and go, while their boots are learnt 
   host.boot->stop();
   CHECK(host.boot->show(*host.template_disk()).profile);
 }
+
+}  // namespace tplstore::boot_test

@@ -5,7 +5,7 @@
 
 #include "boot_testing.h"
 
-using namespace tplstore;
+namespace tplstore::boot_windows_test {
 using namespace tplstore::testing;
 
 namespace {
@@ -236,3 +236,5 @@ TEST_CASE("a guest that is connected anew goes on with its boot") {
   for (uint64_t i = 0; i < 4000; ++i) disk->read(*again, i * 3571 % 4000 * 2, 2);
   CHECK(host.windows().reports_of(*disk)[0].blocks == 8000);
 }
+
+}  // namespace tplstore::boot_windows_test

@@ -7,7 +7,7 @@
 
 #include "increment_testing.h"
 
-using namespace tplstore;
+namespace tplstore::byte_stream_test {
 using namespace tplstore::testing;
 
 namespace {
@@ -162,3 +162,5 @@ TEST_CASE("a pipe whose reader has gone, or does not read, ends a writer") {
   CHECK(thrown.code == EPIPE);
   CHECK(thrown.text == "pipe: whoever reads it has gone before all was written");
 }
+
+}  // namespace tplstore::byte_stream_test

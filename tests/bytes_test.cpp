@@ -4,7 +4,7 @@
 
 #include <random>
 
-using namespace tplstore;
+namespace tplstore::bytes_test {
 
 TEST_CASE("a hash is read as it is written, and nothing else is") {
   std::mt19937_64 random(1);
@@ -62,3 +62,5 @@ TEST_CASE("numbers of any length come back, and what was cut is an error") {
   const ByteVector endless(11, std::byte{0xff});
   CHECK_THROWS_AS(Decoder(endless, "x").take_varint(), Error);
 }
+
+}  // namespace tplstore::bytes_test

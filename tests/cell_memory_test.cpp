@@ -13,8 +13,7 @@
 
 #include "base/error.h"
 
-using namespace tplstore;
-
+namespace tplstore::cell_memory_test {
 namespace {
 
 constexpr uint64_t kSlot = kBlockBytes + 16;
@@ -428,3 +427,5 @@ TEST_CASE("eight threads, slots that are used again, and one who evicts") {
   CHECK(cells.memory.stats().slots == 0);
   CHECK(cells.memory.stats().used == 0);
 }
+
+}  // namespace tplstore::cell_memory_test

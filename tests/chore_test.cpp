@@ -5,7 +5,7 @@
 #include <stdexcept>
 #include <vector>
 
-namespace tplstore {
+namespace tplstore::chore_test {
 namespace {
 
 struct Fixture {
@@ -52,4 +52,4 @@ TEST_CASE("what cannot even be said is no error") {
   chore.attempt([](const char*) { throw std::bad_alloc(); }, [] { throw std::bad_alloc(); });
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::chore_test

@@ -8,7 +8,7 @@
 
 #include "store_testing.h"
 
-namespace tplstore {
+namespace tplstore::claims_test {
 namespace {
 
 struct ClaimFixture : TwoServers {
@@ -230,4 +230,4 @@ TEST_CASE("a volume is opened on a full disk, and a second host still sees the c
   CHECK(f.has(f.epoch()));
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::claims_test

@@ -12,7 +12,7 @@
 
 #include "template_testing.h"
 
-namespace tplstore {
+namespace tplstore::commit_pipeline_test {
 namespace {
 
 using testing::thrown_by;
@@ -184,4 +184,4 @@ TEST_CASE("the first failure is the one that is told") {
         }).text.find("was the first") != std::string::npos);
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::commit_pipeline_test

@@ -5,7 +5,7 @@
 #include "template_testing.h"
 #include "temporary_directory.h"
 
-using namespace tplstore;
+namespace tplstore::content_id_test {
 using namespace tplstore::testing;
 
 namespace {
@@ -82,3 +82,5 @@ TEST_CASE("hashing that is given up ends") {
   ContentIdHasher hasher(uint64_t{1} << 40);
   for (uint64_t i = 0; i < 20; ++i) hasher.add(i * kContentPieceBytes, block_of(i + 1));
 }
+
+}  // namespace tplstore::content_id_test

@@ -9,7 +9,7 @@
 #include "memory/memory_backend.h"
 #include "volume_testing.h"
 
-using namespace tplstore;
+namespace tplstore::control_operations_test {
 using nlohmann::json;
 
 namespace {
@@ -230,3 +230,5 @@ TEST_CASE("whatever is asked for, there is an answer, and the volumes are sound"
   CHECK(served.read("vm1@current", 0) == "b");
   CHECK(served.store->open_export("vm1", Peer{"another", 4712, 1})->size_bytes() >= 1 << 20);
 }
+
+}  // namespace tplstore::control_operations_test

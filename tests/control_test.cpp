@@ -29,7 +29,7 @@
 #include "store_testing.h"
 #include "temporary_directory.h"
 
-using namespace tplstore;
+namespace tplstore::control_test {
 using nlohmann::json;
 
 namespace {
@@ -821,3 +821,5 @@ TEST_CASE("the counters of several servers are added up") {
   CHECK(merged["tier"]["enabled"] == false);
   CHECK(merge_stats({})["volumes"] == json::array());
 }
+
+}  // namespace tplstore::control_test

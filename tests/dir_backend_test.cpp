@@ -23,7 +23,8 @@
 #include "restricted_process.h"
 #include "temporary_directory.h"
 
-using namespace tplstore;
+namespace tplstore::dir_backend_test {
+
 namespace fs = std::filesystem;
 
 namespace {
@@ -702,3 +703,5 @@ TEST_CASE("every descriptor closes on exec") {
   }
   CHECK(seen == 3);
 }
+
+}  // namespace tplstore::dir_backend_test

@@ -8,8 +8,7 @@
 
 #include "base/error.h"
 
-using namespace tplstore;
-
+namespace tplstore::disk_copy_test {
 namespace {
 
 constexpr uint64_t kUnit = 4096;
@@ -103,3 +102,5 @@ TEST_CASE("a copy that is interrupted ends at once") {
                   Error);
   CHECK(added == 3);
 }
+
+}  // namespace tplstore::disk_copy_test

@@ -10,7 +10,7 @@
 
 #include "volume/range_locks.h"
 
-namespace tplstore {
+namespace tplstore::fair_shared_mutex_test {
 namespace {
 
 // Threads that take a mutex one after the other: each is in the queue before the next one comes.
@@ -181,4 +181,4 @@ TEST_CASE("requests far from each other take different locks, whatever the dista
   CHECK(locks_of(0, 1 << 20).size() == RangeLocks::kLockCount);
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::fair_shared_mutex_test

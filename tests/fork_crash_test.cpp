@@ -12,7 +12,7 @@
 #include "forwarding_backend.h"
 #include "volume_testing.h"
 
-namespace tplstore {
+namespace tplstore::fork_crash_test {
 namespace {
 
 constexpr uint64_t kDiskBytes = 2 * kRegionBytes;
@@ -323,4 +323,4 @@ TEST_CASE("a crash while volumes are forked, flattened and removed loses and lea
   CHECK(states > 150);
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::fork_crash_test

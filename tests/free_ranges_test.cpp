@@ -9,7 +9,7 @@
 #include "map/node.h"
 #include "template_testing.h"
 
-namespace tplstore {
+namespace tplstore::free_ranges_test {
 
 std::ostream& operator<<(std::ostream& to, const FreeRange& range) {
   return to << range.source << ":" << range.first << "+" << range.count;
@@ -140,4 +140,4 @@ TEST_CASE("a free range of no file, or beyond the largest disk, is damage") {
   CHECK(code_of(1, 0, uint64_t{UINT32_MAX} + 1) == EIO);
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::free_ranges_test

@@ -9,7 +9,7 @@
 #include "store_testing.h"
 #include "template/template_catalog.h"
 
-namespace tplstore {
+namespace tplstore::gc_lock_test {
 namespace {
 
 constexpr auto kShared = LockMode::kShared;
@@ -195,4 +195,4 @@ TEST_CASE("volumes are not made while another host collects, nor garbage while i
   CHECK(s.memory->list("gc.claims").empty());
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::gc_lock_test

@@ -12,7 +12,7 @@
 #include "store_testing.h"
 #include "temporary_directory.h"
 
-namespace tplstore {
+namespace tplstore::hand_over_test {
 namespace {
 
 constexpr std::chrono::seconds kArmed{60};
@@ -586,4 +586,4 @@ TEST_CASE("with io=direct a volume moves behind the last write of its source") {
   }
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::hand_over_test

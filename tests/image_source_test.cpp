@@ -21,7 +21,7 @@
 #include "transfer/partition_check.h"
 #include "transfer/qemu_nbd.h"
 
-using namespace tplstore;
+namespace tplstore::image_source_test {
 using namespace tplstore::testing;
 
 namespace {
@@ -901,3 +901,5 @@ TEST_CASE("an interruption is heeded at once, before and during the reading") {
   CHECK(find_servers().empty());
   CHECK(refusal_of(folder / "disk.raw", {.interrupted = [] { return true; }}).code == EINTR);
 }
+
+}  // namespace tplstore::image_source_test

@@ -17,7 +17,7 @@
 #include "template_testing.h"
 #include "temporary_directory.h"
 
-using namespace tplstore;
+namespace tplstore::importer_test {
 using namespace tplstore::testing;
 
 namespace {
@@ -1031,3 +1031,5 @@ TEST_CASE("an image file is imported through qemu-nbd") {
   CHECK(import_template(backend, "r", folder.path() + "/disk.raw", {}).stored_bytes == 0);
   CHECK(read_template(backend, "r") == disk);
 }
+
+}  // namespace tplstore::importer_test

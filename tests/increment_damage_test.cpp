@@ -8,7 +8,7 @@
 #include "map/node.h"
 #include "volume_testing.h"
 
-using namespace tplstore;
+namespace tplstore::increment_damage_test {
 using namespace tplstore::testing;
 
 namespace {
@@ -472,3 +472,5 @@ TEST_CASE("what is no incremental file is refused, with a reason") {
   REQUIRE(::mkfifo(pipe.c_str(), 0600) == 0);
   CHECK(thrown_by([&] { IncrementReader::open(pipe); }).code == EINVAL);
 }
+
+}  // namespace tplstore::increment_damage_test

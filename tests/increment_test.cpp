@@ -7,7 +7,7 @@
 #include "map/node.h"
 #include "restricted_process.h"
 
-using namespace tplstore;
+namespace tplstore::increment_test {
 using namespace tplstore::testing;
 
 TEST_CASE("a change is written, read back, and makes the base what the version is") {
@@ -356,3 +356,5 @@ TEST_CASE("the example of FORMAT.md is what is written") {
   CHECK(word(0xd0) == 0x69d91b1617f45ea0);
   CHECK(word(0x1100) == 0x61120fa93d4f3aec);
 }
+
+}  // namespace tplstore::increment_test

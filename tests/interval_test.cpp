@@ -4,7 +4,7 @@
 
 #include "volume_testing.h"
 
-namespace tplstore {
+namespace tplstore::interval_test {
 namespace {
 
 using Sources = std::vector<uint32_t>;  // of the blocks of a region
@@ -98,4 +98,4 @@ TEST_CASE("arrays that cannot be are told") {
   CHECK_FALSE(is_valid({{5, 1, kSourceUnmapped}}));
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::interval_test

@@ -18,8 +18,7 @@
 #include "restricted_process.h"
 #include "temporary_directory.h"
 
-using namespace tplstore;
-
+namespace tplstore::io_ring_test {
 namespace {
 
 constexpr size_t kFileBytes = 1 << 20;
@@ -345,3 +344,5 @@ TEST_CASE("a ring that writes keeps the locks that are held, until it is gone or
   locks[2].reset();
   wait_for_unlock(path_of(2));
 }
+
+}  // namespace tplstore::io_ring_test

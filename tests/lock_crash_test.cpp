@@ -15,7 +15,7 @@
 #include "store_testing.h"
 #include "volume/creation.h"
 
-namespace tplstore {
+namespace tplstore::lock_crash_test {
 namespace {
 
 using Crash = MemoryBackend::Crash;
@@ -474,4 +474,4 @@ TEST_CASE("a connection that joins or replaces one of its VM writes nothing to t
   CHECK(backend->event_count() == 0);
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::lock_crash_test

@@ -29,7 +29,7 @@
 #include "explorer_testing.h"
 #include "lock/lock_state.h"
 
-namespace tplstore {
+namespace tplstore::lock_hosts_test {
 namespace {
 
 constexpr uint64_t kEpochMax = 4;
@@ -386,4 +386,4 @@ TEST_CASE("without any one of the rules between hosts there is a run that breaks
   }
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::lock_hosts_test

@@ -23,7 +23,7 @@
 #include "backend/open_backend.h"
 #include "store_testing.h"
 
-namespace tplstore {
+namespace tplstore::lock_race_test {
 namespace {
 
 using Clock = std::chrono::steady_clock;
@@ -293,4 +293,4 @@ TEST_CASE("of processes that race for a volume one has it at a time, and somebod
   CHECK((value == shared.flushed || value == shared.begun));
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::lock_race_test

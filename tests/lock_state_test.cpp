@@ -52,7 +52,7 @@
 #include "explorer_testing.h"
 #include "volume_testing.h"
 
-namespace tplstore {
+namespace tplstore::lock_state_test {
 namespace {
 
 using namespace std::chrono_literals;
@@ -941,4 +941,4 @@ TEST_CASE("without any one of the rules there is a run that breaks what it is fo
   }
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::lock_state_test

@@ -5,7 +5,7 @@
 #include "memory/memory_backend.h"
 #include "template_testing.h"
 
-using namespace tplstore;
+namespace tplstore::manifest_test {
 using namespace tplstore::testing;
 
 namespace {
@@ -218,3 +218,5 @@ TEST_CASE("the example of FORMAT.md is what is written") {
   std::memcpy(&sum, bytes.data() + 136, 8);
   CHECK(sum == 0x3d886481981bbc6b);
 }
+
+}  // namespace tplstore::manifest_test

@@ -5,7 +5,7 @@
 
 #include "volume_testing.h"
 
-namespace tplstore {
+namespace tplstore::map_log_test {
 namespace {
 
 struct Fixture {
@@ -146,4 +146,4 @@ TEST_CASE("a hole behind the end of the log is not looked through") {
   CHECK(f.letters() == "ab");
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::map_log_test

@@ -6,7 +6,7 @@
 #include "map/node.h"
 #include "template_testing.h"
 
-using namespace tplstore;
+namespace tplstore::map_node_test {
 using namespace tplstore::testing;
 
 namespace {
@@ -48,3 +48,5 @@ TEST_CASE("an interval of a leaf has at least one block, and ends within its reg
     CHECK(code_of(node_of(kind, UINT64_MAX, 1, 2), is_delta) == EIO);
   }
 }
+
+}  // namespace tplstore::map_node_test

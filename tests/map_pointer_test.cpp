@@ -8,7 +8,7 @@
 #include "memory/memory_backend.h"
 #include "template_testing.h"
 
-namespace tplstore {
+namespace tplstore::map_pointer_test {
 namespace {
 
 constexpr const char* kName = "v/map";
@@ -57,4 +57,4 @@ TEST_CASE("a pointer of another volume, or with both slots damaged, is refused")
   CHECK(code_of(volume) == EIO);
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::map_pointer_test

@@ -13,7 +13,7 @@
 #include "map/update_batch.h"
 #include "volume_testing.h"
 
-namespace tplstore {
+namespace tplstore::map_state_test {
 namespace {
 
 // Blocks around the end of a region; what lies elsewhere is nothing else.
@@ -399,4 +399,4 @@ TEST_CASE("what cannot follow on what happened is not allowed") {
   CHECK(map.state.allows(UpdateRecord{0, 1, kSourceUnmapped}));
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::map_state_test

@@ -10,7 +10,7 @@
 #include "map/tree_copy.h"
 #include "volume_testing.h"
 
-namespace tplstore {
+namespace tplstore::map_tree_test {
 namespace {
 
 constexpr uint64_t kRegion = 70;  // not below the first page of any level but the root
@@ -382,4 +382,4 @@ TEST_CASE("a tree that is copied into another log is the same there, and costs w
   check_blocks(root, 78, blocks);
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::map_tree_test

@@ -8,7 +8,7 @@
 #include <random>
 #include <set>
 
-using namespace tplstore;
+namespace tplstore::memory_backend_test {
 using Crash = MemoryBackend::Crash;
 
 namespace {
@@ -499,3 +499,5 @@ TEST_CASE("a crash lets go of all locks") {
   CHECK(crash_at_end(backend, Crash::kKill)->try_lock("lock", LockMode::kExclusive));
   CHECK_FALSE(backend.try_lock("lock", LockMode::kShared));
 }
+
+}  // namespace tplstore::memory_backend_test

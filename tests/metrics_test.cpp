@@ -12,8 +12,7 @@
 #include "store/low_water.h"
 #include "volume/request_times.h"
 
-using namespace tplstore;
-
+namespace tplstore::metrics_test {
 namespace {
 
 std::string man_page() {
@@ -219,3 +218,5 @@ TEST_CASE("a file system that is nearly full is told of once, and so is that it 
   CHECK(says(kGiB - 1, 20 * kGiB).ends_with("or make it larger"));
   CHECK(says(kGiB + kGiB / 4, 20 * kGiB).ends_with("again"));
 }
+
+}  // namespace tplstore::metrics_test

@@ -8,8 +8,7 @@
 
 #include "base/error.h"
 
-using namespace tplstore;
-
+namespace tplstore::names_test {
 namespace {
 
 // The text that means this.
@@ -87,3 +86,5 @@ TEST_CASE("a writer has one token, and says once that it has several connections
   }
   CHECK_FALSE(is_accepted("vm1;writer=" + std::string(65, 'x')));
 }
+
+}  // namespace tplstore::names_test

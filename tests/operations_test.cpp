@@ -6,7 +6,7 @@
 
 #include "store_testing.h"
 
-namespace tplstore {
+namespace tplstore::operations_test {
 namespace {
 
 using nlohmann::json;
@@ -66,4 +66,4 @@ TEST_CASE("a version of a volume that nobody has open is removed with one openin
   CHECK(f.store->space().volume_bytes + (1 << 20) <= before);
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::operations_test

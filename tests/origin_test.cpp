@@ -11,7 +11,7 @@
 #include "template_testing.h"
 #include "transfer/importer.h"
 
-using namespace tplstore;
+namespace tplstore::origin_test {
 using namespace tplstore::testing;
 
 namespace {
@@ -277,3 +277,5 @@ TEST_CASE("a program that knows nothing of it does not take a store whose segmen
   CHECK(identity.incompatible_features == kFeatureOriginApart);
   CHECK(std::memcmp(&identity.secret, &secret, sizeof secret) == 0);
 }
+
+}  // namespace tplstore::origin_test

@@ -7,7 +7,7 @@
 #include "template_testing.h"
 #include "volume_testing.h"
 
-using namespace tplstore;
+namespace tplstore::pack_test {
 using namespace tplstore::testing;
 
 namespace {
@@ -152,3 +152,5 @@ TEST_CASE("after a crash at any place there is a pack that is right, or none") {
   CHECK(whole > 0);
   CHECK(none > 0);
 }
+
+}  // namespace tplstore::pack_test

@@ -11,8 +11,7 @@
 
 #include "volume_testing.h"
 
-using namespace tplstore;
-
+namespace tplstore::placement_test {
 namespace {
 
 using Wide = unsigned __int128;
@@ -295,3 +294,5 @@ TEST_CASE("ranges that were kept are a placement again, and others are refused")
   DirectoryRanges many{a, std::vector<PositionRange>(kTierRangesMax + 1)};
   CHECK(refusal_of({many}).find("1025 ranges") != std::string::npos);
 }
+
+}  // namespace tplstore::placement_test

@@ -6,7 +6,7 @@
 
 #include "volume_testing.h"
 
-namespace tplstore {
+namespace tplstore::pointer_table_test {
 
 TEST_CASE("a table finds what was put last under a number, and nothing else") {
   Random random(test_seed());
@@ -28,4 +28,4 @@ TEST_CASE("a table finds what was put last under a number, and nothing else") {
   for (const auto& [number, thing] : model) REQUIRE(table.find(number) == thing);
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::pointer_table_test

@@ -6,7 +6,7 @@
 #include "boot_testing.h"
 #include "volume_testing.h"
 
-using namespace tplstore;
+namespace tplstore::prefetch_test {
 using namespace tplstore::testing;
 
 namespace {
@@ -152,3 +152,5 @@ TEST_CASE("where there is no room less is read, and nothing fails") {
   CHECK(reader.memory.stats().peak <= reader.memory.stats().cap);
   reader.check(0, 8000);
 }
+
+}  // namespace tplstore::prefetch_test

@@ -7,7 +7,7 @@
 #include "template_testing.h"
 #include "volume_testing.h"
 
-using namespace tplstore;
+namespace tplstore::profile_store_test {
 using namespace tplstore::testing;
 
 namespace {
@@ -94,3 +94,5 @@ TEST_CASE("orphans go, and nothing else") {
   CHECK(store.list("boot").size() == 2);
   CHECK(template_profile(live).numbers(store).size() == 1);
 }
+
+}  // namespace tplstore::profile_store_test

@@ -8,7 +8,7 @@
 #include "template_testing.h"
 #include "volume_testing.h"
 
-using namespace tplstore;
+namespace tplstore::profile_test {
 using namespace tplstore::testing;
 
 namespace {
@@ -196,3 +196,5 @@ TEST_CASE("whatever is damaged, decoding refuses it or gives runs within the dis
   CHECK(decoded > 0);
   CHECK(thrown_by([&] { decode_profile(Bytes(sound).first(95), "p"); }).code == EIO);
 }
+
+}  // namespace tplstore::profile_test

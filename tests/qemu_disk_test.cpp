@@ -3,7 +3,7 @@
 
 #include <doctest/doctest.h>
 
-namespace tplstore::tool {
+namespace tplstore::tool::qemu_disk_test {
 
 using nlohmann::json;
 
@@ -42,4 +42,4 @@ TEST_CASE("what is no NBD connection is none") {
   CHECK(parse_nbd_node("json:{\"" + layers + "driver\":\"nbd\"}").is_null());
 }
 
-}  // namespace tplstore::tool
+}  // namespace tplstore::tool::qemu_disk_test

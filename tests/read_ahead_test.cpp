@@ -6,7 +6,7 @@
 #include "boot_host.h"
 #include "volume_testing.h"
 
-using namespace tplstore;
+namespace tplstore::read_ahead_test {
 using namespace tplstore::testing;
 
 TEST_CASE("reading ahead stops when nobody comes, at its share, and when the boot is over") {
@@ -158,3 +158,5 @@ TEST_CASE("what was read ahead for one is not read again for the next, but what 
   CHECK(begin(host.disk("vm5")) > 0);
   CHECK(host.boot->memory().stats().prefetch_bytes > all);
 }
+
+}  // namespace tplstore::read_ahead_test

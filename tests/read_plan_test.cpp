@@ -2,8 +2,7 @@
 
 #include <doctest/doctest.h>
 
-using namespace tplstore;
-
+namespace tplstore::read_plan_test {
 namespace {
 
 // An object whose bytes are its number; both it and its backend count what they are asked.
@@ -208,3 +207,5 @@ TEST_CASE("checked pieces that go on are one only if the same check answers for 
   plan.add_checked(*f.of_a, 32, f.part(2), other);
   CHECK(plan.size() == 2);
 }
+
+}  // namespace tplstore::read_plan_test

@@ -17,7 +17,7 @@
 
 #include "store_testing.h"
 
-namespace tplstore {
+namespace tplstore::reconnect_test {
 namespace {
 
 using Clock = std::chrono::steady_clock;
@@ -259,4 +259,4 @@ TEST_CASE("what a VM has flushed stays when its connections are cut while the st
   }
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::reconnect_test

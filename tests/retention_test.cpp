@@ -10,8 +10,7 @@
 
 #include "base/bytes.h"
 
-using namespace tplstore;
-
+namespace tplstore::retention_test {
 namespace {
 
 constexpr int64_t kSecondNs = 1'000'000'000;
@@ -224,3 +223,5 @@ TEST_CASE("random versions get the verdicts of a reference that works with calen
     }
   }
 }
+
+}  // namespace tplstore::retention_test

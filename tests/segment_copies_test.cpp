@@ -15,7 +15,7 @@
 #include "template/block_source.h"
 #include "template_testing.h"
 
-using namespace tplstore;
+namespace tplstore::segment_copies_test {
 using namespace tplstore::testing;
 
 namespace {
@@ -322,3 +322,5 @@ TEST_CASE("copies come, go, fail and are damaged while many read") {
   CHECK(f.copies.alive == 0);
   CHECK(f.copies.read > 0);
 }
+
+}  // namespace tplstore::segment_copies_test

@@ -9,7 +9,7 @@
 #include "template/block_source.h"
 #include "template_testing.h"
 
-using namespace tplstore;
+namespace tplstore::segment_test {
 using namespace tplstore::testing;
 
 namespace {
@@ -228,3 +228,5 @@ TEST_CASE("what was given up of what a segment is mended with is not given up of
   mend_segment(memory, name, without({3, 4}), kTestSecret);
   CHECK(memory.content(path) == without({3}));
 }
+
+}  // namespace tplstore::segment_test

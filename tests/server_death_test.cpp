@@ -12,7 +12,7 @@
 #include "memory_journals.h"
 #include "volume_testing.h"
 
-namespace tplstore {
+namespace tplstore::server_death_test {
 namespace {
 
 using Call = ForwardingBackend::Call;
@@ -354,4 +354,4 @@ TEST_CASE("what a failed sync takes is told, whoever hears of that") {
   CHECK(explore({.power = true, .syncs = true}) > 0);
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::server_death_test

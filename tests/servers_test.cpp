@@ -18,7 +18,7 @@
 #include "store_testing.h"
 #include "temporary_directory.h"
 
-using namespace tplstore;
+namespace tplstore::servers_test {
 using control::Announcement;
 
 namespace {
@@ -283,3 +283,5 @@ TEST_CASE("the run directory is the first that is safe and can be written to") {
   REQUIRE(::chown(first.c_str(), 65534, 65534) == 0);
   CHECK(control::usable_directory({first, second}, true) == second);
 }
+
+}  // namespace tplstore::servers_test

@@ -12,8 +12,7 @@
 
 #include "explorer_testing.h"
 
-using namespace tplstore;
-
+namespace tplstore::slot_state_test {
 namespace {
 
 enum class Entry : uint8_t { kAbsent, kComing, kThere };
@@ -249,3 +248,5 @@ TEST_CASE("each rule is needed") {
 TEST_CASE("a word is what its state was") {
   for (uint32_t word = 0; word < 4096; ++word) CHECK(SlotState::of(word).word() == word);
 }
+
+}  // namespace tplstore::slot_state_test

@@ -10,7 +10,7 @@
 #include "store_testing.h"
 #include "volume/volume_check.h"
 
-namespace tplstore {
+namespace tplstore::store_check_test {
 namespace {
 
 constexpr uint64_t kSmallDiskBytes = 3 * kRegionBytes;
@@ -426,4 +426,4 @@ TEST_CASE("whatever is damaged, check ends, says so or not, and changes nothing"
   CHECK(with_faults > 0);
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::store_check_test

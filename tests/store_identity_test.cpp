@@ -8,7 +8,7 @@
 #include "template_testing.h"
 #include "temporary_directory.h"
 
-using namespace tplstore;
+namespace tplstore::store_identity_test {
 using namespace tplstore::testing;
 
 namespace {
@@ -90,3 +90,5 @@ TEST_CASE("the store's secret is readable for its owner alone, whatever the umas
   REQUIRE(stat((folder.path() + "/store/store").c_str(), &status) == 0);
   CHECK((status.st_mode & 0777) == 0600);
 }
+
+}  // namespace tplstore::store_identity_test

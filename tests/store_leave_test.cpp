@@ -8,7 +8,7 @@
 
 #include "store_testing.h"
 
-namespace tplstore {
+namespace tplstore::store_leave_test {
 namespace {
 
 // The next program, after a power cut or on what is there.
@@ -157,4 +157,4 @@ TEST_CASE("connections that come, go and write while a store is left find it clo
   }
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::store_leave_test

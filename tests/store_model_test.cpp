@@ -20,7 +20,7 @@
 #include "transfer/increment.h"
 #include "volume_testing.h"
 
-namespace tplstore {
+namespace tplstore::store_model_test {
 namespace {
 
 constexpr uint32_t kSectorsPerBlock = kBlockBytes / kSectorBytes;
@@ -951,4 +951,4 @@ TEST_CASE("they are so too where a boot cache keeps what is read") {
   MESSAGE(done << " operations");
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::store_model_test

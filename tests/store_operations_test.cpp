@@ -8,7 +8,7 @@
 #include "temporary_directory.h"
 #include "transfer/importer.h"
 
-namespace tplstore {
+namespace tplstore::store_operations_test {
 namespace {
 
 constexpr std::chrono::seconds kSoon{10};
@@ -385,4 +385,4 @@ TEST_CASE("a removal that comes late does not take the name of a new volume of t
   CHECK(f.memory->list("volumes").size() == 1);
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::store_operations_test

@@ -6,7 +6,7 @@
 #include "boot/learning.h"
 #include "boot_testing.h"
 
-using namespace tplstore;
+namespace tplstore::stored_boots_test {
 using namespace tplstore::testing;
 
 namespace {
@@ -164,3 +164,5 @@ TEST_CASE("a volume's pack has what its template's has not, and settles what it 
   make();
   CHECK(host.store.list("volumes/" + disk->volume().text()).empty());
 }
+
+}  // namespace tplstore::stored_boots_test

@@ -8,8 +8,7 @@
 
 #include "volume_testing.h"
 
-using namespace tplstore;
-
+namespace tplstore::stream_filter_test {
 namespace {
 
 constexpr uint64_t kMiB = uint64_t{1} << 20;
@@ -87,3 +86,5 @@ TEST_CASE("a boot's reads are no stream: short files here and there, some read a
   }
   for (int again = 0; again < 10'000; ++again) REQUIRE_FALSE(filter.is_streaming(4096, 4096));
 }
+
+}  // namespace tplstore::stream_filter_test

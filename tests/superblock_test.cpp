@@ -7,7 +7,7 @@
 
 #include "volume_testing.h"
 
-namespace tplstore {
+namespace tplstore::superblock_test {
 namespace {
 
 // Takes several sectors, each of which a device writes or does not.
@@ -108,4 +108,4 @@ TEST_CASE("an update that fails leaves a superblock its old value, and the next 
   }
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::superblock_test

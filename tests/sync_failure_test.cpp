@@ -3,7 +3,7 @@
 // it after a power cut.
 #include "volume_patient.h"
 
-namespace tplstore {
+namespace tplstore::sync_failure_test {
 namespace {
 
 class FailingSync final : public Illness {
@@ -116,4 +116,4 @@ TEST_CASE("a volume whose closing has failed is not taken for closed") {
   }
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::sync_failure_test

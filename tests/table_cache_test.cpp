@@ -13,7 +13,7 @@
 #include "temporary_directory.h"
 #include "transfer/block_index.h"
 
-using namespace tplstore;
+namespace tplstore::table_cache_test {
 using namespace tplstore::testing;
 
 namespace {
@@ -195,3 +195,5 @@ TEST_CASE("where nothing can be written, an import does without") {
   CHECK(index.segment_count() == 40);
   CHECK(memory.list("tables").empty());
 }
+
+}  // namespace tplstore::table_cache_test

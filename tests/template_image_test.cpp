@@ -9,7 +9,7 @@
 #include "template/template_disk.h"
 #include "template_testing.h"
 
-using namespace tplstore;
+namespace tplstore::template_image_test {
 using namespace tplstore::testing;
 
 namespace {
@@ -178,3 +178,5 @@ TEST_CASE("a template's disk is read-only, and tells its holes") {
   disk.read(123, into);
   CHECK(std::memcmp(into.data(), example.disk.data() + 123, into.size()) == 0);
 }
+
+}  // namespace tplstore::template_image_test

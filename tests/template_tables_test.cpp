@@ -11,7 +11,7 @@
 #include "template/template_image.h"
 #include "template_testing.h"
 
-using namespace tplstore;
+namespace tplstore::template_tables_test {
 using namespace tplstore::testing;
 
 namespace {
@@ -99,3 +99,5 @@ TEST_CASE("tables that are damaged, short, long or missing are not believed") {
   f.memory.remove(f.tables);
   CHECK(f.opened_to_compare() == 4);
 }
+
+}  // namespace tplstore::template_tables_test

@@ -12,7 +12,7 @@
 #include "progress.h"
 #include "table.h"
 
-using namespace tplstore;
+namespace tplstore::text_test {
 using nlohmann::json;
 using tool::progress_line;
 using tool::ProgressState;
@@ -130,3 +130,5 @@ TEST_CASE("a line of progress leaves out what matters least") {
   const ProgressState path{"verifying /a/very/long/path/to/some/increment.inc", 1, 2, 0};
   CHECK(progress_line(path, 60) == "verifying /a/very/long/path... [#####.....]  50%  1 B of 2 B");
 }
+
+}  // namespace tplstore::text_test

@@ -6,7 +6,7 @@
 #include <array>
 #include <thread>
 
-using namespace tplstore;
+namespace tplstore::thread_line_test {
 
 TEST_CASE("a thread has one line, and threads share them evenly") {
   constexpr size_t kEach = 3;
@@ -22,3 +22,5 @@ TEST_CASE("a thread has one line, and threads share them evenly") {
   }
   CHECK(std::ranges::all_of(users, [&](size_t count) { return count == kEach; }));
 }
+
+}  // namespace tplstore::thread_line_test

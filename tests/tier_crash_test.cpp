@@ -16,7 +16,7 @@
 #include "tier_testing.h"
 #include "volume_testing.h"
 
-using namespace tplstore;
+namespace tplstore::tier_crash_test {
 using namespace tplstore::testing;
 
 namespace {
@@ -354,3 +354,5 @@ TEST_CASE("whenever a host crashes, its store is sound, and reads right with wha
   MESSAGE(states << " states");
   CHECK(states > 100 * worlds);
 }
+
+}  // namespace tplstore::tier_crash_test

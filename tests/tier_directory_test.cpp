@@ -11,7 +11,7 @@
 #include "tier/directory.h"
 #include "tier_testing.h"
 
-using namespace tplstore;
+namespace tplstore::tier_directory_test {
 using namespace tplstore::testing;
 using State = TierDirectoryStatus::State;
 using Call = ForwardingBackend::Call;
@@ -817,3 +817,5 @@ TEST_CASE("a directory that left the table is used no more") {
   CHECK_FALSE(f.has(1));
   CHECK(f.log.empty());
 }
+
+}  // namespace tplstore::tier_directory_test

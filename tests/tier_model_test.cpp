@@ -12,7 +12,7 @@
 #include "tier_testing.h"
 #include "volume_testing.h"
 
-using namespace tplstore;
+namespace tplstore::tier_model_test {
 using namespace tplstore::testing;
 using Call = ForwardingBackend::Call;
 
@@ -452,3 +452,5 @@ TEST_CASE("whatever becomes of the tier, guests read what the template has") {
   CHECK(tier.damaged > steps / 10000);
   CHECK(moved > steps / 10000);
 }
+
+}  // namespace tplstore::tier_model_test

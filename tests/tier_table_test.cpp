@@ -15,8 +15,7 @@
 #include "tier/tier_identity.h"
 #include "volume_testing.h"
 
-using namespace tplstore;
-
+namespace tplstore::tier_table_test {
 namespace {
 
 using nlohmann::json;
@@ -486,3 +485,5 @@ TEST_CASE("whose a directory is can be read again, and nothing else is taken for
   CHECK(is_refused(longer));
   CHECK_FALSE(is_refused(content));
 }
+
+}  // namespace tplstore::tier_table_test

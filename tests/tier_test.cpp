@@ -20,7 +20,7 @@
 #include "temporary_directory.h"
 #include "tier_testing.h"
 
-using namespace tplstore;
+namespace tplstore::tier_test {
 using namespace tplstore::testing;
 using State = TierDirectoryStatus::State;
 using Call = ForwardingBackend::Call;
@@ -634,3 +634,5 @@ TEST_CASE("keepers fill while guests read, and none of them waits for a director
   f.on_filled = [] { FAIL("who was left behind told somebody of what it did"); };
   barrier.open();
 }
+
+}  // namespace tplstore::tier_test

@@ -6,7 +6,7 @@
 #include "map/records.h"
 #include "template_testing.h"
 
-namespace tplstore {
+namespace tplstore::update_batch_test {
 namespace {
 
 class BatchUnderTest {
@@ -154,4 +154,4 @@ TEST_CASE("records that no map can have are damage, and those of a later version
   CHECK(code_of(cut_off) == EIO);
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::update_batch_test

@@ -9,7 +9,7 @@
 #include "temporary_directory.h"
 #include "volume_testing.h"
 
-namespace tplstore {
+namespace tplstore::update_journal_test {
 namespace {
 
 constexpr uint64_t kRingBytes = 4 * kRecordBytes;
@@ -211,4 +211,4 @@ TEST_CASE("a journal's file is its owner's, there as a whole, locked, and the st
   CHECK(lines[0].find("/proc/nowhere") != std::string::npos);
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::update_journal_test

@@ -11,7 +11,7 @@
 #include "base/bytes.h"
 #include "version_text.h"
 
-using namespace tplstore;
+namespace tplstore::version_graph_test {
 using namespace tplstore::tool;
 
 namespace {
@@ -383,3 +383,5 @@ TEST_CASE("a history with more branches than anybody can follow is a table") {
   CHECK(std::count(table.begin(), table.end(), '\n') == 203);
   CHECK(text_of(5000).size() < 5001 * 100);
 }
+
+}  // namespace tplstore::version_graph_test

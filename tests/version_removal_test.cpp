@@ -9,7 +9,7 @@
 #include "map/creation.h"
 #include "store_testing.h"
 
-namespace tplstore {
+namespace tplstore::version_removal_test {
 namespace {
 
 struct Fixture : EmptyStoreFixture {
@@ -547,4 +547,4 @@ TEST_CASE("the log stays small while versions come and go") {
   CHECK_FALSE(map->ask(&MapState::has_outstanding));
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::version_removal_test

@@ -8,7 +8,7 @@
 
 #include "store_testing.h"
 
-namespace tplstore {
+namespace tplstore::version_set_test {
 namespace {
 
 uint64_t number_at(Disk& disk, uint64_t offset) {
@@ -261,4 +261,4 @@ TEST_CASE("a crash while versions of one moment are made leaves all of them or n
   CHECK(states > 40);
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::version_set_test

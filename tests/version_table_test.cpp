@@ -7,7 +7,7 @@
 
 #include "template_testing.h"
 
-namespace tplstore {
+namespace tplstore::version_table_test {
 namespace {
 
 VersionRecord version_of(uint32_t number, uint32_t parent) {
@@ -184,4 +184,4 @@ TEST_CASE("impossible versions are damage") {
   CHECK(code_of(bad) == EIO);
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::version_table_test

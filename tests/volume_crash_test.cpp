@@ -14,7 +14,7 @@
 #include "forwarding_backend.h"
 #include "volume_testing.h"
 
-namespace tplstore {
+namespace tplstore::volume_crash_test {
 namespace {
 
 constexpr uint64_t kDiskBytes = 3 * kRegionBytes;
@@ -634,4 +634,4 @@ TEST_CASE("a crash while a volume is created or removed leaves it whole or not t
   CHECK(states > 40);
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::volume_crash_test

@@ -5,7 +5,7 @@
 
 #include "volume_testing.h"
 
-namespace tplstore {
+namespace tplstore::volume_damage_test {
 namespace {
 
 constexpr uint64_t kDiskBytes = 2 * kRegionBytes;
@@ -247,4 +247,4 @@ TEST_CASE("of the header and of the map's pointer either slot may be lost") {
   }
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::volume_damage_test

@@ -8,7 +8,7 @@
 
 #include "store_testing.h"
 
-namespace tplstore {
+namespace tplstore::volume_disk_test {
 namespace {
 
 struct Fixture {
@@ -221,4 +221,4 @@ TEST_CASE("no version is called current, which names what is now") {
   CHECK(error_code([&] { f.store->open_export("vm1@1..current", test_peer()); }) == EINVAL);
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::volume_disk_test

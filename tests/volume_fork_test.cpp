@@ -7,7 +7,7 @@
 
 #include "store_testing.h"
 
-namespace tplstore {
+namespace tplstore::volume_fork_test {
 namespace {
 
 constexpr uint64_t kBlocks = 4;
@@ -214,4 +214,4 @@ TEST_CASE("flattening that fails gives back what it has copied") {
     CHECK(f.read(block) == filled(kBlockBytes, 1 + static_cast<int>(block)));
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::volume_fork_test

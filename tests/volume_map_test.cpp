@@ -7,7 +7,7 @@
 #include "map/creation.h"
 #include "volume_testing.h"
 
-namespace tplstore {
+namespace tplstore::volume_map_test {
 namespace {
 
 using Call = ForwardingBackend::Call;
@@ -468,4 +468,4 @@ TEST_CASE("what is committed while a checkpoint is written is replayed behind it
   CHECK(map.source_of(0, kRegionBlocks) == 1);
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::volume_map_test

@@ -7,7 +7,7 @@
 
 #include "volume_testing.h"
 
-namespace tplstore {
+namespace tplstore::volume_model_test {
 namespace {
 
 constexpr uint64_t kTemplateBytes = 5 * (1 << 20) + 3 * kBlockBytes;
@@ -355,4 +355,4 @@ TEST_CASE("threads that write parts of the same blocks never lose each other's b
   volume->close();
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::volume_model_test

@@ -6,7 +6,7 @@
 #include "store/store_config.h"
 #include "store_testing.h"
 
-namespace tplstore {
+namespace tplstore::volume_names_test {
 namespace {
 
 std::vector<std::string> names_of(Store& store) {
@@ -279,4 +279,4 @@ TEST_CASE("a crash while volumes are renamed, removed and restored leaves each w
   CHECK(states > 100);
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::volume_names_test

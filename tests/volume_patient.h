@@ -16,7 +16,7 @@
 
 namespace tplstore {
 
-inline constexpr uint64_t kDiskBytes = 2 * kRegionBytes;
+inline constexpr uint64_t kPatientBytes = 2 * kRegionBytes;
 inline constexpr uint64_t kUnitBytes = kBlockBytes / 2;
 // Units that the test touches, in two regions.
 inline constexpr uint64_t kFirstBlock = kRegionBlocks - 8;
@@ -161,7 +161,7 @@ class Patient {
     compare_all(*volume, durable_, false);
     volume->space().run();
     volume->flush();
-    if (!may_leak) check_no_leak(after, uuid_, kDiskBytes);
+    if (!may_leak) check_no_leak(after, uuid_, kPatientBytes);
     volume->write(offset_of(3), content_of(3, 999), true);
     CHECK(read_bytes(*volume, 0, offset_of(3), kUnitBytes) == content_of(3, 999));
   }
@@ -284,7 +284,7 @@ class Ward {
  public:
   explicit Ward(bool is_closed = true) {
     first_ = memory_store();
-    create_volume(*first_, uuid_, kDiskBytes, nullptr);
+    create_volume(*first_, uuid_, kPatientBytes, nullptr);
     const auto volume = open_volume(*first_, uuid_);
     Content content(kUnits, Values{0});
     for (uint64_t unit = 0; unit < kUnits; unit += 3) {

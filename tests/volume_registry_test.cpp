@@ -8,7 +8,7 @@
 
 #include "store_testing.h"
 
-namespace tplstore {
+namespace tplstore::volume_registry_test {
 namespace {
 
 // How long a request stalls when nothing ends it before.
@@ -337,4 +337,4 @@ TEST_CASE("connections of one token that add up, and one that does not, are neve
   CHECK(one.get() == 0);
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::volume_registry_test

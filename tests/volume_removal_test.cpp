@@ -7,7 +7,7 @@
 
 #include "store_testing.h"
 
-namespace tplstore {
+namespace tplstore::volume_removal_test {
 namespace {
 
 // Two processes on one store that has the volume "vm".
@@ -335,4 +335,4 @@ TEST_CASE("a removal that two crashes have cut short is completed") {
   }
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::volume_removal_test

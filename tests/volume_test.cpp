@@ -14,7 +14,7 @@
 #include "temporary_directory.h"
 #include "volume_testing.h"
 
-namespace tplstore {
+namespace tplstore::volume_test {
 namespace {
 
 ByteVector filled(uint64_t length, int value) {
@@ -710,4 +710,4 @@ TEST_CASE("zeroing a part of a block behind the template's end takes no space") 
   volume->close();
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::volume_test

@@ -8,8 +8,7 @@
 
 #include "volume_testing.h"
 
-using namespace tplstore;
-
+namespace tplstore::window_test {
 namespace {
 
 constexpr uint64_t kDiskBytes = uint64_t{10} << 30;
@@ -104,3 +103,5 @@ TEST_CASE("a record that is full ends the window") {
   CHECK(window.find_end(0) == WindowEnd::kBytes);
   CHECK(window.record().size() <= kProfileRunsMax);
 }
+
+}  // namespace tplstore::window_test

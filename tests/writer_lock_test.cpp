@@ -9,7 +9,7 @@
 #include "base/host.h"
 #include "store_testing.h"
 
-namespace tplstore {
+namespace tplstore::writer_lock_test {
 namespace {
 
 Peer other_peer() { return {"init", 1, process_start_time(1)}; }
@@ -224,4 +224,4 @@ TEST_CASE("a volume whose version is being read is not removed") {
   CHECK(s.one->list_volumes().empty());
 }
 
-}  // namespace tplstore
+}  // namespace tplstore::writer_lock_test

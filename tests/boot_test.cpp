@@ -145,6 +145,19 @@ TEST_CASE(
   CHECK(host.boot->show(*host.template_disk()).profile->boots == 2);
 }
 
+TEST_CASE("a disk that is closed while its boot is learnt is no failure") {
+  Host host;
+  const auto disk = host.disk("vm1");
+  {
+    const auto follower = host.boot->follow(disk);
+    boot_guest(host, *disk, *follower);
+  }
+  disk->on_with_cells = [&] { disk->go(); };
+  host.wait(0);
+  CHECK(disk->is_gone());
+  CHECK(host.log.size() == 1);  // that the boot has ended
+}
+
 TEST_CASE("a volume that was removed gets no profile") {
   Host host;
   const auto disk = host.disk("vm1");

@@ -34,12 +34,15 @@ struct BootOptions {
   }
   WindowLimits limits() const { return {quiet.count(), time.count(), bytes}; }
 
-  // Does what is only there to make others faster: when it fails that is said, and that's all.
+  // Does what is only there to make others faster: when it fails that is said, and that's all. That
+  // a disk is closed meanwhile is no failure.
   template <typename Work>
   void attempt(Work work) const noexcept {
     try {
       work();
     } catch (const std::exception& error) {
+      const auto* const known = dynamic_cast<const Error*>(&error);
+      if (known != nullptr && known->code() == ESHUTDOWN) return;
       try {
         log(fmt::format("boot cache: {}", error.what()));
       } catch (const std::exception&) {

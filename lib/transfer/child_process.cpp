@@ -57,9 +57,6 @@ constexpr std::string_view kListenPid = "LISTEN_PID=";
   // Whoever ended before this call leaves no signal: hence the look afterwards.
   if (prctl(PR_SET_PDEATHSIG, SIGKILL) != 0) give_up(errno);
   if (getppid() != start.parent) _exit(127);
-  const rlimit memory{kMemoryBytesMax, kMemoryBytesMax}, files{kOpenFilesMax, kOpenFilesMax};
-  setrlimit(RLIMIT_AS, &memory);
-  setrlimit(RLIMIT_NOFILE, &files);
   // First out of each other's way.
   const int failed = fcntl(start.failed, F_DUPFD_CLOEXEC, kFirstFreeDescriptor);
   if (failed < 0) give_up(errno);
@@ -72,6 +69,10 @@ constexpr std::string_view kListenPid = "LISTEN_PID=";
     const auto end = std::to_chars(start.listen_pid, start.listen_pid + 20, getpid()).ptr;
     *end = '\0';
   }
+  // Not before: the copy of this process may have more than that by now.
+  const rlimit memory{kMemoryBytesMax, kMemoryBytesMax}, files{kOpenFilesMax, kOpenFilesMax};
+  setrlimit(RLIMIT_AS, &memory);
+  setrlimit(RLIMIT_NOFILE, &files);
   execvpe(start.arguments[0], start.arguments.data(), start.environment.data());
   give_up(errno);
   _exit(127);

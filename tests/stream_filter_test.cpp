@@ -61,6 +61,24 @@ TEST_CASE("requests that overtake each other are a stream all the same") {
   }
 }
 
+TEST_CASE("of a disk that is copied in large requests, many at once, little is no stream") {
+  const uint64_t seed = test_seed();
+  std::mt19937_64 random(seed);
+  for (int round = 0; round < 50; ++round) {
+    StreamFilter filter;
+    uint64_t outside = 0;
+    std::vector<uint64_t> in_flight = ascending(0, 2 * kMiB, 8);
+    for (uint64_t next = 16 * kMiB; next < 200 * kMiB; next += 2 * kMiB) {
+      // The oldest is not overtaken for ever.
+      const size_t index = next % (16 * kMiB) == 0 ? 0 : random() % in_flight.size();
+      if (!filter.is_streaming(in_flight[index], 2 * kMiB)) outside += 2 * kMiB;
+      in_flight.erase(in_flight.begin() + static_cast<ptrdiff_t>(index));
+      in_flight.push_back(next);
+    }
+    CHECK(outside <= 40 * kMiB);
+  }
+}
+
 TEST_CASE("a stream among other reads is one") {
   StreamFilter filter;
   std::mt19937_64 random(test_seed());

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <array>
-#include <thread>
 #include <utility>
 
 #include "boot/stream_filter.h"
@@ -15,8 +14,6 @@ constexpr int64_t kPauseMsMax = 10'000;  // between two windows of a volume
 constexpr uint64_t kJoinedBytesMax = uint64_t{8} << 20;
 constexpr size_t kReportsMax = 512;
 constexpr size_t kShownWindows = 16;
-constexpr int kFilterSpinsMax = 100;
-constexpr int kFilterTriesMax = 164;
 
 BootWindow report_of(const FollowedBoot& boot, int64_t now_ms) {
   BootWindow report;
@@ -169,13 +166,9 @@ class BootWindows::Follower final : public ReadFollower {
     return joined_bytes_.fetch_add(length) < kJoinedBytesMax;
   }
   bool note_in_stream(uint64_t offset, uint64_t length) noexcept {
-    // Requests of one connection only meet here; one that does not get in soon is not counted. Who
-    // is in there may have to be given a processor first.
-    for (int tries = 0; tries < kFilterTriesMax; ++tries) {
-      if (is_filtering_.test_and_set(std::memory_order_acquire)) {
-        if (tries >= kFilterSpinsMax) std::this_thread::yield();
-        continue;
-      }
+    // Requests of one connection only meet here; one that does not get in soon is not counted.
+    for (int tries = 0; tries < 1000; ++tries) {
+      if (is_filtering_.test_and_set(std::memory_order_acquire)) continue;
       const bool is_streaming = filter_.is_streaming(offset, length);
       is_filtering_.clear(std::memory_order_release);
       return is_streaming;

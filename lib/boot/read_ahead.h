@@ -42,7 +42,7 @@ class ReadAhead {
   // `interrupted` says so.
   BootWarm warm(BootDisk& disk, const std::function<void(uint64_t done, uint64_t bytes)>& progress,
                 const std::function<bool()>& interrupted);
-  // Whether reading a template's profile took so long, the last time, that a pack helps.
+  // Whether reading the profile of this owner took so long, the last time, that a pack helps.
   bool was_slow(const Uuid& owner);
 
  private:

@@ -50,15 +50,9 @@ class BootDisks::OfVolume final : public BootDisk {
 
   void with_cells(std::span<const CellRun> runs,
                   const std::function<void(std::span<const CellPlace>)>& body) override {
-    const auto open = disks_.registry_.find_open(uuid_);
-    if (!open) fail(ESHUTDOWN, fmt::format("volume {}", name_), "is not open any more");
-    open->volume().with_cells(runs, body);
+    find_open()->volume().with_cells(runs, body);
   }
-  void settle() override {
-    const auto open = disks_.registry_.find_open(uuid_);
-    if (!open) fail(ESHUTDOWN, fmt::format("volume {}", name_), "is not open any more");
-    open->volume().flush();
-  }
+  void settle() override { find_open()->volume().flush(); }
   void take_tables() override {
     if (!template_uuid_) return;
     const auto image = disks_.find_.open_template(template_name_);
@@ -67,6 +61,11 @@ class BootDisks::OfVolume final : public BootDisk {
   void drop_cached(std::span<const CellRun> runs) override { drop_cached_of(*this, runs); }
 
  private:
+  std::unique_ptr<VolumeRegistry::Attachment> find_open() {
+    auto open = disks_.registry_.find_open(uuid_);
+    if (!open) fail(ESHUTDOWN, fmt::format("volume {}", name_), "is not open any more");
+    return open;
+  }
   void find_ancestors() {
     const auto take = [this](Volume& volume) {
       for (const SourceRow& row : volume.ancestors()) ancestors_.push_back({row.volume, row.last});

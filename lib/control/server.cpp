@@ -74,10 +74,8 @@ json perform(Store& store, const json& request) {
 }
 
 bool is_allowed(int socket) {
-  ucred peer{};
-  socklen_t length = sizeof peer;
-  return ::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0 &&
-         (peer.uid == 0 || peer.uid == ::geteuid());
+  const auto peer = control::peer_of(socket);
+  return peer && (peer->uid == 0 || peer->uid == ::geteuid());
 }
 
 }  // namespace

@@ -3,7 +3,6 @@
 #include "control/servers.h"
 
 #include <fcntl.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -106,13 +105,6 @@ ServerPlace read_place(Backend& backend, const std::string& object, const std::s
   const bool is_sound = path.starts_with('/') && path.ends_with("/" + place.socket);
   place.directory = is_sound ? path.substr(0, path.size() - place.socket.size() - 1) : "";
   return place;
-}
-
-// Who listens at the other end; 0 when that is a process that cannot be seen from here.
-pid_t peer_of(int socket) {
-  ucred peer{};
-  socklen_t length = sizeof peer;
-  return ::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0 ? peer.pid : 0;
 }
 
 // What a dead server has left. Who may not write to the store leaves it to somebody who may.
@@ -290,6 +282,13 @@ std::vector<ServerPlace> find_servers(Backend& backend, const std::string& own_d
   return places;
 }
 
+std::optional<ucred> peer_of(int socket) {
+  ucred peer{};
+  socklen_t length = sizeof peer;
+  if (::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &length) != 0) return std::nullopt;
+  return peer;
+}
+
 std::vector<ServerPlace> find_servers_of(pid_t pid, const std::string& directory) {
   std::vector<ServerPlace> places;
   std::error_code unreadable;
@@ -299,7 +298,9 @@ std::vector<ServerPlace> find_servers_of(pid_t pid, const std::string& directory
     try {
       // A dead one's name tells nothing, nor does one of another namespace of pids.
       const FileDescriptor socket = connect_to(place, Clock::now() + kConnectTimeout);
-      if (socket && peer_of(socket.get()) == pid) places.push_back(place);
+      if (!socket) continue;
+      const auto peer = peer_of(socket.get());
+      if (peer && peer->pid == pid) places.push_back(place);
     } catch (const Error& error) {
       if (error.code() != EACCES) throw;  // another user's
     }

@@ -16,11 +16,13 @@
 // Thread safety: free functions all, the classes none. Errors: Error with the system's errno.
 #pragma once
 
+#include <sys/socket.h>
 #include <sys/types.h>
 
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -104,6 +106,9 @@ std::vector<ServerPlace> find_servers(Backend& backend, const std::string& own_d
 // Those whose sockets are in `directory` and that are the process `pid`, whatever their stores: by
 // what the system says of who listens there. Their `object` is empty.
 std::vector<ServerPlace> find_servers_of(pid_t pid, const std::string& directory);
+
+// Who is at the other end of a connection; its pid is 0 where that cannot be seen from here.
+std::optional<ucred> peer_of(int socket);
 
 // Connects; nothing when nobody listens there.
 FileDescriptor connect_to(const ServerPlace& place, Clock::time_point deadline);

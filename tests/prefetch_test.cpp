@@ -32,7 +32,7 @@ struct Reader {
   // How many bytes each step has read.
   std::vector<uint64_t> read_all() {
     std::vector<uint64_t> steps;
-    Prefetch prefetch(memory, profile, {}, kTestSecret);
+    Prefetch prefetch(memory, profile, kTestSecret);
     uint64_t before = origin.planned_bytes();
     while (prefetch.step(*disk, *window, buffer->bytes())) {
       steps.push_back(origin.planned_bytes() - before);

@@ -573,6 +573,16 @@ void CellMemory::forget_versions(const Uuid& volume, uint32_t from) {
   }
 }
 
+uint64_t CellMemory::count_there(CellFile& cells, uint64_t first, uint64_t count) {
+  const auto& file = static_cast<File&>(cells);
+  if (!file.has_cells_.load(std::memory_order_relaxed) || !file.has_place(first + count)) return 0;
+  const GracePeriod::Request in_flight(requests_);
+  uint64_t there = 0;
+  for (uint64_t block = first; block < first + count; ++block)
+    there += is_there(file.entry_of(block)) ? 1 : 0;
+  return there;
+}
+
 uint64_t CellMemory::cached_bytes(std::span<const CellFileKey> files) {
   const Lock guard(mutex_);
   uint64_t cells = 0;

@@ -96,6 +96,8 @@ class CellMemory final : public CellCache {
   Claim claim(CellFile& file, uint64_t first, uint64_t count, Window& window);
   // Drops the cells of these files that belong to no open window, soon.
   void forget(std::span<const CellFileKey> files);
+  // How many of the cells [first, first + count) of a file are in memory.
+  uint64_t count_there(CellFile& file, uint64_t first, uint64_t count);
   // How many bytes of these files' cells are in memory.
   uint64_t cached_bytes(std::span<const CellFileKey> files);
   // Counts memory that is held beside the cells as long as this is there. Nothing when it does not

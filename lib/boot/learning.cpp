@@ -11,7 +11,6 @@ namespace {
 constexpr uint64_t kOwnPart = 20;
 constexpr int kTriesMax = 4;
 constexpr uint64_t kBlocksAtOnce = 1 << 16;
-constexpr uint32_t kCellsAtOnce = 256;
 
 // Whether enough of it is of versions past this one.
 bool is_own(std::span<const ProfileRun> runs, uint32_t past) {
@@ -308,29 +307,9 @@ bool make_pack_of(Backend& store, BootDisk& disk, const FoundProfile& found,
 
 CachedRuns count_cached(BootDisk& disk, std::span<const ProfileRun> runs, CellMemory& memory) {
   CachedRuns counted;
-  ByteVector buffer(uint64_t{kCellsAtOnce} * kBlockBytes);
   visit_places(disk, runs, [&](size_t, const CellPlace& place) {
-    const auto is_cached = [&](uint32_t first, uint32_t count) {
-      ReadPlan plan;
-      plan.enter(memory.requests());
-      place.file->plan_read(*place.source, uint64_t{first} * kBlockBytes,
-                            MutableBytes(buffer).first(uint64_t{count} * kBlockBytes), plan,
-                            nullptr);
-      return plan.size() == 0;
-    };
-    for (uint32_t done = 0; done < place.count;) {
-      const uint32_t first = place.block + done;
-      const uint32_t count = std::min(place.count - done, kCellsAtOnce);
-      uint64_t cached = 0;
-      if (is_cached(first, count)) {
-        cached = count;
-      } else {
-        for (uint32_t i = 0; i < count; ++i) cached += is_cached(first + i, 1) ? 1 : 0;
-      }
-      counted.bytes += uint64_t{count} * kBlockBytes;
-      counted.cached_bytes += cached * kBlockBytes;
-      done += count;
-    }
+    counted.bytes += uint64_t{place.count} * kBlockBytes;
+    counted.cached_bytes += memory.count_there(*place.file, place.block, place.count) * kBlockBytes;
   });
   return counted;
 }

@@ -83,12 +83,8 @@ struct Prefetch::Flight {
 };
 
 Prefetch::Prefetch(CellMemory& memory, std::shared_ptr<const Profile> profile,
-                   std::vector<std::unique_ptr<const Pack>> packs, const HashSecret& secret)
-    : memory_(memory),
-      profile_(std::move(profile)),
-      hashes_(*profile_),
-      secret_(secret),
-      packs_(std::move(packs)) {}
+                   const HashSecret& secret)
+    : memory_(memory), profile_(std::move(profile)), hashes_(*profile_), secret_(secret) {}
 
 bool Prefetch::step(BootDisk& disk, CellMemory::Window& window, MutableBytes buffer) {
   if (has_pack()) {
@@ -217,16 +213,21 @@ bool Prefetch::are_sound(const Flight& flight, const CellPlace& place, uint64_t 
   return all_are || flight.source->are_sound(static_cast<uint32_t>(first), blocks);
 }
 
-void Prefetch::leave_pack() {
-  packs_.pop_back();
+void Prefetch::take_pack(std::unique_ptr<const Pack> pack, CellMemory::Beside beside) {
+  pack_ = std::move(pack);
+  pack_beside_ = std::move(beside);
   pack_at_ = piece_at_ = 0;
   piece_ = 0;
 }
 
+void Prefetch::leave_pack() {
+  pack_.reset();
+  pack_beside_.reset();
+}
+
 void Prefetch::step_pack(CellMemory::Window& window, MutableBytes buffer) {
   const GracePeriod::Request in_flight(memory_.requests());
-  const Pack& opened = *packs_.back();
-  const PackDescription& pack = opened.description();
+  const PackDescription& pack = pack_->description();
   const uint32_t begin = pack_at_;
   const auto count = static_cast<uint32_t>(
       std::min<uint64_t>(buffer.size() / kBlockBytes, pack.block_count() - begin));
@@ -270,7 +271,7 @@ void Prefetch::step_pack(CellMemory::Window& window, MutableBytes buffer) {
     const uint64_t from = i * request_blocks;
     if (!is_wanted[i]) continue;
     const uint64_t blocks = std::min<uint64_t>(request_blocks, count - from);
-    opened.plan_read(begin + static_cast<uint32_t>(from),
+    pack_->plan_read(begin + static_cast<uint32_t>(from),
                      buffer.subspan(from * kBlockBytes, blocks * kBlockBytes), plan);
     ++requests_;
   }
@@ -285,7 +286,7 @@ void Prefetch::step_pack(CellMemory::Window& window, MutableBytes buffer) {
       for (uint64_t i = 0; i < part.count(); ++i) {
         const auto index = static_cast<uint32_t>(stretch.at + (part.first - stretch.first) + i);
         const Bytes block = buffer.subspan(size_t{index - begin} * kBlockBytes, kBlockBytes);
-        if (!opened.is_sound(index, block)) continue;
+        if (!pack_->is_sound(index, block)) continue;
         std::memcpy(part.memory.data() + i * kBlockBytes, block.data(), kBlockBytes);
         stretch.claim.publish(part.first + i, 1);
         taken_bytes_ += kBlockBytes;

@@ -48,13 +48,14 @@ class Prefetch {
   static constexpr size_t kRequestsMax = 4;
 
   // The secret is that of the profile's hashes.
-  Prefetch(CellMemory& memory, std::shared_ptr<const Profile> profile,
-           std::vector<std::unique_ptr<const Pack>> packs, const HashSecret& secret);
+  Prefetch(CellMemory& memory, std::shared_ptr<const Profile> profile, const HashSecret& secret);
 
+  // What a pack has is read before what is left of the profile. One at a time.
+  void take_pack(std::unique_ptr<const Pack> pack, CellMemory::Beside beside);
   // Reads the next few requests in the name of a window; false when there is nothing left.
   bool step(BootDisk& disk, CellMemory::Window& window, MutableBytes buffer);
 
-  bool has_pack() const { return !packs_.empty(); }        // of which not all is read yet
+  bool has_pack() const { return pack_ != nullptr; }       // of which not all is read yet
   uint64_t requests() const { return requests_; }          // that were read
   uint64_t taken_bytes() const { return taken_bytes_; }    // that have entered
   uint64_t passed_bytes() const { return passed_bytes_; }  // of the profile, taken or not
@@ -74,14 +75,15 @@ class Prefetch {
   const std::shared_ptr<const Profile> profile_;
   const ProfileHashes hashes_;
   const HashSecret secret_;
-  std::vector<std::unique_ptr<const Pack>> packs_;  // the last one first
-  uint32_t pack_at_ = 0;                            // its next block
-  size_t piece_ = 0;                                // which is in this piece,
-  uint32_t piece_at_ = 0;                           // at this block
-  size_t run_ = 0;                                  // the next of the profile,
-  uint32_t run_at_ = 0;                             // from this block on
-  uint64_t batch_blocks_ = 1024;                    // how much of it is sorted next
-  std::deque<std::vector<CellRun>> planned_;        // requests of this batch
+  std::optional<CellMemory::Beside> pack_beside_;
+  std::unique_ptr<const Pack> pack_;
+  uint32_t pack_at_ = 0;                      // its next block
+  size_t piece_ = 0;                          // which is in this piece,
+  uint32_t piece_at_ = 0;                     // at this block
+  size_t run_ = 0;                            // the next of the profile,
+  uint32_t run_at_ = 0;                       // from this block on
+  uint64_t batch_blocks_ = 1024;              // how much of it is sorted next
+  std::deque<std::vector<CellRun>> planned_;  // requests of this batch
   uint64_t requests_ = 0;
   uint64_t taken_bytes_ = 0;
   uint64_t passed_bytes_ = 0;

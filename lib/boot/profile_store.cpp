@@ -1,10 +1,10 @@
 // Profiles as objects of a store.
 #include "boot/profile_store.h"
 
+#include <fmt/core.h>
+
 #include <algorithm>
 #include <charconv>
-
-#include <fmt/core.h>
 
 #include "backend/layout.h"
 

@@ -11,6 +11,7 @@ constexpr int64_t kUnusedMs = 30'000;
 constexpr int64_t kSlowMs = 500;
 constexpr uint64_t kSlowRequests = 64;
 constexpr int64_t kPacksFirstMs = 1000;
+constexpr uint64_t kMissingPart = 16;  // of a profile, and less, is read without its packs
 
 uint64_t memory_of(const Profile& profile) {
   return profile.runs.size() * 2 * sizeof(ProfileRun) + profile.hashes.size() * sizeof(Hash128);
@@ -23,29 +24,12 @@ bool is_over(const std::shared_ptr<FollowedBoot>& boot) {
 }  // namespace
 
 bool ReadAhead::step() {
-  auto begun = windows_.take_begun();
-  // What it holds may be the room that is waited for.
-  std::erase_if(waiting_, is_over);
-  if (!waiting_.empty() && !buffer_) buffer_ = PrefetchBuffer::make(memory_);
-  if (buffer_) std::ranges::move(std::exchange(waiting_, {}), std::back_inserter(begun));
-  if (options_.prefetch)
-    for (const auto& boot : begun)
-      options_.attempt([&] {
-        if (!begin(boot)) waiting_.push_back(boot);
-      });
-  for (const auto& disk : windows_.take_headless())
-    options_.attempt([&] {
-      windows_.set_heads(disk->volume(), find_profile(store_, *disk).stored.profile.runs);
-    });
-  // A pack that is being read may have what others would look for in many places.
-  const int64_t now_ms = options_.clock_ms();
-  const auto goes_first = [&](const auto& owned) {
-    const Reading& reading = owned.second;
-    return reading.prefetch->has_pack() && now_ms - reading.begun_ms < kPacksFirstMs;
-  };
-  const bool are_packs_first = std::ranges::any_of(readings_, goes_first);
+  begin_waiting();
+  const Reading* const packs_of = first_with_packs();
+  const bool goes_first = packs_of != nullptr && is_first(*packs_of);
+  if (!goes_first) set_heads();
   for (auto at = readings_.begin(); at != readings_.end();) {
-    if (are_packs_first && !goes_first(*at)) {
+    if (&at->second != packs_of && (goes_first || at->second.has_packs())) {
       ++at;
       continue;
     }
@@ -55,6 +39,30 @@ bool ReadAhead::step() {
   }
   if (readings_.empty()) buffer_.reset();
   return !readings_.empty();
+}
+
+// A pack that is being read may have what others would look for in many places, and their profiles
+// can wait for it too.
+void ReadAhead::begin_waiting() {
+  std::ranges::move(windows_.take_begun(), std::back_inserter(waiting_));
+  // What it holds may be the room that is waited for.
+  std::erase_if(waiting_, is_over);
+  if (!options_.prefetch) waiting_.clear();
+  while (!waiting_.empty()) {
+    const Reading* const packs_of = first_with_packs();
+    if (packs_of != nullptr && is_first(*packs_of)) return;
+    bool has_room = true;
+    options_.attempt([&] { has_room = begin(waiting_.front()); });
+    if (!has_room) return;
+    waiting_.pop_front();
+  }
+}
+
+void ReadAhead::set_heads() {
+  for (const auto& disk : windows_.take_headless())
+    options_.attempt([&] {
+      windows_.set_heads(disk->volume(), find_profile(store_, *disk).stored.profile.runs);
+    });
 }
 
 void ReadAhead::stop() {
@@ -87,20 +95,14 @@ bool ReadAhead::begin(const std::shared_ptr<FollowedBoot>& boot) {
   if (!buffer_) buffer_ = PrefetchBuffer::make(memory_);
   if (!buffer_) return false;
   Reading reading;
-  auto beside = memory_.hold_beside(memory_of(profile));
-  if (!beside) return true;
-  reading.besides.push_back(std::move(*beside));
+  reading.beside = memory_.hold_beside(memory_of(profile));
+  if (!reading.beside) return true;
   reading.profile = std::make_shared<const Profile>(std::move(profile));
-  auto packs = find_packs(*boot->disk, found, *reading.profile);
-  std::erase_if(packs, [&](const auto& pack) {
-    auto held = memory_.hold_beside(pack->memory_bytes());
-    if (held) reading.besides.push_back(std::move(*held));
-    return !held;
-  });
-  reading.prefetch =
-      std::make_unique<Prefetch>(memory_, reading.profile, std::move(packs), secret_);
+  reading.packs = places_of_packs(*boot->disk, found, *reading.profile);
+  reading.prefetch = std::make_unique<Prefetch>(memory_, reading.profile, secret_);
   reading.boots.push_back(boot);
   reading.begun = begun;
+  reading.order = ++readings_begun_;
   reading.begun_ms = reading.used_ms = options_.clock_ms();
   // What the guest reads for itself would take the room of what it will not have to read.
   if (count_blocks(reading.profile->runs) * kBlockBytes > options_.cap_bytes)
@@ -109,21 +111,45 @@ bool ReadAhead::begin(const std::shared_ptr<FollowedBoot>& boot) {
   return true;
 }
 
-std::vector<std::unique_ptr<const Pack>> ReadAhead::find_packs(const BootDisk& disk,
-                                                               const FoundProfile& found,
-                                                               const Profile& profile) {
-  std::vector<std::unique_ptr<const Pack>> packs;
-  if (!options_.packs) return packs;
-  const auto open = [&](const FoundProfile& of) {
-    if (auto pack = open_pack(store_, of.pack(), of.owner, secret_))
-      packs.push_back(std::move(pack));
-  };
-  if (!found.is_of_template) open(found);
+std::vector<ReadAhead::PackPlace> ReadAhead::places_of_packs(const BootDisk& disk,
+                                                             const FoundProfile& found,
+                                                             const Profile& profile) const {
+  std::vector<PackPlace> places;
+  if (!options_.packs) return places;
+  if (!found.is_of_template) places.push_back({found.pack(), found.owner});
   // A pack has its template's blocks one after the other, so a quarter of them is worth it.
   const auto& runs = profile.runs;
   if (disk.template_uuid() && 4 * count_own_blocks(runs) < 3 * count_blocks(runs))
-    open({true, *disk.template_uuid()});
-  return packs;
+    places.push_back({template_pack(*disk.template_uuid()), *disk.template_uuid()});
+  return places;
+}
+
+bool ReadAhead::take_next_pack(std::vector<PackPlace>& places, BootDisk& disk,
+                               const Profile& profile, Prefetch& prefetch) {
+  if (places.empty()) return false;
+  const CachedRuns there = count_cached(disk, profile.runs, memory_);
+  if ((there.bytes - there.cached_bytes) * kMissingPart <= there.bytes) places.clear();
+  while (!places.empty()) {
+    const PackPlace place = std::move(places.back());
+    places.pop_back();
+    auto pack = open_pack(store_, place.object, place.owner, secret_);
+    auto beside = pack ? memory_.hold_beside(pack->memory_bytes()) : std::nullopt;
+    if (!beside) continue;
+    prefetch.take_pack(std::move(pack), std::move(*beside));
+    return true;
+  }
+  return false;
+}
+
+bool ReadAhead::is_first(const Reading& reading) const {
+  return reading.has_packs() && options_.clock_ms() - reading.begun_ms < kPacksFirstMs;
+}
+
+const ReadAhead::Reading* ReadAhead::first_with_packs() const {
+  const Reading* first = nullptr;
+  for (const auto& [owner, reading] : readings_)
+    if (reading.has_packs() && (first == nullptr || reading.order < first->order)) first = &reading;
+  return first;
 }
 
 bool ReadAhead::step(const Uuid& owner, Reading& reading) {
@@ -148,6 +174,10 @@ bool ReadAhead::step(const Uuid& owner, Reading& reading) {
     return false;
   FollowedBoot& first = *reading.boots.front();
   try {
+    // Without one it is the turn of who has some.
+    if (!prefetch.has_pack() && !reading.packs.empty() &&
+        !take_next_pack(reading.packs, *first.disk, *reading.profile, prefetch))
+      return true;
     if (prefetch.step(*first.disk, *first.cells, buffer_->bytes())) return true;
   } catch (const Error&) {
     // The disk is gone, or its map cannot be read; another one's may do.
@@ -179,13 +209,15 @@ BootWarm ReadAhead::warm(BootDisk& disk,
   if (!buffer || !beside)
     fail(ENOMEM, disk.name(), "there is no room in the boot cache: open windows have it");
   const auto profile = std::make_shared<const Profile>(std::move(found.stored.profile));
-  auto packs = find_packs(disk, found, *profile);
+  auto packs = places_of_packs(disk, found, *profile);
   const uint64_t refused_before = memory_.stats().refused;
   const uint64_t wanted_bytes = count_blocks(profile->runs) * kBlockBytes;
   auto window = memory_.open_window();
   try {
-    Prefetch prefetch(memory_, profile, std::move(packs), secret_);
-    while (prefetch.step(disk, *window, buffer->bytes())) {
+    Prefetch prefetch(memory_, profile, secret_);
+    for (;;) {
+      if (!prefetch.has_pack()) take_next_pack(packs, disk, *profile, prefetch);
+      if (!prefetch.step(disk, *window, buffer->bytes())) break;
       progress(std::max(prefetch.passed_bytes(), std::min(prefetch.taken_bytes(), wanted_bytes)),
                wanted_bytes);
       if (interrupted()) fail(EINTR, disk.name(), "interrupted; what is in memory stays there");

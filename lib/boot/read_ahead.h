@@ -1,13 +1,16 @@
 // Which profiles are read ahead (boot/prefetch.h): one reading for each profile, however many
 // volumes boot by it, for as long as one of their windows is open; and `boot warm`.
 //
-// A pack is read before anything else, for a second. A reading ends when all is in memory, when it
-// has its share of the memory, and when nobody has found anything of it for half a minute.
+// Packs are read one after the other, each before anything else for a second: what one has the
+// next need not, which is left out when little of its profile is missing by then. A reading ends
+// when all is in memory, when it has its share of the memory, and when nobody has found anything of
+// it for half a minute.
 //
 // Thread safety: step(), has_waiting() and stop() from one thread, the rest from any. Errors: the
 // backend's and the disk's, from warm() only.
 #pragma once
 
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -35,7 +38,7 @@ class ReadAhead {
   // Begins what the windows ask for, and reads a few requests of each reading; whether there is
   // more to do.
   bool step();
-  // Whether boots wait for room to read in.
+  // Whether boots wait, for their turn or for room to read in.
   bool has_waiting() const { return !waiting_.empty(); }
   void stop();
   // Reads what the profile has, as far as there is room. ENOENT without a profile; EINTR when
@@ -55,26 +58,43 @@ class ReadAhead {
     bool operator==(const Done&) const = default;
   };
 
+  // Where packs of a profile may be, the last one first.
+  struct PackPlace {
+    NumberedObject object;
+    Uuid owner;
+  };
   // A profile that is being read for these boots, in the name of the first.
   struct Reading {
     std::shared_ptr<const Profile> profile;
-    std::vector<CellMemory::Beside> besides;
+    std::optional<CellMemory::Beside> beside;
     std::unique_ptr<Prefetch> prefetch;
+    std::vector<PackPlace> packs;  // that were not looked for yet
     std::vector<std::shared_ptr<FollowedBoot>> boots;
     Done begun;
+    uint64_t order = 0;  // of beginning
     int64_t begun_ms = 0;
     int64_t used_ms = 0;  // when somebody had found something in memory, the last time
     uint64_t hits = 0;
+
+    bool has_packs() const { return prefetch->has_pack() || !packs.empty(); }
   };
 
   Done now(uint64_t number);
+  void begin_waiting();
+  void set_heads();
   // False where there is no room yet for what is read into.
   bool begin(const std::shared_ptr<FollowedBoot>& boot);
+  // Whose turn it is while there are packs to read; nothing when there are none.
+  const Reading* first_with_packs() const;
+  // Whether all else waits for its packs.
+  bool is_first(const Reading& reading) const;
   bool step(const Uuid& owner, Reading& reading);
-  // Of the volume's profile, and of its template, the last to be read first.
-  std::vector<std::unique_ptr<const Pack>> find_packs(const BootDisk& disk,
-                                                      const FoundProfile& found,
-                                                      const Profile& profile);
+  // Of the volume's profile, and of its template.
+  std::vector<PackPlace> places_of_packs(const BootDisk& disk, const FoundProfile& found,
+                                         const Profile& profile) const;
+  // Opens the next one where it helps; false when none of these does.
+  bool take_next_pack(std::vector<PackPlace>& places, BootDisk& disk, const Profile& profile,
+                      Prefetch& prefetch);
 
   const BootOptions& options_;
   Backend& store_;
@@ -84,7 +104,8 @@ class ReadAhead {
 
   std::map<Uuid, Reading> readings_;  // by the profile's owner
   std::map<Uuid, Done> done_;         // likewise
-  std::vector<std::shared_ptr<FollowedBoot>> waiting_;
+  uint64_t readings_begun_ = 0;
+  std::deque<std::shared_ptr<FollowedBoot>> waiting_;
   std::optional<PrefetchBuffer> buffer_;
 
   Mutex mutex_;

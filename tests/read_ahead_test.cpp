@@ -93,6 +93,21 @@ TEST_CASE("with little memory a reading waits for room, and has it to itself") {
   const uint64_t fills = memory.stats().fills;
   disk->read(*follower, 8000, 1);
   CHECK(memory.stats().fills == fills);
+
+  // Also before it has got half of it.
+  Host half(learnt, kCapBytes);
+  others = half.boot->memory().hold_beside(kCapBytes / 8 * 5);
+  const auto early = half.disk("vm4");
+  const auto early_follower = half.boot->follow(early);
+  early->read(*early_follower, 0, 1);
+  early->read(*early_follower, 1, 1);
+  half.boot->tend();
+  const CellMemoryStats stats = half.boot->memory().stats();
+  CHECK(stats.prefetch_bytes > 0);
+  CHECK(stats.prefetch_bytes < kCapBytes / 4);
+  others.reset();
+  early->read(*early_follower, 8000, 1);
+  CHECK(half.boot->memory().stats().fills == stats.fills);
 }
 
 TEST_CASE("warm reads all of the profile, or says what does not fit; forget drops it") {

@@ -8,7 +8,6 @@
 namespace tplstore {
 namespace {
 
-constexpr uint64_t kBatchBlocksMax = 8192;
 constexpr uint64_t kGapBlocksMax = 64;
 constexpr size_t kBufferBytes[] = {size_t{4} << 20, size_t{1} << 20, size_t{256} << 10};
 
@@ -16,6 +15,7 @@ constexpr size_t kBufferBytes[] = {size_t{4} << 20, size_t{1} << 20, size_t{256}
 struct Request {
   size_t first;
   size_t last;
+  uint64_t blocks;  // with the gaps
 };
 
 // Sorts the places by where they are, files in the order in which the disk has them, and joins what
@@ -46,11 +46,12 @@ std::vector<Request> form_requests(std::vector<CellPlace>& places, uint64_t requ
     const uint64_t place_end = uint64_t{place.block} + place.count;
     if (i > 0 && places[i - 1].file == place.file && place.block <= end + kGapBlocksMax &&
         std::max(end, place_end) - begin <= request_blocks) {
-      requests.back().last = i + 1;
       end = std::max(end, place_end);
+      requests.back().last = i + 1;
+      requests.back().blocks = end - begin;
       continue;
     }
-    requests.push_back({i, i + 1});
+    requests.push_back({i, i + 1, place.count});
     begin = place.block;
     end = place_end;
   }
@@ -91,11 +92,14 @@ bool Prefetch::step(BootDisk& disk, CellMemory::Window& window, MutableBytes buf
     step_pack(window, buffer);
     return true;
   }
-  if (planned_.empty() && !plan_batch(disk, buffer.size() / kRequestsMax / kBlockBytes))
-    return false;
+  const uint64_t room = buffer.size() / kBlockBytes;
+  if (planned_.empty() && !plan_batch(disk, room)) return false;
   std::vector<CellRun> runs;
+  uint64_t blocks = 0;
   for (size_t i = 0; i < kRequestsMax && !planned_.empty(); ++i) {
-    runs.insert(runs.end(), planned_.front().begin(), planned_.front().end());
+    blocks += planned_.front().blocks;
+    if (blocks > room) break;
+    runs.insert(runs.end(), planned_.front().runs.begin(), planned_.front().runs.end());
     planned_.pop_front();
   }
   disk.with_cells(runs, [&](std::span<const CellPlace> places) {
@@ -118,15 +122,16 @@ bool Prefetch::plan_batch(BootDisk& disk, uint64_t request_blocks) {
       ++run_;
       run_at_ = 0;
     }
-    batch_blocks_ = std::min(2 * batch_blocks_, kBatchBlocksMax);
+    batch_blocks_ = kBatchBlocksMax;
     disk.with_cells(batch, [&](std::span<const CellPlace> found) {
       std::vector<CellPlace> places(found.begin(), found.end());
       for (const CellPlace& place : places) placed_bytes_ += uint64_t{place.count} * kBlockBytes;
       for (const Request& request : form_requests(places, request_blocks)) {
-        std::vector<CellRun> runs;
+        Planned planned{{}, request.blocks};
         for (size_t i = request.first; i < request.last; ++i)
-          runs.push_back({batch.at(places[i].run).source, places[i].first, places[i].count});
-        planned_.push_back(std::move(runs));
+          planned.runs.push_back(
+              {batch.at(places[i].run).source, places[i].first, places[i].count});
+        planned_.push_back(std::move(planned));
       }
     });
   }
@@ -136,10 +141,10 @@ bool Prefetch::plan_batch(BootDisk& disk, uint64_t request_blocks) {
 void Prefetch::read(std::vector<CellPlace> places, CellMemory::Window& window,
                     MutableBytes buffer) {
   const GracePeriod::Request in_flight(memory_.requests());
-  const size_t request_bytes = buffer.size() / kRequestsMax;
   std::vector<Flight> flights;
-  for (const Request& request : form_requests(places, request_bytes / kBlockBytes)) {
-    if (flights.size() == kRequestsMax) break;  // the map has changed since they were planned
+  for (const Request& request : form_requests(places, buffer.size() / kBlockBytes)) {
+    // The map may have changed since they were planned.
+    if (flights.size() == kRequestsMax || request.blocks * kBlockBytes > buffer.size()) break;
     Flight flight{places[request.first].source, UINT64_MAX, {}, {}};
     uint64_t end = 0;
     for (size_t i = request.first; i < request.last; ++i) {
@@ -151,8 +156,8 @@ void Prefetch::read(std::vector<CellPlace> places, CellMemory::Window& window,
       flight.wanted.push_back({&places[i], std::move(claim)});
     }
     if (flight.wanted.empty()) continue;
-    flight.bytes =
-        buffer.subspan(flights.size() * request_bytes, (end - flight.begin) * kBlockBytes);
+    flight.bytes = buffer.first((end - flight.begin) * kBlockBytes);
+    buffer = buffer.subspan(flight.bytes.size());
     flights.push_back(std::move(flight));
   }
   if (flights.empty()) return;

@@ -1,8 +1,8 @@
 // Reads what a profile has into the memory, ahead of the guest that will ask for it.
 //
-// 4 MiB of the profile first, in its order, then 8, up to 32, for it is ahead of the guest by then
-// and finds more neighbours. What these are is sorted by place, neighbours with gaps of up to
-// 256 KiB between them are one request, of at most 1 MiB, and at most 4 requests are read at once.
+// 4 MiB of the profile first, in its order, then 128 MiB at a time, for it is ahead of the guest by
+// then and finds more neighbours. What these are is sorted by place, neighbours with gaps of up to
+// 256 KiB between them are one request, and at most 4 requests are read at once, of 4 MiB in all.
 // Cells are claimed right before they are read, so a guest that misses another one reads for
 // itself. Where there are packs their blocks come first.
 //
@@ -46,6 +46,7 @@ class PrefetchBuffer {
 class Prefetch {
  public:
   static constexpr size_t kRequestsMax = 4;
+  static constexpr uint64_t kBatchBlocksMax = 32768;
 
   // The secret is that of the profile's hashes.
   Prefetch(CellMemory& memory, std::shared_ptr<const Profile> profile, const HashSecret& secret);
@@ -63,6 +64,10 @@ class Prefetch {
 
  private:
   struct Flight;
+  struct Planned {
+    std::vector<CellRun> runs;
+    uint64_t blocks;  // with the gaps between them
+  };
 
   void step_pack(CellMemory::Window& window, MutableBytes buffer);
   void leave_pack();
@@ -77,13 +82,13 @@ class Prefetch {
   const HashSecret secret_;
   std::optional<CellMemory::Beside> pack_beside_;
   std::unique_ptr<const Pack> pack_;
-  uint32_t pack_at_ = 0;                      // its next block
-  size_t piece_ = 0;                          // which is in this piece,
-  uint32_t piece_at_ = 0;                     // at this block
-  size_t run_ = 0;                            // the next of the profile,
-  uint32_t run_at_ = 0;                       // from this block on
-  uint64_t batch_blocks_ = 1024;              // how much of it is sorted next
-  std::deque<std::vector<CellRun>> planned_;  // requests of this batch
+  uint32_t pack_at_ = 0;          // its next block
+  size_t piece_ = 0;              // which is in this piece,
+  uint32_t piece_at_ = 0;         // at this block
+  size_t run_ = 0;                // the next of the profile,
+  uint32_t run_at_ = 0;           // from this block on
+  uint64_t batch_blocks_ = 1024;  // how much of it is sorted next
+  std::deque<Planned> planned_;   // requests of this batch
   uint64_t requests_ = 0;
   uint64_t taken_bytes_ = 0;
   uint64_t passed_bytes_ = 0;

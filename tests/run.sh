@@ -23,6 +23,13 @@ done
 unset TMPDIR  # compilers and tests have better ideas
 install_packages build run guest test
 ! command -v ccache >/dev/null || export CMAKE_CXX_COMPILER_LAUNCHER=ccache
+# It is in one package with a server that nobody has asked for.
+if ! command -v promtool >/dev/null; then
+    mkdir -p build/promtool
+    [ -e build/promtool/usr/bin/promtool ] ||
+        (cd build/promtool && apt-get -qq download prometheus && dpkg -x prometheus_*.deb .) || true
+    PATH=$checkout/build/promtool/usr/bin:$PATH
+fi
 
 # The tests of all presets in one tree, so that there is one run and one summary. Each preset's test
 # files are copied with the preset put before the tests' names.

@@ -178,7 +178,9 @@ bool ReadAhead::step(const Uuid& owner, Reading& reading) {
     if (!prefetch.has_pack() && !reading.packs.empty() &&
         !take_next_pack(reading.packs, *first.disk, *reading.profile, prefetch))
       return true;
-    if (prefetch.step(*first.disk, *first.cells, buffer_->bytes())) return true;
+    const bool has_more = prefetch.step(*first.disk, *first.cells, buffer_->bytes());
+    reading.spent_ms += options_.clock_ms() - now_ms;
+    if (has_more) return true;
   } catch (const Error&) {
     // The disk is gone, or its map cannot be read; another one's may do.
     std::erase(reading.boots, reading.boots.front());
@@ -187,7 +189,7 @@ bool ReadAhead::step(const Uuid& owner, Reading& reading) {
   if (prefetch.placed_bytes() == prefetch.passed_bytes()) done_[owner] = reading.begun;
   const Lock guard(mutex_);
   if (prefetch.requests() > 0)
-    was_slow_[owner] = now_ms - reading.begun_ms > kSlowMs || prefetch.requests() > kSlowRequests;
+    was_slow_[owner] = reading.spent_ms > kSlowMs || prefetch.requests() > kSlowRequests;
   return false;
 }
 

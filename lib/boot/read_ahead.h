@@ -73,7 +73,8 @@ class ReadAhead {
     Done begun;
     uint64_t order = 0;  // of beginning
     int64_t begun_ms = 0;
-    int64_t used_ms = 0;  // when somebody had found something in memory, the last time
+    int64_t spent_ms = 0;  // on reading it, not on others' meanwhile
+    int64_t used_ms = 0;   // when somebody had found something in memory, the last time
     uint64_t hits = 0;
 
     bool has_packs() const { return prefetch->has_pack() || !packs.empty(); }

@@ -31,6 +31,7 @@ echo "== tests/run.sh $*"
 # process.
 # shellcheck disable=SC2016
 as_root unshare --mount --propagation private sh -ec '
+    mount --bind "$0" "$0"  # tests want a root that is a mount point
     mount -t proc proc "$0/proc"
     mount --rbind /sys "$0/sys"
     mount --rbind /dev "$0/dev"

@@ -19,7 +19,7 @@ checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # Libraries that nbdkit, which is built without a sanitizer, needs for a plugin built with one.
 : "${TPLSTORE_PRELOAD:=}"
 export PATH=$PATH:/usr/sbin:/sbin
-export LC_ALL=C
+export LC_ALL=C TERM=xterm
 # Debian's own, for the libnbd module is made for it.
 python=/usr/bin/python3
 

@@ -43,7 +43,7 @@ segments=$(find "$store/segments" -type f | wc -l)
 tplstore template warm golden
 equals "copies" "$(find "$tmp"/[abcd]/segments -type f | wc -l)" "$segments"
 
-serve tier-state="$TPLSTORE_TIER_STATE"
+serve boot-cache=0 tier-state="$TPLSTORE_TIER_STATE"
 tplstore volume create vm1 --template golden
 
 status() {

@@ -10,14 +10,13 @@ serve
 
 # Lets each connection to the first socket through to the second one.
 cat >"$tmp/proxy.py" <<'END'
-import socket, sys, threading
+import contextlib, socket, sys, threading
 def copy(source, to):
-    try:
+    with contextlib.suppress(OSError):
         while data := source.recv(65536):
             to.sendall(data)
+    with contextlib.suppress(OSError):
         to.shutdown(socket.SHUT_WR)
-    except OSError:
-        pass
 listener = socket.socket(socket.AF_UNIX)
 listener.bind(sys.argv[1])
 listener.listen()

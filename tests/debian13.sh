@@ -31,11 +31,13 @@ echo "== tests/run.sh $*"
 # process.
 # shellcheck disable=SC2016
 as_root unshare --mount --propagation private sh -ec '
-    mount --bind "$0" "$0"  # tests want a root that is a mount point
-    mount -t proc proc "$0/proc"
-    mount --rbind /sys "$0/sys"
-    mount --rbind /dev "$0/dev"
-    mount -t tmpfs -o mode=755 tmpfs "$0/run"
-    exec chroot "$0" env -i HOME=/root TERM=dumb LC_ALL=C.UTF-8 \
+    mount --bind "$0" "$0" && cd "$0"
+    mount -t proc proc proc
+    mount --rbind /sys sys
+    mount --rbind /dev dev
+    mount -t tmpfs -o mode=755 tmpfs run
+    # Not only chroot: there are no namespaces of users behind that, which units want.
+    mkdir -p .old && pivot_root . .old && umount -l .old
+    exec chroot . env -i HOME=/root TERM=dumb LC_ALL=C.UTF-8 \
         PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin /tplstore/tests/run.sh "$@"' \
     "$root" "$@" </dev/null

@@ -23,11 +23,12 @@ done
 unset TMPDIR  # compilers and tests have better ideas
 install_packages build run guest test
 ! command -v ccache >/dev/null || export CMAKE_CXX_COMPILER_LAUNCHER=ccache
-# It is in one package with a server that nobody has asked for.
+# Debian 12 has it in one package with a server that nobody has asked for.
 if ! command -v promtool >/dev/null; then
     mkdir -p build/promtool
     [ -e build/promtool/usr/bin/promtool ] ||
-        (cd build/promtool && apt-get -qq download prometheus && dpkg -x prometheus_*.deb .) || true
+        (cd build/promtool && { apt-get -qq download promtool || apt-get -qq download prometheus; } 2>/dev/null &&
+            dpkg -x ./*.deb .) || true
     PATH=$checkout/build/promtool/usr/bin:$PATH
 fi
 

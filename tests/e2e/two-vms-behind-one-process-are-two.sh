@@ -40,7 +40,7 @@ end_client() {
 }
 
 start_client write "$(uri vm1 proxy)"
-refuses "" timeout 30 nbdinfo "$(uri vm1 proxy)"
+refuses "" timeout 100 nbdinfo "$(uri vm1 proxy)"
 grep -q "vm1.*in use by .*pid $proxy" "$tmp/server.log" || fail "the log does not name the owner"
 end_client
 

@@ -13,7 +13,7 @@ packages_guest="mmdebstrap debian-archive-keyring e2fsprogs busybox-static cpio 
 packages_chroot="mmdebstrap debian-archive-keyring"
 packages_package="$packages_chroot dpkg-dev debhelper lintian git"
 packages_test="python3 python3-libnbd fio jq fuse3 e2fsprogs xfsprogs mount util-linux procps zstd
-  lld libvirt-daemon libvirt-clients"
+  lld libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients"
 
 as_root() {
     if [ "$(id -u)" = 0 ]; then

@@ -1,5 +1,9 @@
 // Names of volumes: renaming, removing for a while, restoring, and what a crash makes of that.
 #include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <functional>
+#include <future>
 #include <map>
 
 #include "store/removed_volumes.h"
@@ -8,6 +12,8 @@
 
 namespace tplstore::volume_names_test {
 namespace {
+
+constexpr std::chrono::seconds kSoon{10};
 
 std::vector<std::string> names_of(Store& store) {
   std::vector<std::string> names;
@@ -116,6 +122,39 @@ TEST_CASE_FIXTURE(StoreFixture, "what was kept long enough goes, but for what fo
   CHECK(get(*store, "vm2") == 7);
   store->remove_volume("vm2");
   CHECK(memory->list("volumes").empty());
+}
+
+TEST_CASE("other volumes are seen to while the files of a removed one take long to go") {
+  // The hooks use these until the store has ended.
+  std::promise<void> goes, may_go, has_upkeep;
+  std::atomic<bool> is_first_sync{true};
+  TwoServers s;
+  const std::string folder = volume_folder(s.two->create_volume("vm1", kDiskBytes, "").uuid);
+  const Uuid old = s.two->create_volume("old", kDiskBytes, "").uuid;
+  s.two->remove_volume("old", Store::IfDamaged::kKeep, 1);
+  const std::string_view expired = "{\"name\":\"old\",\"removed_ns\":1,\"until_ns\":2}";
+  s.memory->set_content("removed/" + old.text(), as_bytes(expired));
+  // Something of vm1 becomes free, which upkeep gives back.
+  const auto disk = s.two->open_export("vm1", vm_peer());
+  disk->write(0, filled(kBlockBytes, 1), true);
+  s.two->create_version("vm1", {"v", "", {}});
+  disk->write(0, filled(kBlockBytes, 2), true);
+  s.two->remove_versions("vm1", {"v"});
+  s.between->on_synced = [&](const std::string& name) {
+    if (name.starts_with(folder + "/map.") && is_first_sync.exchange(false)) has_upkeep.set_value();
+  };
+  s.between->around = [&](ForwardingBackend::Call call, const std::string&,
+                          const std::function<void()>& go_on) {
+    if (call == ForwardingBackend::Call::kRemoveFolder) {
+      goes.set_value();
+      may_go.get_future().wait();
+    }
+    go_on();
+  };
+  s.two->start();
+  goes.get_future().wait();
+  CHECK(has_upkeep.get_future().wait_for(kSoon) == std::future_status::ready);
+  may_go.set_value();
 }
 
 TEST_CASE("a volume that is restored and removed again while it was about to go stays") {

@@ -1,4 +1,5 @@
-// A store as a whole: its identity, its background thread, its exports, what it occupies.
+// A store as a whole: its identity, its background threads, its exports, what it occupies.
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <filesystem>
@@ -18,9 +19,9 @@
 namespace tplstore {
 namespace {
 
-constexpr std::chrono::milliseconds kUpkeepInterval{250};
+constexpr int64_t kUpkeepNs = 250'000'000;
 // How late a volume may go that was removed and kept for a while.
-constexpr std::chrono::seconds kExpiryInterval{60};
+constexpr int64_t kExpiryNs = 60'000'000'000;
 constexpr std::chrono::seconds kLookAtSpaceInterval{5};
 constexpr size_t kListedVersionsMax = 4096;
 constexpr size_t kSegmentsSampled = 256;
@@ -97,12 +98,9 @@ Store::~Store() {
 }
 
 void Store::Impl::end_upkeep() {
-  {
-    const std::lock_guard guard(upkeep_mutex);
-    upkeep_ends = true;
-  }
-  upkeep_changed.notify_all();
-  if (upkeep.joinable()) upkeep.join();
+  for (Alarm* alarm : {&upkeep_alarm, &expiry_alarm}) alarm->stop();
+  for (std::thread* thread : {&upkeep, &expiry})
+    if (thread->joinable()) thread->join();
 }
 
 void Store::start() {
@@ -110,6 +108,7 @@ void Store::start() {
   impl_->use_copies();
   if (impl_->boot) impl_->boot->start();
   impl_->upkeep = std::thread([this] { impl_->run_upkeep(); });
+  impl_->expiry = std::thread([this] { impl_->run_expiry(); });
 }
 
 void Store::stop() {
@@ -297,29 +296,12 @@ std::string Store::leave_former_origins() {
       *impl_->backend, [this](const std::string& place) { return impl_->open_origin(place); });
 }
 
-void Store::Impl::wake() {
-  const std::lock_guard guard(upkeep_mutex);
-  upkeep_wanted = true;
-  upkeep_changed.notify_all();
-}
-
 void Store::Impl::run_upkeep() {
-  std::unique_lock guard(upkeep_mutex);
-  while (!upkeep_ends) {
-    upkeep_changed.wait_for(guard, kUpkeepInterval,
-                            [this] { return upkeep_wanted || upkeep_ends; });
-    upkeep_wanted = false;
-    guard.unlock();
-    const auto say = [this](const char* why) {
-      options.log(fmt::format("upkeep failed: {}", why));
-    };
+  const auto say = [this](const char* why) { options.log(fmt::format("upkeep failed: {}", why)); };
+  while (upkeep_alarm.wait(kUpkeepNs)) {
     upkeep_of_all.attempt(say, [this] {
       use_copies();
       blocks.free_unused_copies();
-      if (const auto now = std::chrono::steady_clock::now(); now >= expire_at) {
-        expire_at = now + kExpiryInterval;
-        remove_expired();
-      }
       if (boot) {
         const bool is_booting = boot->stats().windows_open > 0;
         if (was_booting && !is_booting) blocks.forget_tables();
@@ -331,7 +313,20 @@ void Store::Impl::run_upkeep() {
         for (const auto& volume : registry.readers()) volume->maintain(evicts);
     });
     looking_at_space.attempt(say, [this] { look_at_space(); });
-    guard.lock();
+  }
+}
+
+// A thread of its own: a file system may take long to remove a large file, and what VMs write must
+// not wait for its upkeep meanwhile.
+void Store::Impl::run_expiry() {
+  Chore removing;
+  const auto say = [this](const char* why) {
+    options.log(fmt::format("removing what was kept long enough failed: {}", why));
+  };
+  int64_t wait_ns = 0;
+  while (expiry_alarm.wait(wait_ns)) {
+    wait_ns = kExpiryNs;
+    removing.attempt(say, [this] { remove_expired(); });
   }
 }
 

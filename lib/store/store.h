@@ -81,7 +81,8 @@ class Store {
   // Closes what is open, cleanly. All Disks must be gone.
   ~Store();
 
-  // Starts the background thread (checkpoints, log compaction). After a fork, not before.
+  // Starts the background threads (checkpoints, log compaction; the removal of what was kept long
+  // enough). After a fork, not before.
   void start();
   // The program is ending: what takes long ends early, with ESHUTDOWN (flattening) or with the rest
   // left for the next time (giving back space). Volumes stay those of the VMs that are connected.

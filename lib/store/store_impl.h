@@ -4,7 +4,6 @@
 
 #include <atomic>
 #include <chrono>
-#include <condition_variable>
 #include <map>
 #include <mutex>
 #include <set>
@@ -12,6 +11,7 @@
 #include <string>
 #include <thread>
 
+#include "base/alarm.h"
 #include "base/chore.h"
 #include "base/units.h"
 #include "boot/boot.h"
@@ -119,8 +119,8 @@ struct Store::Impl {
   std::unique_ptr<Boot> make_boot();
   void make_tier();
   void use_copies();
-  void wake();
   void run_upkeep();
+  void run_expiry();
   void end_upkeep();
   void look_at_space();
 
@@ -135,7 +135,6 @@ struct Store::Impl {
   BlockSource blocks{origin};
   bool has_copies = false;   // the block source knows of the tier; upkeep's
   bool was_booting = false;  // likewise
-  std::chrono::steady_clock::time_point expire_at{};  // likewise
   const ExpiryClock expiry_clock{now_unix_ns(), since_boot_ns()};
   std::mutex templates_mutex;
   std::map<std::string, std::weak_ptr<TemplateImage>> templates;
@@ -150,16 +149,13 @@ struct Store::Impl {
                        {[this](const std::string& name) { return open_template(name); },
                         [this](const std::string& name) { return uuid_of(name); }}};
 
-  std::mutex upkeep_mutex;
-  std::condition_variable upkeep_changed;
-  bool upkeep_wanted = false;
-  bool upkeep_ends = false;
-  // The thread's.
+  Alarm upkeep_alarm, expiry_alarm;
+  // The upkeep's.
   Chore upkeep_of_all;
   Chore looking_at_space;
   LowWater low_water;
   std::chrono::steady_clock::time_point look_at_space_at{};
-  std::thread upkeep;
+  std::thread upkeep, expiry;
 };
 
 }  // namespace tplstore

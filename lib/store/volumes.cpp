@@ -30,7 +30,7 @@ Peer tool_peer() {
 
 VolumeEnvironment Store::Impl::environment() {
   return {*backend,         [this](const std::string& name) { return open_template(name); },
-          options.log,      [this] { wake(); },
+          options.log,      [this] { upkeep_alarm.ring(); },
           stop.get_token(), boot ? &boot->memory() : nullptr,
           &journals,        &times};
 }

@@ -2,6 +2,7 @@
 // memory_backend_test.cpp.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <random>
 #include <thread>

@@ -2,6 +2,7 @@
 // never have of it.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <set>
 #include <thread>
 

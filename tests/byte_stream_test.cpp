@@ -5,6 +5,8 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "increment_testing.h"
 
 namespace tplstore::byte_stream_test {

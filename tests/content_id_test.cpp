@@ -2,6 +2,8 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
+
 #include "template_testing.h"
 #include "temporary_directory.h"
 

@@ -1,6 +1,7 @@
 // What tests import from: disks in memory. Header only; each test's.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <utility>

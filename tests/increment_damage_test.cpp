@@ -4,6 +4,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "increment_testing.h"
 #include "map/node.h"
 #include "volume_testing.h"

@@ -3,6 +3,8 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "increment_testing.h"
 #include "map/node.h"
 #include "restricted_process.h"

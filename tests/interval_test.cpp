@@ -2,6 +2,8 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
+
 #include "volume_testing.h"
 
 namespace tplstore::interval_test {

@@ -3,6 +3,8 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
+
 #include "volume_testing.h"
 
 namespace tplstore::map_log_test {

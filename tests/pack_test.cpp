@@ -3,6 +3,8 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
+
 #include "memory/memory_backend.h"
 #include "template_testing.h"
 #include "volume_testing.h"

@@ -10,6 +10,7 @@
 // printed; it does not fix the order of threads.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <future>

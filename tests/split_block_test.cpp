@@ -5,6 +5,7 @@
 #include <doctest/doctest.h>
 #include <pthread.h>
 
+#include <algorithm>
 #include <chrono>
 #include <functional>
 #include <future>

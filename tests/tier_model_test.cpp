@@ -2,6 +2,7 @@
 // random: what guests read is compared, always, and never fails.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <array>
 #include <map>
 #include <random>

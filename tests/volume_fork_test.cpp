@@ -1,6 +1,7 @@
 // Flattening: what comes between its beginning and its end.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <future>
 #include <map>
 #include <thread>

@@ -2,6 +2,7 @@
 // and what was removed or made by half is removed by the next one.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <future>
 #include <thread>
 

@@ -2,6 +2,8 @@
 // And the steps that follow.
 #include "backend/read_plan.h"
 
+#include <algorithm>
+
 namespace tplstore {
 
 void ReadPlan::run_checked() {

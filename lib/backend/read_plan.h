@@ -8,6 +8,7 @@
 // on its stack.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <exception>
 #include <memory>

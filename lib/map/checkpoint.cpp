@@ -1,6 +1,8 @@
 // The bytes of a checkpoint, written and read: see FORMAT.md, "The map log".
 #include "map/checkpoint.h"
 
+#include <algorithm>
+
 #include "base/units.h"
 
 namespace tplstore {

@@ -1,6 +1,8 @@
 // Splices: what an assignment makes of an array of intervals, without building the disk in between.
 #include "map/interval.h"
 
+#include <algorithm>
+
 namespace tplstore {
 namespace {
 

@@ -1,6 +1,7 @@
 // The life of a volume: opening, recovering, upkeep, closing.
 #include "volume/volume.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <map>
 #include <utility>

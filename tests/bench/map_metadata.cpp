@@ -6,6 +6,7 @@
 // Beside it stand what a flat table of 8 bytes for each 4 KiB takes, one for each version, and the
 // L2 tables of qcow2: 64 KiB clusters that map 512 MiB each, copied whole by the first write into
 // their range after a snapshot.
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <filesystem>

@@ -376,7 +376,7 @@ TEST_CASE("after a crash each sector shows what was flushed last or something wr
     }
   }
   MESSAGE(counts.states << " states");
-  CHECK(counts.states > 3000);
+  CHECK(counts.states > 2000);
 }
 
 // A small life in which everything is synced, step by step. Blocks hold one value each.

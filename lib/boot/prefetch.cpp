@@ -168,6 +168,12 @@ void Prefetch::read(std::vector<CellPlace> places, CellMemory::Window& window,
       flight.source->plan_stored(flight.begin * kBlockBytes, flight.bytes, plan);
     plan.run();
   };
+  uint64_t claimed_bytes = 0;
+  for (const Flight& flight : flights)
+    for (const auto& wanted : flight.wanted)
+      for (const CellMemory::Claim::Part& part : wanted.claim.parts())
+        claimed_bytes += part.memory.size();
+  const uint64_t taken_before = taken_bytes_;
   bool is_read = true;
   try {
     read_all(flights);
@@ -183,6 +189,7 @@ void Prefetch::read(std::vector<CellPlace> places, CellMemory::Window& window,
     }
     flight.wanted.clear();
   }
+  missed_bytes_ += claimed_bytes - (taken_bytes_ - taken_before);
 }
 
 void Prefetch::take_in(Flight& flight) {

@@ -61,6 +61,7 @@ class Prefetch {
   uint64_t taken_bytes() const { return taken_bytes_; }    // that have entered
   uint64_t passed_bytes() const { return passed_bytes_; }  // of the profile, taken or not
   uint64_t placed_bytes() const { return placed_bytes_; }  // of these, what the disk still has
+  uint64_t missed_bytes() const { return missed_bytes_; }  // of these, what could not be read
 
  private:
   struct Flight;
@@ -93,6 +94,7 @@ class Prefetch {
   uint64_t taken_bytes_ = 0;
   uint64_t passed_bytes_ = 0;
   uint64_t placed_bytes_ = 0;
+  uint64_t missed_bytes_ = 0;
 };
 
 }  // namespace tplstore

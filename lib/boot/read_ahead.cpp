@@ -24,6 +24,9 @@ bool is_over(const std::shared_ptr<FollowedBoot>& boot) {
 }  // namespace
 
 bool ReadAhead::step() {
+  // Those whose turn has not come hold what their boots hold.
+  for (auto& [owner, reading] : readings_) std::erase_if(reading.boots, is_over);
+  std::erase_if(readings_, [](const auto& entry) { return entry.second.boots.empty(); });
   begin_waiting();
   const Reading* const packs_of = first_with_packs();
   const bool goes_first = packs_of != nullptr && is_first(*packs_of);
@@ -38,7 +41,8 @@ bool ReadAhead::step() {
     at = has_more ? std::next(at) : readings_.erase(at);
   }
   if (readings_.empty()) buffer_.reset();
-  return !readings_.empty();
+  // What waited for the first one's packs is due, though that may have ended meanwhile.
+  return !readings_.empty() || goes_first;
 }
 
 // A pack that is being read may have what others would look for in many places, and their profiles
@@ -132,7 +136,8 @@ bool ReadAhead::take_next_pack(std::vector<PackPlace>& places, BootDisk& disk,
   while (!places.empty()) {
     const PackPlace place = std::move(places.back());
     places.pop_back();
-    auto pack = open_pack(store_, place.object, place.owner, secret_);
+    std::unique_ptr<const Pack> pack;
+    options_.attempt([&] { pack = open_pack(store_, place.object, place.owner, secret_); });
     auto beside = pack ? memory_.hold_beside(pack->memory_bytes()) : std::nullopt;
     if (!beside) continue;
     prefetch.take_pack(std::move(pack), std::move(*beside));
@@ -214,6 +219,7 @@ BootWarm ReadAhead::warm(BootDisk& disk,
   auto packs = places_of_packs(disk, found, *profile);
   const uint64_t refused_before = memory_.stats().refused;
   const uint64_t wanted_bytes = count_blocks(profile->runs) * kBlockBytes;
+  uint64_t missed_bytes = 0;
   auto window = memory_.open_window();
   try {
     Prefetch prefetch(memory_, profile, secret_);
@@ -224,12 +230,14 @@ BootWarm ReadAhead::warm(BootDisk& disk,
                wanted_bytes);
       if (interrupted()) fail(EINTR, disk.name(), "interrupted; what is in memory stays there");
     }
+    missed_bytes = prefetch.missed_bytes();
   } catch (...) {
     windows_.let_go(std::move(window));
     throw;
   }
   windows_.let_go(std::move(window));
-  if (memory_.stats().refused == refused_before) return {wanted_bytes, wanted_bytes};
+  if (memory_.stats().refused == refused_before && missed_bytes == 0)
+    return {wanted_bytes, wanted_bytes};
   const CachedRuns counted = count_cached(disk, profile->runs, memory_);
   return {counted.bytes, counted.cached_bytes};
 }

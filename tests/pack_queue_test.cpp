@@ -137,6 +137,59 @@ TEST_CASE("a boot that is over holds nothing while its reading waits for another
   }
 }
 
+TEST_CASE("who has no pack is read ahead for after a second, however long another's pack takes") {
+  Host host(uint64_t{64} << 20);
+  MemoryBackend elsewhere;
+  TestTemplate another(elsewhere);
+  const auto runs = runs_from(0, 500), other_runs = runs_from(kFar, 64);
+  put_profile_of(host, host.origin, runs);
+  put_pack_of(host, host.origin, runs);
+  put_profile_of(host, another, other_runs);
+  BootOptions options;
+  options.cap_bytes = uint64_t{64} << 20;
+  options.clock_ms = [&] { return host.now_ms.load(); };
+  BootAlarms alarms;
+  CellMemory& memory = host.boot->memory();
+  BootWindows windows(options, memory, alarms);
+  ReadAhead ahead(options, host.store, kTestSecret, memory, windows);
+  const auto vm1 = host.disk("vm1");
+  const auto vm2 = std::make_shared<TestDisk>(host.store, another, memory, "vm2");
+  auto follower1 = windows.follow(vm1), follower2 = windows.follow(vm2);
+  vm1->read(*follower1, 0, 1);
+  vm1->read(*follower1, 1, 1);
+  REQUIRE(ahead.step());
+  vm2->read(*follower2, 0, 1);
+  vm2->read(*follower2, kFar, 1);
+  host.now_ms += 1001;
+  // The pack is 16 MB, of which this reads 4: so it is not over yet.
+  REQUIRE(ahead.step());
+  host.now_ms += 1001;
+  REQUIRE(ahead.step());
+  std::vector<CellFileKey> far;
+  for (uint32_t i = 4; i < 8; ++i) far.push_back(TestTemplate::key(i));
+  CHECK(memory.cached_bytes(far) > 32 * kBlockBytes);
+  ahead.stop();
+  follower1.reset();
+  follower2.reset();
+  while (windows.take_ended()) {
+  }
+}
+
+TEST_CASE("a window that nothing follows ends, though its first block is read again and again") {
+  Host host;
+  const auto disk = host.disk("vm1");
+  const auto follower = host.boot->follow(disk);
+  uint64_t slots = 0;
+  for (int i = 0; i < 100; ++i) {  // a multipath daemon looks whether the disk is there
+    disk->read(*follower, 0, 1);
+    host.wait(10'000);
+    host.boot->memory().forget(std::vector{TestTemplate::key(0)});
+    host.wait(0);
+    slots += host.boot->memory().stats().slots;  // what a window has stays
+  }
+  CHECK(slots < 100);
+}
+
 TEST_CASE("warm says what could not be read") {
   Host host;
   const auto runs = runs_from(0, 64);

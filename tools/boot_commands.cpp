@@ -97,8 +97,11 @@ void warm_boot(const Context& context, const std::string& name) {
   });
   const uint64_t wanted = result["wanted_bytes"], cached = result["cached_bytes"];
   if (cached < wanted)
-    fail(ENOSPC, name, "{} of {} do not fit; the server's boot-cache is too small for them",
-         size(wanted - cached), size(wanted));
+    fail(
+        ENOSPC, name,
+        "{} of {} are not in memory: the server's boot-cache is too small for them, or they cannot "
+        "be read, which 'tplstore check' would tell",
+        size(wanted - cached), size(wanted));
 }
 
 void forget(const Context& context, const std::string& name) {

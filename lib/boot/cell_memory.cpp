@@ -105,8 +105,8 @@ class CellMemory::File final : public CellFile {
 // nullptr where it does not fit.
 CellMemory::Array* CellMemory::make_array(File& file, uint64_t block) {
   const auto region = static_cast<uint32_t>(block / kArrayBlocks);
-  std::unique_ptr<Array>& array = file.arrays_[region];
-  if (array) return array.get();
+  if (const auto found = file.arrays_.find(region); found != file.arrays_.end())
+    return found->second.get();
   uint64_t regions_bytes = 0;
   if (file.key_.kind == CellFileKey::Kind::kVersion) {
     if (!file.regions_) file.regions_ = std::make_unique<PointerTable<Array>>();
@@ -115,6 +115,7 @@ CellMemory::Array* CellMemory::make_array(File& file, uint64_t block) {
     file.regions_in_use_.store(file.regions_.get(), std::memory_order_release);
   }
   auto made = std::make_unique<Array>();
+  std::unique_ptr<Array>& array = file.arrays_[region];  // what may fail has been done
   if (!charge(sizeof(Array) + regions_bytes - file.regions_bytes_)) {
     file.arrays_.erase(region);
     return nullptr;

@@ -142,6 +142,7 @@ void Prefetch::read(std::vector<CellPlace> places, CellMemory::Window& window,
                     MutableBytes buffer) {
   const GracePeriod::Request in_flight(memory_.requests());
   std::vector<Flight> flights;
+  uint64_t claimed_bytes = 0;
   for (const Request& request : form_requests(places, buffer.size() / kBlockBytes)) {
     // The map may have changed since they were planned.
     if (flights.size() == kRequestsMax || request.blocks * kBlockBytes > buffer.size()) break;
@@ -151,6 +152,7 @@ void Prefetch::read(std::vector<CellPlace> places, CellMemory::Window& window,
       CellMemory::Claim claim =
           memory_.claim(*places[i].file, places[i].block, places[i].count, window);
       if (claim.parts().empty()) continue;
+      for (const CellMemory::Claim::Part& part : claim.parts()) claimed_bytes += part.memory.size();
       flight.begin = std::min(flight.begin, claim.parts().front().first);
       end = std::max(end, claim.parts().back().first + claim.parts().back().count());
       flight.wanted.push_back({&places[i], std::move(claim)});
@@ -168,11 +170,6 @@ void Prefetch::read(std::vector<CellPlace> places, CellMemory::Window& window,
       flight.source->plan_stored(flight.begin * kBlockBytes, flight.bytes, plan);
     plan.run();
   };
-  uint64_t claimed_bytes = 0;
-  for (const Flight& flight : flights)
-    for (const auto& wanted : flight.wanted)
-      for (const CellMemory::Claim::Part& part : wanted.claim.parts())
-        claimed_bytes += part.memory.size();
   const uint64_t taken_before = taken_bytes_;
   bool is_read = true;
   try {

@@ -2,6 +2,7 @@
 #include "boot/read_ahead.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace tplstore {
 namespace {
@@ -32,9 +33,12 @@ bool ReadAhead::step() {
   const bool goes_first = packs_of != nullptr && is_first(*packs_of);
   if (!goes_first) set_heads();
   for (auto at = readings_.begin(); at != readings_.end();) {
-    if (&at->second != packs_of && (goes_first || at->second.has_packs())) {
-      ++at;
-      continue;
+    if (&at->second != packs_of) {
+      if (!goes_first) look_for_packs(at->second);
+      if (goes_first || at->second.has_packs()) {
+        ++at;
+        continue;
+      }
     }
     bool has_more = false;
     options_.attempt([&] { has_more = step(at->first, at->second); });
@@ -157,9 +161,17 @@ const ReadAhead::Reading* ReadAhead::first_with_packs() const {
   return first;
 }
 
+// Who has no packs need not wait for its turn to read them.
+void ReadAhead::look_for_packs(Reading& reading) {
+  if (std::exchange(reading.has_looked, true)) return;
+  std::erase_if(reading.packs, [&](const PackPlace& place) {
+    bool is_empty = true;
+    options_.attempt([&] { is_empty = place.object.numbers(store_).empty(); });
+    return is_empty;
+  });
+}
+
 bool ReadAhead::step(const Uuid& owner, Reading& reading) {
-  std::erase_if(reading.boots, is_over);
-  if (reading.boots.empty()) return false;
   const int64_t now_ms = options_.clock_ms();
   uint64_t hits = 0, unused = 0;
   for (const auto& boot : reading.boots) {

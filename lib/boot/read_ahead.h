@@ -68,7 +68,8 @@ class ReadAhead {
     std::shared_ptr<const Profile> profile;
     std::optional<CellMemory::Beside> beside;
     std::unique_ptr<Prefetch> prefetch;
-    std::vector<PackPlace> packs;  // that were not looked for yet
+    std::vector<PackPlace> packs;  // that were not opened yet
+    bool has_looked = false;       // whether something is in these places
     std::vector<std::shared_ptr<FollowedBoot>> boots;
     Done begun;
     uint64_t order = 0;  // of beginning
@@ -89,6 +90,8 @@ class ReadAhead {
   const Reading* first_with_packs() const;
   // Whether all else waits for its packs.
   bool is_first(const Reading& reading) const;
+  // Leaves out places where none is.
+  void look_for_packs(Reading& reading);
   bool step(const Uuid& owner, Reading& reading);
   // Of the volume's profile, and of its template.
   std::vector<PackPlace> places_of_packs(const BootDisk& disk, const FoundProfile& found,

@@ -29,6 +29,7 @@ const char* name_of(WindowEnd end) {
 Window::Window(uint64_t disk_bytes, const WindowLimits& limits, int64_t opened_ms)
     : block_count_(blocks_of(disk_bytes)),
       limits_(limits),
+      first_opened_ms_(opened_ms),
       opened_ms_(opened_ms),
       touched_ms_(opened_ms),
       folders_(blocks_of(disk_bytes) / kRegionBlocks / kFolderRegions + 1) {}
@@ -108,7 +109,9 @@ void Window::touch(uint32_t source, uint64_t first, uint64_t count, int64_t now_
 
 std::optional<WindowEnd> Window::find_end(int64_t now_ms) const {
   if (!is_confirmed()) {
-    if (now_ms - opened_ms() >= limits_.quiet_ms) return WindowEnd::kUnconfirmed;
+    // Who looks now and then whether the disk is there reads this block alone, again and again.
+    if (now_ms - opened_ms() >= limits_.quiet_ms || now_ms - first_opened_ms_ >= limits_.time_ms)
+      return WindowEnd::kUnconfirmed;
     return std::nullopt;
   }
   if (blocks() * kBlockBytes >= limits_.bytes || is_full()) return WindowEnd::kBytes;

@@ -49,7 +49,7 @@ class Window {
   bool confirm() noexcept {
     return !is_confirmed() && !is_confirmed_.exchange(true, std::memory_order_relaxed);
   }
-  // The first one has come again.
+  // The first one has come again, which puts off the end, if nothing follows, but not for ever.
   void reopen(int64_t now_ms) noexcept {
     opened_ms_.store(now_ms, std::memory_order_relaxed);
     touched_ms_.store(now_ms, std::memory_order_relaxed);
@@ -87,6 +87,7 @@ class Window {
 
   const uint64_t block_count_;
   const WindowLimits limits_;
+  const int64_t first_opened_ms_;
 
   std::atomic<int64_t> opened_ms_;
   std::atomic<bool> is_confirmed_{false};

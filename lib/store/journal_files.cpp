@@ -33,6 +33,8 @@ class JournalMapping final : public JournalMemory {
   JournalMapping(const FileDescriptor& file, const std::string& path, uint64_t size_bytes) {
     void* const at = ::mmap(nullptr, size_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file.get(), 0);
     if (at == MAP_FAILED) fail_errno(errno, path, "mapping it");
+    // Else the first touch brings in much of it, of which most servers need a page. Only advice.
+    ::madvise(at, size_bytes, MADV_RANDOM);
     bytes_ = {static_cast<std::byte*>(at), size_bytes};
   }
   ~JournalMapping() override { ::munmap(bytes_.data(), bytes_.size()); }

@@ -1,6 +1,8 @@
 // Sorts and joins what a profile names, claims it, reads it, and lets it in.
 #include "boot/prefetch.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <map>
@@ -10,6 +12,7 @@ namespace {
 
 constexpr uint64_t kGapBlocksMax = 64;
 constexpr size_t kBufferBytes[] = {size_t{4} << 20, size_t{1} << 20, size_t{256} << 10};
+constexpr size_t kHugePageBytes = size_t{2} << 20;
 
 // Cells of one file that are read together: places [first, last) of a list.
 struct Request {
@@ -65,8 +68,13 @@ std::optional<PrefetchBuffer> PrefetchBuffer::make(CellMemory& memory) {
     if (size > memory.stats().cap / 4) continue;
     auto beside = memory.hold_beside(size);
     if (!beside) continue;
-    Memory bytes(static_cast<std::byte*>(std::aligned_alloc(kBlockBytes, size)), &std::free);
-    if (bytes) return PrefetchBuffer(std::move(*beside), std::move(bytes), size);
+    // The fewer pieces of memory it is, the fewer requests the kernel makes of one. Only advice.
+    const bool is_huge = size % kHugePageBytes == 0;
+    void* const at = std::aligned_alloc(is_huge ? kHugePageBytes : kBlockBytes, size);
+    if (at == nullptr) continue;
+    if (is_huge) madvise(at, size, MADV_HUGEPAGE);
+    return PrefetchBuffer(std::move(*beside), Memory(static_cast<std::byte*>(at), &std::free),
+                          size);
   }
   return std::nullopt;
 }

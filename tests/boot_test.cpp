@@ -91,6 +91,37 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("boots that do not begin at block 0 are known by their template's newest profile") {
+  Host host;
+  const NumberedObject object = template_profile(host.origin.uuid);
+  const auto put = [&](uint64_t number, uint64_t first) {
+    Profile profile;
+    profile.owner = host.origin.uuid;
+    profile.size_bytes = 8192 * kBlockBytes;
+    profile.boots = 1;
+    for (uint64_t i = 0; i < 4; ++i)
+      profile.runs.push_back({first + 100 * i, kFromTemplate, 8, 0, 1, {}});
+    profile.hashes.resize(4 * 8);
+    REQUIRE(put_profile(host.store, object, number - 1, profile));
+  };
+  const auto is_boot = [&](const std::string& name, uint64_t first) {
+    const auto disk = host.disk(name);
+    const auto follower = host.boot->follow(disk);
+    host.wait(0);
+    for (uint64_t i = 0; i < 3; ++i) disk->read(*follower, first + 100 * i, 8);
+    return host.boot->done(disk->volume()).has_value();
+  };
+  put(1, 50);
+  CHECK(is_boot("vm1", 50));
+  CHECK_FALSE(is_boot("vm2", 1050));
+  // It has been read once, and is not read again as long as it is the newest.
+  host.store.set_content(object.path(1), ByteVector(100));
+  CHECK(is_boot("vm3", 50));
+  put(2, 1050);
+  CHECK(is_boot("vm4", 1050));
+  CHECK_FALSE(is_boot("vm5", 50));
+}
+
 TEST_CASE("a stream is neither kept nor learnt, and a boot that is mostly one counts for nothing") {
   Host host;
   const auto disk = host.disk("vm1");

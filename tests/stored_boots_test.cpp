@@ -78,6 +78,28 @@ TEST_CASE("a template's profile and pack are shown, forgotten, and removed with 
   CHECK(host.store.list("packs").empty());
 }
 
+TEST_CASE("a template's profile is not loaded for who knows it") {
+  Host host;
+  const auto disk = host.disk("vm1");
+  host.learn(*disk, kFromTemplate, 8, 8);
+  Uuid owner;
+  uint64_t newest = 0;
+  for (const bool is_known : {true, false}) {
+    const FoundProfile found =
+        find_profile(host.store, *disk, [&](const Uuid& of, uint64_t number) {
+          owner = of;
+          newest = number;
+          return is_known;
+        });
+    CHECK(found.is_of_template);
+    CHECK(found.owner == owner);
+    CHECK(found.stored.number == newest);
+    CHECK(found.stored.profile.runs.empty() == is_known);
+  }
+  CHECK(owner == host.origin.uuid);
+  CHECK(newest > 0);
+}
+
 TEST_CASE("a fork that needs its parent no more keeps the profile that it booted by") {
   Host host;
   const auto parent = host.disk("vm1");

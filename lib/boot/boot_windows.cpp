@@ -62,7 +62,7 @@ class ProfileHeads {
   }
 
  private:
-  static constexpr size_t kHeads = 16;
+  static constexpr size_t kHeads = BootWindows::kHeads;
   static constexpr int64_t kTogetherMs = 2'000;
   static constexpr uint32_t kInOrder = 3;
 
@@ -312,7 +312,7 @@ void BootWindows::keep(FollowedBoot& boot) {
       boot.counted_bytes = bytes;
     }
   }
-  if (boot.cells->is_filling() && boot.cells->use().cells * kBlockBytes >= options_.cap_bytes / 2)
+  if (boot.cells->is_filling() && boot.cells->cells() * kBlockBytes >= options_.cap_bytes / 2)
     boot.cells->stop_filling();
 }
 

@@ -184,7 +184,8 @@ class CellMemory::Window final : public CellWindow {
   ~Window();
   Window(const Window&) = delete;
 
-  WindowUse use() const;
+  WindowUse use() const;  // goes through its cells
+  uint64_t cells() const { return cells_.load(std::memory_order_relaxed); }
   // Nothing more is taken in in its name by who reads.
   void stop_filling() { is_filling_.store(false, std::memory_order_relaxed); }
   bool is_filling() const { return is_filling_.load(std::memory_order_relaxed); }

@@ -200,7 +200,7 @@ NumberedObject FoundProfile::pack() const {
   return is_of_template ? template_pack(owner) : volume_pack(owner);
 }
 
-FoundProfile find_profile(Backend& store, BootDisk& disk) {
+FoundProfile find_profile(Backend& store, BootDisk& disk, const IsKnownProfile& is_known) {
   FoundProfile found;
   const auto has_profile = [&](bool is_of_template, const Uuid& owner) {
     found = {is_of_template, owner};
@@ -214,11 +214,13 @@ FoundProfile find_profile(Backend& store, BootDisk& disk) {
     // It may have become another one since.
     if (belong_to(ancestors, i, found.stored.profile.runs)) return found;
   }
-  if (disk.template_uuid()) {
-    has_profile(true, *disk.template_uuid());
-  } else {
-    found = {false, disk.volume()};
-  }
+  if (!disk.template_uuid()) return {false, disk.volume()};
+  found = {true, *disk.template_uuid()};
+  const auto numbers = is_known ? found.profile().numbers(store) : std::vector<uint64_t>();
+  if (!numbers.empty() && is_known(found.owner, numbers.back()))
+    found.stored.number = numbers.back();
+  else
+    has_profile(true, found.owner);
   return found;
 }
 

@@ -31,7 +31,10 @@ struct FoundProfile {
   NumberedObject profile() const;
   NumberedObject pack() const;
 };
-FoundProfile find_profile(Backend& store, BootDisk& disk);
+// A template's that the caller says it knows is not loaded: it comes with its number and without
+// runs.
+using IsKnownProfile = std::function<bool(const Uuid& owner, uint64_t number)>;
+FoundProfile find_profile(Backend& store, BootDisk& disk, const IsKnownProfile& is_known = nullptr);
 
 // Takes a boot's runs into the profile that they belong to. The profile as it is then; nothing when
 // the boot does not count. Hashes are made of what is in the memory, if `origin`, the template as a

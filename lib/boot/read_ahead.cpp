@@ -69,7 +69,18 @@ void ReadAhead::begin_waiting() {
 void ReadAhead::set_heads() {
   for (const auto& disk : windows_.take_headless())
     options_.attempt([&] {
-      windows_.set_heads(disk->volume(), find_profile(store_, *disk).stored.profile.runs);
+      FoundProfile found = find_profile(store_, *disk, [&](const Uuid& owner, uint64_t number) {
+        return beginnings_[owner].number == number;
+      });
+      Beginning read{found.stored.number, std::move(found.stored.profile.runs)};
+      if (!found.is_of_template) return windows_.set_heads(disk->volume(), read.runs);
+      Beginning& beginning = beginnings_[found.owner];
+      if (beginning.number != read.number) {
+        read.runs.resize(std::min(read.runs.size(), BootWindows::kHeads));
+        read.runs.shrink_to_fit();
+        beginning = std::move(read);
+      }
+      windows_.set_heads(disk->volume(), beginning.runs);
     });
 }
 
@@ -84,22 +95,28 @@ ReadAhead::Done ReadAhead::now(uint64_t number) {
   return {number, stats.evictions, stats.refused};
 }
 
+bool ReadAhead::is_done(const Uuid& owner, uint64_t number) {
+  const auto done = done_.find(owner);
+  return done != done_.end() && done->second == now(number);
+}
+
 bool ReadAhead::begin(const std::shared_ptr<FollowedBoot>& boot) {
   if (boot->is_over.load()) return true;
-  FoundProfile found = find_profile(store_, *boot->disk);
-  Profile& profile = found.stored.profile;
-  if (profile.runs.empty()) {
-    boot->disk->take_tables();
-    return true;
-  }
+  FoundProfile found = find_profile(store_, *boot->disk, [&](const Uuid& owner, uint64_t number) {
+    return readings_.contains(owner) || is_done(owner, number);
+  });
   const auto known = readings_.find(found.owner);
   if (known != readings_.end()) {
     known->second.boots.push_back(boot);
     return true;
   }
-  const Done begun = now(found.stored.number);
-  if (const auto done = done_.find(found.owner); done != done_.end() && done->second == begun)
+  if (is_done(found.owner, found.stored.number)) return true;
+  Profile& profile = found.stored.profile;
+  if (profile.runs.empty()) {
+    boot->disk->take_tables();
     return true;
+  }
+  const Done begun = now(found.stored.number);
   if (!buffer_) buffer_ = PrefetchBuffer::make(memory_);
   if (!buffer_) return false;
   Reading reading;

@@ -81,7 +81,15 @@ class ReadAhead {
     bool has_packs() const { return prefetch->has_pack() || !packs.empty(); }
   };
 
+  // Where a template's profile begins.
+  struct Beginning {
+    uint64_t number = 0;  // of the profile
+    std::vector<ProfileRun> runs;
+  };
+
   Done now(uint64_t number);
+  // Whether all of a profile was read, and is in memory.
+  bool is_done(const Uuid& owner, uint64_t number);
   void begin_waiting();
   void set_heads();
   // False where there is no room yet for what is read into.
@@ -108,6 +116,7 @@ class ReadAhead {
 
   std::map<Uuid, Reading> readings_;  // by the profile's owner
   std::map<Uuid, Done> done_;         // likewise
+  std::map<Uuid, Beginning> beginnings_;
   uint64_t readings_begun_ = 0;
   std::deque<std::shared_ptr<FollowedBoot>> waiting_;
   std::optional<PrefetchBuffer> buffer_;

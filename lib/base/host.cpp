@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <fstream>
 #include <iterator>
@@ -91,6 +92,17 @@ uint64_t process_start_time(int64_t pid) {
     if (number == 22) return std::strtoull(field.c_str(), nullptr, 10);
   }
   return 0;
+}
+
+uint64_t own_start_time() {
+  static std::atomic<int64_t> known_pid{0};  // a fork is another process
+  static std::atomic<uint64_t> known_time{0};
+  const int64_t pid = getpid();
+  if (known_pid.load() == pid) return known_time.load();
+  const uint64_t time = process_start_time(pid);
+  known_time.store(time);
+  if (time != 0) known_pid.store(pid);
+  return time;
 }
 
 }  // namespace tplstore

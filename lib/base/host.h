@@ -38,5 +38,7 @@ Uuid own_number(const std::string& path);
 // In clock ticks since boot (field 22 of /proc/PID/stat); 0 when there is no such process, or it
 // is a zombie. With the pid it names a process for as long as the host is up.
 uint64_t process_start_time(int64_t pid);
+// Of this process; read once, as the kernel goes through all threads for it.
+uint64_t own_start_time();
 
 }  // namespace tplstore

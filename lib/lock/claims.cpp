@@ -33,7 +33,7 @@ HostClaim claim_of_this_process(const Uuid& volume, uint64_t epoch) {
   claim.host_id = host.host_id;
   claim.boot_id = host.boot_id;
   claim.server_pid = static_cast<uint32_t>(getpid());
-  claim.server_start_time = process_start_time(getpid());
+  claim.server_start_time = own_start_time();
   const size_t length = std::min(host.host_name.size(), sizeof claim.host_name - 1);
   std::memcpy(claim.host_name, host.host_name.data(), length);
   claim.checksum = checksum_of(claim);

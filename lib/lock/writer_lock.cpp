@@ -23,7 +23,7 @@ constexpr int kClaimTries = 8;
 Peer server_itself() {
   Peer peer;
   peer.pid = getpid();
-  peer.start_time = process_start_time(peer.pid);
+  peer.start_time = own_start_time();
   peer.address = fmt::format("the server itself, pid {}", peer.pid);
   peer.is_vm = false;
   return peer;
@@ -358,7 +358,7 @@ void WriterLock::put_record(const LockState& next, const Peer& owner, const Peer
     header.host_id = host.host_id;
     header.boot_id = host.boot_id;
     header.server_pid = static_cast<uint32_t>(getpid());
-    header.server_start_time = process_start_time(getpid());
+    header.server_start_time = own_start_time();
     put_text(header.host_name, sizeof header.host_name, host.host_name);
     put_text(header.peer, sizeof header.peer, owner.address);
     put_text(header.token, sizeof header.token, owner.token);

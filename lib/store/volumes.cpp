@@ -23,7 +23,7 @@ constexpr std::chrono::milliseconds kGcWaitMax{2000};
 
 Peer tool_peer() {
   const int64_t pid = getpid();
-  Peer peer{fmt::format("tplstore tool, pid {}", pid), pid, process_start_time(pid)};
+  Peer peer{fmt::format("tplstore tool, pid {}", pid), pid, own_start_time()};
   peer.is_vm = false;
   return peer;
 }

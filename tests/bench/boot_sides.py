@@ -182,7 +182,8 @@ class Nbdkit(Side):
         self.copies = copies  # as many disks as VMs
 
     def make(self, count):
-        shutil.copyfile(self.bench.image, f"{self.bench.directory}/copy.raw")
+        if "file" in self.arguments:
+            shutil.copyfile(self.bench.image, f"{self.bench.directory}/copy.raw")
 
     def serve(self, count):
         uris = []

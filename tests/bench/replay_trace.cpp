@@ -5,11 +5,12 @@
 // A line of TRACE is "R OFFSET LENGTH", "W OFFSET LENGTH", "T OFFSET LENGTH" (trim), "Z OFFSET
 // LENGTH" (zero) or "F" (flush). Each URI gets a thread and a connection of its own, and sends all
 // of it in order, without pauses, N requests at a time (1). With --reads it sends the reads only.
-// What is written is the offset, again and again. With --hold the connections stay until the
-// standard input ends. With --shift the n-th disk has all so many times n bytes further behind, and
-// its first block is read first, as firmware does. Prints one line of JSON: how long the slowest
-// and the fastest of them took, from before the first connection; and what 99 of 100 requests took
-// at most, where N is 1.
+// What is written is the offset, again and again; where a server has no trim or zero, it does as
+// guests do: nothing, and writes zeroes. With --hold the connections stay until the standard input
+// ends. With --shift the n-th disk has all so many times n bytes further behind, and its first
+// block is read first, as firmware does. Prints one line of JSON: how long the slowest and the
+// fastest of them took, from before the first connection; and what 99 of 100 requests took at most,
+// where N is 1.
 #include <fmt/format.h>
 #include <libnbd.h>
 
@@ -28,6 +29,9 @@
 namespace {
 
 using Clock = std::chrono::steady_clock;
+
+// A zeroing, where the server has none.
+constexpr char kWriteZeroes = '0';
 
 struct Request {
   char kind;
@@ -67,7 +71,13 @@ void replay(std::vector<Request> trace, const char* uri, size_t depth, uint64_t 
     return result;
   };
   check(nbd_connect_uri(nbd, uri));
-  for (Request& request : trace) request.offset += shift;
+  const bool can_zero = check(nbd_can_zero(nbd)) == 1;
+  if (check(nbd_can_trim(nbd)) == 0)
+    std::erase_if(trace, [](const Request& request) { return request.kind == 'T'; });
+  for (Request& request : trace) {
+    request.offset += shift;
+    if (request.kind == 'Z' && !can_zero) request.kind = kWriteZeroes;
+  }
   if (shift != 0) trace.insert(trace.begin(), Request{'R', 0, 4096});
   uint64_t longest = 0;
   for (const Request& request : trace) longest = std::max(longest, request.length);
@@ -95,12 +105,15 @@ void replay(std::vector<Request> trace, const char* uri, size_t depth, uint64_t 
         const uint64_t word = request.offset + at;
         std::memcpy(data + at, &word, sizeof(word));
       }
+    else if (request.kind == kWriteZeroes)
+      std::memset(data, 0, request.length);
     switch (request.kind) {
       case 'R':
         cookies[slot] =
             check(nbd_aio_pread(nbd, data, request.length, request.offset, NBD_NULL_COMPLETION, 0));
         break;
       case 'W':
+      case kWriteZeroes:
         cookies[slot] = check(
             nbd_aio_pwrite(nbd, data, request.length, request.offset, NBD_NULL_COMPLETION, 0));
         break;

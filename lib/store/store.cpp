@@ -522,7 +522,11 @@ uint64_t Store::Impl::allocated_at(Backend& in, const std::string& name) {
     if (error.code() == EISDIR) return allocated_below(in, name);
     // Just gone since it was listed, or a socket of a server.
     if (error.code() == ENOENT || error.code() == ENXIO || is_foreign(name, error)) return 0;
-    throw;
+    // Of a volume that root was making when it was killed, before it was given to the store's
+    // owner.
+    if (error.code() != EACCES || !name.starts_with(std::string(paths::kVolumes) + "/")) throw;
+    options.log(level_of(error), fmt::format("not counted: {}", error.what()));
+    return 0;
   }
 }
 

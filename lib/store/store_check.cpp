@@ -241,8 +241,15 @@ void StoreCheck::check_volume_folders() {
                                    volume_folder(uuid)));
     }
   }
-  for (const Uuid& uuid : folders_)
-    if (!names_.contains(uuid)) check_nameless(uuid, are_names_sound_ && !is_creating);
+  for (const Uuid& uuid : folders_) {
+    if (names_.contains(uuid)) continue;
+    findings().begin("volume " + uuid.text(), uuid);
+    try {
+      check_nameless(uuid, are_names_sound_ && !is_creating);
+    } catch (const Error& error) {
+      findings().fault(error);  // one that cannot be read, or may be a fork of it
+    }
+  }
 }
 
 void StoreCheck::check_one(const Uuid& uuid, const std::string& name) {
@@ -322,7 +329,6 @@ bool StoreCheck::has_got_name(const Uuid& uuid) {
 // One that forks need, or what creating or removing one has left, or one that has lost its name.
 void StoreCheck::check_nameless(const Uuid& uuid, bool is_sure) {
   const std::string folder = volume_folder(uuid);
-  findings().begin("volume " + uuid.text(), uuid);
   const bool is_kept = exists(store_, fmt::format("{}/{}", paths::kRemoved, uuid.text()));
   const bool is_needed = is_kept || is_in_parentage(uuid) || is_locked(store_, lock_name(folder)) ||
                          std::ranges::any_of(folders_, [&](const Uuid& other) {

@@ -33,8 +33,6 @@ class JournalMapping final : public JournalMemory {
   JournalMapping(const FileDescriptor& file, const std::string& path, uint64_t size_bytes) {
     void* const at = ::mmap(nullptr, size_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file.get(), 0);
     if (at == MAP_FAILED) fail_errno(errno, path, "mapping it");
-    // Else the first touch brings in much of it, of which most servers need a page. Only advice.
-    ::madvise(at, size_bytes, MADV_RANDOM);
     bytes_ = {static_cast<std::byte*>(at), size_bytes};
   }
   ~JournalMapping() override { ::munmap(bytes_.data(), bytes_.size()); }
@@ -93,6 +91,8 @@ std::unique_ptr<JournalMemory> JournalFiles::create(const Uuid& volume, const Uu
       const int code = ::posix_fallocate(file.get(), 0, static_cast<off_t>(size_bytes));
       if (code != 0) fail_errno(code, wanted, "allocating it");
       auto memory = std::make_unique<JournalMapping>(file, wanted, size_bytes);
+      // Else the first touch brings in much of it, of which most volumes need a page. Only advice.
+      ::madvise(memory->bytes().data(), size_bytes, MADV_RANDOM);
       path = wanted;
       return memory;
     } catch (...) {

@@ -90,8 +90,8 @@ class BootWindows {
   // --- reading ahead
   // Boots that have begun since.
   std::vector<std::shared_ptr<FollowedBoot>> take_begun();
+  static constexpr size_t kHeads = 16;  // runs that are a profile's beginning
   // Volumes whose profile's beginning is not known yet, or has changed, until it is told.
-  static constexpr size_t kHeads = 16;  // runs that are the beginning
   std::vector<std::shared_ptr<BootDisk>> take_headless();
   void set_heads(const Uuid& volume, std::span<const ProfileRun> runs);
   void has_new_profile(const Uuid& volume);

@@ -102,15 +102,17 @@ bool ReadAhead::is_done(const Uuid& owner, uint64_t number) {
 
 bool ReadAhead::begin(const std::shared_ptr<FollowedBoot>& boot) {
   if (boot->is_over.load()) return true;
+  bool is_read = false;  // though something may be evicted from now on
   FoundProfile found = find_profile(store_, *boot->disk, [&](const Uuid& owner, uint64_t number) {
-    return readings_.contains(owner) || is_done(owner, number);
+    is_read = is_done(owner, number);
+    return is_read || readings_.contains(owner);
   });
   const auto known = readings_.find(found.owner);
   if (known != readings_.end()) {
     known->second.boots.push_back(boot);
     return true;
   }
-  if (is_done(found.owner, found.stored.number)) return true;
+  if (is_read || is_done(found.owner, found.stored.number)) return true;
   Profile& profile = found.stored.profile;
   if (profile.runs.empty()) {
     boot->disk->take_tables();

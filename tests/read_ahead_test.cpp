@@ -3,6 +3,8 @@
 
 #include <doctest/doctest.h>
 
+#include <utility>
+
 #include "boot_host.h"
 #include "volume_testing.h"
 
@@ -59,6 +61,43 @@ TEST_CASE("reading ahead stops when nobody comes, at its share, and when the boo
     if (++calls == 4) over.boot->done(ending->volume());
   };
   CHECK(prefetched_of(over, ending) < 12 << 20);
+}
+
+TEST_CASE("a profile that was slow to read gets a pack, though the guest has read most of it") {
+  // 24 MB, from the end down to a part.
+  const auto read = [](TestDisk& disk, ReadFollower& follower, uint64_t last) {
+    for (uint64_t i = 29; i >= last; --i) disk.read(follower, i * 256, 200);
+  };
+  Host learnt;
+  for (const char* name : {"vm1", "vm2", "vm3"}) {
+    const auto disk = learnt.disk(name);
+    {
+      const auto follower = learnt.boot->follow(disk);
+      disk->read(*follower, 0, 200);
+      read(*disk, *follower, 1);
+    }
+    learnt.wait(0);
+  }
+  CHECK(learnt.store.list("packs").empty());
+  // It takes 220 ms, and the guest reads three quarters for itself meanwhile, or nothing.
+  for (const bool is_beside_guest : {false, true}) {
+    Host host(learnt, uint64_t{64} << 20);
+    const auto disk = host.disk("vm1");
+    auto follower = host.boot->follow(disk);
+    bool is_first = true;
+    disk->on_with_cells = [&] {
+      host.now_ms += 20;
+      if (std::exchange(is_first, false) && is_beside_guest) read(*disk, *follower, 8);
+    };
+    disk->read(*follower, 0, 1);
+    disk->read(*follower, 1, 199);
+    host.wait(0);
+    REQUIRE_FALSE(is_first);
+    read(*disk, *follower, 1);
+    follower.reset();
+    host.wait(0);
+    CHECK(host.store.list("packs").size() == (is_beside_guest ? 1 : 0));
+  }
 }
 
 TEST_CASE("with little memory a reading waits for room, and has it to itself") {

@@ -9,7 +9,7 @@ namespace {
 
 constexpr uint64_t kUnusedBlocksMax = 100;
 constexpr int64_t kUnusedMs = 30'000;
-constexpr int64_t kSlowMs = 500;
+constexpr uint64_t kSlowMs = 500;
 constexpr uint64_t kSlowRequests = 64;
 constexpr int64_t kPacksFirstMs = 1000;
 constexpr uint64_t kMissingPart = 16;  // of a profile, and less, is read without its packs
@@ -129,6 +129,7 @@ bool ReadAhead::begin(const std::shared_ptr<FollowedBoot>& boot) {
   reading.prefetch = std::make_unique<Prefetch>(memory_, reading.profile, secret_);
   reading.boots.push_back(boot);
   reading.begun = begun;
+  reading.filled_before = memory_.stats().fill_bytes;
   reading.order = ++readings_begun_;
   reading.begun_ms = reading.used_ms = options_.clock_ms();
   // What the guest reads for itself would take the room of what it will not have to read.
@@ -223,9 +224,15 @@ bool ReadAhead::step(const Uuid& owner, Reading& reading) {
     return !reading.boots.empty();
   }
   if (prefetch.placed_bytes() == prefetch.passed_bytes()) done_[owner] = reading.begun;
-  const Lock guard(mutex_);
-  if (prefetch.requests() > 0)
-    was_slow_[owner] = reading.spent_ms > kSlowMs || prefetch.requests() > kSlowRequests;
+  if (const uint64_t taken = prefetch.taken_bytes(); taken > 0) {
+    // What guests have read of it for themselves meanwhile would have taken as long.
+    const uint64_t filled = memory_.stats().fill_bytes - reading.filled_before;
+    const uint64_t bytes = std::max(taken, std::min(filled, prefetch.placed_bytes()));
+    const auto spent_ms = static_cast<uint64_t>(reading.spent_ms);
+    const Lock guard(mutex_);
+    was_slow_[owner] =
+        spent_ms * bytes > kSlowMs * taken || prefetch.requests() * bytes > kSlowRequests * taken;
+  }
   return false;
 }
 

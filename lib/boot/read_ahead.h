@@ -72,7 +72,8 @@ class ReadAhead {
     bool has_looked = false;       // whether something is in these places
     std::vector<std::shared_ptr<FollowedBoot>> boots;
     Done begun;
-    uint64_t order = 0;  // of beginning
+    uint64_t filled_before = 0;  // what everybody had read into memory
+    uint64_t order = 0;          // of beginning
     int64_t begun_ms = 0;
     int64_t spent_ms = 0;  // on reading it, not on others' meanwhile
     int64_t used_ms = 0;   // when somebody had found something in memory, the last time
